@@ -1,0 +1,1 @@
+"""Hydra config groups; the YAML beside this file ships with the package."""

@@ -1,0 +1,77 @@
+"""The one place that knows the rough edges of torchtune, torchao and inspect-ai; everything of torchtune comes from here.
+
+torchtune 0.6.1 is its last release. Its names that we use are imported below, so that replacing it starts here.
+"""
+
+import logging
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    # torchao 0.16 says at import that its C++ kernels are built for another torch; LoRA needs none of them.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    import torchao.quantization
+
+
+def _absent_from_torchao(name: str):
+    def missing(*args, **kwargs):
+        raise NotImplementedError(f"torchao.quantization.{name} is gone; torchtune imports it but LoRA never calls it")
+
+    return missing
+
+
+# torchtune's quantisation module imports these two names at load, for recipes that we do not have.
+for _name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):
+    if not hasattr(torchao.quantization, _name):
+        setattr(torchao.quantization, _name, _absent_from_torchao(_name))
+
+# torchtune logs what it does at each step of a set-up; what matters of it is said by us.
+logging.getLogger("torchtune").setLevel(logging.ERROR)
+# torchtune's RMSNorm computes in fp32 on purpose; torch remarks at the first call that it is not the fused kernel.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
+
+from torchtune.config import instantiate  # noqa: E402
+from torchtune.config._utils import _get_component_from_path as get_component  # noqa: E402
+from torchtune.models.convert_weights import tune_to_peft_adapter_weights  # noqa: E402
+from torchtune.models.llama3_2._component_builders import llama3_2, lora_llama3_2  # noqa: E402
+from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer  # noqa: E402
+from torchtune.modules.peft import (  # noqa: E402
+    disable_adapter,
+    get_adapter_params,
+    get_adapter_state_dict,
+    get_lora_module_names,
+    set_trainable_params,
+)
+from torchtune.training import (  # noqa: E402
+    MODEL_KEY,
+    compile_model,
+    get_act_offloading_ctx_manager,
+    scale_grads,
+    set_activation_checkpointing,
+    set_default_dtype,
+    set_seed,
+)
+from torchtune.training.lr_schedulers import get_cosine_schedule_with_warmup  # noqa: E402
+
+__all__ = [
+    "MODEL_KEY",
+    "TransformerDecoder",
+    "TransformerSelfAttentionLayer",
+    "compile_model",
+    "disable_adapter",
+    "get_act_offloading_ctx_manager",
+    "get_adapter_params",
+    "get_adapter_state_dict",
+    "get_component",
+    "get_cosine_schedule_with_warmup",
+    "get_lora_module_names",
+    "instantiate",
+    "llama3_2",
+    "lora_llama3_2",
+    "scale_grads",
+    "set_activation_checkpointing",
+    "set_default_dtype",
+    "set_seed",
+    "set_trainable_params",
+    "tune_to_peft_adapter_weights",
+]

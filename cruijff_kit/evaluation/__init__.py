@@ -1,0 +1,6 @@
+"""Evaluation: inspect-ai tasks answered by the model in memory. Called by run.
+
+engine      knows torch: decodes batches of prompts          provider   knows inspect-ai: its model API over an engine
+evaluate    runs tasks, checks that nothing is missing       baseline   the untrained model, cached
+prompts     proves that evaluation asks what training taught  tasks/    the tasks that ship with cruijff_kit
+"""

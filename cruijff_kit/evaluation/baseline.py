@@ -1,0 +1,70 @@
+"""The untrained model on the same tasks, computed once per model, task, data and decoding, and kept in the cache."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from cruijff_kit.cache import cache_dir
+from cruijff_kit.config import RunConfig
+from cruijff_kit.evaluation.engine import ChatModel
+from cruijff_kit.evaluation.evaluate import run_task
+from cruijff_kit.folder import RunFolder, write_text
+from cruijff_kit.plan import Plan
+from cruijff_kit.progress import say
+from cruijff_kit.result import Evaluation, versions
+
+
+def evaluate_untrained(chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder) -> list[Evaluation]:
+    """Every task of the config, answered without the adapters; the logs are copied into the run's folder.
+
+    Raises:
+        EvaluationError: as evaluate.run_task.
+    """
+    return [_one(name, chat_model, config, plan, folder) for name in config.eval.tasks]
+
+
+def _one(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder) -> Evaluation:
+    kept = cache_dir() / "baseline" / _key(name, chat_model, config, plan)
+    kept.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept / "lock"):
+        entry = _read(kept / "evaluation.json")
+        if entry is None:
+            metadata = {"run": "untrained", "data_hash": plan.data_hash, "adapter": None}
+            with chat_model.untrained():
+                entry = run_task(name, chat_model, config, kept, None, metadata, plan.prompts_checked.get(name, 0))
+            write_text(kept / "evaluation.json", json.dumps(dataclasses.asdict(entry), indent=2))
+        else:
+            entry.cached = True
+            say(f"{name}, untrained model: from the cache")
+    folder.eval.mkdir(parents=True, exist_ok=True)
+    entry.log = str(shutil.copy(entry.log, folder.eval / f"untrained_{Path(entry.log).name}"))
+    return entry
+
+
+def _read(path: Path) -> Evaluation | None:
+    try:
+        entry = Evaluation(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return entry if Path(entry.log).is_file() else None
+
+
+def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str:
+    """Everything that the untrained model's answers depend on."""
+    decoding = dataclasses.asdict(config.eval)
+    del decoding["tasks"], decoding["baseline"], decoding["batch_size"]
+    model = [
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
+        for f in sorted(Path(config.model.path).iterdir())
+        if f.suffix in (".safetensors", ".json", ".jinja")
+    ]
+    data = config.dataset
+    asked = [data.test_split, data.prompt, data.system_prompt, data.column_map]
+    machine = {k: v for k, v in chat_model.describe().items() if k != "threads"}
+    identity = [name, str(Path(config.model.path).absolute()), model, config.model.kind, config.torchtune["model"]
+                ["_component_"], plan.data_hash, asked, decoding, machine, versions()]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,75 @@
+"""Proof, before anything is trained, that evaluation asks in the very tokens that training teaches.
+
+The task is run through inspect-ai with a recorder in the model's place, so whatever inspect-ai or the task does to a
+message is in what is compared.
+"""
+
+import tempfile
+from pathlib import Path
+
+from cruijff_kit.config import RunConfig
+from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.engine import Answer, Request
+from cruijff_kit.evaluation.evaluate import build_task, run_inspect
+from cruijff_kit.evaluation.provider import open_model
+from cruijff_kit.training import shared
+
+_SAMPLES = 32  # prompts compared per task
+
+
+class _Recorder:
+    """Stands where the model stands: answers each prompt with the number under which it was recorded."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer, self.prompts = _NumberTokenizer(tokenizer), []
+
+    def generate(self, requests: list[Request]) -> list[Answer]:
+        answers = [Answer([len(self.prompts) + i]) for i in range(len(requests))]
+        self.prompts += [r.ids for r in requests]
+        return answers
+
+
+class _NumberTokenizer:
+    """Encodes as the model's tokenizer; decodes an id to its number."""
+
+    def __init__(self, tokenizer) -> None:
+        self.prompt = tokenizer.prompt
+
+    def decode(self, ids: list[int]) -> str:
+        return str(ids[0])
+
+
+def check_prompts(name: str, config: RunConfig) -> int:
+    """Compare the prompts of a task with the same rows as training would read them; return how many were compared.
+
+    Raises:
+        UserError: a prompt differs; its row and the first differing tokens are shown.
+    """
+    tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
+    rows = dict(config.torchtune["dataset"], split=config.dataset.test_split, max_samples=None, train_on_input=False)
+    examples = shared.dataset(rows, config.torchtune["tokenizer"])
+    recorder = _Recorder(tokenizer)
+    task = build_task(name, config)
+    task.dataset = task.dataset[:_SAMPLES]
+    task.scorer = None
+    with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
+        log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
+        if log.status != "success":
+            raise UserError(f"eval task {name} cannot run: {' '.join((log.error.message if log.error else '').split())}")
+        asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
+    for row, prompt in asked.items():
+        example = examples[row]
+        _compare(name, row, prompt, example.tokens[: example.first_label], tokenizer)
+    return len(asked)
+
+
+def _compare(name: str, row: int, asked: list[int], taught: list[int], tokenizer) -> None:
+    if asked == taught:
+        return
+    at = next((i for i, (a, t) in enumerate(zip(asked, taught, strict=False)) if a != t), min(len(asked), len(taught)))
+    raise UserError(
+        f"eval task {name} asks row {row} in other tokens than training teaches: from token {at} on, evaluation has "
+        f"{tokenizer.decode(asked[at : at + 8], skip_special_tokens=False)!r} {asked[at : at + 4]}, training has "
+        f"{tokenizer.decode(taught[at : at + 8], skip_special_tokens=False)!r} {taught[at : at + 4]}; "
+        "make dataset.prompt and dataset.system_prompt agree with torchtune.dataset"
+    )

@@ -1,0 +1,9 @@
+"""The inspect-ai tasks that ship with cruijff_kit; `inspect eval cruijff_kit/NAME` finds them too.
+
+`answers.py` has the common part. A new task: a module here with an @task function, and its name in TASKS.
+"""
+
+from cruijff_kit.evaluation.tasks.capitalization import capitalization
+from cruijff_kit.evaluation.tasks.match import match
+
+TASKS = {"capitalization": capitalization, "match": match}

@@ -1,0 +1,64 @@
+"""What a command would do, shown without reading any weights (dry_run=true)."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cruijff_kit.config import RunConfig
+from cruijff_kit.plan import Plan, check
+
+
+def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
+    """Print every run with what differs, its steps, tokens and estimates, and each distinct torchtune config.
+
+    Args:
+        runs: config and swept values of each run.
+    Raises:
+        UserError: a run that cannot work.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    plans = [check(config) for config, _ in runs]
+    table = Table(title=f"{len(runs)} run{'s' * (len(runs) > 1)}; nothing is started", title_justify="left")
+    columns = ["run", *runs[0][1], "rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory",
+               "disk"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for (config, swept), plan in zip(runs, plans, strict=True):
+        table.add_row(config.run_name, *map(str, swept.values()), *_cells(plan))
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    console.print(table)
+    for (config, _), plan in zip(runs, plans, strict=True):
+        for note in _notes(plan):
+            console.print(f"{config.run_name}: {note}", markup=False)
+    for config, _ in runs:
+        console.print(f"\n# torchtune config of {config.run_name}", markup=False)
+        console.print(OmegaConf.to_yaml(OmegaConf.create(config.torchtune)).rstrip(), markup=False, soft_wrap=True)
+
+
+def _cells(plan: Plan) -> list[str]:
+    steps = plan.steps
+    return [
+        f"{plan.rows}", f"{plan.effective_batch}", f"{steps['per_epoch']}", f"{steps['total']}", f"{steps['warmup']}",
+        f"{plan.tokens}", f"{plan.trainable_parameters} ({plan.trainable_parameters / plan.total_parameters:.2%})",
+        size(plan.memory_bytes), size(plan.disk_bytes),
+    ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = []
+    if plan.cut_rows:
+        notes.append(f"{plan.cut_rows} rows are cut by dataset.max_seq_len")
+    if plan.steps["total"] < 3 * plan.steps["warmup"]:
+        notes.append(f"warm-up takes {plan.steps['warmup']} of {plan.steps['total']} steps; a third at most is usual")
+    return notes
+
+
+def size(number: float) -> str:
+    """Bytes for people: 1.3 GB."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

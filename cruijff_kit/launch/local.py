@@ -1,0 +1,113 @@
+"""A sweep on this machine: all runs are composed and checked first, then run one after another in this process.
+
+One process, so torch is imported once, the base model read once and each distinct data setting tokenised once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cruijff_kit.errors import UserError
+from cruijff_kit.launch.callback import write_and_show
+from cruijff_kit.launch.names import run_name, swept_keys, swept_values
+
+
+@dataclass
+class Job:
+    """One run of the sweep, composed."""
+
+    number: int
+    name: str
+    swept: dict[str, Any]
+    config: DictConfig
+
+
+def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    """Check every run, then run them.
+
+    A failed run's return value is NaN, so that the rest of the sweep, and a sweeper that optimises, can go on; the
+    failure stands in its result.json, and `callback.SweepEnd` gives the command its exit code.
+
+    Raises:
+        UserError: a run that cannot work; none was started.
+    """
+    setup_globals()
+    sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
+    jobs = compose_jobs(launcher, job_overrides, initial_job_idx, sweep_dir)
+    configs = [_check(job, sweep_dir) for job in jobs]
+    if jobs[0].config.dry_run:
+        from cruijff_kit.launch.dry_run import show
+
+        show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
+        return [_returned(job, None) for job in jobs]
+    try:
+        return [_run(launcher, job, place, len(jobs)) for place, job in enumerate(jobs, 1)]
+    except KeyboardInterrupt:
+        # Hydra does not call the callback then.
+        write_and_show(sweep_dir)
+        raise
+
+
+def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[Job]:
+    """Compose each run's config, named by what varies."""
+    typed = OmegaConf.to_container(launcher.config.hydra.overrides.task)
+    keys = swept_keys(job_overrides, typed)
+    taken = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
+    jobs = []
+    for number, overrides in enumerate(job_overrides, initial_job_idx):
+        config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
+        swept = swept_values(config, keys, overrides)
+        named_by_user = any(o.lstrip("+").startswith("run_name=") for o in overrides)
+        name = run_name({"": config.run_name} if named_by_user else swept, taken).lstrip("=")
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+            config.run_name = name
+        jobs.append(Job(number, name, swept, config))
+    return jobs
+
+
+def _check(job: Job, sweep_dir: Path):
+    """The run's typed config, checked as far as can be without weights.
+
+    Raises:
+        UserError: names the run.
+    """
+    from cruijff_kit.launch.task import load_task
+    from cruijff_kit.plan import check
+
+    try:
+        config = load_task(job.config, str(sweep_dir / job.name))
+        check(config)
+    except UserError as error:
+        raise UserError(f"{error} (in run {job.name}; nothing was started)" if job.swept else str(error)) from error
+    return config
+
+
+def _run(launcher, job: Job, place: int, total: int) -> JobReturn:
+    from cruijff_kit.launch.task import swept_by
+    from cruijff_kit.progress import say
+
+    say(f"[{place}/{total}] {job.name}")
+    with swept_by(job.swept):
+        returned = run_job(
+            hydra_context=launcher.hydra_context,
+            task_function=launcher.task_function,
+            config=job.config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    if returned.status is JobStatus.FAILED:
+        error = returned._return_value
+        say(f"[{place}/{total}] {job.name} failed: {' '.join(str(error).split()) or type(error).__name__}")
+        returned.return_value, returned.status = math.nan, JobStatus.COMPLETED
+    return returned
+
+
+def _returned(job: Job, value: float | None) -> JobReturn:
+    overrides = filter_overrides(OmegaConf.to_container(job.config.hydra.overrides.task))
+    return JobReturn(overrides=overrides, cfg=job.config, status=JobStatus.COMPLETED, _return_value=value)

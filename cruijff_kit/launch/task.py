@@ -1,0 +1,74 @@
+"""From Hydra's composed config to one run: what the command, the launcher and a job on a cluster all call."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
+from cruijff_kit.command import PastHydra
+from cruijff_kit.config import RunConfig, load
+from cruijff_kit.folder import RunFolder
+
+# The launcher knows what varies in the sweep; Hydra's task function takes the config alone.
+_swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", default={})  # noqa: B039 (never written)
+
+
+@contextlib.contextmanager
+def swept_by(values: dict[str, Any]) -> Iterator[None]:
+    """Within this context, runs are told that these values distinguish them in their sweep."""
+    token = _swept.set(values)
+    try:
+        yield
+    finally:
+        _swept.reset(token)
+
+
+def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
+    """The typed config of a run whose folder is known. Raises UserError as config.load."""
+    with read_write(cfg), open_dict(cfg):
+        cfg.output_dir = str(Path(output_dir).absolute())
+        task = cfg.copy()
+        task.pop("hydra", None)
+    return load(task)
+
+
+def run_task(cfg: DictConfig) -> float | None:
+    """One run in the folder that Hydra made for it; returns its objective.
+
+    Raises:
+        UserError: the config cannot work (in a sweep; a single run's error is carried past Hydra).
+        Exception: whatever failed in the run; its result.json says more.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        return _run(load_task(cfg, hydra.runtime.output_dir))
+    try:
+        return _run_alone(load_task(cfg, hydra.runtime.output_dir))
+    except Exception as error:
+        raise PastHydra(error) from error
+
+
+def _run(config: RunConfig) -> float | None:
+    from cruijff_kit.run import train_then_eval
+
+    return train_then_eval(config, _swept.get()).objective
+
+
+def _run_alone(config: RunConfig) -> float | None:
+    if config.dry_run:
+        from cruijff_kit.launch.dry_run import show
+
+        show([(config, {})])
+        return None
+    try:
+        return _run(config)
+    finally:
+        if RunFolder(config.output_dir).result.exists():
+            from cruijff_kit.table import show_results
+
+            show_results(Path(config.output_dir))

@@ -1,0 +1,1 @@
+"""Base models: fetching, building, tokenising, and saving adapters. Called by recipes, evaluation and the plan."""

@@ -1,0 +1,97 @@
+"""The frozen base model: fetched, read once per process, and wrapped in fresh adapters for each run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from cruijff_kit.compat import (
+    MODEL_KEY,
+    TransformerDecoder,
+    get_adapter_params,
+    instantiate,
+    set_default_dtype,
+    set_trainable_params,
+)
+from cruijff_kit.errors import UserError
+from cruijff_kit.models.machine import Machine
+
+_held: dict[str, dict[str, torch.Tensor]] = {}  # at most one base model
+
+
+def read_base(checkpointer: dict[str, Any], machine: Machine) -> dict[str, torch.Tensor]:
+    """The base weights under torchtune's names, kept in memory for the next run of this process.
+
+    Args:
+        checkpointer: the `checkpointer` node of a torchtune config.
+        machine: the weights' device and dtype.
+    Raises:
+        UserError: a file is missing.
+    """
+    folder = Path(checkpointer["checkpoint_dir"])
+    files = [folder / name for name in checkpointer["checkpoint_files"]]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"model.path: {folder} has no {file.name}; a model needs its safetensors files there")
+    versions = [(str(f.absolute()), f.stat().st_mtime_ns, f.stat().st_size) for f in files]
+    key = json.dumps([versions, checkpointer["model_type"], str(machine.device), str(machine.dtype)])
+    if key not in _held:
+        _held.clear()
+        weights = instantiate(OmegaConf.create(checkpointer)).load_checkpoint()[MODEL_KEY]
+        # Popped one by one, so that the copy in the file's precision does not stay beside the converted one.
+        _held[key] = {k: weights.pop(k).to(machine.device, machine.dtype) for k in list(weights)}
+    return _held[key]
+
+
+def build(model_config: dict[str, Any], base: dict[str, torch.Tensor], machine: Machine) -> TransformerDecoder:
+    """The model of a run: shared base tensors, frozen, and newly initialised adapters, trainable.
+
+    The adapters' initial values depend on torch's random state alone, not on what the process did before.
+
+    Args:
+        model_config: the `model` node of a torchtune config.
+        base: as `read_base`.
+        machine: device and dtype.
+    Raises:
+        UserError: the weights do not fit the builder.
+    """
+    model = skeleton(model_config, machine.dtype)
+    adapters = get_adapter_params(model)
+    set_trainable_params(model, adapters)
+    with machine.device:
+        for module in model.modules():
+            if hasattr(module, "adapter_params"):
+                module.to_empty(device=machine.device)
+                module.initialize_parameters()
+            if hasattr(module, "rope_init"):
+                module.rope_init()
+    try:
+        missing, unexpected = model.load_state_dict(base, strict=False, assign=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:2]]
+        raise UserError(f"the weights do not fit model.builder {model_config['_component_']}: {lines[0]}") from error
+    # A tied model may still list its output weights in the file.
+    strangers = [*(set(missing) - set(adapters)), *(set(unexpected) - {"output.weight"})]
+    if strangers:
+        raise UserError(
+            f"the weights do not fit model.builder {model_config['_component_']}: "
+            f"{len(strangers)} names differ, for example {sorted(strangers)[0]}"
+        )
+    return model
+
+
+def skeleton(model_config: dict[str, Any], dtype: torch.dtype = torch.float32) -> TransformerDecoder:
+    """The model without any memory for its weights (on the meta device), for counting and for filling.
+
+    Raises:
+        UserError: the builder refuses its arguments.
+    """
+    with set_default_dtype(dtype), torch.device("meta"):
+        return instantiate(OmegaConf.create(model_config))
+
+
+def release() -> None:
+    """Forget the base model that is held in memory."""
+    _held.clear()

@@ -1,0 +1,62 @@
+"""What the machine offers: device, precision and threads, chosen once per run and recorded with it."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from cruijff_kit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+def choose(device: str, dtype: str, threads: int | None) -> Machine:
+    """Resolve `auto` for this machine and set torch's thread count.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        dtype: auto, fp32 or bf16.
+        threads: CPU threads; None: OMP_NUM_THREADS if set, else the processors this process may use.
+    Raises:
+        UserError: a device or precision that this machine lacks.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
+    chosen = torch.device(device)
+    if dtype == "auto":
+        dtype = "bf16" if _computes_in_bf16(chosen) else "fp32"
+    if threads is None:
+        threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    return Machine(chosen, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], threads)
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """bf16 or fp32."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory held so far, bytes: of the GPU since the run began, else of the process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    # A processor without bf16 instructions emulates them, slower than fp32.
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

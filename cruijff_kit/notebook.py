@@ -1,0 +1,27 @@
+"""`cruijff_kit.compose`: a run's configuration without the command line."""
+
+from datetime import datetime
+from pathlib import Path
+
+from cruijff_kit.config import RunConfig, load, register
+from cruijff_kit.hints import explained
+
+
+def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
+    """As `cruijff_kit.compose`. The run's folder is multirun/<experiment>/<time>/<run_name> unless output_dir is set."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from omegaconf import open_dict
+
+    from cruijff_kit.launch import plugin
+
+    register()
+    plugin.register()
+    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    with explained(), initialize_config_module("cruijff_kit.conf", version_base="1.3"):
+        cfg = hydra_compose("config", overrides=[*search, *overrides])
+    if not any(o.lstrip("+").startswith("output_dir=") for o in overrides):
+        with open_dict(cfg):
+            time = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+            cfg.output_dir = str(Path("multirun", cfg.experiment, time, cfg.run_name).absolute())
+    return load(cfg)

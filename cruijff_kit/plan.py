@@ -1,0 +1,138 @@
+"""What a run will do, worked out before any weights are read: every check, the steps, the tokens, the estimates.
+
+Imports torch only inside `check`; called by run, by the launcher (all runs of a sweep first) and by the dry run.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cruijff_kit.config import RunConfig
+from cruijff_kit.errors import UserError
+from cruijff_kit.progress import say
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    steps: per_epoch, total, warmup updates. rows: of the training split. tokens: in all epochs. cut_rows: rows that
+    max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts compared with training.
+    """
+
+    data_hash: str
+    rows: int
+    effective_batch: int
+    steps: dict[str, int]
+    tokens: int
+    cut_rows: int
+    trainable_parameters: int
+    total_parameters: int
+    memory_bytes: int
+    disk_bytes: int
+    prompts_checked: dict[str, int]
+
+
+_checked: dict[str, Plan] = {}
+
+
+def check(config: RunConfig) -> Plan:
+    """Check everything that can be checked without weights, making the model's folder and the data if need be.
+
+    Raises:
+        UserError: whatever cannot work, in one line.
+    """
+    from cruijff_kit.data.generators import generate
+    from cruijff_kit.data.rows import file_hash, read_split
+    from cruijff_kit.models import sources
+
+    if "torch" not in sys.modules:
+        say("loading torch, torchtune and inspect-ai")
+    if config.dataset.generator is not None:
+        generate(config.dataset.generator, config.dataset.arguments)
+    sources.fetch(config.model.download, config.model.path)
+    data = config.dataset
+    for split in (data.train_split, data.validation_split, data.test_split if config.eval.tasks else None):
+        if split is not None:
+            read_split(data.path, split)
+    # The same settings on the same data need no second look.
+    key = json.dumps([dataclasses.asdict(config), file_hash(data.path)], default=str).replace(config.output_dir, "")
+    if key not in _checked:
+        _checked[key] = _work_out(config, file_hash(data.path))
+    return _checked[key]
+
+
+def _work_out(config: RunConfig, data_hash: str) -> Plan:
+    from cruijff_kit.evaluation.evaluate import check_tasks
+    from cruijff_kit.evaluation.prompts import check_prompts
+    from cruijff_kit.models import base, machine
+    from cruijff_kit.training import shared
+    from cruijff_kit.training.components import check_components
+    from cruijff_kit.training.steps import Steps, saved_epochs
+
+    cfg = config.torchtune
+    check_components(cfg)
+    check_tasks(config)
+    chosen = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+    _check_memory_options(cfg, chosen.device.type)
+    examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
+    if cfg["dataset_val"]["split"] is not None:
+        shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
+    steps = Steps.of(cfg, len(examples))
+    model = base.skeleton(cfg["model"], chosen.dtype)
+    _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
+    trainable, total = _count(model)
+    rows_used = min(len(examples), steps.per_epoch * cfg["batch_size"] * cfg["gradient_accumulation_steps"])
+    lengths = [len(e.tokens) for e in examples]
+    return Plan(
+        data_hash=data_hash,
+        rows=len(examples),
+        effective_batch=cfg["batch_size"] * cfg["gradient_accumulation_steps"],
+        steps=dataclasses.asdict(steps),
+        tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),
+        cut_rows=sum(e.cut > 0 for e in examples),
+        trainable_parameters=trainable,
+        total_parameters=total,
+        memory_bytes=_memory(model, total, trainable, chosen.dtype.itemsize, cfg, lengths),
+        disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
+        prompts_checked={name: check_prompts(name, config) for name in config.eval.tasks},
+    )
+
+
+def _check_memory_options(cfg: dict[str, Any], device: str) -> None:
+    if cfg["enable_activation_offloading"] and device != "cuda":
+        raise UserError("enable_activation_offloading=true needs CUDA; set it to false")
+    if cfg["enable_activation_offloading"] and not cfg["enable_activation_checkpointing"]:
+        raise UserError("enable_activation_offloading=true needs enable_activation_checkpointing=true")
+
+
+def _check_lengths(config: RunConfig, longest: int, context: int) -> None:
+    if longest > context:
+        raise UserError(
+            f"the longest row has {longest} tokens, {config.model.name} reads at most {context}; "
+            f"set dataset.max_seq_len={context}"
+        )
+
+
+def _count(model: Any) -> tuple[int, int]:
+    from cruijff_kit.compat import get_adapter_params
+
+    return sum(p.numel() for p in get_adapter_params(model).values()), sum(p.numel() for p in model.parameters())
+
+
+def _memory(model: Any, total: int, trainable: int, itemsize: int, cfg: dict[str, Any], lengths: list[int]) -> int:
+    """Peak of training, bytes: weights, the adapters' gradients and two AdamW moments, activations of one batch.
+
+    Per layer and token about 16 values of the model's width and 5 of the MLP's stay for the backward pass (inputs of
+    norms, projections and adapters; fp32 copies inside the norms count twice).
+    """
+    layer = model.layers[0]
+    width, mlp = model.tok_embeddings.embedding_dim, layer.mlp.w1.weight.shape[0]
+    tokens = cfg["batch_size"] * max(lengths)
+    kept_layers = math.sqrt(len(model.layers)) * 2 if cfg["enable_activation_checkpointing"] else len(model.layers)
+    activations = tokens * kept_layers * (16 * width + 5 * mlp) * itemsize
+    logits = tokens * model.tok_embeddings.num_embeddings * 4 * 2 if cfg["dataset"]["train_on_input"] else 0
+    return round(total * itemsize + trainable * itemsize * 3 + activations + min(logits, 2**31))

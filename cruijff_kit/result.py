@@ -1,0 +1,156 @@
+"""What a run came to: RunResult is the schema of result.json, and the only thing that tables and reports read.
+
+Imports nothing heavy: no torch, no inspect-ai.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.errors import UserError
+
+RECORDED_PACKAGES = ("cruijff_kit", "torch", "torchtune", "torchao", "hydra-core", "inspect-ai", "tokenizers")
+
+
+@dataclass
+class Evaluation:
+    """One task answered once.
+
+    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered and scored.
+    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...). log: the .eval file.
+    prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
+    the cache, not computed in this run.
+    """
+
+    task: str
+    epoch: int | None
+    samples: int
+    metrics: dict[str, dict[str, float]]
+    log: str
+    seconds: float
+    prompts_checked: int = 0
+    cached: bool = False
+
+
+@dataclass
+class Failure:
+    """Why a run failed: the exception's type, its message in one line, the phase it happened in, the traceback."""
+
+    type: str
+    message: str
+    phase: str
+    traceback: str
+
+
+@dataclass
+class RunResult:
+    """One run, finished or not; times in seconds, losses per labelled token."""
+
+    name: str
+    status: str
+    """done, failed or interrupted (running while it runs)."""
+    experiment: str
+    model: str
+    swept: dict[str, Any]
+    """What varies in the sweep: key -> value; empty for a single run."""
+    settings: dict[str, Any]
+    """The settings that tables show: lora.rank, lr, batch_size, epochs, seed, ..."""
+    config_hash: str
+    data_hash: str | None = None
+    started: str = ""
+    finished: str | None = None
+    error: Failure | None = None
+    objective_name: str | None = None
+    objective: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Phase -> seconds: setup, baseline, train, evaluate, total."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """per_epoch, total, warmup."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The recipe's summary: loss, validation_loss, steps, tokens, trainable_parameters, peak_memory_bytes, adapters."""
+    baseline: list[Evaluation] = field(default_factory=list)
+    """The untrained model, one entry per task."""
+    evaluation: list[Evaluation] = field(default_factory=list)
+    """The trained model, one entry per task."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """host, device, dtype, threads."""
+    seeds: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+    """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
+    paths: dict[str, str] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """All numbers under flat names: loss, validation_loss, TASK/SCORER/METRIC, and short names that are unique.
+
+        The first task's first scorer is also reachable by the metric alone: accuracy.
+        """
+        flat = {k: self.training[k] for k in ("loss", "validation_loss") if self.training.get(k) is not None}
+        for e in self.evaluation:
+            for scorer, values in e.metrics.items():
+                for metric, value in values.items():
+                    flat.setdefault(metric, value)
+                    flat.setdefault(f"{scorer}/{metric}", value)
+                    flat[f"{e.task}/{scorer}/{metric}"] = value
+        return flat
+
+
+def higher_is_better(objective: str) -> bool:
+    """Whether an objective is to be maximised: everything but losses and errors."""
+    last = objective.rpartition("/")[2]
+    return not (last.endswith("loss") or last in ("mae", "rmse", "brier", "ece", "stderr"))
+
+
+def default_objective(has_tasks: bool, has_validation: bool) -> str:
+    """The objective of a run whose config names none."""
+    return "accuracy" if has_tasks else "validation_loss" if has_validation else "loss"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def to_json(result: RunResult) -> str:
+    """The text of result.json."""
+    return json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_result(path: Path) -> RunResult:
+    """Read a result.json.
+
+    Raises:
+        UserError: the file is not a result of this version.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree["baseline"] = [Evaluation(**e) for e in tree["baseline"]]
+        tree["evaluation"] = [Evaluation(**e) for e in tree["evaluation"]]
+        tree["error"] = Failure(**tree["error"]) if tree["error"] else None
+        return RunResult(**tree)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    return {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, "+changes" if it was edited; None from a wheel."""
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(folder)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if status.strip() else "")

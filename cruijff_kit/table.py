@@ -1,0 +1,193 @@
+"""Results as a table: `python -m cruijff_kit.table DIR [--json | --csv]`.
+
+Everything is read from the runs' result.json; nothing is parsed from logs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cruijff_kit.command import run_command
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import write_text
+from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def read_results(folder: str | Path) -> list[RunResult]:
+    """Every run below a folder (or the run that the folder is), in order of start.
+
+    Raises:
+        UserError: no such folder, no results in it, or one that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    results = [read_result(path) for path in folder.rglob("result.json")]
+    if not results:
+        raise UserError(f"{folder} holds no results (no result.json below it)")
+    return sorted(results, key=lambda r: (r.started, r.name))
+
+
+def best_run(results: list[RunResult]) -> RunResult | None:
+    """The run with the best objective among those that are done; None where objectives differ or are missing."""
+    done = [r for r in results if r.status == "done" and r.objective is not None]
+    names = {r.objective_name for r in done}
+    if len(names) != 1:
+        return None
+    pick = max if higher_is_better(names.pop()) else min
+    return pick(done, key=lambda r: r.objective)
+
+
+def read_sweep(folder: str | Path) -> "pandas.DataFrame":
+    """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
+
+    Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC".
+
+    Raises:
+        UserError: as read_results.
+    """
+    import pandas
+
+    results = read_results(folder)
+    best = best_run(results)
+    return pandas.DataFrame([_row(r, best) for r in results])
+
+
+def _row(result: RunResult, best: RunResult | None) -> dict[str, Any]:
+    training, settings = result.training, result.settings
+    return {
+        "Run Name": result.name,
+        "Model": result.model,
+        "LoRA Rank": settings["lora.rank"],
+        "Learning Rate": settings["lr"],
+        "Batch Size": settings["batch_size"],
+        "Epochs": settings["epochs"],
+        "Status": result.status,
+        **result.swept,
+        "loss": training.get("loss"),
+        "validation_loss": training.get("validation_loss"),
+        **dict(_metrics(result.baseline, "untrained ")),
+        **dict(_metrics(result.evaluation, "")),
+        "samples": result.evaluation[0].samples if result.evaluation else None,
+        "seconds": result.seconds.get("total"),
+        "best": result is best,
+        "error": f"{result.error.type}: {result.error.message}" if result.error else None,
+        "config_hash": result.config_hash,
+        "folder": result.paths.get("run"),
+    }
+
+
+def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, float]]:
+    for e in evaluations:
+        for scorer, values in e.metrics.items():
+            for metric, value in values.items():
+                yield f"{prefix}{e.task}/{scorer}/{metric}", value
+
+
+def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
+    """results.csv for programs and experiment_summary.md for people, from the same results. Neither is read back."""
+    frame = read_sweep(sweep_dir)
+    write_text(sweep_dir / "results.csv", frame.to_csv(index=False))
+    header, rows = table_cells(results)
+    v1 = ["Run Name", "Model", "LoRA Rank", "Learning Rate", "Batch Size", "Epochs", "Status"]
+    header = v1 + [h for h in header if h not in ("run", "status")]
+    body = [
+        [*(_cell(record[name]) for name in v1), *(c for h, c in zip(table_cells(results)[0], cells, strict=True)
+                                                  if h not in ("run", "status"))]
+        for record, cells in zip(frame.to_dict("records"), rows, strict=True)
+    ]
+    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in body)]
+    title = f"# {results[0].experiment}\n\n{len(results)} runs, {sum(r.status == 'done' for r in results)} done.\n\n"
+    write_text(sweep_dir / "experiment_summary.md", title + "\n".join(f"| {line} |" for line in lines) + "\n")
+
+
+def table_cells(results: list[RunResult]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that people see."""
+    best = best_run(results)
+    swept = list(dict.fromkeys(k for r in results for k in r.swept))
+    tasks = list(dict.fromkeys((e.task, s) for r in results for e in r.evaluation + r.baseline for s in e.metrics))
+    header = ["run", *swept, "loss", "validation loss"]
+    for task, scorer in tasks:
+        name = f"{task} {scorer}" if len({t for t, _ in tasks}) > 1 else scorer
+        header += [f"{name} before", f"{name} after"]
+    rows = []
+    for r in results:
+        cells = [("* " if r is best else "") + r.name, *(_cell(r.swept.get(k)) for k in swept)]
+        cells += [_cell(r.training.get("loss")), _cell(r.training.get("validation_loss"))]
+        for task, scorer in tasks:
+            cells += [_score(r.baseline, task, scorer), _score(r.evaluation, task, scorer)]
+        rows.append([*cells, _seconds(r), r.status])
+    return [*header, "seconds", "status"], rows
+
+
+def _score(evaluations: list[Evaluation], task: str, scorer: str) -> str:
+    for e in evaluations:
+        values = e.metrics.get(scorer, {}) if e.task == task else {}
+        if values:
+            first = values.get("accuracy", next(iter(values.values())))
+            return f"{first:.3f}" + (f" ± {values['stderr']:.3f}" if "stderr" in values else "")
+    return ""
+
+
+def _seconds(result: RunResult) -> str:
+    return f"{result.seconds['total']:.1f}" if "total" in result.seconds else ""
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_results(folder: Path) -> None:
+    """Print the table of a folder's runs, best run marked, failures with their reasons."""
+    from rich.console import Console
+    from rich.table import Table
+
+    results = read_results(folder)
+    header, rows = table_cells(results)
+    table = Table(title=str(folder), title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold", justify="left" if column in ("run", "status") else "right")
+    best = best_run(results)
+    for result, cells in zip(results, rows, strict=True):
+        table.add_row(*cells, style="bold" if result is best else "red" if result.status == "failed" else None)
+    wide = None if sys.stdout.isatty() else 200
+    console = Console(width=wide, highlight=False)
+    console.print(table)
+    if best is not None and len(results) > 1:
+        console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")
+    for r in results:
+        if r.error:
+            console.print(f"{r.name} {r.status} in {r.error.phase}: {r.error.type}: {r.error.message}", markup=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m cruijff_kit.table", description="Results of the runs below a folder.")
+    parser.add_argument("folder", metavar="DIR", help="a run, a sweep, or any folder above them")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="every result.json, as one JSON list")
+    form.add_argument("--csv", action="store_true", help="one line per run, as results.csv has it")
+    options = parser.parse_args(argv)
+
+    def command() -> None:
+        if options.json:
+            print(json.dumps([asdict(r) for r in read_results(options.folder)], indent=2))
+        elif options.csv:
+            print(read_sweep(options.folder).to_csv(index=False), end="")
+        else:
+            show_results(Path(options.folder))
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The parts that a recipe strings together: loss, validation, schedules, metrics file. Called by recipes."""

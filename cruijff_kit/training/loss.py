@@ -1,0 +1,75 @@
+"""Cross-entropy on the positions that are learnt, and nowhere else."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cruijff_kit.compat import TransformerDecoder
+from cruijff_kit.data.batches import Batch
+
+
+class LabelledCrossEntropy(nn.Module):
+    """Sum of the cross-entropy of labelled positions, in fp32.
+
+    The same number as torchtune's CEWithChunkedOutputLoss times the labelled tokens, but the output projection is
+    computed for labelled positions only: of a short answer to a long prompt, a small part.
+
+    Args:
+        num_output_chunks: with more than `rows_per_chunk` positions, the projection is done in at most this many
+            parts whose logits are not kept for the backward pass.
+        rows_per_chunk: fewest positions worth a part of their own.
+    """
+
+    def __init__(self, num_output_chunks: int = 8, rows_per_chunk: int = 512) -> None:
+        super().__init__()
+        self.num_output_chunks, self.rows_per_chunk = num_output_chunks, rows_per_chunk
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, output: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Summed loss, a scalar.
+
+        Args:
+            hidden: [n, d] normed hidden states of the predicting positions.
+            targets: [n] token ids.
+            output: the model's output projection, [n, d] -> [n, vocabulary].
+        """
+        chunks = min(self.num_output_chunks, -(-len(targets) // self.rows_per_chunk))
+        if chunks <= 1:
+            return _cross_entropy(hidden, targets, output)
+        return torch.stack(
+            [
+                checkpoint(_cross_entropy, h, t, output, use_reentrant=False)
+                for h, t in zip(hidden.chunk(chunks), targets.chunk(chunks), strict=True)
+            ]
+        ).sum()
+
+
+def _cross_entropy(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
+    return F.cross_entropy(output(hidden).float(), targets, reduction="sum")
+
+
+def hidden_states(
+    model: TransformerDecoder, tokens: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
+    h = model.tok_embeddings(tokens)
+    for layer in model.layers:
+        h = layer(h, mask=mask, input_pos=positions)
+    return model.norm(h)
+
+
+def batch_loss(model: TransformerDecoder, batch: Batch, loss_fn: LabelledCrossEntropy) -> torch.Tensor:
+    """Summed loss of a batch's labelled positions, a scalar with a graph to the adapters."""
+    hidden = hidden_states(model, batch.tokens, batch.positions, batch.mask)
+    return loss_fn(hidden.flatten(0, 1)[batch.predicting], batch.targets, model.output)
+
+
+def attention_cost(model: TransformerDecoder) -> float:
+    """One (query, key) pair of attention over all layers, in units of one token through all linear layers."""
+    per_token = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+    per_pair = 2 * len(model.layers) * model.num_heads * model.head_dim
+    return per_pair / per_token

@@ -1,0 +1,34 @@
+"""metrics.jsonl: one JSON object per logged step."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """A torchtune metric logger (its MetricLoggerInterface) that writes `log_dir`/metrics.jsonl, a line per step.
+
+    Each line is flushed, so that a reader sees whole lines while the run goes on.
+    """
+
+    def __init__(self, log_dir: str, filename: str = "metrics.jsonl") -> None:
+        self.path = Path(log_dir) / filename
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8")
+
+    def log(self, name: str, data: float, step: int) -> None:
+        """Write one value."""
+        self.log_dict({name: data}, step)
+
+    def log_config(self, config: Any) -> None:
+        """Part of torchtune's interface; the run's folder already holds its config."""
+
+    def log_dict(self, payload: Mapping[str, float], step: int) -> None:
+        """Write one step's values."""
+        self._file.write(json.dumps({"step": step, **payload}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; safe to call again."""
+        self._file.close()

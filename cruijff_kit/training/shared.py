@@ -1,0 +1,36 @@
+"""What the runs of one process share: the tokenizer and the tokenised splits, once per distinct setting.
+
+(The base model's weights are shared by `models.base`.)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cruijff_kit.compat import instantiate
+
+_HELD = 16  # distinct settings kept
+_cache: dict[str, Any] = {}
+
+
+def tokenizer(cfg: dict[str, Any]) -> Any:
+    """The tokenizer of a torchtune config."""
+    return _once(cfg, lambda: instantiate(OmegaConf.create(cfg)))
+
+
+def dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
+    """A tokenised split: the `dataset` or `dataset_val` node of a torchtune config."""
+    file = Path(str(cfg.get("data_files")))
+    version = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else []
+    return _once([cfg, tokenizer_cfg, version], lambda: instantiate(OmegaConf.create(cfg), tokenizer(tokenizer_cfg)))
+
+
+def _once(key: Any, make) -> Any:
+    text = json.dumps(key, sort_keys=True)
+    if text not in _cache:
+        while len(_cache) >= _HELD:
+            del _cache[next(iter(_cache))]
+        _cache[text] = make()
+    return _cache[text]

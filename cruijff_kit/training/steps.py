@@ -1,0 +1,47 @@
+"""How many updates a run makes, derived from its config and its rows. No torch: the dry run and the checks use it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cruijff_kit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Updates of the optimiser."""
+
+    per_epoch: int
+    total: int
+    warmup: int
+
+    @classmethod
+    def of(cls, cfg: dict[str, Any], rows: int) -> "Steps":
+        """From a torchtune config and the number of training rows. No row is dropped: what is left over is an update.
+
+        Raises:
+            UserError: warm-up that would never end.
+        """
+        batches = math.ceil(rows / cfg["batch_size"])
+        per_epoch = math.ceil(batches / cfg["gradient_accumulation_steps"])
+        if cfg["max_steps_per_epoch"] is not None:
+            per_epoch = min(per_epoch, cfg["max_steps_per_epoch"])
+        steps = cls(per_epoch, per_epoch * cfg["epochs"], cfg["lr_scheduler"].get("num_warmup_steps", 0))
+        if steps.warmup >= steps.total:
+            raise UserError(
+                f"num_warmup_steps={steps.warmup} never ends: training has {steps.total} steps "
+                f"({rows} rows, {cfg['batch_size'] * cfg['gradient_accumulation_steps']} per step, "
+                f"{cfg['epochs']} epochs); set num_warmup_steps to at most {max(0, steps.total // 3)}"
+            )
+        return steps
+
+
+def saved_epochs(epochs_to_save: str | list[int], epochs: int) -> set[int]:
+    """The 0-indexed epochs whose adapter is kept.
+
+    Args:
+        epochs_to_save: "all", "none", "last" or a list of epochs.
+        epochs: how many epochs there are.
+    """
+    named = {"all": range(epochs), "none": (), "last": [epochs - 1]}
+    return set(named[epochs_to_save] if isinstance(epochs_to_save, str) else epochs_to_save)

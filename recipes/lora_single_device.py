@@ -1,0 +1,196 @@
+"""LoRA fine-tuning on one device (CPU or GPU).
+
+Started by `python -m cruijff_kit.train`; or by hand, from a torchtune config as conf/torchtune.yaml describes it:
+
+    recipe = LoRAFinetuneRecipeSingleDevice(cfg)
+    recipe.setup()
+    recipe.train()
+    recipe.cleanup()
+
+The method names and config keys are torchtune's (its lora_finetune_single_device.py). What differs:
+validation over the whole split after each epoch and every `run_val_every_n_steps`; the loss on labelled positions only;
+no dropped rows: the last batch of an epoch may be smaller, and so may the last accumulation; adapters saved in PEFT's
+format, one folder per epoch; the model stays in memory for evaluation.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cruijff_kit.compat import (
+    TransformerSelfAttentionLayer,
+    compile_model,
+    get_act_offloading_ctx_manager,
+    instantiate,
+    scale_grads,
+    set_activation_checkpointing,
+    set_seed,
+)
+from cruijff_kit.data.batches import batch_order, make_batch
+from cruijff_kit.folder import RunFolder
+from cruijff_kit.models import base, machine
+from cruijff_kit.models.adapter import save_adapter
+from cruijff_kit.progress import progress
+from cruijff_kit.training import shared
+from cruijff_kit.training.loss import attention_cost, batch_loss
+from cruijff_kit.training.steps import Steps, saved_epochs
+from cruijff_kit.training.validation import validation_loss
+
+
+@dataclass
+class TrainingSummary:
+    """What training came to.
+
+    loss: mean loss per labelled token of the last update. validation_loss: of the last epoch, None without validation.
+    validation_losses: by epoch. tokens: trained on, prompts included. adapters: saved folders by epoch.
+    """
+
+    loss: float | None = None
+    validation_loss: float | None = None
+    validation_losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    epochs: int = 0
+    tokens: int = 0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    peak_memory_bytes: int = 0
+    adapters: dict[int, str] = field(default_factory=dict)
+
+
+class LoRAFinetuneRecipeSingleDevice:
+    """Trains a LoRA adapter on a frozen base model; afterwards `model` holds both."""
+
+    def __init__(self, cfg: DictConfig | dict) -> None:
+        self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
+        self.folder = RunFolder(self.cfg["output_dir"])
+        self.machine = machine.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
+        self.summary = TrainingSummary()
+        self.global_step = 0
+
+    def setup(self) -> None:
+        """Read the base model, initialise the adapter from the seed, tokenise the data.
+
+        Raises:
+            UserError: files that are missing or do not fit.
+        """
+        cfg = self.cfg
+        self.tokenizer = shared.tokenizer(cfg["tokenizer"])
+        self.train_data = shared.dataset(cfg["dataset"], cfg["tokenizer"])
+        validate = cfg["dataset_val"]["split"] is not None
+        self.val_data = shared.dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
+        weights = base.read_base(cfg["checkpointer"], self.machine)
+        set_seed(cfg["seed"])
+        self.model = base.build(cfg["model"], weights, self.machine)
+        self._setup_model()
+        self.loss_fn = instantiate(OmegaConf.create(cfg["loss"]))
+        self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
+        self.steps = Steps.of(cfg, len(self.train_data))
+        self.lr_scheduler = instantiate(
+            OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
+        )
+        self.metrics = instantiate(OmegaConf.create(cfg["metric_logger"]))
+        self.profiler, _ = instantiate(OmegaConf.create(cfg["profiler"]))
+
+    def _setup_model(self) -> None:
+        cfg = self.cfg
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.summary.trainable_parameters = sum(p.numel() for p in self.trainable)
+        self.summary.total_parameters = sum(p.numel() for p in self.model.parameters())
+        # Where dropout draws per row, rows must not share what they would draw apart.
+        self.share_prefix = cfg["model"].get("lora_dropout", 0.0) == 0
+        self.attention_cost = attention_cost(self.model)
+        if cfg["compile"]:
+            compile_model(self.model, verbose=False)
+        if cfg["enable_activation_checkpointing"]:
+            set_activation_checkpointing(self.model, auto_wrap_policy={TransformerSelfAttentionLayer})
+        self.activations = get_act_offloading_ctx_manager(self.model, cfg["enable_activation_offloading"])
+
+    def train(self) -> None:
+        """All epochs, with validation and saving at the end of each."""
+        cfg, epochs = self.cfg, self.cfg["epochs"]
+        to_save = saved_epochs(cfg["epochs_to_save"], epochs)
+        self.model.train()
+        with progress("training", self.steps.total) as bar, self.profiler as profiler:
+            for epoch in range(epochs):
+                for micro_batches in self._updates(epoch):
+                    self._update(epoch, micro_batches, bar)
+                    profiler.step()
+                self.summary.epochs = epoch + 1
+                if self.val_data is not None:
+                    loss = self.validate(epoch)
+                    self.summary.validation_losses.append(loss)
+                    self.summary.validation_loss = loss
+                if epoch in to_save:
+                    self.save_checkpoint(epoch)
+        self.summary.peak_memory_bytes = machine.peak_memory(self.machine.device)
+
+    def _updates(self, epoch: int) -> list[list[list[int]]]:
+        """Row numbers of an epoch: per update, per micro-batch."""
+        cfg = self.cfg
+        batches = batch_order(
+            [len(e.tokens) for e in self.train_data],
+            cfg["batch_size"],
+            seed=cfg["seed"],
+            epoch=epoch,
+            shuffle=cfg["shuffle"],
+            group_by_length=cfg["group_by_length"],
+        )
+        per_update = cfg["gradient_accumulation_steps"]
+        updates = [batches[i : i + per_update] for i in range(0, len(batches), per_update)]
+        return updates[: self.steps.per_epoch]
+
+    def _update(self, epoch: int, micro_batches: list[list[int]], bar) -> None:
+        """One step of the optimiser: gradients of the mean loss per labelled token over all micro-batches."""
+        started = time.perf_counter()
+        total, labels, tokens = 0.0, 0, 0
+        for rows in micro_batches:
+            batch = make_batch([self.train_data[r] for r in rows], self.attention_cost, self.share_prefix)
+            batch = batch.to(self.machine.device)
+            with self.activations:
+                loss = batch_loss(self.model, batch, self.loss_fn)
+            loss.backward()
+            total += loss.item()
+            labels += len(batch.targets)
+            tokens += batch.num_tokens
+        scale_grads(self.model, torch.tensor(1 / labels))
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable])
+        if self.cfg["clip_grad_norm"] is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.trainable, self.cfg["clip_grad_norm"], grad_norm)
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.lr_scheduler.step()
+        self.global_step += 1
+        self.summary.loss, self.summary.steps = total / labels, self.global_step
+        self.summary.tokens += tokens
+        bar.advance(f"loss {total / labels:.3f}")
+        if self.global_step % self.cfg["log_every_n_steps"] == 0:
+            values = {"loss": total / labels, "lr": lr, "grad_norm": grad_norm.item()}
+            values["tokens_per_second_per_gpu"] = tokens / (time.perf_counter() - started)
+            if self.cfg["log_peak_memory_stats"]:
+                values["peak_memory_bytes"] = machine.peak_memory(self.machine.device)
+            self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
+        every = self.cfg["run_val_every_n_steps"]
+        if every and self.global_step % every == 0 and self.global_step % self.steps.per_epoch:
+            self.validate(epoch)
+
+    def validate(self, epoch: int) -> float:
+        """Mean loss per labelled token of the whole validation split; also written to the metrics."""
+        loss = validation_loss(self.model, self.val_data, self.loss_fn, self.machine.device)
+        self.metrics.log_dict({"epoch": epoch, "validation_loss": loss}, step=self.global_step)
+        return loss
+
+    def save_checkpoint(self, epoch: int) -> Path:
+        """Write the adapter of an epoch in PEFT's format."""
+        folder = self.folder.epoch(epoch)
+        save_adapter(self.model, self.cfg["model"], self.cfg["checkpointer"]["checkpoint_dir"], folder)
+        self.summary.adapters[epoch] = str(folder)
+        return folder
+
+    def cleanup(self) -> None:
+        """Close the metrics file."""
+        if hasattr(self, "metrics"):
+            self.metrics.close()
