@@ -197,7 +197,7 @@ class RunConfig:
     """The run's folder."""
     epochs: int = 1
     """Passes over the training split."""
-    batch_size: int = 4
+    batch_size: int = 8
     """Rows per forward pass."""
     gradient_accumulation_steps: int = 1
     """Forward passes per update."""

@@ -19,6 +19,8 @@ from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_res
 if TYPE_CHECKING:
     import pandas
 
+_V1_COLUMNS = ("Run Name", "Model", "LoRA Rank", "Learning Rate", "Batch Size", "Epochs", "Status")
+
 
 def read_results(folder: str | Path) -> list[RunResult]:
     """Every run below a folder (or the run that the folder is), in order of start.
@@ -96,13 +98,13 @@ def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
     frame = read_sweep(sweep_dir)
     write_text(sweep_dir / "results.csv", frame.to_csv(index=False))
     header, rows = table_cells(results)
-    v1 = ["Run Name", "Model", "LoRA Rank", "Learning Rate", "Batch Size", "Epochs", "Status"]
-    header = v1 + [h for h in header if h not in ("run", "status")]
+    shown_by_v1 = ("run", "status", "lora.rank", "lr", "batch_size", "epochs", "model")
+    extra = [i for i, name in enumerate(header) if name not in shown_by_v1]
     body = [
-        [*(_cell(record[name]) for name in v1), *(c for h, c in zip(table_cells(results)[0], cells, strict=True)
-                                                  if h not in ("run", "status"))]
+        [*(_cell(record[name]) for name in _V1_COLUMNS), *(cells[i] for i in extra)]
         for record, cells in zip(frame.to_dict("records"), rows, strict=True)
     ]
+    header = [*_V1_COLUMNS, *(header[i] for i in extra)]
     lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in body)]
     title = f"# {results[0].experiment}\n\n{len(results)} runs, {sum(r.status == 'done' for r in results)} done.\n\n"
     write_text(sweep_dir / "experiment_summary.md", title + "\n".join(f"| {line} |" for line in lines) + "\n")
@@ -116,7 +118,7 @@ def table_cells(results: list[RunResult]) -> tuple[list[str], list[list[str]]]:
     header = ["run", *swept, "loss", "validation loss"]
     for task, scorer in tasks:
         name = f"{task} {scorer}" if len({t for t, _ in tasks}) > 1 else scorer
-        header += [f"{name} before", f"{name} after"]
+        header += [f"{name} accuracy before", f"{name} accuracy after"]
     rows = []
     for r in results:
         cells = [("* " if r is best else "") + r.name, *(_cell(r.swept.get(k)) for k in swept)]

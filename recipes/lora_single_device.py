@@ -13,6 +13,7 @@ no dropped rows: the last batch of an epoch may be smaller, and so may the last 
 format, one folder per epoch; the model stays in memory for evaluation.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,8 @@ class LoRAFinetuneRecipeSingleDevice:
             OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
         )
         self.metrics = instantiate(OmegaConf.create(cfg["metric_logger"]))
-        self.profiler, _ = instantiate(OmegaConf.create(cfg["profiler"]))
+        on = cfg["profiler"]["enabled"]
+        self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
 
     def _setup_model(self) -> None:
         cfg = self.cfg
@@ -113,11 +115,12 @@ class LoRAFinetuneRecipeSingleDevice:
         cfg, epochs = self.cfg, self.cfg["epochs"]
         to_save = saved_epochs(cfg["epochs_to_save"], epochs)
         self.model.train()
-        with progress("training", self.steps.total) as bar, self.profiler as profiler:
+        with progress("training", self.steps.total) as bar, self.profiler or contextlib.nullcontext():
             for epoch in range(epochs):
                 for micro_batches in self._updates(epoch):
                     self._update(epoch, micro_batches, bar)
-                    profiler.step()
+                    if self.profiler is not None:
+                        self.profiler.step()
                 self.summary.epochs = epoch + 1
                 if self.val_data is not None:
                     loss = self.validate(epoch)

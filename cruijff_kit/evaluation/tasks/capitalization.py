@@ -9,8 +9,8 @@ from cruijff_kit.evaluation.tasks.answers import answers_task
 def capitalization(
     data: str,
     split: str = "test",
-    prompt: str = "Capitalize the given word: {input}\n",
-    system_prompt: str = "You are a helpful assistant.",
+    prompt: str = "Capitalize the word: {input}",
+    system_prompt: str = "",
     input_column: str = "input",
     output_column: str = "output",
 ) -> Task:
