@@ -25,14 +25,12 @@ for _name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):
     if not hasattr(torchao.quantization, _name):
         setattr(torchao.quantization, _name, _absent_from_torchao(_name))
 
-# torchtune logs what it does at each step of a set-up; what matters of it is said by us.
-logging.getLogger("torchtune").setLevel(logging.ERROR)
 # torchtune's RMSNorm computes in fp32 on purpose; torch remarks at the first call that it is not the fused kernel.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 from torchtune.config import instantiate  # noqa: E402
 from torchtune.config._utils import _get_component_from_path as get_component  # noqa: E402
-from torchtune.models.convert_weights import tune_to_peft_adapter_weights  # noqa: E402
+from torchtune.models.convert_weights import tune_to_peft_adapter_config, tune_to_peft_adapter_weights  # noqa: E402
 from torchtune.models.llama3_2._component_builders import llama3_2, lora_llama3_2  # noqa: E402
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer  # noqa: E402
 from torchtune.modules.peft import (  # noqa: E402
@@ -52,6 +50,10 @@ from torchtune.training import (  # noqa: E402
     set_seed,
 )
 from torchtune.training.lr_schedulers import get_cosine_schedule_with_warmup  # noqa: E402
+
+# torchtune logs each step of a set-up, through handlers of its own; what matters of it is said by us.
+for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torchtune")]:
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 __all__ = [
     "MODEL_KEY",
@@ -73,5 +75,6 @@ __all__ = [
     "set_default_dtype",
     "set_seed",
     "set_trainable_params",
+    "tune_to_peft_adapter_config",
     "tune_to_peft_adapter_weights",
 ]

@@ -124,7 +124,10 @@ class LoraConfig:
         _require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), not {self.dropout}")
         for module in self.attn_modules:
             _one_of("lora.attn_modules", module, ("q_proj", "k_proj", "v_proj", "output_proj"))
-        _require(bool(self.attn_modules) or self.apply_to_mlp, "lora: nothing to adapt; set attn_modules or apply_to_mlp")
+        _require(
+            bool(self.attn_modules),
+            "lora.attn_modules is empty; torchtune adapts at least one of q_proj, k_proj, v_proj, output_proj",
+        )
 
 
 @dataclass
@@ -238,7 +241,8 @@ class RunConfig:
     enable_activation_offloading: bool = False
     """Keep activations in host memory (CUDA, with activation checkpointing)."""
     objective: str | None = None
-    """Metric that picks the best run and is returned to Hydra's sweeper; see RunResult.metrics for the names."""
+    """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy, ...
+    null: accuracy where there are tasks, else the validation loss, else the loss."""
     dry_run: bool = False
     """Show what would run, and stop."""
 
@@ -264,6 +268,13 @@ class RunConfig:
         _require(self.dataset.system_prompt == "" or self.model.kind == "chat", (
             f"dataset.system_prompt is set, but {self.model.name} is a base model and has no system role; "
             "put the text into dataset.prompt and set dataset.system_prompt=''"))
+
+    @property
+    def objective_name(self) -> str:
+        """`objective`, or what it stands for when it is null."""
+        if self.objective is not None:
+            return self.objective
+        return "accuracy" if self.eval.tasks else "loss" if self.dataset.validation_split is None else "validation_loss"
 
     def _check_epochs_to_save(self) -> None:
         chosen = self.epochs_to_save

@@ -8,11 +8,14 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
+from cruijff_kit.hints import did_you_mean
 from cruijff_kit.progress import say
+from cruijff_kit.result import flat_metrics
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def check(config: RunConfig) -> Plan:
 
 def _work_out(config: RunConfig, data_hash: str) -> Plan:
     from cruijff_kit.evaluation.evaluate import check_tasks
-    from cruijff_kit.evaluation.prompts import check_prompts
+    from cruijff_kit.evaluation.prompts import rehearse
     from cruijff_kit.models import base, machine
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
@@ -85,6 +88,8 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     model = base.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
     trainable, total = _count(model)
+    rehearsals = {name: rehearse(name, config) for name in config.eval.tasks}
+    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()})
     rows_used = min(len(examples), steps.per_epoch * cfg["batch_size"] * cfg["gradient_accumulation_steps"])
     lengths = [len(e.tokens) for e in examples]
     return Plan(
@@ -96,9 +101,9 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         cut_rows=sum(e.cut > 0 for e in examples),
         trainable_parameters=trainable,
         total_parameters=total,
-        memory_bytes=_memory(model, total, trainable, chosen.dtype.itemsize, cfg, lengths),
+        memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths),
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
-        prompts_checked={name: check_prompts(name, config) for name in config.eval.tasks},
+        prompts_checked={name: r.prompts for name, r in rehearsals.items()},
     )
 
 
@@ -117,22 +122,37 @@ def _check_lengths(config: RunConfig, longest: int, context: int) -> None:
         )
 
 
+def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]]) -> None:
+    losses = ["loss"] + ["validation_loss"] * (config.torchtune["dataset_val"]["split"] is not None)
+    names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in tasks.items()}
+    measured = [*losses, *flat_metrics(names)]
+    if config.objective_name not in measured:
+        raise UserError(f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}")
+
+
 def _count(model: Any) -> tuple[int, int]:
     from cruijff_kit.compat import get_adapter_params
 
     return sum(p.numel() for p in get_adapter_params(model).values()), sum(p.numel() for p in model.parameters())
 
 
-def _memory(model: Any, total: int, trainable: int, itemsize: int, cfg: dict[str, Any], lengths: list[int]) -> int:
-    """Peak of training, bytes: weights, the adapters' gradients and two AdamW moments, activations of one batch.
+def _memory(model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int]) -> int:
+    """Peak of a run, bytes: on a GPU the GPU's memory, on a CPU the process's.
 
-    Per layer and token about 16 values of the model's width and 5 of the MLP's stay for the backward pass (inputs of
-    norms, projections and adapters; fp32 copies inside the norms count twice).
+    Training holds the weights, the adapters' gradients and two AdamW moments, and the activations of one batch. Per layer
+    and token about 16 values of the model's width and 5 of the MLP's stay for the backward pass (inputs of norms,
+    projections and adapters; fp32 copies inside the norms count twice). On a CPU reading the files may need more than
+    that: the files' weights beside the converted ones. There, Python and the libraries add half a gigabyte.
     """
-    layer = model.layers[0]
-    width, mlp = model.tok_embeddings.embedding_dim, layer.mlp.w1.weight.shape[0]
+    width, mlp = model.tok_embeddings.embedding_dim, model.layers[0].mlp.w1.weight.shape[0]
+    size = machine.dtype.itemsize
     tokens = cfg["batch_size"] * max(lengths)
-    kept_layers = math.sqrt(len(model.layers)) * 2 if cfg["enable_activation_checkpointing"] else len(model.layers)
-    activations = tokens * kept_layers * (16 * width + 5 * mlp) * itemsize
-    logits = tokens * model.tok_embeddings.num_embeddings * 4 * 2 if cfg["dataset"]["train_on_input"] else 0
-    return round(total * itemsize + trainable * itemsize * 3 + activations + min(logits, 2**31))
+    kept_layers = 2 * math.sqrt(len(model.layers)) if cfg["enable_activation_checkpointing"] else len(model.layers)
+    activations = tokens * kept_layers * (16 * width + 5 * mlp) * size
+    training = (total + 3 * trainable) * size + activations
+    if machine.device.type != "cpu":
+        return round(training)
+    folder = Path(cfg["checkpointer"]["checkpoint_dir"])
+    files = [folder / name for name in cfg["checkpointer"]["checkpoint_files"]]
+    reading = sum(f.stat().st_size for f in files if f.is_file()) + total * size
+    return round(max(training, reading) + 0.5e9)

@@ -6,6 +6,7 @@ Imports nothing heavy: no torch, no inspect-ai.
 import dataclasses
 import importlib.metadata
 import json
+import math
 import subprocess
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,18 +87,21 @@ class RunResult:
     paths: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """All numbers under flat names: loss, validation_loss, TASK/SCORER/METRIC, and short names that are unique.
-
-        The first task's first scorer is also reachable by the metric alone: accuracy.
-        """
+        """All numbers that can be an objective, by name: loss, validation_loss, and flat_metrics' names."""
         flat = {k: self.training[k] for k in ("loss", "validation_loss") if self.training.get(k) is not None}
-        for e in self.evaluation:
-            for scorer, values in e.metrics.items():
-                for metric, value in values.items():
-                    flat.setdefault(metric, value)
-                    flat.setdefault(f"{scorer}/{metric}", value)
-                    flat[f"{e.task}/{scorer}/{metric}"] = value
-        return flat
+        return flat | flat_metrics({e.task: e.metrics for e in self.evaluation})
+
+
+def flat_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Values of task -> scorer -> metric under TASK/SCORER/METRIC, and under SCORER/METRIC and METRIC for the first."""
+    flat: dict[str, float] = {}
+    for task, scorers in tasks.items():
+        for scorer, values in scorers.items():
+            for metric, value in values.items():
+                flat[f"{task}/{scorer}/{metric}"] = value
+                flat.setdefault(f"{scorer}/{metric}", value)
+                flat.setdefault(metric, value)
+    return flat
 
 
 def higher_is_better(objective: str) -> bool:
@@ -106,19 +110,22 @@ def higher_is_better(objective: str) -> bool:
     return not (last.endswith("loss") or last in ("mae", "rmse", "brier", "ece", "stderr"))
 
 
-def default_objective(has_tasks: bool, has_validation: bool) -> str:
-    """The objective of a run whose config names none."""
-    return "accuracy" if has_tasks else "validation_loss" if has_validation else "loss"
-
-
 def now() -> str:
     """The time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def to_json(result: RunResult) -> str:
-    """The text of result.json."""
-    return json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False) + "\n"
+    """The text of result.json; a number that is not finite becomes null, which JSON can say."""
+    return json.dumps(_finite(dataclasses.asdict(result)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_result(path: Path) -> RunResult:

@@ -11,7 +11,7 @@ from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
-from cruijff_kit.result import Failure, RunResult, default_objective, git_commit, now, to_json, versions
+from cruijff_kit.result import Failure, RunResult, git_commit, now, to_json, versions
 
 
 def train_then_eval(config: RunConfig, swept: dict | None = None) -> RunResult:
@@ -74,14 +74,7 @@ def _train_and_evaluate(config: RunConfig, plan: Plan, folder: RunFolder, result
     with clock("evaluate"):
         epoch = recipe.summary.epochs - 1
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
-    result.objective = _objective(result)
-
-
-def _objective(result: RunResult) -> float:
-    values = result.metrics()
-    if result.objective_name not in values:
-        raise UserError(f"objective={result.objective_name} was not measured; measured: {', '.join(sorted(values))}")
-    return values[result.objective_name]
+    result.objective = result.metrics()[result.objective_name]
 
 
 def _begin(config: RunConfig, swept: dict) -> RunResult:
@@ -104,9 +97,9 @@ def _begin(config: RunConfig, swept: dict) -> RunResult:
         },
         config_hash=config_hash(config),
         started=now(),
-        objective_name=config.objective
-        or default_objective(bool(config.eval.tasks), config.dataset.validation_split is not None),
-        seeds={"seed": config.seed} | {k: v for k, v in config.dataset.arguments.items() if k == "seed"},
+        objective_name=config.objective_name,
+        seeds={"seed": config.seed}
+        | {f"dataset.arguments.{k}": v for k, v in config.dataset.arguments.items() if k == "seed"},
         versions=versions(),
         git_commit=git_commit(),
         paths={"run": config.output_dir, "data": config.dataset.path, "model": config.model.path},

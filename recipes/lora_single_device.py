@@ -14,6 +14,7 @@ format, one folder per epoch; the model stays in memory for evaluation.
 """
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +147,11 @@ class LoRAFinetuneRecipeSingleDevice:
         return updates[: self.steps.per_epoch]
 
     def _update(self, epoch: int, micro_batches: list[list[int]], bar) -> None:
-        """One step of the optimiser: gradients of the mean loss per labelled token over all micro-batches."""
+        """One step of the optimiser: gradients of the mean loss per labelled token over all micro-batches.
+
+        Raises:
+            FloatingPointError: the loss is not a number; the step is not taken.
+        """
         started = time.perf_counter()
         total, labels, tokens = 0.0, 0, 0
         for rows in micro_batches:
@@ -159,6 +164,8 @@ class LoRAFinetuneRecipeSingleDevice:
             labels += len(batch.targets)
             tokens += batch.num_tokens
         scale_grads(self.model, torch.tensor(1 / labels))
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss is {total} at step {self.global_step + 1}; try a smaller lr")
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable])
         if self.cfg["clip_grad_norm"] is not None:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.cfg["clip_grad_norm"], grad_norm)

@@ -87,7 +87,9 @@ class ChatModel:
         was_training = self.model.training
         self.model.eval()
         try:
-            return _Decoding(self, requests).run()
+            # Every step has shapes of its own, so a model compiled for training would be compiled again and again.
+            with torch.compiler.set_stance("force_eager"):
+                return _Decoding(self, requests).run()
         finally:
             for layer in self.model.layers:
                 layer.attn.kv_cache, layer.attn.cache_enabled = None, False

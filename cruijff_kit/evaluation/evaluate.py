@@ -137,6 +137,8 @@ def _outside_event_loop(call: Callable[[], Any]) -> Any:
 
 def _check(name: str, log: EvalLog) -> int:
     """Number of samples that were answered and scored: all of them."""
+    if log.status == "cancelled":  # inspect-ai took the Ctrl-C
+        raise KeyboardInterrupt
     if log.status != "success":
         reason = log.error.message if log.error else log.status
         raise EvaluationError(f"task {name} ended as {log.status}: {' '.join(reason.split())}")

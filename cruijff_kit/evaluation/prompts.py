@@ -1,10 +1,11 @@
-"""Proof, before anything is trained, that evaluation asks in the very tokens that training teaches.
+"""A rehearsal of each task before anything is trained: it runs, and asks in the very tokens that training teaches.
 
 The task is run through inspect-ai with a recorder in the model's place, so whatever inspect-ai or the task does to a
 message is in what is compared.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from cruijff_kit.config import RunConfig
@@ -39,8 +40,16 @@ class _NumberTokenizer:
         return str(ids[0])
 
 
-def check_prompts(name: str, config: RunConfig) -> int:
-    """Compare the prompts of a task with the same rows as training would read them; return how many were compared.
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a task did with the recorder: prompts compared with training, and scorer -> names of its metrics."""
+
+    prompts: int
+    metrics: dict[str, list[str]]
+
+
+def rehearse(name: str, config: RunConfig) -> Rehearsal:
+    """Run a task without the model and compare its prompts with the same rows as training would read them.
 
     Raises:
         UserError: a prompt differs; its row and the first differing tokens are shown.
@@ -51,16 +60,16 @@ def check_prompts(name: str, config: RunConfig) -> int:
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     task.dataset = task.dataset[:_SAMPLES]
-    task.scorer = None
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
         log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
         if log.status != "success":
             raise UserError(f"eval task {name} cannot run: {' '.join((log.error.message if log.error else '').split())}")
+        metrics = {s.name: list(s.metrics) for s in log.results.scores}
         asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
     for row, prompt in asked.items():
         example = examples[row]
         _compare(name, row, prompt, example.tokens[: example.first_label], tokenizer)
-    return len(asked)
+    return Rehearsal(len(asked), metrics)
 
 
 def _compare(name: str, row: int, asked: list[int], taught: list[int], tokenizer) -> None:

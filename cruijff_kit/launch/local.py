@@ -57,6 +57,7 @@ def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path)
     """Compose each run's config, named by what varies."""
     typed = OmegaConf.to_container(launcher.config.hydra.overrides.task)
     keys = swept_keys(job_overrides, typed)
+    chosen_by_user = any(o.startswith("hydra.sweep.subdir=") for o in launcher.config.hydra.overrides.hydra)
     taken = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
     jobs = []
     for number, overrides in enumerate(job_overrides, initial_job_idx):
@@ -67,6 +68,8 @@ def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.run_name = name
+            if not chosen_by_user:
+                config.hydra.sweep.subdir = name
         jobs.append(Job(number, name, swept, config))
     return jobs
 

@@ -12,6 +12,7 @@ from cruijff_kit.compat import (
     TransformerDecoder,
     get_adapter_params,
     get_lora_module_names,
+    tune_to_peft_adapter_config,
     tune_to_peft_adapter_weights,
 )
 
@@ -27,7 +28,8 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
     """
     attention = model.layers[0].attn
     weights = tune_to_peft_adapter_weights(
-        {name: p.detach().cpu().clone() for name, p in get_adapter_params(model).items()},
+        # activation checkpointing wraps layers, which puts a word of its own into the names
+        {n.replace("_checkpoint_wrapped_module.", ""): p.detach().cpu().clone() for n, p in get_adapter_params(model).items()},
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
         dim=model.tok_embeddings.embedding_dim,
@@ -52,6 +54,7 @@ def peft_config(model_config: dict[str, Any], base_folder: str) -> dict[str, Any
         model_config.get("apply_lora_to_mlp", False),
         model_config.get("apply_lora_to_output", False),
     )
+    targets = tune_to_peft_adapter_config({"target_modules": targets, "r": 0, "lora_alpha": 0})["target_modules"]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
