@@ -4,8 +4,10 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from cruijff_kit.errors import UserError
 
@@ -18,6 +20,51 @@ class PastHydra(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """The command line of a Hydra command, flags first: Hydra itself takes none between two settings.
+
+    Raises:
+        UserError: an unknown flag, or a key added with + that no run has (Hydra's `--cfg` would print it).
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # argparse would print its usage and exit
+    settings = parser.parse_intermixed_args(arguments).overrides
+    _refuse_added(settings)
+    flags, left = [], list(settings)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            flags.append(argument)
+    return flags + settings
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    from cruijff_kit.hints import valid_keys
+
+    flag = re.search(r"unrecognized arguments: -+([\w.-]+)", message)
+    key = flag[1].replace("-", "_") if flag else ""
+    if key in valid_keys():
+        raise UserError(f"--{flag[1]} is not a flag; settings are written without dashes: {key}=VALUE")
+    raise UserError(f"{message}; --help shows every flag")
+
+
+def _refuse_added(settings: list[str]) -> None:
+    added = [match[1] for s in settings if (match := re.match(r"\+{1,2}([\w.]+)=", s))]
+    if not added:
+        return
+    from cruijff_kit.hints import unknown_key, valid_keys
+
+    known = valid_keys()
+    for key in added:
+        parent = key.rpartition(".")[0]
+        # The arguments of generators and of torchtune's components are known to those alone; groups have no dot.
+        if key not in known and parent in known and not parent.startswith(("torchtune", "dataset.arguments")):
+            raise UserError(unknown_key(key))
 
 
 def run_command(command: Callable[[], object]) -> int:

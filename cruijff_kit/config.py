@@ -5,10 +5,13 @@ The YAML in conf/ makes the choices; this file says what may be chosen. `load` t
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,12 @@ def _require(ok: bool, message: str) -> None:
 
 def _at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
-        _require(value is None or value >= low, f"{name.replace('__', '.')} must be at least {low}, not {value}")
+        ok = value is None or low <= value < float("inf")
+        _require(ok, f"{name.replace('__', '.')} must be at least {low}, not {value}")
+
+
+def _above_zero(name: str, value: float, hint: str = "") -> None:
+    _require(0 < value < float("inf"), f"{name} must be above 0 and finite, not {value}{hint}")
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -120,7 +128,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, lora__rank=self.rank)
-        _require(self.alpha > 0, f"lora.alpha must be above 0, not {self.alpha}")
+        _above_zero("lora.alpha", self.alpha)
         _require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), not {self.dropout}")
         for module in self.attn_modules:
             _one_of("lora.attn_modules", module, ("q_proj", "k_proj", "v_proj", "output_proj"))
@@ -252,11 +260,16 @@ class RunConfig:
         _at_least(1, max_steps_per_epoch=self.max_steps_per_epoch)
         _at_least(0, num_warmup_steps=self.num_warmup_steps, weight_decay=self.weight_decay, seed=self.seed)
         _at_least(0, run_val_every_n_steps=self.run_val_every_n_steps)
-        _require(0 < self.lr < float("inf"), f"lr must be above 0, not {self.lr}")
-        _require(
-            self.clip_grad_norm is None or self.clip_grad_norm > 0,
-            f"clip_grad_norm must be above 0, not {self.clip_grad_norm}; null turns clipping off",
-        )
+        _require(self.seed < 2**32, f"seed must be below 2^32, not {self.seed}")
+        _above_zero("lr", self.lr)
+        if self.clip_grad_norm is not None:
+            _above_zero("clip_grad_norm", self.clip_grad_norm, "; null turns clipping off")
+        for name in ("run_name", "experiment"):
+            value = getattr(self, name)
+            _require(
+                not re.search(r"[/\\]", value) and value not in ("", ".", ".."),
+                f"{name}={value} must be the name of one folder, without / or \\",
+            )
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
@@ -321,6 +334,58 @@ def register() -> None:
     ConfigStore.instance().store(name="run_config", node=RunConfig, provider="cruijff_kit")
 
 
+@functools.cache
+def torchtune_template() -> dict[str, Any]:
+    """conf/torchtune.yaml before it is filled; not to be changed."""
+    text = files("cruijff_kit.conf").joinpath("torchtune.yaml").read_text(encoding="utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+# What our recipes do not do, so that another value would have no effect.
+_FIXED = {"resume_from_checkpoint": False, "save_adapter_weights_only": True, "checkpointer.recipe_checkpoint": None}
+# What other optimizers and loggers do not take, so that it may be removed.
+_OPTIONAL = ("optimizer.weight_decay", "metric_logger.log_dir")
+
+
+def _check_torchtune(cfg: DictConfig) -> None:
+    """Refuse a torchtune config with unknown top-level keys, or one that contradicts the typed settings.
+
+    The plan, the run's record and the tables are made from the typed settings, so the recipe must receive the same.
+    """
+    from cruijff_kit.hints import did_you_mean
+
+    template, tree = torchtune_template(), OmegaConf.to_container(cfg)
+    for key in tree["torchtune"]:
+        _require(key in template, f"unknown key torchtune.{key}; {did_you_mean(key, [*template])}")
+    for path, key in _filled(template):
+        value, typed = _value(tree["torchtune"], path), _value(tree, key)
+        if value is MISSING and path in _OPTIONAL:
+            continue
+        _require(value is not MISSING, f"torchtune.{path} cannot be removed; it is filled from {key}")
+        shown = value if isinstance(value, str) else json.dumps(value)
+        _require(value == typed, f"torchtune.{path} is filled from {key}; set {key}={shown} instead")
+    for path, fixed in _FIXED.items():
+        value = _value(tree["torchtune"], path)
+        _require(
+            value == fixed, f"torchtune.{path}={json.dumps(value)} has no effect here; leave it at {json.dumps(fixed)}"
+        )
+
+
+def _value(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree.get(name, MISSING) if isinstance(tree, dict) else MISSING
+    return tree
+
+
+def _filled(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(torchtune key, the key it is filled from); those apart that may be set to differ: what is read, and where from."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and name not in ("dataset", "dataset_val", "tokenizer", "checkpointer"):
+            yield from _filled(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+            yield prefix + name, match[1]
+
+
 def load(cfg: DictConfig) -> RunConfig:
     """Turn a composed config into a RunConfig, resolved and checked.
 
@@ -334,7 +399,9 @@ def load(cfg: DictConfig) -> RunConfig:
     with explained():
         # Merging into a fresh schema refuses what Hydra let through with `+`.
         strict = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(cfg, resolve=True))
-        return OmegaConf.to_object(strict)
+        config = OmegaConf.to_object(strict)
+        _check_torchtune(strict)
+        return config
 
 
 def config_hash(config: RunConfig) -> str:

@@ -5,19 +5,26 @@ Used on the failure path only, so that the normal path pays nothing for it.
 
 import dataclasses
 import difflib
+import re
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     InterpolationKeyError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
+    ValidationError,
 )
 
 from cruijff_kit.errors import UserError
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_FLAGS = "Only one of --run"  # how Hydra's ValueErrors begin
+_RESOLVE = "The --resolve flag"
+_GROUP = "Config group override"
 
 
 @contextmanager
@@ -34,35 +41,69 @@ def explained() -> Iterator[None]:
 
 def explain(error: BaseException) -> str | None:
     """One line for an error that the user can mend, or None for anything else."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from yaml import YAMLError
 
     if isinstance(error, UserError):
         return str(error)
-    cause = error.__cause__
+    if isinstance(error, YAMLError | UnicodeDecodeError):
+        return f"a YAML file cannot be read: {_one_line(error)}"
+    if isinstance(error, ValueError) and str(error).startswith((_FLAGS, _RESOLVE, _GROUP)):
+        return _misused(str(error))
+    if not isinstance(error, OmegaConfBaseException | HydraException):
+        return None
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    return _composition(error)
+
+
+def _composition(error: BaseException) -> str:
+    """What went wrong while values were put together; in which file, where Hydra says so."""
+    from hydra.errors import HydraException
+
+    file = re.match(r"In '([^']+)'", str(error))
+    cause = error.__cause__ or error.__context__
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         error = cause
-    if isinstance(error, InterpolationKeyError | MissingMandatoryValue):
-        return _one_line(error)
-    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:
-        return unknown_key(error.full_key)
-    if isinstance(error, OmegaConfBaseException | HydraException):
-        return _one_line(error)
-    return None
+    if isinstance(error.__cause__, UserError):  # a resolver of ours refused
+        return str(error.__cause__)
+    where = f" in {file[1]}.yaml" if file else ""
+    full_key = getattr(error, "full_key", None)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and full_key:
+        return unknown_key(full_key, where)
+    if isinstance(error, ValidationError) and full_key and (kind := _kind(full_key)):
+        return f"{full_key}={getattr(error, 'value', None)}{where} is not {kind}"
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
+        return f"{missing[1]} is not set; add {missing[1]}=VALUE"
+    if missing := isinstance(error, InterpolationKeyError) and re.search(r"key '([\w.]+)' not found", str(error)):
+        near = nearest(missing[1], valid_keys())
+        return f"{full_key} refers to {missing[1]}, which does not exist" + (f"; did you mean {near}?" if near else "")
+    if values := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
+        key, value = values.groups()
+        return f"{key}={value} has a comma: add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"
+    return _one_line(error).partition(" Config search path:")[0]
 
 
-def unknown_key(full_key: str) -> str:
-    """Say that a key does not exist, with the nearest one that does, else with its neighbours."""
-    parent, _, _ = full_key.rpartition(".")
+def unknown_key(full_key: str, where: str = "") -> str:
+    """Say that a key does not exist, with the nearest one that does, else with its neighbours.
+
+    Args:
+        full_key: dotted.
+        where: " in FILE", if it stands in a file.
+    """
+    parent, _, name = full_key.rpartition(".")
     known = valid_keys()
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     near = nearest(full_key, siblings) or nearest(full_key, known) or _same_last_name(full_key, known)
+    if where and parent and near == name:
+        return f"unknown key {full_key}{where}; for {name} itself the file must open with '# @package _global_'"
     if near:
-        return f"unknown key {full_key}; did you mean {near}?"
+        return f"unknown key {full_key}{where}; did you mean {near}?"
     if siblings:
-        return f"unknown key {full_key}; valid: {', '.join(sorted(siblings))}"
-    return f"unknown key {full_key}; `--cfg job` prints every key"
+        return f"unknown key {full_key}{where}; valid: {', '.join(sorted(siblings))}"
+    return f"unknown key {full_key}{where}; `--cfg job` prints every key"
 
 
 def nearest(name: str, valid: list[str]) -> str | None:
@@ -79,12 +120,9 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 def valid_keys() -> list[str]:
     """Every key of a run, dotted, groups included."""
-    from importlib.resources import files
+    from cruijff_kit.config import RunConfig, torchtune_template
 
-    from cruijff_kit.config import RunConfig
-
-    torchtune = OmegaConf.create(files("cruijff_kit.conf").joinpath("torchtune.yaml").read_text())
-    return list(_dataclass_keys(RunConfig, "")) + list(_tree_keys(OmegaConf.to_container(torchtune), "torchtune."))
+    return list(_dataclass_keys(RunConfig, "")) + list(_tree_keys(torchtune_template(), "torchtune."))
 
 
 def _dataclass_keys(cls: type, prefix: str) -> Iterator[str]:
@@ -92,6 +130,8 @@ def _dataclass_keys(cls: type, prefix: str) -> Iterator[str]:
         yield prefix + f.name
         if dataclasses.is_dataclass(f.type):
             yield from _dataclass_keys(f.type, f"{prefix}{f.name}.")
+        elif f.default_factory is not dataclasses.MISSING and isinstance(made := f.default_factory(), dict):
+            yield from _tree_keys(made, f"{prefix}{f.name}.")
 
 
 def _tree_keys(tree: dict, prefix: str) -> Iterator[str]:
@@ -107,6 +147,7 @@ def _same_last_name(full_key: str, known: list[str]) -> str | None:
 
 
 def _unknown_option(error) -> str:
+    # Hydra gives "option" with or without its group's folder in front.
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options)
     if not group:
@@ -114,6 +155,43 @@ def _unknown_option(error) -> str:
     return f"{group}={option} does not exist; {did_you_mean(option, options)}" + (
         f" (all of {group}: {', '.join(sorted(options))})" if nearest(option, options) else ""
     )
+
+
+def _kind(full_key: str) -> str | None:
+    """What a key's value must be, in words; None for a key that has no type of its own."""
+    kind: Any = _type(full_key)
+    choices = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
+    words = [_KINDS.get(c) or {list: "a list such as [a,b]"}.get(typing.get_origin(c)) for c in choices]
+    return " or ".join(words) if all(words) else None
+
+
+def _type(full_key: str) -> Any:
+    from cruijff_kit.config import RunConfig
+
+    kind: Any = RunConfig
+    for part in full_key.split("."):
+        fields = {f.name: f.type for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+        kind = fields.get(part)
+    return kind
+
+
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or not value.strip() and not key.strip():
+        return f"{override} is not a setting; write key=value, without spaces around the = and the commas"
+    if value.endswith(","):
+        return f"{override} ends in a comma; write the values without spaces: {key}=8,16"
+    if value.count("[") != value.count("]"):
+        return f"{override} has a bracket that is not closed; write {key}=[a,b]"
+    return f"{override} cannot be read; put text with spaces, commas, colons or braces into quotes: '{key}=\"...\"'"
+
+
+def _misused(message: str) -> str:
+    if message.startswith(_GROUP):
+        return "model, dataset, lora, eval and slurm take the name of an option, not a number; --help lists the options"
+    if message.startswith(_FLAGS) and "--cfg" in message:
+        return "-m, --cfg and --info exclude each other; dry_run=true shows the runs of a sweep"
+    return message
 
 
 def _one_line(error: BaseException) -> str:

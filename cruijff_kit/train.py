@@ -5,10 +5,12 @@
     python -m cruijff_kit.train --help
 """
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import hydra_arguments, run_command
 from cruijff_kit.config import register
 from cruijff_kit.launch import plugin
 
@@ -26,7 +28,12 @@ def train(cfg: DictConfig) -> float | None:
 
 def main() -> int:
     """The command, with errors explained; returns the exit code."""
-    return run_command(train)
+
+    def command() -> None:
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
+        train()
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,10 @@ def rehearse(name: str, config: RunConfig) -> Rehearsal:
     task = build_task(name, config)
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
-        log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
+        try:
+            log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
+        except Exception as error:  # whatever a task of the user's does wrong
+            raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if log.status != "success":
             raise UserError(f"eval task {name} cannot run: {' '.join((log.error.message if log.error else '').split())}")
         metrics = {s.name: list(s.metrics) for s in log.results.scores}

@@ -1,7 +1,6 @@
 """Checks a torchtune config before anything is loaded: its keys, its components and their arguments."""
 
 import inspect
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -11,33 +10,48 @@ from cruijff_kit.compat import get_component, instantiate
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 
+# Arguments that the recipe itself gives to a component.
+_GIVEN = {
+    "optimizer": ("params",),
+    "lr_scheduler": ("optimizer", "num_training_steps", "last_epoch"),
+    "dataset": ("tokenizer",),
+    "dataset_val": ("tokenizer",),
+}
+
 
 def check_components(cfg: dict[str, Any]) -> None:
-    """Refuse what the recipe would not read and what a component would not take.
+    """Refuse what a component would not take. (Top-level keys are checked by config.load.)
 
     Args:
         cfg: the torchtune config, resolved.
     Raises:
         UserError: an unknown key, a component that does not exist, or arguments that it refuses.
     """
-    known = OmegaConf.create(files("cruijff_kit.conf").joinpath("torchtune.yaml").read_text())
     for key, node in cfg.items():
-        if key not in known:
-            raise UserError(f"unknown key torchtune.{key}; {did_you_mean(key, [*known])}")
-        if isinstance(node, dict) and "_component_" in node:
-            _check_arguments(f"torchtune.{key}", node)
+        if isinstance(node, dict):
+            _check_arguments(f"torchtune.{key}", node, _GIVEN.get(key, ()))
+    model_type = cfg["checkpointer"].get("model_type")
+    known = [*get_component("torchtune.training.ModelType").__members__]
+    if model_type not in known:
+        raise UserError(f"model.model_type={model_type} does not exist; {did_you_mean(str(model_type), known)}")
     _try_out(cfg)
 
 
-def _check_arguments(path: str, node: dict[str, Any]) -> None:
+def _check_arguments(path: str, node: dict[str, Any], given: tuple[str, ...]) -> None:
+    if "_component_" not in node:
+        raise UserError(f"{path}._component_ is missing")
     component = _component(f"{path}._component_", node["_component_"])
     parameters = inspect.signature(component).parameters
+    for name in given:
+        if name in node:
+            raise UserError(f"{path}.{name} is given by the recipe; it cannot be set")
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
+    valid = [p for p in parameters if p not in given]
     for name in node:
-        if name != "_component_" and name not in parameters:
+        if name != "_component_" and name not in valid:
             raise UserError(
-                f"unknown key {path}.{name}: {node['_component_']} does not take it; {did_you_mean(name, [*parameters])}"
+                f"unknown key {path}.{name}: {node['_component_']} does not take it; {did_you_mean(name, valid)}"
             )
 
 

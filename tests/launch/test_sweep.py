@@ -1,0 +1,111 @@
+"""A sweep from the shell: one process, every run there, a failure that hides nothing, and the same bytes as alone."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+import cruijff_kit
+from cruijff_kit.result import read_result
+
+SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=10"]
+
+
+@pytest.fixture(scope="module")
+def shell(tiny, environment):
+    def run(cwd, *arguments: str, module: str = "cruijff_kit.train"):
+        model = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "cruijff_kit.train" else []
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments, *model], cwd=cwd, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sweep(shell, tmp_path_factory):
+    """Three runs that work and one whose loss overflows."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    done = shell(cwd, "-m", "lora.rank=4,8", "lr=1e-3,1e30", "epochs=2", "lr_scheduler=constant")
+    (folder,) = (cwd / "multirun" / "capitalization").iterdir()
+    return done, folder
+
+
+def test_failed_runs_do_not_hide_the_others(sweep):
+    done, folder = sweep
+    assert done.returncode == 1
+    results = {p.name: read_result(p / "result.json") for p in folder.iterdir() if p.is_dir()}
+    assert {n: r.status for n, r in results.items()} == {
+        "rank=4,lr=0.001": "done", "rank=4,lr=1e+30": "failed", "rank=8,lr=0.001": "done", "rank=8,lr=1e+30": "failed",
+    }  # fmt: skip
+    for name in results:
+        assert name in done.stdout
+    assert "2 of 4 runs failed" in done.stderr and "smaller lr" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert results["rank=8,lr=0.001"].swept == {"lora.rank": 8, "lr": 0.001}
+    assert results["rank=8,lr=0.001"].settings["lora.alpha"] == 16 != results["rank=4,lr=0.001"].settings["lora.alpha"]
+
+
+def test_results_for_programs_and_people(sweep, shell):
+    done, folder = sweep
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [r["Status"] for r in rows] == ["done", "failed", "done", "failed"]
+    assert sum(r["best"] == "True" for r in rows) == 1
+    summary = (folder / "experiment_summary.md").read_text()
+    assert "| Run Name | Model | LoRA Rank | Learning Rate | Batch Size | Epochs | Status |" in summary
+    assert summary.count("| done |") == summary.count("| failed |") == 2
+    frame = cruijff_kit.read_sweep(folder)
+    assert frame["capitalization/match/accuracy"].notna().sum() == 2
+    as_json = shell(folder, str(folder), "--json", module="cruijff_kit.table")
+    assert [r["status"] for r in json.loads(as_json.stdout)] == [r["Status"] for r in rows]
+    as_csv = shell(folder, str(folder), "--csv", module="cruijff_kit.table")
+    assert as_csv.stdout == (folder / "results.csv").read_text() and as_csv.returncode == 0
+    missing = shell(folder, "nowhere", module="cruijff_kit.table")
+    assert missing.returncode == 2 and missing.stderr == "error: no such folder: nowhere\n"
+
+
+def test_untrained_model_is_paid_for_once(sweep):
+    _, folder = sweep
+    cached = [read_result(p).baseline[0].cached for p in sorted(folder.glob("*/result.json"))]
+    assert sorted(cached) == [False, True, True, True]
+
+
+def test_a_run_of_a_sweep_is_the_run_alone(sweep, shell, tmp_path):
+    _, folder = sweep
+    alone = shell(tmp_path, "lora.rank=8", "lr=1e-3", "epochs=2", "lr_scheduler=constant", "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    in_sweep, run = folder / "rank=8,lr=0.001", tmp_path / "alone"
+    adapter = "epoch_1/adapter_model.safetensors"
+    assert (in_sweep / adapter).read_bytes() == (run / adapter).read_bytes()
+    a, b = read_result(in_sweep / "result.json"), read_result(run / "result.json")
+    assert a.metrics() == b.metrics() and a.config_hash == b.config_hash
+    assert "rank=8" not in alone.stdout and "done" in alone.stdout
+
+
+def test_one_impossible_run_starts_nothing(shell, tmp_path):
+    done = shell(tmp_path, "-m", "lora.rank=4,0")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: lora.rank must be at least 1, not 0 (in run rank=0; nothing was started)"
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_sweeper_that_optimises_gets_the_objective(shell, tmp_path):
+    done = shell(
+        tmp_path, "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
+        "lr=tag(log,interval(1e-4,1e-2))", "eval=none", "objective=validation_loss", "hydra.sweep.dir=tuned",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = [read_result(p) for p in tmp_path.glob("tuned/*/result.json")]
+    assert len(results) == 3 and len({r.swept["lr"] for r in results}) == 3
+    best = min(r.objective for r in results)
+    chosen = (tmp_path / "tuned" / "optimization_results.yaml").read_text()
+    assert f"best_value: {best}" in chosen
+
+
+def test_hydras_own_launcher_works_too(shell, tmp_path):
+    done = shell(tmp_path, "-m", "hydra/launcher=basic", "seed=1,2", "eval=none", "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.parent.name for p in tmp_path.glob("out/*/result.json")) == ["0", "1"]

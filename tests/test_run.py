@@ -1,0 +1,92 @@
+"""What a run leaves behind, however it ends."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cruijff_kit
+from cruijff_kit.errors import UserError
+from cruijff_kit.result import read_result
+
+SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-3", "lora.rank=4", "device=cpu", "eval.limit=10"]
+
+
+@pytest.fixture
+def compose(tiny, tmp_path):
+    def made(*overrides: str):
+        return cruijff_kit.compose(
+            ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / 'out'}", *SMALL, *overrides]
+        )
+
+    return made
+
+
+def test_what_a_run_leaves(compose, tmp_path):
+    result = cruijff_kit.train_then_eval(compose())
+    folder = tmp_path / "out"
+    assert {p.name for p in folder.iterdir()} == {
+        "config.yaml", "torchtune.yaml", "metrics.jsonl", "epoch_0", "eval", "result.json",
+    }  # fmt: skip
+    written = json.loads((folder / "result.json").read_text())
+    assert written == json.loads(json.dumps(dataclasses.asdict(result)))
+    assert read_result(folder / "result.json").metrics() == result.metrics()
+    assert written["status"] == "done" and written["error"] is None
+    assert set(written["seconds"]) == {"setup", "baseline", "train", "evaluate", "total"}
+    assert sum(v for k, v in written["seconds"].items() if k != "total") == pytest.approx(
+        written["seconds"]["total"], abs=0.2
+    )
+    assert written["seeds"] == {"seed": 1234, "dataset.arguments.seed": 0}
+    assert written["steps"] == {"per_epoch": 2, "total": 2, "warmup": 1} and written["training"]["steps"] == 2
+    assert {"torch", "torchtune", "inspect-ai", "cruijff_kit"} <= set(written["versions"])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["lora"]["alpha"] == 8
+    assert yaml.safe_load((folder / "torchtune.yaml").read_text())["model"]["lora_rank"] == 4
+    assert Path(written["paths"]["data"]).name == "words_5L_80P_1000.json"
+
+
+def test_the_hash_names_what_is_computed(compose, tmp_path):
+    from cruijff_kit.config import config_hash
+
+    one = config_hash(compose())
+    assert one == config_hash(compose(f"output_dir={tmp_path / 'elsewhere'}", "run_name=x", "slurm.gpus=1"))
+    assert len({one, config_hash(compose("seed=2")), config_hash(compose("lora.alpha=7"))}) == 3
+
+
+def test_a_finished_run_is_not_written_over(compose, tmp_path):
+    cruijff_kit.train_then_eval(compose())
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    with pytest.raises(UserError, match="already holds a finished run"):
+        cruijff_kit.train_then_eval(compose("seed=3"))
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_a_failed_run_says_why(compose, tmp_path):
+    with pytest.raises(FloatingPointError):
+        cruijff_kit.train_then_eval(compose("lr=1e30", "epochs=4", "lr_scheduler=constant", "dtype=fp32"))
+    result = read_result(tmp_path / "out" / "result.json")
+    assert result.status == "failed" and result.error.phase == "train" and "smaller lr" in result.error.message
+    assert result.baseline and not result.evaluation and result.objective is None
+    assert result.training["steps"] >= 1, "what was reached is kept"
+
+
+def test_ctrl_c_leaves_a_result(tiny, tmp_path, environment):
+    command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", "seed=1,2",
+               "epochs=500", "hydra.sweep.dir=sweep", "eval.limit=5"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "sweep" / "seed=1" / "metrics.jsonl"
+    until = time.monotonic() + 90
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    result = read_result(tmp_path / "sweep" / "seed=1" / "result.json")
+    assert result.status == "interrupted" and result.training["steps"] >= 1
+    assert "interrupted" in out and "Traceback" not in err
+    assert not (tmp_path / "sweep" / "seed=2" / "result.json").exists()
