@@ -46,7 +46,7 @@ def explain(error: BaseException) -> str | None:
 
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, YAMLError | UnicodeDecodeError):
+    if isinstance(error, YAMLError):
         return f"a YAML file cannot be read: {_one_line(error)}"
     if isinstance(error, ValueError) and str(error).startswith((_FLAGS, _RESOLVE, _GROUP)):
         return _misused(str(error))
@@ -67,8 +67,9 @@ def _composition(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         error = cause
-    if isinstance(error.__cause__, UserError):  # a resolver of ours refused
-        return str(error.__cause__)
+    inner = error.__cause__ or error.__context__
+    if isinstance(inner, UserError):  # a resolver of ours refused
+        return str(inner)
     where = f" in {file[1]}.yaml" if file else ""
     full_key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and full_key:
@@ -83,7 +84,8 @@ def _composition(error: BaseException) -> str:
     if values := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
         key, value = values.groups()
         return f"{key}={value} has a comma: add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"
-    return _one_line(error).partition(" Config search path:")[0]
+    line = _one_line(error).partition(" Config search path:")[0]
+    return re.sub(r"^In '[^']+': ", "", line).rstrip(".") + where
 
 
 def unknown_key(full_key: str, where: str = "") -> str:
@@ -197,9 +199,6 @@ def _misused(message: str) -> str:
 def _one_line(error: BaseException) -> str:
     # OmegaConf adds lines such as "object_type=LoraConfig" that mean nothing to a user.
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("object_type=", "reference_type="))]
+    kept = [line for line in lines if line and not line.startswith(("object_type=", "reference_type=", "full_key:"))]
     full_key = getattr(error, "full_key", None)
-    if full_key:
-        kept = [line for line in kept if not line.startswith("full_key:")]
-        return f"{full_key}: {' '.join(kept)}"
-    return " ".join(kept)
+    return (f"{full_key}: " if full_key else "") + " ".join(kept)

@@ -44,6 +44,8 @@ def draw_capitalization(
     """
     if not 0 < train_fraction < 1:
         raise UserError(f"dataset.arguments.train_fraction must be between 0 and 1, not {train_fraction}")
+    if not 3 <= word_length <= 9:
+        raise UserError(f"dataset.arguments.word_length must be from 3 to 9, not {word_length}")
     words = [w for w in word_list() if len(w) == word_length]
     if not 3 <= num_words <= len(words):
         raise UserError(
@@ -54,7 +56,10 @@ def draw_capitalization(
     rows = [{"input": w, "output": w.capitalize()} for w in drawn]
     first = int(num_words * train_fraction)
     second = int(num_words * (train_fraction + (1 - train_fraction) / 2))
-    return {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
+    splits = {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
+    if not all(splits.values()):
+        raise UserError(f"dataset.arguments: num_words={num_words}, train_fraction={train_fraction} leaves a split empty")
+    return splits
 
 
 def name_capitalization(

@@ -1,4 +1,6 @@
-"""What happens when a sweep ends: results.csv, experiment_summary.md, the table, and the command's exit code."""
+"""What happens before a single run's folder is made: every check. And when a sweep ends: results.csv,
+experiment_summary.md, the table, and the command's exit code.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,16 @@ from omegaconf import DictConfig
 
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult
+
+
+class RunStart(Callback):
+    """Hydra callback, set in conf/config.yaml: a run that is refused, or only shown, leaves no folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """As task.check_alone. (The runs of a sweep are checked by the launcher.)"""
+        from cruijff_kit.launch.task import check_alone
+
+        check_alone(config)
 
 
 class SweepEnd(Callback):

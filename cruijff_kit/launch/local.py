@@ -4,6 +4,7 @@ One process, so torch is imported once, the base model read once and each distin
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,17 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
     """
     setup_globals()
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
-    jobs = compose_jobs(launcher, job_overrides, initial_job_idx, sweep_dir)
-    configs = [_check(job, sweep_dir) for job in jobs]
+    try:
+        jobs = compose_jobs(launcher, job_overrides, initial_job_idx, sweep_dir)
+        configs = [_check(job, sweep_dir) for job in jobs]
+    except Exception:
+        _leave_nothing(sweep_dir)
+        raise
     if jobs[0].config.dry_run:
         from cruijff_kit.launch.dry_run import show
 
         show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
+        _leave_nothing(sweep_dir)
         return [_returned(job, None) for job in jobs]
     try:
         return [_run(launcher, job, place, len(jobs)) for place, job in enumerate(jobs, 1)]
@@ -51,6 +57,12 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
         # Hydra does not call the callback then.
         write_and_show(sweep_dir)
         raise
+
+
+def _leave_nothing(sweep_dir: Path) -> None:
+    """Remove what Hydra's sweeper wrote, if no run did: the sweep was refused, or only shown."""
+    if [p.name for p in sweep_dir.glob("*")] == ["multirun.yaml"]:
+        shutil.rmtree(sweep_dir)
 
 
 def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[Job]:

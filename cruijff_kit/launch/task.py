@@ -37,6 +37,29 @@ def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
     return load(task)
 
 
+def check_alone(cfg: DictConfig) -> None:
+    """Check a single run, or show it (dry_run), before Hydra makes its folder.
+
+    Args:
+        cfg: as composed, with the ``hydra`` node.
+    Raises:
+        PastHydra: carries a UserError: the run cannot work.
+        SystemExit: with code 0, after a dry run.
+    """
+    from cruijff_kit.plan import check
+
+    try:
+        HydraConfig.instance().set_config(cfg)  # for what refers to ${hydra:...}
+        config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
+        if not config.dry_run:
+            check(config)
+            return
+        _show(config)
+    except Exception as error:
+        raise PastHydra(error) from error
+    raise SystemExit(0)
+
+
 def run_task(cfg: DictConfig) -> float | None:
     """One run in the folder that Hydra made for it; returns its objective.
 
@@ -56,15 +79,18 @@ def run_task(cfg: DictConfig) -> float | None:
 def _run(config: RunConfig) -> float | None:
     from cruijff_kit.run import train_then_eval
 
+    if config.dry_run:  # under a launcher that is not ours
+        return _show(config)
     return train_then_eval(config, _swept.get()).objective
 
 
-def _run_alone(config: RunConfig) -> float | None:
-    if config.dry_run:
-        from cruijff_kit.launch.dry_run import show
+def _show(config: RunConfig) -> None:
+    from cruijff_kit.launch.dry_run import show
 
-        show([(config, {})])
-        return None
+    show([(config, {})])
+
+
+def _run_alone(config: RunConfig) -> float | None:
     try:
         return _run(config)
     finally:

@@ -33,8 +33,7 @@ QUICK_RUNS = ["lora.rank=8", "lr=1e-3"]
 QUICK = ["dataset.max_samples=64", "dataset.arguments.num_words=200", "num_warmup_steps=2"]
 TARGET, AIM = 1.6, 2.5
 PHASES = ("start-up", "training", "evaluation")
-# Measured on a quiet machine with two cores: see README.md.
-OPENMP = {"OMP_WAIT_POLICY": "active"}
+OPENMP = "GOMP_SPINCOUNT=1000"  # how the naive processes' threads wait; what was measured: README.md
 CONNECTIONS = 100  # prompts that the hf provider decodes at once
 
 
@@ -43,16 +42,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1, help="each runs ours, then the naive way (default 1)")
     parser.add_argument("--runs", nargs="+", metavar="OVERRIDE", help=f"the sweep (default: {' '.join(RUNS)})")
     parser.add_argument("--quick", action="store_true", help="one run, few rows")
+    parser.add_argument("--openmp", default=OPENMP, metavar="KEY=VALUE", help=f"naive threads' waiting (default {OPENMP})")
     parser.add_argument("--keep", metavar="DIR", help="work there and keep everything (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     args = parser.parse_args()
     sweep = args.runs or (QUICK_RUNS if args.quick else RUNS)
     with workplace(args.keep) as folder:
-        report = measure(folder, sweep, QUICK if args.quick else [], args.pairs)
+        report = measure(folder, sweep, QUICK if args.quick else [], args.pairs, args.openmp)
     print(json.dumps(report, indent=2)) if args.json else show(report)
 
 
-def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int) -> dict[str, Any]:
+def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int, openmp: str) -> dict[str, Any]:
     """All pairs, one after the other.
 
     Args:
@@ -60,6 +60,7 @@ def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int) -> dic
         sweep: overrides with the values to sweep over.
         fixed: overrides that all runs share.
         pairs: how often.
+        openmp: an environment variable for the naive processes, KEY=VALUE.
     """
     from cruijff_kit.cache import cache_dir
     from cruijff_kit.data.generators import generate
@@ -71,13 +72,13 @@ def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int) -> dic
     # Not part of either side: the base model's conversion, and the naive side's data file.
     fetch(first.model.download, first.model.path)
     generate(first.dataset.generator, first.dataset.arguments)
-    measured = []
+    environment, measured = naive_environment(openmp), []
     for number in range(pairs):
         place = folder / f"pair{number}"
         say(f"pair {number + 1} of {pairs}: ours")
         ours = run_ours(place / "ours", [*sweep, *fixed], cache_dir() / "models")
         say(f"pair {number + 1} of {pairs}: naive")
-        naive = run_naive(place / "naive", configs)
+        naive = run_naive(place / "naive", configs, environment)
         measured.append({"ours": ours, "naive": naive, "ratio": naive["seconds"] / ours["seconds"]})
     return {
         "sweep": sweep,
@@ -87,6 +88,7 @@ def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int) -> dic
         "target": TARGET,
         "aim": AIM,
         "cpus": usable_cpus(),
+        "openmp": openmp,
     }
 
 
@@ -117,35 +119,35 @@ def run_ours(folder: Path, overrides: list[str], models: Path) -> dict[str, Any]
     return {"seconds": seconds, "phases": phases, "runs": runs, "untrained": untrained, "load_average": load}
 
 
-def run_naive(folder: Path, configs: dict[str, Any]) -> dict[str, Any]:
+def run_naive(folder: Path, configs: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """Each run's training and evaluation, and the untrained model's, in processes of their own."""
     folder.mkdir(parents=True)
     load, phases, runs = load_average(), dict.fromkeys(PHASES, 0.0), []
     for number, (name, config) in enumerate(configs.items()):
         place = folder / f"run{number}"
         place.mkdir()
-        trained, merged = train_naive(place, config)
-        evaluated, right = evaluate_naive(place, config, merged)
+        trained, merged = train_naive(place, config, environment)
+        evaluated, right = evaluate_naive(place, config, merged, environment)
         for phase in PHASES:
             phases[phase] += trained.get(phase, 0) + evaluated.get(phase, 0)
         runs.append({"name": name, "train": trained, "evaluate": evaluated, "accuracy": right})
         shutil.rmtree(merged)
     config = next(iter(configs.values()))
-    evaluated, untrained = evaluate_naive(folder, config, Path(config.model.path))
+    evaluated, untrained = evaluate_naive(folder, config, Path(config.model.path), environment)
     for phase in PHASES:
         phases[phase] += evaluated.get(phase, 0)
     # The processes' own seconds: what this script does between them does not count.
     return {"seconds": sum(phases.values()), "phases": phases, "runs": runs, "untrained": untrained, "load_average": load}
 
 
-def train_naive(place: Path, config: Any) -> tuple[dict[str, float], Path]:
+def train_naive(place: Path, config: Any, environment: dict[str, str]) -> tuple[dict[str, float], Path]:
     """Train one run with the stock recipe; returns the seconds of each phase and the folder of the merged model."""
     import yaml
 
     cfg, moments = stock_config(config, place), place / "moments.json"
     (place / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
     command = [sys.executable, str(HERE / "naive_train.py"), "config.yaml", moments.name]
-    seconds = process(command, place, naive_environment(), place / "train.txt")
+    seconds = process(command, place, environment, place / "train.txt")
     at = json.loads(moments.read_text(encoding="utf-8"))
     training = at["trained"] - at["ready"]
     merged = place / f"epoch_{cfg['epochs'] - 1}"
@@ -154,7 +156,9 @@ def train_naive(place: Path, config: Any) -> tuple[dict[str, float], Path]:
     return {"start-up": seconds - training, "training": training}, merged
 
 
-def evaluate_naive(place: Path, config: Any, model: Path) -> tuple[dict[str, float], float]:
+def evaluate_naive(
+    place: Path, config: Any, model: Path, environment: dict[str, str]
+) -> tuple[dict[str, float], float]:
     """Ask one saved model the test split; returns the seconds of each phase and the accuracy."""
     logs, data = place / "logs", config.dataset
     task = {"data": data.path, "split": data.test_split, "prompt": data.prompt}
@@ -165,7 +169,7 @@ def evaluate_naive(place: Path, config: Any, model: Path) -> tuple[dict[str, flo
     command += ["--task-config", "task.json"]
     command += ["--max-tokens", str(config.eval.max_tokens), "--max-connections", str(CONNECTIONS)]
     command += ["--display", "none", "--no-log-realtime", "--log-dir", str(logs)]
-    seconds = process(command, place, naive_environment(), place / "eval.txt")
+    seconds = process(command, place, environment, place / "eval.txt")
     (file,) = logs.glob("*.eval")
     log = read_log(file)
     evaluation = log["seconds"]
@@ -203,10 +207,10 @@ def torch_dtype(config: Any) -> str:
     return str(chosen.dtype).removeprefix("torch.")
 
 
-def naive_environment() -> dict[str, str]:
-    """All processors, the best waiting policy, and no look-ups of models on a network."""
+def naive_environment(openmp: str) -> dict[str, str]:
+    """All processors, the given way of waiting, and no look-ups of models on a network."""
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
-    return {"OMP_NUM_THREADS": str(usable_cpus()), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **OPENMP}
+    return {"OMP_NUM_THREADS": str(usable_cpus()), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **dict([openmp.split("=", 1)])}
 
 
 def process(command: list[str], folder: Path, environment: dict[str, str], output: Path) -> float:

@@ -1,0 +1,56 @@
+"""The main job as a user starts it: the four-run sweep of a real model, from one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import cruijff_kit
+from cruijff_kit.result import read_result
+
+
+@pytest.fixture(scope="module")
+def sweep(smollm2, environment, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("main")
+    done = subprocess.run(
+        [sys.executable, "-m", "cruijff_kit.train", "-m", "lora.rank=8,16", "lr=1e-3,5e-4"],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (cwd / "multirun" / "capitalization").iterdir()
+    return done, folder
+
+
+@pytest.mark.real_model
+def test_the_model_learns_the_task(sweep):
+    _, folder = sweep
+    results = [read_result(p) for p in folder.glob("*/result.json")]
+    assert sorted(r.name for r in results) == [
+        "rank=16,lr=0.0005", "rank=16,lr=0.001", "rank=8,lr=0.0005", "rank=8,lr=0.001",
+    ]  # fmt: skip
+    for r in results:
+        assert r.status == "done" and r.evaluation[0].samples == r.baseline[0].samples == 100
+        assert r.baseline[0].metrics["match"]["accuracy"] < 0.10
+        assert r.training["validation_loss"] < 0.5
+    assert max(r.evaluation[0].metrics["match"]["accuracy"] for r in results) >= 0.80
+
+
+@pytest.mark.real_model
+def test_the_table_names_the_best_run(sweep):
+    done, folder = sweep
+    frame = cruijff_kit.read_sweep(folder)
+    best = frame.loc[frame["best"]].iloc[0]
+    assert best["capitalization/match/accuracy"] == frame["capitalization/match/accuracy"].max()
+    assert f"* {best['Run Name']}" in done.stdout and f"({best['Run Name']})" in done.stdout
+    for column in ("lora.rank", "lr", "loss", "validation loss", "accuracy before", "accuracy after", "seconds"):
+        assert column in done.stdout
+
+
+@pytest.mark.real_model
+def test_everything_is_there_as_data(sweep):
+    _, folder = sweep
+    for run in folder.glob("rank=*"):
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [s["step"] for s in steps if "loss" in s] == list(range(1, 51))
+        assert (run / "epoch_0" / "adapter_config.json").exists() and len(list((run / "eval").glob("*.eval"))) == 2
