@@ -42,6 +42,7 @@ from torchtune.modules.peft import (  # noqa: E402
 )
 from torchtune.training import (  # noqa: E402
     MODEL_KEY,
+    ModelType,
     compile_model,
     get_act_offloading_ctx_manager,
     scale_grads,
@@ -57,6 +58,7 @@ for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torcht
 
 __all__ = [
     "MODEL_KEY",
+    "ModelType",
     "TransformerDecoder",
     "TransformerSelfAttentionLayer",
     "compile_model",

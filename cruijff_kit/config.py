@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ class ModelConfig:
     """Folder with config.json, tokenizer.json and the safetensors files."""
     download: str | None = None
     """Name of the built-in source that makes the folder when it is missing; null: the folder must exist."""
+    hub: str | None = None
+    """The model's name on the Hugging Face hub, for the message that says how to get it."""
     builder: str = MISSING
     """Dotted name of the torchtune LoRA builder."""
     checkpoint_files: list[str] = MISSING
@@ -321,6 +324,7 @@ _RESOLVERS: dict[str, Callable] = {
     "times": lambda a, b: a * b,
     "stem": lambda path: Path(path).stem,
     "cached": lambda name: str(cache_dir() / name),
+    "models": lambda name: str(Path(os.environ.get("CRUIJFF_MODELS") or "models").expanduser().absolute() / name),
     "generated": _generated,
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,

@@ -67,9 +67,11 @@ def _composition(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         error = cause
-    inner = error.__cause__ or error.__context__
-    if isinstance(inner, UserError):  # a resolver of ours refused
-        return str(inner)
+    inner = error
+    while inner is not None:
+        if isinstance(inner, UserError):  # a resolver of ours refused
+            return str(inner)
+        inner = inner.__cause__ or inner.__context__
     where = f" in {file[1]}.yaml" if file else ""
     full_key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and full_key:
@@ -97,14 +99,15 @@ def unknown_key(full_key: str, where: str = "") -> str:
     """
     parent, _, name = full_key.rpartition(".")
     known = valid_keys()
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    near = nearest(full_key, siblings) or nearest(full_key, known) or _same_last_name(full_key, known)
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    near = siblings.get(nearest(name, [*siblings])) or _same_last_name(full_key, known)
+    near = near or (None if siblings else nearest(full_key, known))
     if where and parent and near == name:
         return f"unknown key {full_key}{where}; for {name} itself the file must open with '# @package _global_'"
     if near:
         return f"unknown key {full_key}{where}; did you mean {near}?"
     if siblings:
-        return f"unknown key {full_key}{where}; valid: {', '.join(sorted(siblings))}"
+        return f"unknown key {full_key}{where}; valid: {', '.join(sorted(siblings.values()))}"
     return f"unknown key {full_key}{where}; `--cfg job` prints every key"
 
 

@@ -56,7 +56,7 @@ def check(config: RunConfig) -> Plan:
         say("loading torch, torchtune and inspect-ai")
     if config.dataset.generator is not None:
         generate(config.dataset.generator, config.dataset.arguments)
-    sources.fetch(config.model.download, config.model.path)
+    sources.fetch(config.model)
     data = config.dataset
     for split in (data.train_split, data.validation_split, data.test_split if config.eval.tasks else None):
         if split is not None:

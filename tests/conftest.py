@@ -1,6 +1,9 @@
 """Fixtures for all tests: the tiny model, the real one, and an environment that leaves the user's cache alone."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,26 @@ def cache(tmp_path_factory) -> Path:
 def environment(cache) -> dict[str, str]:
     """Environment of the commands that tests start."""
     return os.environ | {"CRUIJFF_CACHE": str(cache)}
+
+
+@pytest.fixture(scope="session")
+def weightless(tiny, tmp_path_factory) -> Path:
+    """The tiny Llama with garbage for weights: what works on it has not read them."""
+    folder = tmp_path_factory.mktemp("weightless") / "llama"
+    shutil.copytree(tiny, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_cli(environment):
+    """Calls `python -m cruijff_kit.train ARGUMENTS` in a folder; returns code, stdout and stderr as subprocess.run does."""
+
+    def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cruijff_kit.train", *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment | more, capture_output=True, text=True, timeout=300)
+
+    return run
 
 
 @pytest.fixture(scope="session")

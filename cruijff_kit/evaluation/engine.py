@@ -5,7 +5,7 @@ rows, without pad tokens; then all rows take one token a step, and rows that are
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -72,9 +72,12 @@ class ChatModel:
             yield
 
     @torch.inference_mode()
-    def generate(self, requests: list[Request]) -> list[Answer]:
-        """Greedy answers, in the order of the requests (at least one; prompts of at least one token).
+    def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
+        """Greedy answers, in the order of the requests.
 
+        Args:
+            requests: at least one; prompts of at least one token.
+            finished: called each time an answer is complete.
         Raises:
             ValueError: a prompt and its answer do not fit into the model's context.
         """
@@ -89,7 +92,7 @@ class ChatModel:
         try:
             # Every step has shapes of its own, so a model compiled for training would be compiled again and again.
             with torch.compiler.set_stance("force_eager"):
-                return _Decoding(self, requests).run()
+                return _Decoding(self, requests, finished).run()
         finally:
             for layer in self.model.layers:
                 layer.attn.kv_cache, layer.attn.cache_enabled = None, False
@@ -127,9 +130,9 @@ class _Rows:
 class _Decoding:
     """One batch from prompts to answers."""
 
-    def __init__(self, chat: ChatModel, requests: list[Request]) -> None:
+    def __init__(self, chat: ChatModel, requests: list[Request], finished: Callable[[], object]) -> None:
         self.chat, self.model, self.device = chat, chat.model, chat.machine.device
-        self.requests = requests
+        self.requests, self.finished = requests, finished
         self.answers = [Answer() for _ in requests]
         self.stop = set(chat.tokenizer.stop_tokens)
         self.prefix = _common_prefix([r.ids for r in requests])
@@ -255,11 +258,13 @@ class _Decoding:
             answer.logprobs.append(TokenLogprob(token, picked[row], pairs))
             if token in self.stop:
                 answer.stop_reason = "stop"
-                continue
-            answer.ids.append(token)
-            if len(answer.ids) < request.max_tokens:
+            else:
+                answer.ids.append(token)
+            if token not in self.stop and len(answer.ids) < request.max_tokens:
                 going.append(row)
                 tokens.append(token)
+            else:
+                self.finished()
         return going, tokens
 
     def _use(self, caches: list) -> None:

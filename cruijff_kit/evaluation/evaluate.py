@@ -18,7 +18,7 @@ from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.plan import Plan
-from cruijff_kit.progress import say
+from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
 
 
@@ -57,13 +57,15 @@ def run_task(
         EvaluationError: the task raised, or left a sample unanswered or unscored.
     """
     started = time.monotonic()
-    model = open_model(chat_model, config.model.name, config.eval.batch_size)
-    log = run_inspect(build_task(name, config), model, config, log_dir, {"base_model": config.model.path, **metadata})
+    task = build_task(name, config)
+    who = "untrained model" if epoch is None else f"epoch {epoch}"
+    with progress(f"{name}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
+        model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance)
+        log = run_inspect(task, model, config, log_dir, {"base_model": config.model.path, **metadata})
     samples = _check(name, log)
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
     seconds = round(time.monotonic() - started, 3)
     first = next(iter(metrics.values()), {})
-    who = "untrained model" if epoch is None else f"epoch {epoch}"
     say(f"{name}, {who}: " + ", ".join(f"{m} {v:.3f}" for m, v in first.items()) + f" ({samples} samples, {seconds} s)")
     return Evaluation(name, epoch, samples, metrics, log.location, seconds, prompts_checked)
 

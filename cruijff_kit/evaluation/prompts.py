@@ -5,6 +5,7 @@ message is in what is compared.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class _Recorder:
     def __init__(self, tokenizer) -> None:
         self.tokenizer, self.prompts = _NumberTokenizer(tokenizer), []
 
-    def generate(self, requests: list[Request]) -> list[Answer]:
+    def generate(self, requests: list[Request], finished: Callable[[], object]) -> list[Answer]:
         answers = [Answer([len(self.prompts) + i]) for i in range(len(requests))]
         self.prompts += [r.ids for r in requests]
         return answers

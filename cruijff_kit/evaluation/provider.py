@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -37,15 +38,20 @@ _NOT_HONOURED = (
 )
 
 
-def open_model(chat_model: ChatModel, name: str, batch_size: int) -> Model:
+def open_model(
+    chat_model: ChatModel, name: str, batch_size: int, finished: Callable[[], object] = lambda: None
+) -> Model:
     """The model as inspect-ai's tasks see it: `cruijff_kit/NAME`.
 
     Args:
         chat_model: who answers.
         name: what logs call it.
         batch_size: most prompts decoded at once.
+        finished: called each time an answer is complete.
     """
-    return get_model(f"{PROVIDER}/{name}", memoize=False, chat_model=chat_model, batch_size=batch_size)
+    return get_model(
+        f"{PROVIDER}/{name}", memoize=False, chat_model=chat_model, batch_size=batch_size, finished=finished
+    )
 
 
 @dataclass
@@ -66,9 +72,10 @@ class InMemoryAPI(ModelAPI):
         *,
         chat_model: ChatModel,
         batch_size: int = 128,
+        finished: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
-        self.chat_model, self.batch_size = chat_model, batch_size
+        self.chat_model, self.batch_size, self.finished = chat_model, batch_size, finished
         self._queue: queue.Queue[_Waiting | None] = queue.Queue()
         self._worker: threading.Thread | None = None
 
@@ -132,7 +139,7 @@ class InMemoryAPI(ModelAPI):
 
     def _answer(self, batch: list[_Waiting]) -> None:
         try:
-            answers = self.chat_model.generate([w.request for w in batch])
+            answers = self.chat_model.generate([w.request for w in batch], self.finished)
         except BaseException as error:  # the waiting samples must learn of anything that goes wrong here
             for w in batch:
                 w.future.set_exception(error)

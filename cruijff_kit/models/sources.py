@@ -1,12 +1,14 @@
 """Base models that make their own folder: name (`model.download`) -> function(folder). No torch."""
 
+import shlex
 from pathlib import Path
 
+from cruijff_kit.config import ModelConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 
 
-def fetch(download: str | None, folder: str) -> None:
+def fetch(model: ModelConfig) -> None:
     """Make the model's folder if it is missing and a source for it is known.
 
     Raises:
@@ -15,9 +17,12 @@ def fetch(download: str | None, folder: str) -> None:
     from cruijff_kit.models import smollm2
 
     sources = {"smollm2_135m_instruct": smollm2.fetch}
-    if download is not None:
-        if download not in sources:
-            raise UserError(f"model.download={download} does not exist; {did_you_mean(download, [*sources])}")
-        sources[download](Path(folder))
-    elif not Path(folder).is_dir():
-        raise UserError(f"model.path: no such folder {folder}; put the model's files there or set model.path=DIR")
+    if model.download is not None:
+        if model.download not in sources:
+            raise UserError(f"model.download={model.download} does not exist; {did_you_mean(model.download, [*sources])}")
+        sources[model.download](Path(model.path))
+    elif not Path(model.path).is_dir():
+        get = "put the model's files there"
+        if model.hub is not None:
+            get = f"type: hf download {model.hub} --local-dir {shlex.quote(model.path)} --exclude 'original/*'"
+        raise UserError(f"model.path: no such folder {model.path}; {get}; or set model.path=DIR")

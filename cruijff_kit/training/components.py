@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from cruijff_kit.compat import get_component, instantiate
+from cruijff_kit.compat import ModelType, get_component, instantiate
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 
@@ -31,7 +31,7 @@ def check_components(cfg: dict[str, Any]) -> None:
         if isinstance(node, dict):
             _check_arguments(f"torchtune.{key}", node, _GIVEN.get(key, ()))
     model_type = cfg["checkpointer"].get("model_type")
-    known = [*get_component("torchtune.training.ModelType").__members__]
+    known = [*ModelType.__members__]
     if model_type not in known:
         raise UserError(f"model.model_type={model_type} does not exist; {did_you_mean(str(model_type), known)}")
     _try_out(cfg)

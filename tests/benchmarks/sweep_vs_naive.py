@@ -70,7 +70,7 @@ def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int, openmp
     configs = {" ".join(run): composed([*run, *fixed]) for run in grid}
     first = next(iter(configs.values()))
     # Not part of either side: the base model's conversion, and the naive side's data file.
-    fetch(first.model.download, first.model.path)
+    fetch(first.model)
     generate(first.dataset.generator, first.dataset.arguments)
     environment, measured = naive_environment(openmp), []
     for number in range(pairs):

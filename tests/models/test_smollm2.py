@@ -143,7 +143,7 @@ def test_two_processes_at_once_after_a_killed_one(wheels, tmp_path, monkeypatch)
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     logs = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], logs
-    assert "".join(logs).count("Fetching SmolLM2-135M-Instruct") == 1
+    assert "".join(logs).count("fetching SmolLM2-135M-Instruct") == 1
     assert sorted(path.name for path in target.iterdir()) == sorted(smollm2.FILES)
     assert not (tmp_path / "model.partial").exists()
     shutil.rmtree(target)
