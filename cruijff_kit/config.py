@@ -356,11 +356,12 @@ def _check_torchtune(cfg: DictConfig) -> None:
 
     The plan, the run's record and the tables are made from the typed settings, so the recipe must receive the same.
     """
-    from cruijff_kit.hints import did_you_mean
+    from cruijff_kit.hints import unknown_key
 
     template, tree = torchtune_template(), OmegaConf.to_container(cfg)
     for key in tree["torchtune"]:
-        _require(key in template, f"unknown key torchtune.{key}; {did_you_mean(key, [*template])}")
+        if key not in template:
+            raise UserError(unknown_key(f"torchtune.{key}"))
     for path, key in _filled(template):
         value, typed = _value(tree["torchtune"], path), _value(tree, key)
         if value is MISSING and path in _OPTIONAL:

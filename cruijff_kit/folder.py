@@ -7,6 +7,7 @@ multirun/<experiment>/<time>/<run>/
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -44,6 +45,19 @@ class RunFolder:
     def write_yaml(self, name: str, tree: dict) -> Path:
         """Write a tree as YAML."""
         return self.write(name, OmegaConf.to_yaml(OmegaConf.create(tree)))
+
+
+def discard_unused(path: str | Path) -> None:
+    """Remove the folder that Hydra made for something that never started; any other content keeps it.
+
+    A folder above it (the time stamp's) goes with it when that leaves it empty.
+    """
+    folder = Path(path)
+    hydras_own = {".hydra", "train.log", "multirun.yaml"}
+    if folder.is_dir() and {p.name for p in folder.iterdir()} <= hydras_own:
+        shutil.rmtree(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -52,8 +52,6 @@ def check(config: RunConfig) -> Plan:
     from cruijff_kit.data.rows import file_hash, read_split
     from cruijff_kit.models import sources
 
-    if "torch" not in sys.modules:
-        say("loading torch, torchtune and inspect-ai")
     if config.dataset.generator is not None:
         generate(config.dataset.generator, config.dataset.arguments)
     sources.fetch(config.model)
@@ -69,6 +67,8 @@ def check(config: RunConfig) -> Plan:
 
 
 def _work_out(config: RunConfig, data_hash: str) -> Plan:
+    if "torch" not in sys.modules:
+        say("loading torch, torchtune and inspect-ai")
     from cruijff_kit.evaluation.evaluate import check_tasks
     from cruijff_kit.evaluation.prompts import rehearse
     from cruijff_kit.models import base, machine
@@ -81,6 +81,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     check_tasks(config)
     chosen = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
     _check_memory_options(cfg, chosen.device.type)
+    files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     if cfg["dataset_val"]["split"] is not None:
         shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
@@ -101,7 +102,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         cut_rows=sum(e.cut > 0 for e in examples),
         trainable_parameters=trainable,
         total_parameters=total,
-        memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths),
+        memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
     )
@@ -136,7 +137,9 @@ def _count(model: Any) -> tuple[int, int]:
     return sum(p.numel() for p in get_adapter_params(model).values()), sum(p.numel() for p in model.parameters())
 
 
-def _memory(model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int]) -> int:
+def _memory(
+    model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int], files: list[Path]
+) -> int:
     """Peak of a run, bytes: on a GPU the GPU's memory, on a CPU the process's.
 
     Training holds the weights, the adapters' gradients and two AdamW moments, and the activations of one batch. Per layer
@@ -152,7 +155,5 @@ def _memory(model: Any, total: int, trainable: int, machine: Any, cfg: dict[str,
     training = (total + 3 * trainable) * size + activations
     if machine.device.type != "cpu":
         return round(training)
-    folder = Path(cfg["checkpointer"]["checkpoint_dir"])
-    files = [folder / name for name in cfg["checkpointer"]["checkpoint_files"]]
-    reading = sum(f.stat().st_size for f in files if f.is_file()) + total * size
+    reading = sum(f.stat().st_size for f in files) + total * size
     return round(max(training, reading) + 0.5e9)

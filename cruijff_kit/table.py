@@ -38,10 +38,10 @@ def read_results(folder: str | Path) -> list[RunResult]:
 
 
 def best_run(results: list[RunResult]) -> RunResult | None:
-    """The run with the best objective among those that are done; None where objectives differ or are missing."""
+    """The run with the best objective among those that are done; None where there is nothing to compare."""
     done = [r for r in results if r.status == "done" and r.objective is not None]
     names = {r.objective_name for r in done}
-    if len(names) != 1:
+    if len(results) < 2 or len(names) != 1:
         return None
     pick = max if higher_is_better(names.pop()) else min
     return pick(done, key=lambda r: r.objective)
@@ -164,7 +164,7 @@ def show_results(folder: Path) -> None:
     wide = None if sys.stdout.isatty() else 200
     console = Console(width=wide, highlight=False)
     console.print(table)
-    if best is not None and len(results) > 1:
+    if best is not None:
         console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")
     for r in results:
         if r.error:

@@ -26,7 +26,7 @@ TYPOS = [
     ("+lora.rnk=8", "unknown key lora.rnk; did you mean lora.rank?"),
     ("++lora.rnk=8", "unknown key lora.rnk; did you mean lora.rank?"),
     ("+lrr=8", "unknown key lrr; did you mean lr?"),
-    ("+torchtune.optimzer={lr:1}", "unknown key torchtune.optimzer; did you mean optimizer?"),
+    ("+torchtune.optimzer={lr:1}", "unknown key torchtune.optimzer; did you mean torchtune.optimizer?"),
     ("+dataset.arguments.wordlength=5", "unknown key dataset.arguments.wordlength; did you mean word_length?"),
     ("eval=nome", "eval=nome does not exist; did you mean none? (all of eval: capitalization, match, none)"),
     ("lora=big", "lora=big does not exist; valid: default"),
@@ -72,7 +72,8 @@ VALUES = [
 ]
 # The recipe's config contradicts the settings that the plan and the tables are made from, or has no effect.
 TORCHTUNE = [
-    ("+torchtune.optimiser=x", "unknown key torchtune.optimiser; did you mean optimizer?"),
+    ("+torchtune.foo=1", "unknown key torchtune.foo; valid: {torchtune}"),
+    ("+torchtune.optimiser=x", "unknown key torchtune.optimiser; did you mean torchtune.optimizer?"),
     ("torchtune.epochs=3", "torchtune.epochs is filled from epochs; set epochs=3 instead"),
     ("torchtune.batch_size=2", "torchtune.batch_size is filled from batch_size; set batch_size=2 instead"),
     ("torchtune.model.lora_rank=4", "torchtune.model.lora_rank is filled from lora.rank; set lora.rank=4 instead"),
@@ -151,12 +152,12 @@ FILES = [
     ("dataset=root", "unknown key lrr in dataset/root.yaml; did you mean lr?"),
     ("dataset=empty", "dataset.name is not set; add dataset.name=VALUE"),
     ("model=typo", "unknown key model.dowload in model/typo.yaml; did you mean model.download?"),
-    ("model=extra", "unknown key torchtune.modle in model/extra.yaml; did you mean torchtune.model?"),
+    ("model=extra model.path={model}", "unknown key torchtune.modle; did you mean torchtune.model?"),
     ("model=base", "Could not load 'model/hf_lama' in model/base.yaml"),
 ]  # fmt: skip
-WAYS = ("--config-dir {mine}", "hydra.searchpath=[file://{mine}]")
 WITHOUT_TORCH = TYPOS + TYPES + VALUES + TORCHTUNE + GRAMMAR
-WITHOUT_TORCH += [(f"{way} {a}", line) for way in WAYS for a, line in FILES]
+WITHOUT_TORCH += [("--config-dir {mine} " + a, line) for a, line in FILES]
+WITHOUT_TORCH += [("hydra.searchpath=[file://{mine}] " + a, line) for a, line in FILES[:2]]
 
 # In a process of its own: the command once per list of arguments, what came of it, and whether torch was needed.
 SCRIPT = """
@@ -188,7 +189,9 @@ def fill(weightless, cache, tmp_path_factory, request):
         (mine / name).write_text(text)
     models = sorted(p.stem for p in (request.config.rootpath / "conf" / "model").glob("*.yaml"))
     data = generated_path("capitalization", {"word_length": 5, "num_words": 1000, "train_fraction": 0.8, "seed": 0})
-    values = {"{model}": weightless, "{mine}": mine, "{models}": ", ".join(models), "{data}": data}
+    torchtune = sorted(f"torchtune.{key}" for key in cruijff_kit.compose().torchtune)
+    values = {"{model}": weightless, "{mine}": mine, "{data}": data}
+    values |= {"{models}": ", ".join(models), "{torchtune}": ", ".join(torchtune)}
 
     def filled(text: str) -> str:
         for name, value in values.items():

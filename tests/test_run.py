@@ -1,5 +1,6 @@
 """What a run leaves behind, however it ends."""
 
+import asyncio
 import dataclasses
 import json
 import signal
@@ -48,6 +49,13 @@ def test_what_a_run_leaves(compose, tmp_path):
     assert yaml.safe_load((folder / "config.yaml").read_text())["lora"]["alpha"] == 8
     assert yaml.safe_load((folder / "torchtune.yaml").read_text())["model"]["lora_rank"] == 4
     assert Path(written["paths"]["data"]).name == "words_5L_80P_1000.json"
+
+
+def test_in_a_notebook_where_an_event_loop_is_running(compose):
+    async def cell():
+        return cruijff_kit.train_then_eval(compose())
+
+    assert asyncio.run(cell()).evaluation[0].samples == 10
 
 
 def test_the_hash_names_what_is_computed(compose, tmp_path):

@@ -1,5 +1,6 @@
 """What a command would do, shown without reading any weights (dry_run=true)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -9,7 +10,8 @@ from cruijff_kit.plan import Plan, check
 
 
 def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
-    """Print every run with what differs, its steps, tokens and estimates, and each distinct torchtune config.
+    """Print every run with what differs, its steps, tokens and estimates, and the torchtune configs: the first whole,
+    of the others what differs from it.
 
     Args:
         runs: config and swept values of each run.
@@ -32,9 +34,20 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
     for (config, _), plan in zip(runs, plans, strict=True):
         for note in _notes(plan):
             console.print(f"{config.run_name}: {note}", markup=False)
-    for config, _ in runs:
-        console.print(f"\n# torchtune config of {config.run_name}", markup=False)
-        console.print(OmegaConf.to_yaml(OmegaConf.create(config.torchtune)).rstrip(), markup=False, soft_wrap=True)
+    first = dict(_leaves(runs[0][0].torchtune))
+    for number, (config, _) in enumerate(runs):
+        console.print(f"\n# torchtune config of {config.run_name}" + (", where it differs" if number else ""), markup=False)
+        shown = {k: v for k, v in _leaves(config.torchtune) if first.get(k) != v} if number else config.torchtune
+        console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _cells(plan: Plan) -> list[str]:

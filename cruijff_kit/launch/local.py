@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
+from cruijff_kit.folder import discard_unused
 from cruijff_kit.launch.callback import write_and_show
+from cruijff_kit.launch.dry_run import show
 from cruijff_kit.launch.names import run_name, swept_keys, swept_values
+from cruijff_kit.launch.task import load_task, swept_by
+from cruijff_kit.plan import check
+from cruijff_kit.progress import say
 
 
 @dataclass
@@ -37,32 +43,20 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
     Raises:
         UserError: a run that cannot work; none was started.
     """
-    setup_globals()
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
     try:
         jobs = compose_jobs(launcher, job_overrides, initial_job_idx, sweep_dir)
-        configs = [_check(job, sweep_dir) for job in jobs]
-    except Exception:
-        _leave_nothing(sweep_dir)
-        raise
-    if jobs[0].config.dry_run:
-        from cruijff_kit.launch.dry_run import show
-
-        show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
-        _leave_nothing(sweep_dir)
-        return [_returned(job, None) for job in jobs]
-    try:
+        configs = _check_all(jobs, sweep_dir)
+        if jobs[0].config.dry_run:
+            show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
+            return [_returned(job, None) for job in jobs]
         return [_run(launcher, job, place, len(jobs)) for place, job in enumerate(jobs, 1)]
     except KeyboardInterrupt:
         # Hydra does not call the callback then.
         write_and_show(sweep_dir)
         raise
-
-
-def _leave_nothing(sweep_dir: Path) -> None:
-    """Remove what Hydra's sweeper wrote, if no run did: the sweep was refused, or only shown."""
-    if [p.name for p in sweep_dir.glob("*")] == ["multirun.yaml"]:
-        shutil.rmtree(sweep_dir)
+    finally:
+        discard_unused(sweep_dir)
 
 
 def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[Job]:
@@ -86,27 +80,31 @@ def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path)
     return jobs
 
 
-def _check(job: Job, sweep_dir: Path):
-    """The run's typed config, checked as far as can be without weights.
+def _check_all(jobs: list[Job], sweep_dir: Path) -> list[RunConfig]:
+    """The runs' typed configs, checked as far as can be without weights; first what needs no torch, for all of them.
 
     Raises:
         UserError: names the run.
     """
-    from cruijff_kit.launch.task import load_task
-    from cruijff_kit.plan import check
+    configs = []
+    for job in jobs:
+        with _naming(job):
+            configs.append(load_task(job.config, str(sweep_dir / job.name)))
+    for job, config in zip(jobs, configs, strict=True):
+        with _naming(job):
+            check(config)
+    return configs
 
+
+@contextlib.contextmanager
+def _naming(job: Job) -> Iterator[None]:
     try:
-        config = load_task(job.config, str(sweep_dir / job.name))
-        check(config)
+        yield
     except UserError as error:
         raise UserError(f"{error} (in run {job.name}; nothing was started)" if job.swept else str(error)) from error
-    return config
 
 
 def _run(launcher, job: Job, place: int, total: int) -> JobReturn:
-    from cruijff_kit.launch.task import swept_by
-    from cruijff_kit.progress import say
-
     say(f"[{place}/{total}] {job.name}")
     with swept_by(job.swept):
         returned = run_job(

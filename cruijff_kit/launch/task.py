@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from cruijff_kit.command import PastHydra
 from cruijff_kit.config import RunConfig, load
-from cruijff_kit.folder import RunFolder
+from cruijff_kit.folder import RunFolder, discard_unused
 
 # The launcher knows what varies in the sweep; Hydra's task function takes the config alone.
 _swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", default={})  # noqa: B039 (never written)
@@ -74,6 +74,8 @@ def run_task(cfg: DictConfig) -> float | None:
         return _run_alone(load_task(cfg, hydra.runtime.output_dir))
     except Exception as error:
         raise PastHydra(error) from error
+    finally:
+        discard_unused(hydra.runtime.output_dir)
 
 
 def _run(config: RunConfig) -> float | None:

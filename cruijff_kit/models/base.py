@@ -30,12 +30,7 @@ def read_base(checkpointer: dict[str, Any], machine: Machine) -> dict[str, torch
     Raises:
         UserError: a file is missing.
     """
-    folder = Path(checkpointer["checkpoint_dir"])
-    files = [folder / name for name in checkpointer["checkpoint_files"]]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"model.path: {folder} has no {file.name}; a model needs its safetensors files there")
-    versions = [(str(f.absolute()), f.stat().st_mtime_ns, f.stat().st_size) for f in files]
+    versions = [(str(f.absolute()), f.stat().st_mtime_ns, f.stat().st_size) for f in weight_files(checkpointer)]
     key = json.dumps([versions, checkpointer["model_type"], str(machine.device), str(machine.dtype)])
     if key not in _held:
         _held.clear()
@@ -43,6 +38,20 @@ def read_base(checkpointer: dict[str, Any], machine: Machine) -> dict[str, torch
         # Popped one by one, so that the copy in the file's precision does not stay beside the converted one.
         _held[key] = {k: weights.pop(k).to(machine.device, machine.dtype) for k in list(weights)}
     return _held[key]
+
+
+def weight_files(checkpointer: dict[str, Any]) -> list[Path]:
+    """The files with the base weights.
+
+    Raises:
+        UserError: one is missing.
+    """
+    folder = Path(checkpointer["checkpoint_dir"])
+    files = [folder / name for name in checkpointer["checkpoint_files"]]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"model.path: {folder} has no {file.name}; a model needs its safetensors files there")
+    return files
 
 
 def build(model_config: dict[str, Any], base: dict[str, torch.Tensor], machine: Machine) -> TransformerDecoder:

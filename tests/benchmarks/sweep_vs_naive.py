@@ -62,21 +62,18 @@ def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int, openmp
         pairs: how often.
         openmp: an environment variable for the naive processes, KEY=VALUE.
     """
-    from cruijff_kit.cache import cache_dir
-    from cruijff_kit.data.generators import generate
-    from cruijff_kit.models.sources import fetch
-
     grid = [list(run) for run in itertools.product(*map(alternatives, sweep))]
     configs = {" ".join(run): composed([*run, *fixed]) for run in grid}
     first = next(iter(configs.values()))
-    # Not part of either side: the base model's conversion, and the naive side's data file.
-    fetch(first.model)
-    generate(first.dataset.generator, first.dataset.arguments)
+    # Not part of either side: a dry run makes the base model's folder, and the data file that the naive side reads.
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "cruijff_kit.train", *grid[0], *fixed, "dry_run=true"]
+    process(command, folder, {}, folder / "preparation.txt")
     environment, measured = naive_environment(openmp), []
     for number in range(pairs):
         place = folder / f"pair{number}"
         say(f"pair {number + 1} of {pairs}: ours")
-        ours = run_ours(place / "ours", [*sweep, *fixed], cache_dir() / "models")
+        ours = run_ours(place / "ours", [*sweep, *fixed], Path(first.model.path).parent)
         say(f"pair {number + 1} of {pairs}: naive")
         naive = run_naive(place / "naive", configs, environment)
         measured.append({"ours": ours, "naive": naive, "ratio": naive["seconds"] / ours["seconds"]})
