@@ -3,9 +3,10 @@
 One process, so torch is imported once, the base model read once and each distinct data setting tokenised once.
 """
 
+import contextlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
