@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.errors import UserError
@@ -311,8 +311,9 @@ def _generated(generator: str | None, arguments: DictConfig) -> str:
     return str(generated_path(generator, OmegaConf.to_container(arguments)))
 
 
-def _safetensors(folder: str) -> list[str]:
-    return sorted(p.name for p in Path(folder).expanduser().glob("*.safetensors")) or ["model.safetensors"]
+def _safetensors(folder: str) -> ListConfig:
+    # `--resolve` cannot print a plain list that came from a resolver.
+    return ListConfig(sorted(p.name for p in Path(folder).expanduser().glob("*.safetensors")) or ["model.safetensors"])
 
 
 def _lr_scheduler_component(name: str) -> str:

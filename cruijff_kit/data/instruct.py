@@ -4,11 +4,15 @@
 so a prompt cannot be worded in two ways.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from cruijff_kit.data.rows import Row, fill, read_split, text
 from cruijff_kit.errors import UserError
+from cruijff_kit.progress import progress
+
+_LONG = 5000  # rows that take more than a second to tokenise
 
 IGNORE = -100
 """Label of a position that is not learnt (torch's cross-entropy ignore_index)."""
@@ -99,18 +103,25 @@ class InstructDataset:
         max_samples: int | None = None,
     ) -> None:
         asked = conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples)
-        self.examples = []
-        for number, c in enumerate(asked):
-            tokens, prompt_length = tokenizer.example(c.messages, c.answer)
-            limit = tokenizer.max_seq_len or len(tokens)
-            if prompt_length >= limit:
-                raise UserError(
-                    f"{data_files}, split {split!r}, row {number}: the prompt alone has {prompt_length} tokens, so "
-                    f"dataset.max_seq_len={limit} cuts off the whole answer; raise it to {len(tokens)}"
-                )
-            learnt = 1 if train_on_input else prompt_length
-            labels = [IGNORE] * learnt + tokens[learnt:]
-            self.examples.append(Example(tokens[:limit], labels[:limit], max(0, len(tokens) - limit)))
+        self.tokenizer, self.train_on_input = tokenizer, train_on_input
+        with progress(f"tokenising {split}", len(asked)) if len(asked) > _LONG else contextlib.nullcontext() as bar:
+            self.examples = []
+            for number, c in enumerate(asked):
+                self.examples.append(self._example(c, f"{data_files}, split {split!r}, row {number}"))
+                if bar:
+                    bar.advance()
+
+    def _example(self, c: Conversation, where: str) -> Example:
+        tokens, prompt_length = self.tokenizer.example(c.messages, c.answer)
+        limit = self.tokenizer.max_seq_len or len(tokens)
+        if prompt_length >= limit:
+            raise UserError(
+                f"{where}: the prompt alone has {prompt_length} tokens, so dataset.max_seq_len={limit} cuts off the "
+                f"whole answer; raise it to {len(tokens)}"
+            )
+        learnt = 1 if self.train_on_input else prompt_length
+        labels = [IGNORE] * learnt + tokens[learnt:]
+        return Example(tokens[:limit], labels[:limit], max(0, len(tokens) - limit))
 
     def __len__(self) -> int:
         return len(self.examples)

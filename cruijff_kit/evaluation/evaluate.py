@@ -34,7 +34,8 @@ def evaluate(
     Raises:
         EvaluationError: a task raised, or left a sample unanswered or unscored.
     """
-    adapter = {"rank": config.lora.rank, "alpha": config.lora.alpha, "epoch": epoch, "folder": str(folder.epoch(epoch))}
+    saved = str(folder.epoch(epoch)) if folder.epoch(epoch).exists() else None
+    adapter = {"rank": config.lora.rank, "alpha": config.lora.alpha, "epoch": epoch, "folder": saved}
     metadata = {"run": config.run_name, "config_hash": config_hash, "data_hash": plan.data_hash, "adapter": adapter}
     return [
         run_task(name, chat_model, config, folder.eval, epoch, metadata, plan.prompts_checked.get(name, 0))

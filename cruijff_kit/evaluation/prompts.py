@@ -56,7 +56,7 @@ def rehearse(name: str, config: RunConfig) -> Rehearsal:
         UserError: a prompt differs; its row and the first differing tokens are shown.
     """
     tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
-    rows = dict(config.torchtune["dataset"], split=config.dataset.test_split, max_samples=None, train_on_input=False)
+    rows = dict(config.torchtune["dataset"], split=config.dataset.test_split, max_samples=_SAMPLES, train_on_input=False)
     examples = shared.dataset(rows, config.torchtune["tokenizer"])
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)

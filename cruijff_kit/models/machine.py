@@ -1,6 +1,7 @@
 """What the machine offers: device, precision and threads, chosen once per run and recorded with it."""
 
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ def choose(device: str, dtype: str, threads: int | None) -> Machine:
     if dtype == "auto":
         dtype = "bf16" if _computes_in_bf16(chosen) else "fp32"
     if threads is None:
-        threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or _processors())
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     return Machine(chosen, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], threads)
@@ -52,7 +53,13 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _processors() -> int:
+    # macOS cannot say which processors a process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

@@ -27,6 +27,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import cruijff_kit
+
 HERE = Path(__file__).resolve().parent
 RUNS = ["lora.rank=8,16", "lr=1e-3,5e-4"]
 QUICK_RUNS = ["lora.rank=8", "lr=1e-3"]
@@ -63,7 +65,7 @@ def measure(folder: Path, sweep: list[str], fixed: list[str], pairs: int, openmp
         openmp: an environment variable for the naive processes, KEY=VALUE.
     """
     grid = [list(run) for run in itertools.product(*map(alternatives, sweep))]
-    configs = {" ".join(run): composed([*run, *fixed]) for run in grid}
+    configs = {" ".join(run): cruijff_kit.compose([*run, *fixed]) for run in grid}
     first = next(iter(configs.values()))
     # Not part of either side: a dry run makes the base model's folder, and the data file that the naive side reads.
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +96,10 @@ def run_ours(folder: Path, overrides: list[str], models: Path) -> dict[str, Any]
     folder.mkdir(parents=True)
     (folder / "cache").mkdir()
     (folder / "cache" / "models").symlink_to(models, target_is_directory=True)
-    load = load_average()
+    load, cpu = load_average(), cpu_seconds()
     command = [sys.executable, "-m", "cruijff_kit.train", "-m", *overrides]
     seconds = process(command, folder, {"CRUIJFF_CACHE": str(folder / "cache")}, folder / "output.txt")
+    cpu = cpu_seconds() - cpu
     results = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("multirun/*/*/*/result.json")]
     results.sort(key=lambda r: r["started"])
     spent = {name: sum(r["seconds"].get(name, 0) for r in results) for name in ("baseline", "train", "evaluate")}
@@ -113,13 +116,20 @@ def run_ours(folder: Path, overrides: list[str], models: Path) -> dict[str, Any]
         for r in results
     ]
     untrained = accuracy(results[0]["baseline"][0]["metrics"])
-    return {"seconds": seconds, "phases": phases, "runs": runs, "untrained": untrained, "load_average": load}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "phases": phases,
+        "runs": runs,
+        "untrained": untrained,
+        "load_average": load,
+    }
 
 
 def run_naive(folder: Path, configs: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """Each run's training and evaluation, and the untrained model's, in processes of their own."""
     folder.mkdir(parents=True)
-    load, phases, runs = load_average(), dict.fromkeys(PHASES, 0.0), []
+    load, cpu, phases, runs = load_average(), cpu_seconds(), dict.fromkeys(PHASES, 0.0), []
     for number, (name, config) in enumerate(configs.items()):
         place = folder / f"run{number}"
         place.mkdir()
@@ -133,8 +143,14 @@ def run_naive(folder: Path, configs: dict[str, Any], environment: dict[str, str]
     evaluated, untrained = evaluate_naive(folder, config, Path(config.model.path), environment)
     for phase in PHASES:
         phases[phase] += evaluated.get(phase, 0)
-    # The processes' own seconds: what this script does between them does not count.
-    return {"seconds": sum(phases.values()), "phases": phases, "runs": runs, "untrained": untrained, "load_average": load}
+    return {
+        "seconds": sum(phases.values()),  # of the processes: what this script does between them does not count
+        "cpu_seconds": cpu_seconds() - cpu,
+        "phases": phases,
+        "runs": runs,
+        "untrained": untrained,
+        "load_average": load,
+    }
 
 
 def train_naive(place: Path, config: Any, environment: dict[str, str]) -> tuple[dict[str, float], Path]:
@@ -245,13 +261,6 @@ def accuracy(metrics: dict[str, dict[str, float]]) -> float:
     return metrics["match"]["accuracy"]
 
 
-def composed(overrides: list[str]) -> Any:
-    """One run's config."""
-    import cruijff_kit
-
-    return cruijff_kit.compose(overrides)
-
-
 def alternatives(override: str) -> list[str]:
     """key=a,b -> [key=a, key=b]."""
     key, _, values = override.partition("=")
@@ -261,6 +270,12 @@ def alternatives(override: str) -> list[str]:
 def usable_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def cpu_seconds() -> float:
+    """Processor seconds of all child processes that have ended; other programs on the machine hardly change them."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def load_average() -> float | None:
@@ -305,6 +320,8 @@ def seconds_table(pair: dict[str, Any], title: str) -> Table:
         table.add_row(phase, f"{ours:.1f}", f"{naive:.1f}", f"{naive / ours:.2f}")
     table.add_section()
     table.add_row("all", f"{pair['ours']['seconds']:.1f}", f"{pair['naive']['seconds']:.1f}", f"{pair['ratio']:.2f}")
+    cpu = [pair[side]["cpu_seconds"] for side in ("ours", "naive")]
+    table.add_row("processor seconds", *(f"{c:.1f}" for c in cpu), f"{cpu[1] / cpu[0]:.2f}")
     loads = [pair[side]["load_average"] for side in ("ours", "naive")]
     table.add_row("load average before", *("?" if load is None else f"{load:.2f}" for load in loads))
     return table
