@@ -36,7 +36,6 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer 
 from torchtune.modules.peft import (  # noqa: E402
     disable_adapter,
     get_adapter_params,
-    get_adapter_state_dict,
     get_lora_module_names,
     set_trainable_params,
 )
@@ -50,7 +49,6 @@ from torchtune.training import (  # noqa: E402
     set_default_dtype,
     set_seed,
 )
-from torchtune.training.lr_schedulers import get_cosine_schedule_with_warmup  # noqa: E402
 
 # torchtune logs each step of a set-up, through handlers of its own; what matters of it is said by us.
 for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torchtune")]:
@@ -65,9 +63,7 @@ __all__ = [
     "disable_adapter",
     "get_act_offloading_ctx_manager",
     "get_adapter_params",
-    "get_adapter_state_dict",
     "get_component",
-    "get_cosine_schedule_with_warmup",
     "get_lora_module_names",
     "instantiate",
     "llama3_2",

@@ -5,14 +5,12 @@ The YAML in conf/ makes the choices; this file says what may be chosen. `load` t
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.errors import UserError
+from cruijff_kit.torchtune_config import check_torchtune
 
 LR_SCHEDULERS = {
     "cosine": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
@@ -252,7 +251,7 @@ class RunConfig:
     enable_activation_offloading: bool = False
     """Keep activations in host memory (CUDA, with activation checkpointing)."""
     objective: str | None = None
-    """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy, ...
+    """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy.
     null: accuracy where there are tasks, else the validation loss, else the loss."""
     dry_run: bool = False
     """Show what would run, and stop."""
@@ -281,9 +280,13 @@ class RunConfig:
             not self.run_val_every_n_steps or self.dataset.validation_split is not None,
             "run_val_every_n_steps asks for validation, but dataset.validation_split is null",
         )
-        _require(self.dataset.system_prompt == "" or self.model.kind == "chat", (
-            f"dataset.system_prompt is set, but {self.model.name} is a base model and has no system role; "
-            "put the text into dataset.prompt and set dataset.system_prompt=''"))
+        _require(
+            self.dataset.system_prompt == "" or self.model.kind == "chat",
+            (
+                f"dataset.system_prompt is set, but {self.model.name} is a base model and has no system role; "
+                "put the text into dataset.prompt and set dataset.system_prompt=''"
+            ),
+        )
 
     @property
     def objective_name(self) -> str:
@@ -339,59 +342,6 @@ def register() -> None:
     ConfigStore.instance().store(name="run_config", node=RunConfig, provider="cruijff_kit")
 
 
-@functools.cache
-def torchtune_template() -> dict[str, Any]:
-    """conf/torchtune.yaml before it is filled; not to be changed."""
-    text = files("cruijff_kit.conf").joinpath("torchtune.yaml").read_text(encoding="utf-8")
-    return OmegaConf.to_container(OmegaConf.create(text))
-
-
-# What our recipes do not do, so that another value would have no effect.
-_FIXED = {"resume_from_checkpoint": False, "save_adapter_weights_only": True, "checkpointer.recipe_checkpoint": None}
-# What other optimizers and loggers do not take, so that it may be removed.
-_OPTIONAL = ("optimizer.weight_decay", "metric_logger.log_dir")
-
-
-def _check_torchtune(cfg: DictConfig) -> None:
-    """Refuse a torchtune config with unknown top-level keys, or one that contradicts the typed settings.
-
-    The plan, the run's record and the tables are made from the typed settings, so the recipe must receive the same.
-    """
-    from cruijff_kit.hints import unknown_key
-
-    template, tree = torchtune_template(), OmegaConf.to_container(cfg)
-    for key in tree["torchtune"]:
-        if key not in template:
-            raise UserError(unknown_key(f"torchtune.{key}"))
-    for path, key in _filled(template):
-        value, typed = _value(tree["torchtune"], path), _value(tree, key)
-        if value is MISSING and path in _OPTIONAL:
-            continue
-        _require(value is not MISSING, f"torchtune.{path} cannot be removed; it is filled from {key}")
-        shown = value if isinstance(value, str) else json.dumps(value)
-        _require(value == typed, f"torchtune.{path} is filled from {key}; set {key}={shown} instead")
-    for path, fixed in _FIXED.items():
-        value = _value(tree["torchtune"], path)
-        _require(
-            value == fixed, f"torchtune.{path}={json.dumps(value)} has no effect here; leave it at {json.dumps(fixed)}"
-        )
-
-
-def _value(tree: Any, path: str) -> Any:
-    for name in path.split("."):
-        tree = tree.get(name, MISSING) if isinstance(tree, dict) else MISSING
-    return tree
-
-
-def _filled(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(torchtune key, the key it is filled from); those apart that may be set to differ: what is read, and where from."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and name not in ("dataset", "dataset_val", "tokenizer", "checkpointer"):
-            yield from _filled(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", value)):
-            yield prefix + name, match[1]
-
-
 def load(cfg: DictConfig) -> RunConfig:
     """Turn a composed config into a RunConfig, resolved and checked.
 
@@ -406,7 +356,7 @@ def load(cfg: DictConfig) -> RunConfig:
         # Merging into a fresh schema refuses what Hydra let through with `+`.
         strict = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(cfg, resolve=True))
         config = OmegaConf.to_object(strict)
-        _check_torchtune(strict)
+        check_torchtune(OmegaConf.to_container(strict))
         return config
 
 

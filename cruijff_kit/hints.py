@@ -85,7 +85,8 @@ def _composition(error: BaseException) -> str:
         return f"{full_key} refers to {missing[1]}, which does not exist" + (f"; did you mean {near}?" if near else "")
     if values := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
         key, value = values.groups()
-        return f"{key}={value} has a comma: add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"
+        ways = f"add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"
+        return f"{key}={value} has a comma: {ways}"
     line = _one_line(error).partition(" Config search path:")[0]
     return re.sub(r"^In '[^']+': ", "", line).rstrip(".") + where
 
@@ -125,7 +126,8 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 def valid_keys() -> list[str]:
     """Every key of a run, dotted, groups included."""
-    from cruijff_kit.config import RunConfig, torchtune_template
+    from cruijff_kit.config import RunConfig
+    from cruijff_kit.torchtune_config import torchtune_template
 
     return list(_dataclass_keys(RunConfig, "")) + list(_tree_keys(torchtune_template(), "torchtune."))
 

@@ -90,6 +90,8 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
     trainable, total = _count(model)
     rehearsals = {name: rehearse(name, config) for name in config.eval.tasks}
+    for name, r in rehearsals.items():
+        _check_answers(name, config, r.longest, model.max_seq_len)
     _check_objective(config, {name: r.metrics for name, r in rehearsals.items()})
     rows_used = min(len(examples), steps.per_epoch * cfg["batch_size"] * cfg["gradient_accumulation_steps"])
     lengths = [len(e.tokens) for e in examples]
@@ -123,12 +125,22 @@ def _check_lengths(config: RunConfig, longest: int, context: int) -> None:
         )
 
 
+def _check_answers(name: str, config: RunConfig, prompt: int, context: int) -> None:
+    if prompt + config.eval.max_tokens > context:
+        raise UserError(
+            f"eval.max_tokens={config.eval.max_tokens}: with prompts of {prompt} tokens in {name}, {config.model.name} "
+            f"has room for {context - prompt}; set eval.max_tokens={max(1, context - prompt)}"
+        )
+
+
 def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]]) -> None:
     losses = ["loss"] + ["validation_loss"] * (config.torchtune["dataset_val"]["split"] is not None)
     names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in tasks.items()}
     measured = [*losses, *flat_metrics(names)]
     if config.objective_name not in measured:
-        raise UserError(f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}")
+        raise UserError(
+            f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"
+        )
 
 
 def _count(model: Any) -> tuple[int, int]:

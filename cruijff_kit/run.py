@@ -28,7 +28,7 @@ def train_then_eval(config: RunConfig, swept: dict | None = None) -> RunResult:
     """
     folder = RunFolder(config.output_dir)
     if folder.result.exists():
-        raise UserError(f"{folder.path} already holds a finished run; choose another output_dir")
+        raise UserError(f"{folder.path} already holds a run; choose another output_dir")
     result = _begin(config, swept or {})
     clock = _Clock(result)
     with clock("setup"):

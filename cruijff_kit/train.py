@@ -1,8 +1,8 @@
 """Train and evaluate one run, or a sweep of runs with -m.
 
-    python -m cruijff_kit.train lora.rank=16 lr=5e-4
-    python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-4,5e-5
-    python -m cruijff_kit.train --help
+python -m cruijff_kit.train lora.rank=16 lr=5e-4
+python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-4,5e-5
+python -m cruijff_kit.train --help
 """
 
 import sys

@@ -46,7 +46,7 @@ def weightless(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_cli(environment):
-    """Calls `python -m cruijff_kit.train ARGUMENTS` in a folder; returns code, stdout and stderr as subprocess.run does."""
+    """Calls `python -m cruijff_kit.train ARGUMENTS` in a folder; returns what subprocess.run does."""
 
     def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cruijff_kit.train", *arguments]

@@ -31,8 +31,10 @@ TYPOS = [
     ("eval=nome", "eval=nome does not exist; did you mean none? (all of eval: capitalization, match, none)"),
     ("lora=big", "lora=big does not exist; valid: default"),
     ("model=smolm2_135m", "model=smolm2_135m does not exist; did you mean smollm2_135m? (all of model: {models})"),
-    ("hydra/launcher=nope", "hydra/launcher=nope does not exist; valid: basic, cruijff_kit, submitit_local, submitit_slurm"),
-    ("lora=8", "model, dataset, lora, eval and slurm take the name of an option, not a number; --help lists the options"),
+    ("hydra/launcher=nope",
+     "hydra/launcher=nope does not exist; valid: basic, cruijff_kit, submitit_local, submitit_slurm"),
+    ("lora=8",
+     "model, dataset, lora, eval and slurm take the name of an option, not a number; --help lists the options"),
 ]  # fmt: skip
 TYPES = [
     ("lora.rank=abc", "lora.rank=abc is not a whole number"),
@@ -78,6 +80,8 @@ TORCHTUNE = [
     ("torchtune.batch_size=2", "torchtune.batch_size is filled from batch_size; set batch_size=2 instead"),
     ("torchtune.model.lora_rank=4", "torchtune.model.lora_rank is filled from lora.rank; set lora.rank=4 instead"),
     ("torchtune.optimizer.lr=1", "torchtune.optimizer.lr is filled from lr; set lr=1 instead"),
+    ("~torchtune.profiler", "torchtune.profiler cannot be removed or replaced; set what is in it"),
+    ("torchtune.loss=null", "torchtune.loss cannot be removed or replaced; set what is in it"),
     ("~torchtune.optimizer.lr", "torchtune.optimizer.lr cannot be removed; it is filled from lr"),
     ("torchtune.resume_from_checkpoint=true", "torchtune.resume_from_checkpoint=true has no effect here; "
      "leave it at false"),
@@ -90,10 +94,12 @@ CHECKS = [
      "did you mean betas?"),
     ("+torchtune.optimizer.betas=[2,3]", "torchtune.optimizer: torch.optim.AdamW refuses its arguments: "
      "Invalid beta parameter at index 0: 2"),
-    ("+torchtune.lr_scheduler.num_training_steps=3", "torchtune.lr_scheduler.num_training_steps is given by the recipe; "
+    ("+torchtune.lr_scheduler.num_training_steps=3",
+     "torchtune.lr_scheduler.num_training_steps is given by the recipe; "
      "it cannot be set"),
     ("model.model_type=LLAMA9", "model.model_type=LLAMA9 does not exist; did you mean LLAMA3?"),
-    ("num_warmup_steps=5000", "num_warmup_steps=5000 never ends: training has 50 steps (400 rows, 8 per step, 1 epochs); "
+    ("num_warmup_steps=5000",
+     "num_warmup_steps=5000 never ends: training has 50 steps (400 rows, 8 per step, 1 epochs); "
      "set num_warmup_steps to at most 16"),
     ("dataset.train_split=trian", "{data} has no split 'trian'; did you mean train?"),
     ("dataset.validation_split=dev", "{data} has no split 'dev'; valid: test, train, validation"),
@@ -110,12 +116,14 @@ GRAMMAR = [
     ("lora.rank=8,16", "lora.rank=8,16 has a comma: add -m to sweep, or write lora.rank=[8,16] for a list, "
      "'lora.rank=\"8,16\"' for text"),
     ("-m lora.rank=8, 16", "lora.rank=8, ends in a comma; write the values without spaces: lora.rank=8,16"),
-    ("dataset.prompt=Say:{input}!", "dataset.prompt=Say:{input}! cannot be read; put text with spaces, commas, colons or "
+    ("dataset.prompt=Say:{input}!",
+     "dataset.prompt=Say:{input}! cannot be read; put text with spaces, commas, colons or "
      "braces into quotes: 'dataset.prompt=\"...\"'"),
     ("--lr 1e-4", "--lr is not a flag; settings are written without dashes: lr=VALUE"),
     ("--batch-size=4", "--batch-size is not a flag; settings are written without dashes: batch_size=VALUE"),
     ("--bogus", "unrecognized arguments: --bogus; --help shows every flag"),
-    ("--cfg jobb", "argument --cfg/-c: invalid choice: 'jobb' (choose from 'job', 'hydra', 'all'); --help shows every flag"),
+    ("--cfg jobb",
+     "argument --cfg/-c: invalid choice: 'jobb' (choose from 'job', 'hydra', 'all'); --help shows every flag"),
     ("-m --cfg job", "-m, --cfg and --info exclude each other; dry_run=true shows the runs of a sweep"),
     ("--cfg job +lora.rnk=8", "unknown key lora.rnk; did you mean lora.rank?"),
 ]  # fmt: skip
@@ -144,9 +152,11 @@ MINE = {
 FILES = [
     ("dataset=typo", "unknown key dataset.pth in dataset/typo.yaml; did you mean dataset.path?"),
     ("dataset=type", "dataset.max_seq_len=lots in dataset/type.yaml is not a whole number or null"),
-    ("dataset=syntax", 'a YAML file cannot be read: mapping values are not allowed here in "{mine}/dataset/syntax.yaml", '
+    ("dataset=syntax",
+     'a YAML file cannot be read: mapping values are not allowed here in "{mine}/dataset/syntax.yaml", '
      "line 2, column 6"),
-    ("dataset=list", "Merge error: list is not a subclass of DatasetConfig. value: ['name', 'path'] in dataset/list.yaml"),
+    ("dataset=list",
+     "Merge error: list is not a subclass of DatasetConfig. value: ['name', 'path'] in dataset/list.yaml"),
     ("dataset=misplaced", "unknown key dataset.lr in dataset/misplaced.yaml; for lr itself the file must open with "
      "'# @package _global_'"),
     ("dataset=root", "unknown key lrr in dataset/root.yaml; did you mean lr?"),
@@ -221,7 +231,9 @@ def with_model(arguments: str, fill) -> list[str]:
 
 def by_arguments(*tables):
     """One test per line of the tables."""
-    return pytest.mark.parametrize(("arguments", "line"), [pytest.param(*c, id=c[0]) for table in tables for c in table])
+    return pytest.mark.parametrize(
+        ("arguments", "line"), [pytest.param(*c, id=c[0]) for table in tables for c in table]
+    )
 
 
 @by_arguments(WITHOUT_TORCH)

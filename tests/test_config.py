@@ -1,11 +1,14 @@
-"""What may be set and what follows from it: defaults, interpolation, the escape hatch, a user's own files, and the pages
-that the command prints (--cfg, --help, dry_run) without torch or without weights.
+"""What may be set and what follows from it: defaults, interpolation, the escape hatch, a user's own files.
+
+And the pages that the command prints without torch (--cfg, --help) or without weights (dry_run).
 """
 
 import ast
+import json
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -99,7 +102,9 @@ assert not heavy, heavy
 def test_help_shows_examples_groups_and_settings(command):
     code, out, _ = command("--help")
     assert code == 0
-    examples = [line.split("  ")[1].strip() for line in out.splitlines() if line.startswith("  python -m cruijff_kit.train")]
+    examples = [
+        line.split("  ")[1].strip() for line in out.splitlines() if line.startswith("  python -m cruijff_kit.train")
+    ]
     assert "python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-4,5e-5" in examples
     assert "\nlora: default\n" in out and "\nslurm: local\n" in out and "num_warmup_steps: " in out
 
@@ -117,10 +122,12 @@ def test_every_example_of_the_help_composes(command, tmp_path, tiny):
         cruijff_kit.compose(first)
 
 
-def test_dry_run_of_one_run(command, weightless, cache):
+def test_dry_run_of_one_run(command, weightless):
     """Steps, tokens, parameters, memory, disk and the recipe's config, of a model whose weights cannot be read."""
     model = ["model=hf_llama", f"model.path={weightless}", "lora.rank=8"]
-    code, out, _ = command(*model, "dry_run=true", "batch_size=4", "gradient_accumulation_steps=2", "epochs=2", "dtype=fp32")
+    code, out, _ = command(
+        *model, "dry_run=true", "batch_size=4", "gradient_accumulation_steps=2", "epochs=2", "dtype=fp32"
+    )
     assert code == 0
     titles, values = table(out)
     assert titles == [
@@ -131,23 +138,21 @@ def test_dry_run_of_one_run(command, weightless, cache):
     # rank x (in + out) of q, v and o projections and the MLP's three, in 4 layers
     per_layer = 8 * ((128 + 128) + (128 + 64) + (128 + 128) + 3 * (128 + 336))
     assert row[7].startswith(f"{4 * per_layer} (") and row[8].endswith(" MB") and row[9] == "537 kB"
-    assert int(row[6]) == 2 * rows_as_tokens(weightless, cache)
+    assert int(row[6]) == 2 * rows_as_tokens(weightless)
     shown = yaml.safe_load(out.partition("# torchtune config of run\n")[2])
     assert shown["model"]["lora_alpha"] == 16 and shown["epochs"] == 2
     assert not list(Path.cwd().rglob("*"))
 
 
-def rows_as_tokens(model: Path, cache: Path) -> int:
+def rows_as_tokens(model: Path) -> int:
     """Tokens of the 400 rows, by the tokenizers library and the template written out."""
-    import json
-
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    (data,) = cache.glob("data/capitalization/*/words_5L_80P_1000.json")
+    rows = json.loads(Path(cruijff_kit.compose().dataset.path).read_text())["train"][:400]
     texts = [
         f"<|im_start|>user\nCapitalize the word: {r['input']}<|im_end|>\n<|im_start|>assistant\n{r['output']}<|im_end|>"
-        for r in json.loads(data.read_text())["train"][:400]
+        for r in rows
     ]
     return sum(len(tokenizer.encode(t).ids) for t in texts)
 
@@ -174,6 +179,15 @@ def test_dry_run_of_a_sweep(command, weightless):
     assert not [p for p in Path.cwd().rglob("*") if p.is_file()]
 
 
+def test_dry_run_of_a_search(command, weightless):
+    """A sweeper that optimises shows its first trial and ends there, without an objective."""
+    model = ["model=hf_llama", f"model.path={weightless}", "dataset.max_samples=80", "num_warmup_steps=1"]
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "lr=interval(1e-4,1e-3)"]
+    code, out, _ = command("-m", *model, *search, "dry_run=true")
+    assert code == 0 and "1 run; nothing is started" in out
+    assert table(out)[0][:2] == ["run", "lr"] and not [p for p in Path.cwd().rglob("*") if p.is_file()]
+
+
 def table(out: str) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows of a printed table."""
     lines = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in out.splitlines() if line.startswith(("│", "┃"))]
@@ -182,17 +196,13 @@ def table(out: str) -> tuple[list[str], list[list[str]]]:
 
 def test_what_torchtune_alone_knows_reaches_the_recipe(tiny, tmp_path):
     """+torchtune.optimizer.betas is in the optimiser that trains."""
-    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
-    from cruijff_kit.training.components import check_components
-
-    config = cruijff_kit.compose(
-        ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path}", "dataset.max_samples=8", "num_warmup_steps=0",
-         "device=cpu", "+torchtune.optimizer.betas=[0.9,0.95]", "+torchtune.lr_scheduler.num_cycles=0.25"]
-    )  # fmt: skip
     from cruijff_kit.plan import check
+    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 
+    own = ["+torchtune.optimizer.betas=[0.9,0.95]", "+torchtune.lr_scheduler.num_cycles=0.25"]
+    small = ["dataset.max_samples=8", "num_warmup_steps=0", "device=cpu", f"output_dir={tmp_path}"]
+    config = cruijff_kit.compose(["model=hf_llama", f"model.path={tiny}", *small, *own])
     check(config)
-    check_components(config.torchtune)
     recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
     recipe.setup()
     recipe.cleanup()
@@ -210,7 +220,7 @@ def test_another_optimizer_may_take_fewer_arguments():
 def filled_keys() -> list[tuple[str, str]]:
     """From conf/torchtune.yaml, read as text: each key that is `${a typed key}` and the typed key."""
     found, parents = [], []
-    for line in Path(cruijff_kit.config.files("cruijff_kit.conf").joinpath("torchtune.yaml")).read_text().splitlines():
+    for line in Path(files("cruijff_kit.conf").joinpath("torchtune.yaml")).read_text().splitlines():
         if match := re.fullmatch(r"( *)(\w+):(?: \$\{([\w.]+)\})?", line):
             depth = len(match[1]) // 2
             parents = [*parents[:depth], match[2]]
@@ -226,10 +236,12 @@ def test_filled_keys_are_found():
 
 @pytest.mark.parametrize(("key", "typed"), filled_keys())
 def test_no_filled_key_may_be_set_on_its_own(composed, key, typed):
-    """Else the plan, the record and the tables, which read the typed settings, would tell another story than happened."""
+    """Else plan, record and tables, which read the typed settings, would tell another story than what happened."""
     cfg = composed.copy()
     OmegaConf.update(cfg, f"torchtune.{key}", 31, force_add=True)
-    with pytest.raises(UserError, match=rf"^torchtune\.{re.escape(key)} is filled from {typed}; set {typed}=31 instead$"):
+    with pytest.raises(
+        UserError, match=rf"^torchtune\.{re.escape(key)} is filled from {typed}; set {typed}=31 instead$"
+    ):
         load(cfg)
 
 

@@ -69,9 +69,15 @@ def test_the_hash_names_what_is_computed(compose, tmp_path):
 def test_a_finished_run_is_not_written_over(compose, tmp_path):
     cruijff_kit.train_then_eval(compose())
     before = (tmp_path / "out" / "result.json").read_bytes()
-    with pytest.raises(UserError, match="already holds a finished run"):
+    with pytest.raises(UserError, match="already holds a run"):
         cruijff_kit.train_then_eval(compose("seed=3"))
     assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_an_answer_longer_than_the_model_can_read_is_refused_first(compose, tmp_path):
+    with pytest.raises(UserError, match="eval.max_tokens=500: with prompts of .* set eval.max_tokens=4"):
+        cruijff_kit.train_then_eval(compose("eval.max_tokens=500"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_run_says_why(compose, tmp_path):
@@ -86,7 +92,8 @@ def test_a_failed_run_says_why(compose, tmp_path):
 def test_ctrl_c_leaves_a_result(tiny, tmp_path, environment):
     command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", "seed=1,2",
                "epochs=500", "hydra.sweep.dir=sweep", "eval.limit=5"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)
     metrics = tmp_path / "sweep" / "seed=1" / "metrics.jsonl"
     until = time.monotonic() + 90
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:

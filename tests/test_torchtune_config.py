@@ -1,7 +1,7 @@
-"""Our torchtune configs and torchtune's own say the same, but for the differences that are named here with their reason.
+"""Our torchtune configs and torchtune's own say the same, but for the differences named here with their reasons.
 
-conf/torchtune.yaml, filled for each model we ship, is compared key by key with the LoRA config that the installed torchtune
-ships for that model.
+conf/torchtune.yaml, filled for each model we ship, is compared key by key with the LoRA config that the installed
+torchtune ships for that model.
 """
 
 import importlib.util
@@ -87,7 +87,9 @@ DIFFERENCES_OF = {
 def torchtunes(config: str) -> dict[str, Any]:
     """The config that the installed torchtune ships, filled."""
     package = Path(importlib.util.find_spec("torchtune").origin).parent
-    return OmegaConf.to_container(OmegaConf.load(package.parent / "recipes" / "configs" / f"{config}.yaml"), resolve=True)
+    return OmegaConf.to_container(
+        OmegaConf.load(package.parent / "recipes" / "configs" / f"{config}.yaml"), resolve=True
+    )
 
 
 @pytest.fixture
@@ -130,7 +132,11 @@ def test_differences_from_torchtunes_own_config_are_named(ours, model):
     keys = differing(ours(model), torchtunes(SHIPPED[model]))
     assert not unnamed(keys, SHIPPED[model])
     # A reason whose difference is gone is removed.
-    stale = {d for d in DIFFERENCES_OF[SHIPPED[model]] | DIFFERENCES if not any(k == d or k.startswith(f"{d}.") for k in keys)}
+    stale = {
+        d
+        for d in DIFFERENCES_OF[SHIPPED[model]] | DIFFERENCES
+        if not any(k == d or k.startswith(f"{d}.") for k in keys)
+    }
     assert not stale
 
 
@@ -164,7 +170,9 @@ def test_each_model_says_how_to_get_it(request, model):
     text = (request.config.rootpath / "conf" / "model" / f"{model}.yaml").read_text()
     config = cruijff_kit.compose([f"model={model}"]).model
     assert f"hf download {config.hub} --local-dir models/{Path(config.path).name} --exclude 'original/*'" in text
-    assert config.hub == f"meta-llama/{config.name}" and config.kind == ("chat" if "Instruct" in config.name else "base")
+    assert config.hub == f"meta-llama/{config.name}" and config.kind == (
+        "chat" if "Instruct" in config.name else "base"
+    )
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
@@ -185,19 +193,24 @@ def test_each_builder_makes_the_whole_model(ours, model):
 
 
 def test_a_dry_run_of_a_large_model_needs_no_weights(tiny, tmp_path, monkeypatch, capsys):
-    """With a tokenizer in the folder and nothing else that is large."""
+    """Its folder holds a tokenizer and an empty file where the weights belong."""
     from cruijff_kit.train import main
 
     folder = tmp_path / "models" / "Llama-3.1-8B-Instruct"
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / name, folder)
+    (folder / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["train.py", "model=llama3_1_8b_instruct", "dry_run=true", "lora.rank=8", "dtype=bf16"])
+    monkeypatch.setattr(
+        "sys.argv", ["train.py", "model=llama3_1_8b_instruct", "dry_run=true", "lora.rank=8", "dtype=bf16"]
+    )
     with pytest.raises(SystemExit, match="0"):
         main()
     out = capsys.readouterr().out
-    assert "20971520 (0.26%)" in out and " 41.9 MB " in out
+    # rank x (in + out) of q, v and o projections and the MLP's three, in 32 layers; 2 bytes each on disk
+    adapters = 32 * 8 * ((4096 + 4096) + (4096 + 1024) + (4096 + 4096) + 3 * (4096 + 14336))
+    assert f" {adapters} (0.24%) " in out and f" {2 * adapters / 1e6:.1f} MB " in out, out[:2000]
 
 
 def test_the_schedulers_exist():

@@ -58,13 +58,13 @@ def draw_capitalization(
     second = int(num_words * (train_fraction + (1 - train_fraction) / 2))
     splits = {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
     if not all(splits.values()):
-        raise UserError(f"dataset.arguments: num_words={num_words}, train_fraction={train_fraction} leaves a split empty")
+        raise UserError(
+            f"dataset.arguments: num_words={num_words}, train_fraction={train_fraction} leaves a split empty"
+        )
     return splits
 
 
-def name_capitalization(
-    word_length: int = 5, num_words: int = 1000, train_fraction: float = 0.8, seed: int = 0
-) -> str:
+def name_capitalization(word_length: int = 5, num_words: int = 1000, train_fraction: float = 0.8, seed: int = 0) -> str:
     """The file's name as in v1: ``words_5L_80P_1000.json`` for 1000 words of 5 letters, 80% of them in ``train``."""
     return f"words_{word_length}L_{int(100 * train_fraction)}P_{num_words}.json"
 

@@ -92,5 +92,7 @@ def _read(path: str, mtime_ns: int, size: int) -> dict[str, list[Row]]:
             raise UserError(f"{path}: split {name!r} is a {type(rows).__name__}, not a list of rows; {layout}")
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise UserError(f"{path}, split {name!r}, row {number}: a {type(row).__name__}, not an object; {layout}")
+                raise UserError(
+                    f"{path}, split {name!r}, row {number}: a {type(row).__name__}, not an object; {layout}"
+                )
     return splits

@@ -65,6 +65,16 @@ def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str
     data = config.dataset
     asked = [data.test_split, data.prompt, data.system_prompt, data.column_map]
     machine = {k: v for k, v in chat_model.describe().items() if k != "threads"}
-    identity = [name, str(Path(config.model.path).absolute()), model, config.model.kind, config.torchtune["model"]
-                ["_component_"], plan.data_hash, asked, decoding, machine, versions()]
+    identity = [
+        name,
+        str(Path(config.model.path).absolute()),
+        model,
+        config.model.kind,
+        config.torchtune["model"]["_component_"],
+        plan.data_hash,
+        asked,
+        decoding,
+        machine,
+        versions(),
+    ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

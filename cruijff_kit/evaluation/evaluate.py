@@ -148,7 +148,9 @@ def _check(name: str, log: EvalLog) -> int:
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:
-        raise EvaluationError(f"task {name}: {len(failed)} of {expected} samples failed, first: {failed[0].error.message}")
+        raise EvaluationError(
+            f"task {name}: {len(failed)} of {expected} samples failed, first: {failed[0].error.message}"
+        )
     scored = [s for s in samples if s.scores]
     if not expected or len(scored) != expected:
         raise EvaluationError(f"task {name}: {len(scored)} of {expected} samples were scored")

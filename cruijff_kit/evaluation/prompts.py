@@ -43,9 +43,13 @@ class _NumberTokenizer:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a task did with the recorder: prompts compared with training, and scorer -> names of its metrics."""
+    """What a task did with the recorder.
+
+    prompts: how many were compared with training. longest: tokens of the longest one. metrics: scorer -> its metrics.
+    """
 
     prompts: int
+    longest: int
     metrics: dict[str, list[str]]
 
 
@@ -56,7 +60,9 @@ def rehearse(name: str, config: RunConfig) -> Rehearsal:
         UserError: a prompt differs; its row and the first differing tokens are shown.
     """
     tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
-    rows = dict(config.torchtune["dataset"], split=config.dataset.test_split, max_samples=_SAMPLES, train_on_input=False)
+    rows = dict(
+        config.torchtune["dataset"], split=config.dataset.test_split, max_samples=_SAMPLES, train_on_input=False
+    )
     examples = shared.dataset(rows, config.torchtune["tokenizer"])
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
@@ -65,15 +71,19 @@ def rehearse(name: str, config: RunConfig) -> Rehearsal:
         try:
             log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
         except Exception as error:  # whatever a task of the user's does wrong
-            raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"eval task {name} cannot run: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         if log.status != "success":
-            raise UserError(f"eval task {name} cannot run: {' '.join((log.error.message if log.error else '').split())}")
+            raise UserError(
+                f"eval task {name} cannot run: {' '.join((log.error.message if log.error else '').split())}"
+            )
         metrics = {s.name: list(s.metrics) for s in log.results.scores}
         asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
     for row, prompt in asked.items():
         example = examples[row]
         _compare(name, row, prompt, example.tokens[: example.first_label], tokenizer)
-    return Rehearsal(len(asked), metrics)
+    return Rehearsal(len(asked), max(map(len, asked.values())), metrics)
 
 
 def _compare(name: str, row: int, asked: list[int], taught: list[int], tokenizer) -> None:

@@ -33,8 +33,16 @@ _DEFAULT_MAX_TOKENS = 32
 _LINGER_SECONDS = 0.02
 # Greedy decoding honours none of these, so a task that asks for one is refused rather than answered otherwise.
 _NOT_HONOURED = (
-    "top_p", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "best_of", "stop_seqs", "response_schema",
-    "reasoning_effort", "reasoning_tokens",
+    "top_p",
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "best_of",
+    "stop_seqs",
+    "response_schema",
+    "reasoning_effort",
+    "reasoning_tokens",
 )
 
 

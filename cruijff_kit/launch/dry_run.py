@@ -23,8 +23,19 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
 
     plans = [check(config) for config, _ in runs]
     table = Table(title=f"{len(runs)} run{'s' * (len(runs) > 1)}; nothing is started", title_justify="left")
-    columns = ["run", *runs[0][1], "rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory",
-               "disk"]
+    columns = [
+        "run",
+        *runs[0][1],
+        "rows",
+        "batch",
+        "steps/epoch",
+        "steps",
+        "warm-up",
+        "tokens",
+        "trained",
+        "memory",
+        "disk",
+    ]
     for column in columns:
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for (config, swept), plan in zip(runs, plans, strict=True):
@@ -36,7 +47,8 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
             console.print(f"{config.run_name}: {note}", markup=False)
     first = dict(_leaves(runs[0][0].torchtune))
     for number, (config, _) in enumerate(runs):
-        console.print(f"\n# torchtune config of {config.run_name}" + (", where it differs" if number else ""), markup=False)
+        differs = ", where it differs" if number else ""
+        console.print(f"\n# torchtune config of {config.run_name}{differs}", markup=False)
         shown = {k: v for k, v in _leaves(config.torchtune) if first.get(k) != v} if number else config.torchtune
         console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
 
@@ -53,9 +65,15 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _cells(plan: Plan) -> list[str]:
     steps = plan.steps
     return [
-        f"{plan.rows}", f"{plan.effective_batch}", f"{steps['per_epoch']}", f"{steps['total']}", f"{steps['warmup']}",
-        f"{plan.tokens}", f"{plan.trainable_parameters} ({plan.trainable_parameters / plan.total_parameters:.2%})",
-        size(plan.memory_bytes), size(plan.disk_bytes),
+        f"{plan.rows}",
+        f"{plan.effective_batch}",
+        f"{steps['per_epoch']}",
+        f"{steps['total']}",
+        f"{steps['warmup']}",
+        f"{plan.tokens}",
+        f"{plan.trainable_parameters} ({plan.trainable_parameters / plan.total_parameters:.2%})",
+        size(plan.memory_bytes),
+        size(plan.disk_bytes),
     ]
 
 

@@ -5,13 +5,12 @@ One process, so torch is imported once, the base model read once and each distin
 
 import contextlib
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job
+from hydra.core.utils import JobReturn, JobStatus, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cruijff_kit.config import RunConfig
@@ -43,6 +42,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
 
     Raises:
         UserError: a run that cannot work; none was started.
+        SystemExit: with code 0, after a dry run.
     """
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
     try:
@@ -50,7 +50,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
         configs = _check_all(jobs, sweep_dir)
         if jobs[0].config.dry_run:
             show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
-            return [_returned(job, None) for job in jobs]
+            raise SystemExit(0)  # a sweeper that optimises would ask for an objective
         return [_run(launcher, job, place, len(jobs)) for place, job in enumerate(jobs, 1)]
     except KeyboardInterrupt:
         # Hydra does not call the callback then.
@@ -120,8 +120,3 @@ def _run(launcher, job: Job, place: int, total: int) -> JobReturn:
         say(f"[{place}/{total}] {job.name} failed: {' '.join(str(error).split()) or type(error).__name__}")
         returned.return_value, returned.status = math.nan, JobStatus.COMPLETED
     return returned
-
-
-def _returned(job: Job, value: float | None) -> JobReturn:
-    overrides = filter_overrides(OmegaConf.to_container(job.config.hydra.overrides.task))
-    return JobReturn(overrides=overrides, cfg=job.config, status=JobStatus.COMPLETED, _return_value=value)

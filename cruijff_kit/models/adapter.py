@@ -29,7 +29,10 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
     attention = model.layers[0].attn
     weights = tune_to_peft_adapter_weights(
         # activation checkpointing wraps layers, which puts a word of its own into the names
-        {n.replace("_checkpoint_wrapped_module.", ""): p.detach().cpu().clone() for n, p in get_adapter_params(model).items()},
+        {
+            n.replace("_checkpoint_wrapped_module.", ""): p.detach().cpu().clone()
+            for n, p in get_adapter_params(model).items()
+        },
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
         dim=model.tok_embeddings.embedding_dim,

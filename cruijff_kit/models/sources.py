@@ -19,7 +19,8 @@ def fetch(model: ModelConfig) -> None:
     sources = {"smollm2_135m_instruct": smollm2.fetch}
     if model.download is not None:
         if model.download not in sources:
-            raise UserError(f"model.download={model.download} does not exist; {did_you_mean(model.download, [*sources])}")
+            hint = did_you_mean(model.download, [*sources])
+            raise UserError(f"model.download={model.download} does not exist; {hint}")
         sources[model.download](Path(model.path))
     elif not Path(model.path).is_dir():
         get = "put the model's files there"

@@ -137,8 +137,6 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 def _compile(template: str):
     # The environment that transformers renders chat templates in, so that templates behave the same.
-    import datetime
-
     import jinja2.ext
     import jinja2.sandbox
 
@@ -150,5 +148,6 @@ def _compile(template: str):
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    # transformers also offers strftime_now, with which Llama 3's template writes today's date into every prompt; left out,
+    # the template takes a fixed date, and a run does not depend on the day.
     return environment.from_string(template)

@@ -22,9 +22,17 @@ from rich.table import Table
 TARGET = 1.5
 OURS = ("cruijff_kit", [sys.executable, "-m", "cruijff_kit.train", "--cfg", "job"])
 BARE = ("bare Hydra app", [sys.executable, "-m", "hello", "--cfg", "job"])
-HEAVY = ("torch", "torchtune", "transformers", "inspect_ai", "datasets", "pandas", "numpy")  # what start-up must not load
+HEAVY = (
+    "torch",
+    "torchtune",
+    "transformers",
+    "inspect_ai",
+    "datasets",
+    "pandas",
+    "numpy",
+)  # what start-up must not load
 
-HELLO = '''
+HELLO = """
 import hydra
 from omegaconf import DictConfig
 
@@ -36,7 +44,7 @@ def hello(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     hello()
-'''
+"""
 CONFIG = "greeting: hello\nname: world\n"
 
 

@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1, help="each runs ours, then the naive way (default 1)")
     parser.add_argument("--runs", nargs="+", metavar="OVERRIDE", help=f"the sweep (default: {' '.join(RUNS)})")
     parser.add_argument("--quick", action="store_true", help="one run, few rows")
-    parser.add_argument("--openmp", default=OPENMP, metavar="KEY=VALUE", help=f"naive threads' waiting (default {OPENMP})")
+    parser.add_argument(
+        "--openmp", default=OPENMP, metavar="KEY=VALUE", help=f"naive threads' waiting (default {OPENMP})"
+    )
     parser.add_argument("--keep", metavar="DIR", help="work there and keep everything (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     args = parser.parse_args()
@@ -193,9 +195,22 @@ def stock_config(config: Any, place: Path) -> dict[str, Any]:
     """Our run's torchtune config as the stock recipe takes it, in its fastest settings for a CPU."""
     ours = config.torchtune
     same = (
-        "model", "tokenizer", "optimizer", "lr_scheduler", "seed", "shuffle", "batch_size", "epochs",
-        "max_steps_per_epoch", "gradient_accumulation_steps", "clip_grad_norm", "compile", "log_every_n_steps",
-        "resume_from_checkpoint", "enable_activation_checkpointing", "enable_activation_offloading",
+        "model",
+        "tokenizer",
+        "optimizer",
+        "lr_scheduler",
+        "seed",
+        "shuffle",
+        "batch_size",
+        "epochs",
+        "max_steps_per_epoch",
+        "gradient_accumulation_steps",
+        "clip_grad_norm",
+        "compile",
+        "log_every_n_steps",
+        "resume_from_checkpoint",
+        "enable_activation_checkpointing",
+        "enable_activation_offloading",
     )
     return {
         **{key: ours[key] for key in same},
@@ -223,7 +238,12 @@ def torch_dtype(config: Any) -> str:
 def naive_environment(openmp: str) -> dict[str, str]:
     """All processors, the given way of waiting, and no look-ups of models on a network."""
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
-    return {"OMP_NUM_THREADS": str(usable_cpus()), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **dict([openmp.split("=", 1)])}
+    return {
+        "OMP_NUM_THREADS": str(usable_cpus()),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": path,
+        **dict([openmp.split("=", 1)]),
+    }
 
 
 def process(command: list[str], folder: Path, environment: dict[str, str], output: Path) -> float:

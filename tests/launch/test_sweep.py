@@ -88,7 +88,10 @@ def test_a_run_of_a_sweep_is_the_run_alone(sweep, shell, tmp_path):
 def test_one_impossible_run_starts_nothing(shell, tmp_path):
     done = shell(tmp_path, "-m", "lora.rank=4,0")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: lora.rank must be at least 1, not 0 (in run rank=0; nothing was started)"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: lora.rank must be at least 1, not 0 (in run rank=0; nothing was started)"
+    )
     assert not list(tmp_path.rglob("result.json"))
 
 

@@ -32,7 +32,9 @@ def assert_peft_agrees(recipe) -> None:
         theirs = model(ids).logits
         torch.testing.assert_close(recipe.model(ids), theirs, rtol=0, atol=2e-4)
         with model.disable_adapter():
-            assert (model(ids).logits - theirs).abs().max() > 0.01, "the adapter does nothing, so the test proves nothing"
+            assert (model(ids).logits - theirs).abs().max() > 0.01, (
+                "the adapter does nothing, so the test proves nothing"
+            )
 
 
 @pytest.mark.parametrize(
@@ -46,9 +48,7 @@ def assert_peft_agrees(recipe) -> None:
     ids=" ".join,
 )
 def test_peft_loads_the_adapter(tiny, tmp_path, lora):
-    assert_peft_agrees(
-        trained(tmp_path, "model=hf_llama", f"model.path={tiny}", "dataset.max_samples=40", *lora)
-    )
+    assert_peft_agrees(trained(tmp_path, "model=hf_llama", f"model.path={tiny}", "dataset.max_samples=40", *lora))
 
 
 @pytest.mark.real_model

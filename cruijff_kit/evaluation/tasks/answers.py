@@ -9,9 +9,7 @@ from inspect_ai.solver import generate
 from cruijff_kit.data.instruct import Message, conversations
 
 
-def answers_task(
-    data: str, split: str, prompt: str, system_prompt: str, input_column: str, output_column: str
-) -> Task:
+def answers_task(data: str, split: str, prompt: str, system_prompt: str, input_column: str, output_column: str) -> Task:
     """A task that asks each row of a split and scores the answer against the row's output.
 
     match: the answer is the output, exactly. includes: the output stands somewhere in the answer. Both mind the case.
