@@ -87,7 +87,7 @@ for arguments in (["--cfg", "job"], ["--cfg", "job", "--resolve"], ["--help"], [
 heavy = {"torch", "torchtune", "inspect_ai", "transformers", "pandas", "submitit"} & set(sys.modules)
 assert not heavy, heavy
 """
-    line = "cruijff-kit lora."
+    line = "cruijff-kit-train lora."
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
         env=environment | {"COMP_LINE": line, "COMP_POINT": str(len(line))},

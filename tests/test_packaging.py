@@ -135,11 +135,11 @@ def test_a_sweep_from_the_checkout(run_cli, tiny, tmp_path):
 
 
 def test_the_short_command_completes(from_wheel, installed, tmp_path):
-    """`cruijff-kit` is installed, and Hydra's tab completion, which cannot serve `python -m`, works for it."""
-    line = "cruijff-kit eval="
+    """`cruijff-kit-train` is installed, and Hydra's tab completion, which cannot serve `python -m`, works for it."""
+    line = "cruijff-kit-train eval="
     done = from_wheel(
-        str(installed / "bin" / "cruijff-kit"), "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))
+        str(installed / "bin" / "cruijff-kit-train"), "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))
     )
     assert done.stdout.split() == ["eval=capitalization", "eval=match", "eval=none"], done.stderr
-    script = (installed / "bin" / "cruijff-kit").read_text()
+    script = (installed / "bin" / "cruijff-kit-train").read_text()
     assert script.startswith("#!") and "cruijff_kit.train" in script

@@ -1,4 +1,4 @@
-"""The capitalisation task as one would write it for `inspect eval`; it asks what cruijff_kit's task of that name asks."""
+"""The capitalisation task as one would write it for `inspect eval`; it asks what our task of that name asks."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ RECIPE = "lora_finetune_single_device"
 
 
 class ChatRows:
-    """Our rows as torchtune's recipes want them: a mapping of tokens and labels. The ids are those that our recipe reads.
+    """Our rows as torchtune's recipes want them: tokens and labels. The ids are those that our recipe reads.
 
     Args:
         tokenizer: given by the recipe.

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/startup.py --runs 7
 
-The two commands take turns, so that a busy machine slows both. Nothing is asserted; the target is a ratio of at most 1.5.
+The two commands take turns, so that a busy machine slows both. Nothing is asserted; the target is at most 1.5.
 """
 
 import argparse
