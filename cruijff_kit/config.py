@@ -236,6 +236,10 @@ class RunConfig:
     """Validation loss also every N updates; 0: after each epoch only."""
     log_every_n_steps: int = 1
     """Write a line to metrics.jsonl every N updates."""
+    checkpoint_every_n_steps: int = 0
+    """Save a state to resume from every N updates; 0: only when the run is asked to stop."""
+    resume_from_checkpoint: bool = False
+    """Go on from the newest saved state in output_dir, if there is one."""
     epochs_to_save: Any = "all"
     """all, none, last, or a list of 0-indexed epochs whose adapter is kept."""
     device: str = "auto"
@@ -262,6 +266,7 @@ class RunConfig:
         _at_least(1, max_steps_per_epoch=self.max_steps_per_epoch)
         _at_least(0, num_warmup_steps=self.num_warmup_steps, weight_decay=self.weight_decay, seed=self.seed)
         _at_least(0, run_val_every_n_steps=self.run_val_every_n_steps)
+        _at_least(0, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
         _require(self.seed < 2**32, f"seed must be below 2^32, not {self.seed}")
         _above_zero("lr", self.lr)
         if self.clip_grad_norm is not None:
@@ -365,5 +370,8 @@ def config_hash(config: RunConfig) -> str:
     tree = dataclasses.asdict(config)
     for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "slurm"):
         del tree[name]
+    for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
+        del tree[name], tree["torchtune"][name]
+    tree["torchtune"]["metric_logger"].pop("append", None)
     text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -34,6 +34,11 @@ class RunFolder:
         """Folder of evaluation logs."""
         return self.path / "eval"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the states that an unfinished run goes on from; removed when the run is done."""
+        return self.path / "checkpoint"
+
     def epoch(self, number: int) -> Path:
         """Folder of the adapter saved after an epoch, counted from 0."""
         return self.path / f"epoch_{number}"

@@ -89,7 +89,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     model = base.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
     trainable, total = _count(model)
-    rehearsals = {name: rehearse(name, config) for name in config.eval.tasks}
+    rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
         _check_answers(name, config, r.longest, model.max_seq_len)
     _check_objective(config, {name: r.metrics for name, r in rehearsals.items()})

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from cruijff_kit.errors import UserError
 
 # What our recipes do not do, so that another value would have no effect.
-_FIXED = {"resume_from_checkpoint": False, "save_adapter_weights_only": True, "checkpointer.recipe_checkpoint": None}
+_FIXED = {"save_adapter_weights_only": True, "checkpointer.recipe_checkpoint": None}
 # What other optimizers and loggers do not take, so that it may be removed.
-_OPTIONAL = ("optimizer.weight_decay", "metric_logger.log_dir")
+_OPTIONAL = ("optimizer.weight_decay", "metric_logger.log_dir", "metric_logger.append")
 # Sections that may be set to differ: what is read, and where from.
 _FREE = ("dataset", "dataset_val", "tokenizer", "checkpointer")
 _ABSENT = object()

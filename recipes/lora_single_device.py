@@ -10,13 +10,14 @@ Started by `python -m cruijff_kit.train`; or by hand, from a torchtune config as
 The method names and config keys are torchtune's (its lora_finetune_single_device.py). What differs:
 validation over the whole split after each epoch and every `run_val_every_n_steps`; the loss on labelled positions only;
 no dropped rows: the last batch of an epoch may be smaller, and so may the last accumulation; adapters saved in PEFT's
-format, one folder per epoch; the model stays in memory for evaluation.
+format, one folder per epoch; the model stays in memory for evaluation; a state every `checkpoint_every_n_steps` steps, from
+which a resumed run goes on exactly (torchtune resumes at epochs).
 """
 
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,6 +38,14 @@ from cruijff_kit.models import base, machine
 from cruijff_kit.models.adapter import save_adapter
 from cruijff_kit.progress import progress
 from cruijff_kit.training import shared
+from cruijff_kit.training.checkpoint import (
+    adapter_state,
+    load_adapter_state,
+    newest_checkpoint,
+    random_state,
+    set_random_state,
+    write_checkpoint,
+)
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.steps import Steps, saved_epochs
 from cruijff_kit.training.validation import validation_loss
@@ -62,6 +71,10 @@ class TrainingSummary:
     adapters: dict[int, str] = field(default_factory=dict)
 
 
+class TrainingInterrupted(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
 class LoRAFinetuneRecipeSingleDevice:
     """Trains a LoRA adapter on a frozen base model; afterwards `model` holds both."""
 
@@ -70,7 +83,8 @@ class LoRAFinetuneRecipeSingleDevice:
         self.folder = RunFolder(self.cfg["output_dir"])
         self.machine = machine.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
-        self.global_step = 0
+        self.global_step, self.epoch, self.updates_done = 0, 0, 0  # updates_done: of the epoch
+        self.stop_reason: str | None = None
 
     def setup(self) -> None:
         """Read the base model, initialise the adapter from the seed, tokenise the data.
@@ -94,6 +108,8 @@ class LoRAFinetuneRecipeSingleDevice:
             OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
         )
         self.metrics = instantiate(OmegaConf.create(cfg["metric_logger"]))
+        if cfg["resume_from_checkpoint"]:
+            self.load_checkpoint()
         on = cfg["profiler"]["enabled"]
         self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
 
@@ -112,24 +128,42 @@ class LoRAFinetuneRecipeSingleDevice:
         self.activations = get_act_offloading_ctx_manager(self.model, cfg["enable_activation_offloading"])
 
     def train(self) -> None:
-        """All epochs, with validation and saving at the end of each."""
-        cfg, epochs = self.cfg, self.cfg["epochs"]
-        to_save = saved_epochs(cfg["epochs_to_save"], epochs)
+        """All epochs that are left, with validation and saving at the end of each.
+
+        Raises:
+            TrainingInterrupted: `stop_reason` was set; the state is saved, and a resumed run goes on from there.
+            FloatingPointError: the loss is not a number.
+        """
+        epochs = self.cfg["epochs"]
         self.model.train()
         with progress("training", self.steps.total) as bar, self.profiler or contextlib.nullcontext():
-            for epoch in range(epochs):
-                for micro_batches in self._updates(epoch):
-                    self._update(epoch, micro_batches, bar)
-                    if self.profiler is not None:
-                        self.profiler.step()
-                self.summary.epochs = epoch + 1
-                if self.val_data is not None:
-                    loss = self.validate(epoch)
-                    self.summary.validation_losses.append(loss)
-                    self.summary.validation_loss = loss
-                if epoch in to_save:
-                    self.save_checkpoint(epoch)
+            bar.advance(steps=self.global_step)
+            while self.epoch < epochs:
+                for micro_batches in self._updates(self.epoch)[self.updates_done :]:
+                    self._update(self.epoch, micro_batches, bar)
+                    self.updates_done += 1
+                    self._after_update()
+                self._end_epoch()
+                self.epoch, self.updates_done = self.epoch + 1, 0
         self.summary.peak_memory_bytes = machine.peak_memory(self.machine.device)
+
+    def _after_update(self) -> None:
+        if self.profiler is not None:
+            self.profiler.step()
+        every = self.cfg["checkpoint_every_n_steps"]
+        if self.stop_reason is not None or (every and self.global_step % every == 0):
+            self.save_state()
+        if self.stop_reason is not None:
+            raise TrainingInterrupted(f"{self.stop_reason} at step {self.global_step} of {self.steps.total}")
+
+    def _end_epoch(self) -> None:
+        self.summary.epochs = self.epoch + 1
+        if self.val_data is not None:
+            loss = self.validate(self.epoch)
+            self.summary.validation_losses.append(loss)
+            self.summary.validation_loss = loss
+        if self.epoch in saved_epochs(self.cfg["epochs_to_save"], self.cfg["epochs"]):
+            self.save_checkpoint(self.epoch)
 
     def _updates(self, epoch: int) -> list[list[list[int]]]:
         """Row numbers of an epoch: per update, per micro-batch."""
@@ -199,6 +233,32 @@ class LoRAFinetuneRecipeSingleDevice:
         save_adapter(self.model, self.cfg["model"], self.cfg["checkpointer"]["checkpoint_dir"], folder)
         self.summary.adapters[epoch] = str(folder)
         return folder
+
+    def save_state(self) -> Path:
+        """Write all that `load_checkpoint` needs; the checkpoint before goes when this one is whole."""
+        state = {
+            "adapter": adapter_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "random": random_state(),
+            "position": [self.epoch, self.updates_done, self.global_step],
+            "summary": asdict(self.summary),
+            "metrics_bytes": self.metrics.tell(),
+        }
+        return write_checkpoint(self.folder.checkpoints, self.global_step, state)
+
+    def load_checkpoint(self) -> None:
+        """Go back to the newest saved state, if there is one; metrics.jsonl is cut to what it held then."""
+        state = newest_checkpoint(self.folder.checkpoints)
+        self.metrics.rewind(state["metrics_bytes"] if state else 0)
+        if state is None:
+            return
+        load_adapter_state(self.model, state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.epoch, self.updates_done, self.global_step = state["position"]
+        self.summary = TrainingSummary(**state["summary"])
+        set_random_state(state["random"])
 
     def cleanup(self) -> None:
         """Close the metrics file."""

@@ -83,8 +83,8 @@ TORCHTUNE = [
     ("~torchtune.profiler", "torchtune.profiler cannot be removed or replaced; set what is in it"),
     ("torchtune.loss=null", "torchtune.loss cannot be removed or replaced; set what is in it"),
     ("~torchtune.optimizer.lr", "torchtune.optimizer.lr cannot be removed; it is filled from lr"),
-    ("torchtune.resume_from_checkpoint=true", "torchtune.resume_from_checkpoint=true has no effect here; "
-     "leave it at false"),
+    ("torchtune.save_adapter_weights_only=false", "torchtune.save_adapter_weights_only=false has no effect here; "
+     "leave it at true"),
 ]  # fmt: skip
 # What needs torch or the data to be found out.
 CHECKS = [

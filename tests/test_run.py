@@ -93,6 +93,8 @@ def test_ctrl_c_leaves_a_result(tiny, tmp_path, environment):
     command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", "seed=1,2",
                "epochs=500", "hydra.sweep.dir=sweep", "eval.limit=5"]  # fmt: skip
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A test run that was started in the background ignores SIGINT, and its children would too.
+    streams["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)
     metrics = tmp_path / "sweep" / "seed=1" / "metrics.jsonl"
     until = time.monotonic() + 90

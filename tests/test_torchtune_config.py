@@ -60,6 +60,7 @@ DIFFERENCES = {
     "loss": OUR_LOSS,
     "metric_logger": OUR_METRICS,
     "save_adapter_weights_only": "merged weights are never written: they are large, and equal to base and adapter",
+    "checkpoint_every_n_steps": ADDED,
     "epochs_to_save": ADDED,
     "group_by_length": ADDED,
     "threads": ADDED,

@@ -4,6 +4,8 @@ The task is run through inspect-ai with a recorder in the model's place, so what
 message is in what is compared.
 """
 
+import dataclasses
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,8 +55,27 @@ class Rehearsal:
     metrics: dict[str, list[str]]
 
 
-def rehearse(name: str, config: RunConfig) -> Rehearsal:
+_rehearsed: dict[str, Rehearsal] = {}
+
+
+def rehearse(name: str, config: RunConfig, data_hash: str) -> Rehearsal:
     """Run a task without the model and compare its prompts with the same rows as training would read them.
+
+    Once per process for the same task, data, prompts and tokenizer: ranks and learning rates change no prompt.
+
+    Raises:
+        UserError: as `_rehearse`.
+    """
+    nodes = [config.torchtune["dataset"], config.torchtune["tokenizer"]]
+    settings = [dataclasses.asdict(config.dataset), dataclasses.asdict(config.eval), config.model.name, data_hash]
+    key = json.dumps([name, nodes, settings], sort_keys=True)
+    if key not in _rehearsed:
+        _rehearsed[key] = _rehearse(name, config)
+    return _rehearsed[key]
+
+
+def _rehearse(name: str, config: RunConfig) -> Rehearsal:
+    """As `rehearse`, without its memory.
 
     Raises:
         UserError: a prompt differs; its row and the first differing tokens are shown.

@@ -9,13 +9,13 @@ from typing import Any
 class MetricsFile:
     """A torchtune metric logger (its MetricLoggerInterface) that writes `log_dir`/metrics.jsonl, a line per step.
 
-    Each line is flushed, so that a reader sees whole lines while the run goes on.
+    Each line is flushed, so that a reader sees whole lines while the run goes on. With `append` the file's lines are kept.
     """
 
-    def __init__(self, log_dir: str, filename: str = "metrics.jsonl") -> None:
+    def __init__(self, log_dir: str, filename: str = "metrics.jsonl", append: bool = False) -> None:
         self.path = Path(log_dir) / filename
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8")
+        self._file = self.path.open("a" if append else "w", encoding="utf-8")
 
     def log(self, name: str, data: float, step: int) -> None:
         """Write one value."""
@@ -28,6 +28,15 @@ class MetricsFile:
         """Write one step's values."""
         self._file.write(json.dumps({"step": step, **payload}) + "\n")
         self._file.flush()
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def rewind(self, size: int) -> None:
+        """Forget what was written after the first `size` bytes."""
+        self._file.truncate(size)
+        self._file.seek(size)
 
     def close(self) -> None:
         """Close the file; safe to call again."""

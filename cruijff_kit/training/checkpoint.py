@@ -1,0 +1,82 @@
+"""Exact resumption: all that a run needs to go on from a step as if it had never stopped.
+
+A checkpoint is one file, `checkpoint/step_N.pt` in the run's folder. It is written beside its final name and renamed, so a
+kill at any moment leaves the one before; only the newest is kept.
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from cruijff_kit.compat import TransformerDecoder, get_adapter_params
+
+_PATTERN = "step_*.pt"
+
+
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of a step and remove older ones.
+
+    Args:
+        folder: of checkpoints; made if missing.
+        step: updates made so far.
+        state: tensors, numbers, strings, and lists and dicts of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:09d}.pt"
+    draft = folder / f".{path.name}.{os.getpid()}"
+    with draft.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    for other in folder.glob("*step_*.pt*"):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint, on the CPU; None where there is none."""
+    paths = sorted(folder.glob(_PATTERN))
+    return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
+
+
+def adapter_state(model: TransformerDecoder) -> dict[str, torch.Tensor]:
+    """The adapters' parameters by name, copied."""
+    return {name: p.detach().cpu().clone() for name, p in get_adapter_params(model).items()}
+
+
+def load_adapter_state(model: TransformerDecoder, state: dict[str, torch.Tensor]) -> None:
+    """Put saved parameters back into the adapters, in place."""
+    parameters = get_adapter_params(model)
+    assert parameters.keys() == state.keys(), "the checkpoint is of another adapter"
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(state[name])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that training may draw from."""
+    name, keys, *rest = numpy.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, keys.tolist(), *rest],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back into a state of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
