@@ -2,13 +2,17 @@
 
 multirun/<experiment>/<time>/<run>/
     config.yaml       the composed config, resolved          torchtune.yaml   what the recipe received
+    swept.json        what distinguishes the run             checkpoint/      a state to resume from, while unfinished
     metrics.jsonl     a line per logged step                 epoch_0/ ...     adapters in PEFT's format
     eval/             inspect-ai logs                        result.json      RunResult, written last (also on failure)
 """
 
+import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -46,6 +50,11 @@ class RunFolder:
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all."""
         return write_text(self.path / name, text)
+
+    def freeze(self, config: Any, swept: dict[str, Any]) -> None:
+        """Write a run's config (a RunConfig) and what distinguishes it in its sweep, before it starts."""
+        self.write_yaml("config.yaml", dataclasses.asdict(config))
+        self.write("swept.json", json.dumps(swept) + "\n")
 
     def write_yaml(self, name: str, tree: dict) -> Path:
         """Write a tree as YAML."""

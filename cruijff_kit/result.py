@@ -82,6 +82,8 @@ class RunResult:
     """host, device, dtype, threads."""
     seeds: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    resumed_at_step: int | None = None
+    """Step that training went on from, if the run was resumed."""
     git_commit: str | None = None
     """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
     paths: dict[str, str] = field(default_factory=dict)

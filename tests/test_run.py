@@ -33,7 +33,7 @@ def test_what_a_run_leaves(compose, tmp_path):
     result = cruijff_kit.train_then_eval(compose())
     folder = tmp_path / "out"
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "torchtune.yaml", "metrics.jsonl", "epoch_0", "eval", "result.json",
+        "config.yaml", "torchtune.yaml", "swept.json", "metrics.jsonl", "epoch_0", "eval", "result.json",
     }  # fmt: skip
     written = json.loads((folder / "result.json").read_text())
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
@@ -89,13 +89,19 @@ def test_a_failed_run_says_why(compose, tmp_path):
     assert result.training["steps"] >= 1, "what was reached is kept"
 
 
-def test_ctrl_c_leaves_a_result(tiny, tmp_path, environment):
-    command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", "seed=1,2",
-               "epochs=500", "hydra.sweep.dir=sweep", "eval.limit=5"]  # fmt: skip
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+LONG = ["dataset.max_samples=80", "epochs=20", "epochs_to_save=last", "eval.limit=5"]
+
+
+def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
+    """A sweep interrupted in its first run: a result, a table, exit code 130; resumed, it ends as if never interrupted."""
+    command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", *LONG]
+    streams = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A test run that was started in the background ignores SIGINT, and its children would too.
-    streams["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)
+    process = subprocess.Popen(
+        [*command, "seed=1,2", "hydra.sweep.dir=sweep"],
+        **streams,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     metrics = tmp_path / "sweep" / "seed=1" / "metrics.jsonl"
     until = time.monotonic() + 90
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
@@ -103,7 +109,31 @@ def test_ctrl_c_leaves_a_result(tiny, tmp_path, environment):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    result = read_result(tmp_path / "sweep" / "seed=1" / "result.json")
-    assert result.status == "interrupted" and result.training["steps"] >= 1
-    assert "interrupted" in out and "Traceback" not in err
+    stopped = read_result(tmp_path / "sweep" / "seed=1" / "result.json")
+    assert stopped.status == "interrupted" and 1 <= stopped.training["steps"] < 200
+    assert "interrupted" in out and "Traceback" not in err and "python -m cruijff_kit.resume" in err
     assert not (tmp_path / "sweep" / "seed=2" / "result.json").exists()
+
+    (tmp_path / "sweep").rename(tmp_path / "moved")
+    resume = subprocess.run([sys.executable, "-m", "cruijff_kit.resume", "moved"], **streams, timeout=200)
+    assert resume.returncode == 0 and "2 runs to finish" in resume.stderr, resume.stderr
+    resumed = [read_result(tmp_path / "moved" / f"seed={s}" / "result.json") for s in (1, 2)]
+    assert [r.status for r in resumed] == ["done", "done"] and [r.swept["seed"] for r in resumed] == [1, 2]
+    assert resumed[0].resumed_at_step == stopped.training["steps"] and resumed[1].resumed_at_step is None
+    steps = [json.loads(line) for line in (tmp_path / "moved" / "seed=1" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == list(range(1, 201))
+    assert not (tmp_path / "moved" / "seed=1" / "checkpoint").exists()
+
+    whole = cruijff_kit.compose(
+        ["model=hf_llama", f"model.path={tiny}", *LONG, "seed=1", f"output_dir={tmp_path}/whole"]
+    )
+    cruijff_kit.train_then_eval(whole)
+    adapters = [tmp_path / run / "epoch_19" / "adapter_model.safetensors" for run in ("moved/seed=1", "whole")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert (
+        resumed[0].config_hash != ""
+        and read_result(tmp_path / "whole" / "result.json").metrics() == resumed[0].metrics()
+    )
+
+    again = subprocess.run([sys.executable, "-m", "cruijff_kit.resume", "moved"], **streams, timeout=60)
+    assert again.returncode == 0 and "every run is done" in again.stderr

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
-from cruijff_kit.folder import discard_unused
+from cruijff_kit.folder import RunFolder, discard_unused
 from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.launch.dry_run import show
 from cruijff_kit.launch.names import run_name, swept_keys, swept_values
@@ -51,6 +51,9 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
         if jobs[0].config.dry_run:
             show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
             raise SystemExit(0)  # a sweeper that optimises would ask for an objective
+        for job, config in zip(jobs, configs, strict=True):
+            # Frozen, so that a run that the sweep never came to can be resumed too.
+            RunFolder(config.output_dir).freeze(config, job.swept)
         return [_run(launcher, job, place, len(jobs)) for place, job in enumerate(jobs, 1)]
     except KeyboardInterrupt:
         # Hydra does not call the callback then.
