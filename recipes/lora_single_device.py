@@ -93,6 +93,7 @@ class LoRAFinetuneRecipeSingleDevice:
             UserError: files that are missing or do not fit.
         """
         cfg = self.cfg
+        machine.reset_peak_memory(self.machine.device)
         self.tokenizer = shared.tokenizer(cfg["tokenizer"])
         self.train_data = shared.dataset(cfg["dataset"], cfg["tokenizer"])
         validate = cfg["dataset_val"]["split"] is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -28,10 +29,14 @@ from cruijff_kit.progress import say
 class Job:
     """One run of the sweep, composed."""
 
-    number: int
-    name: str
+    folder: Path
     swept: dict[str, Any]
     config: DictConfig
+
+    @property
+    def name(self) -> str:
+        """The name that the run goes by."""
+        return self.config.run_name
 
 
 def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -47,7 +52,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
     try:
         jobs = compose_jobs(launcher, job_overrides, initial_job_idx, sweep_dir)
-        configs = _check_all(jobs, sweep_dir)
+        configs = _check_all(jobs)
         if jobs[0].config.dry_run:
             show([(config, job.swept) for config, job in zip(configs, jobs, strict=True)])
             raise SystemExit(0)  # a sweeper that optimises would ask for an objective
@@ -80,11 +85,12 @@ def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path)
             config.run_name = name
             if not chosen_by_user:
                 config.hydra.sweep.subdir = name
-        jobs.append(Job(number, name, swept, config))
+        HydraConfig.instance().set_config(config)  # for a subdir of the user's that refers to ${hydra:...}
+        jobs.append(Job(sweep_dir / str(config.hydra.sweep.subdir), swept, config))
     return jobs
 
 
-def _check_all(jobs: list[Job], sweep_dir: Path) -> list[RunConfig]:
+def _check_all(jobs: list[Job]) -> list[RunConfig]:
     """The runs' typed configs, checked as far as can be without weights; first what needs no torch, for all of them.
 
     Raises:
@@ -93,7 +99,7 @@ def _check_all(jobs: list[Job], sweep_dir: Path) -> list[RunConfig]:
     configs = []
     for job in jobs:
         with _naming(job):
-            configs.append(load_task(job.config, str(sweep_dir / job.name)))
+            configs.append(load_task(job.config, str(job.folder)))
     for job, config in zip(jobs, configs, strict=True):
         with _naming(job):
             check(config)

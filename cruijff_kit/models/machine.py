@@ -36,7 +36,7 @@ def choose(device: str, dtype: str, threads: int | None) -> Machine:
     if dtype == "auto":
         dtype = "bf16" if _computes_in_bf16(chosen) else "fp32"
     if threads is None:
-        threads = int(os.environ.get("OMP_NUM_THREADS") or _processors())
+        threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or _processors())
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     return Machine(chosen, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], threads)
@@ -48,13 +48,19 @@ def short_name(dtype: torch.dtype) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most memory held so far, bytes: of the GPU since the run began, else of the process since it began."""
+    """Most memory held so far, bytes: of the GPU since `reset_peak_memory`, else of the process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the GPU's peak from here; a process's peak cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _processors() -> int:

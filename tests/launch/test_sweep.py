@@ -108,6 +108,15 @@ def test_a_sweeper_that_optimises_gets_the_objective(shell, tmp_path):
     assert f"best_value: {best}" in chosen
 
 
+def test_folders_named_by_the_user(shell, tmp_path):
+    done = shell(
+        tmp_path, "-m", "seed=1,2", "eval=none", "hydra.sweep.dir=out", "hydra.sweep.subdir=job_${hydra:job.num}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["job_0", "job_1"]
+    assert [read_result(p).name for p in sorted(tmp_path.glob("out/*/result.json"))] == ["seed=1", "seed=2"]
+
+
 def test_hydras_own_launcher_works_too(shell, tmp_path):
     done = shell(tmp_path, "-m", "hydra/launcher=basic", "seed=1,2", "eval=none", "hydra.sweep.dir=out")
     assert done.returncode == 0, done.stderr
