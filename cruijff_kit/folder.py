@@ -66,11 +66,11 @@ def discard_unused(path: str | Path) -> None:
 
     A folder above it (the time stamp's) goes with it when that leaves it empty.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()
     hydras_own = {".hydra", "train.log", "multirun.yaml"}
     if folder.is_dir() and {p.name for p in folder.iterdir()} <= hydras_own:
         shutil.rmtree(folder)
-        if not any(folder.parent.iterdir()):
+        if folder.parent != Path.cwd() and not any(folder.parent.iterdir()):
             folder.parent.rmdir()
 
 

@@ -71,8 +71,9 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
 def compose_jobs(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[Job]:
     """Compose each run's config, named by what varies."""
     typed = OmegaConf.to_container(launcher.config.hydra.overrides.task)
+    for_hydra = OmegaConf.to_container(launcher.config.hydra.overrides.hydra)
     keys = swept_keys(job_overrides, typed)
-    chosen_by_user = any(o.startswith("hydra.sweep.subdir=") for o in launcher.config.hydra.overrides.hydra)
+    chosen_by_user = any(o.startswith("hydra.sweep.subdir=") for o in for_hydra)
     taken = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
     jobs = []
     for number, overrides in enumerate(job_overrides, initial_job_idx):
