@@ -53,4 +53,4 @@ def test_everything_is_there_as_data(sweep):
     for run in folder.glob("rank=*"):
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [s["step"] for s in steps if "loss" in s] == list(range(1, 51))
-        assert (run / "epoch_0" / "adapter_config.json").exists() and len(list((run / "eval").glob("*.eval"))) == 2
+        assert (run / "epoch_0" / "adapter_config.json").exists() and len(list((run / "eval").rglob("*.eval"))) == 2

@@ -40,8 +40,9 @@ def _one(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan, folder
         else:
             entry.cached = True
             say(f"{name}, untrained model: from the cache")
-    folder.eval.mkdir(parents=True, exist_ok=True)
-    entry.log = str(shutil.copy(entry.log, folder.eval / f"untrained_{Path(entry.log).name}"))
+    logs = folder.eval / "untrained"
+    logs.mkdir(parents=True, exist_ok=True)
+    entry.log = str(shutil.copy(entry.log, logs))
     return entry
 
 
