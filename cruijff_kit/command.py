@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 
 DONE, RUN_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -93,8 +93,7 @@ def _explain(error: Exception) -> int:
     message = explain(error)
     if message is not None:
         return _end(f"error: {message}", USER_ERROR)
-    summary = " ".join(str(error).split())
-    return _end(f"failed: {type(error).__name__}: {summary} (CRUIJFF_TRACEBACK=1 shows where)", RUN_FAILED)
+    return _end(f"failed: {type(error).__name__}: {one_line(error)} (CRUIJFF_TRACEBACK=1 shows where)", RUN_FAILED)
 
 
 def _end(message: str, code: int) -> int:

@@ -1,4 +1,7 @@
-"""The one exception that means "the user can mend this": its text is printed as it is, without a traceback."""
+"""The one exception that means "the user can mend this": its text is printed as it is, without a traceback.
+
+And the text of any other exception as one line.
+"""
 
 
 class UserError(ValueError):
@@ -7,3 +10,8 @@ class UserError(ValueError):
     The message says what was wrong, where, and what to type instead, in one line;
     the commands print it and exit with code 2.
     """
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an exception (or a foreign message) says, in one line; its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

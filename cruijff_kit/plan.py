@@ -60,9 +60,10 @@ def check(config: RunConfig) -> Plan:
         if split is not None:
             read_split(data.path, split)
     # The same settings on the same data need no second look.
-    key = json.dumps([dataclasses.asdict(config), file_hash(data.path)], default=str).replace(config.output_dir, "")
+    data_hash = file_hash(data.path)
+    key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
     if key not in _checked:
-        _checked[key] = _work_out(config, file_hash(data.path))
+        _checked[key] = _work_out(config, data_hash)
     return _checked[key]
 
 
@@ -88,7 +89,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     steps = Steps.of(cfg, len(examples))
     model = base.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
-    trainable, total = _count(model)
+    trainable, total = base.count_parameters(model)
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
         _check_answers(name, config, r.longest, model.max_seq_len)
@@ -141,12 +142,6 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]]) 
         raise UserError(
             f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"
         )
-
-
-def _count(model: Any) -> tuple[int, int]:
-    from cruijff_kit.compat import get_adapter_params
-
-    return sum(p.numel() for p in get_adapter_params(model).values()), sum(p.numel() for p in model.parameters())
 
 
 def _memory(

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cruijff_kit.command import run_command
 from cruijff_kit.config import RunConfig, load, register
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.progress import say
 from cruijff_kit.result import read_result
@@ -68,7 +68,7 @@ def resume(folder: Path) -> None:
                 train_then_eval(frozen(run), json.loads((run / "swept.json").read_text(encoding="utf-8")))
             except Exception as error:
                 failed += 1
-                say(f"[{place}/{len(runs)}] {run.name} failed: {' '.join(str(error).split())}")
+                say(f"[{place}/{len(runs)}] {run.name} failed: {one_line(error)}")
     finally:
         if RunFolder(folder).result.exists():
             from cruijff_kit.table import show_results

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cruijff_kit.config import RunConfig, config_hash
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
@@ -151,8 +151,7 @@ def _begin(config: RunConfig, swept: dict) -> RunResult:
 
 
 def _failure(error: BaseException, phase: str) -> Failure:
-    message = " ".join(str(error).split()) or type(error).__name__
-    return Failure(type(error).__name__, message, phase, "".join(traceback.format_exception(error)))
+    return Failure(type(error).__name__, one_line(error), phase, "".join(traceback.format_exception(error)))
 
 
 class _Clock:

@@ -55,9 +55,13 @@ def read_sweep(folder: str | Path) -> "pandas.DataFrame":
     Raises:
         UserError: as read_results.
     """
+    return to_frame(read_results(folder))
+
+
+def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
+    """The rows of `read_sweep` for results that are read already."""
     import pandas
 
-    results = read_results(folder)
     best = best_run(results)
     return pandas.DataFrame([_row(r, best) for r in results])
 
@@ -95,7 +99,7 @@ def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, 
 
 def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
     """results.csv for programs and experiment_summary.md for people, from the same results. Neither is read back."""
-    frame = read_sweep(sweep_dir)
+    frame = to_frame(results)
     write_text(sweep_dir / "results.csv", frame.to_csv(index=False))
     header, rows = table_cells(results)
     shown_by_v1 = ("run", "status", "lora.rank", "lr", "batch_size", "epochs", "model")
@@ -148,12 +152,19 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show_results(folder: Path) -> None:
-    """Print the table of a folder's runs, best run marked, failures with their reasons."""
+def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
+    """Print the table of a folder's runs, best run marked, failures with their reasons.
+
+    Args:
+        folder: the title; read unless `results` has been.
+        results: the runs to show.
+    Raises:
+        UserError: as read_results.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    results = read_results(folder)
+    results = results or read_results(folder)
     header, rows = table_cells(results)
     table = Table(title=str(folder), title_justify="left")
     for column in header:

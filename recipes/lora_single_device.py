@@ -35,17 +35,10 @@ from cruijff_kit.compat import (
 from cruijff_kit.data.batches import batch_order, make_batch
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
-from cruijff_kit.models.adapter import save_adapter
+from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
 from cruijff_kit.progress import progress
 from cruijff_kit.training import shared
-from cruijff_kit.training.checkpoint import (
-    adapter_state,
-    load_adapter_state,
-    newest_checkpoint,
-    random_state,
-    set_random_state,
-    write_checkpoint,
-)
+from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.steps import Steps, saved_epochs
 from cruijff_kit.training.validation import validation_loss
@@ -117,8 +110,7 @@ class LoRAFinetuneRecipeSingleDevice:
     def _setup_model(self) -> None:
         cfg = self.cfg
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.summary.trainable_parameters = sum(p.numel() for p in self.trainable)
-        self.summary.total_parameters = sum(p.numel() for p in self.model.parameters())
+        self.summary.trainable_parameters, self.summary.total_parameters = base.count_parameters(self.model)
         # Where dropout draws per row, rows must not share what they would draw apart.
         self.share_prefix = cfg["model"].get("lora_dropout", 0.0) == 0
         self.attention_cost = attention_cost(self.model)
@@ -259,6 +251,8 @@ class LoRAFinetuneRecipeSingleDevice:
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.epoch, self.updates_done, self.global_step = state["position"]
         self.summary = TrainingSummary(**state["summary"])
+        # The run's folder may have been moved since.
+        self.summary.adapters = {epoch: str(self.folder.epoch(epoch)) for epoch in self.summary.adapters}
         set_random_state(state["random"])
 
     def cleanup(self) -> None:

@@ -63,3 +63,21 @@ def smollm2(cache) -> Path:
     folder = cache / "models" / "SmolLM2-135M-Instruct"
     fetch(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def set_up_recipe():
+    """A function: overrides -> the single-device recipe, checked and set up, without evaluation."""
+
+    def made(*overrides: str):
+        import cruijff_kit
+        from cruijff_kit.plan import check
+        from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+
+        config = cruijff_kit.compose(["eval=none", "device=cpu", *overrides])
+        check(config)
+        recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
+        recipe.setup()
+        return recipe
+
+    return made

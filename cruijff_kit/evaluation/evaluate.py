@@ -11,7 +11,7 @@ from inspect_ai import Task, eval
 from inspect_ai.log import EvalLog
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.tasks import TASKS
@@ -96,14 +96,14 @@ def check_tasks(config: RunConfig) -> None:
             raise UserError(f"eval.tasks: {name} does not exist; {did_you_mean(name, [*TASKS])}")
 
 
-def run_inspect(task: Task, model, config: RunConfig, log_dir: Path | None, metadata: dict[str, Any]) -> EvalLog:
+def run_inspect(task: Task, model, config: RunConfig, log_dir: Path, metadata: dict[str, Any]) -> EvalLog:
     """inspect-ai's eval with what must hold in a job: no display, no server, no retries; the first error ends it."""
     settings = config.eval
     options: dict[str, Any] = {
         "model": model,
         "metadata": metadata,
         "limit": settings.limit,
-        "log_dir": str(log_dir) if log_dir else None,
+        "log_dir": str(log_dir),
         "log_format": "eval",
         "log_samples": True,
         "log_realtime": False,
@@ -144,7 +144,7 @@ def _check(name: str, log: EvalLog) -> int:
         raise KeyboardInterrupt
     if log.status != "success":
         reason = log.error.message if log.error else log.status
-        raise EvaluationError(f"task {name} ended as {log.status}: {' '.join(reason.split())}")
+        raise EvaluationError(f"task {name} ended as {log.status}: {one_line(reason)}")
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:

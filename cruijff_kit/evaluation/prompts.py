@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.engine import Answer, Request
 from cruijff_kit.evaluation.evaluate import build_task, run_inspect
 from cruijff_kit.evaluation.provider import open_model
@@ -92,13 +92,9 @@ def _rehearse(name: str, config: RunConfig) -> Rehearsal:
         try:
             log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
         except Exception as error:  # whatever a task of the user's does wrong
-            raise UserError(
-                f"eval task {name} cannot run: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+            raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {one_line(error)}") from error
         if log.status != "success":
-            raise UserError(
-                f"eval task {name} cannot run: {' '.join((log.error.message if log.error else '').split())}"
-            )
+            raise UserError(f"eval task {name} cannot run: {one_line(log.error.message if log.error else log.status)}")
         metrics = {s.name: list(s.metrics) for s in log.results.scores}
         asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
     for row, prompt in asked.items():

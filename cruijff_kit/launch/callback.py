@@ -47,5 +47,5 @@ def write_and_show(sweep_dir: Path) -> list[RunResult]:
         return []
     results = read_results(sweep_dir)
     write_summary(sweep_dir, results)
-    show_results(sweep_dir)
+    show_results(sweep_dir, results)
     return results

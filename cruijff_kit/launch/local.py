@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.folder import RunFolder, discard_unused
 from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.launch.dry_run import show
@@ -126,7 +126,6 @@ def _run(launcher, job: Job, place: int, total: int) -> JobReturn:
             job_subdir_key="hydra.sweep.subdir",
         )
     if returned.status is JobStatus.FAILED:
-        error = returned._return_value
-        say(f"[{place}/{total}] {job.name} failed: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"[{place}/{total}] {job.name} failed: {one_line(returned._return_value)}")
         returned.return_value, returned.status = math.nan, JobStatus.COMPLETED
     return returned

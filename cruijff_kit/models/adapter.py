@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from cruijff_kit.compat import (
@@ -15,6 +16,25 @@ from cruijff_kit.compat import (
     tune_to_peft_adapter_config,
     tune_to_peft_adapter_weights,
 )
+
+
+def _parameters(model: TransformerDecoder) -> dict[str, torch.nn.Parameter]:
+    # Activation checkpointing wraps layers, which puts a word of its own into the names.
+    return {n.replace("_checkpoint_wrapped_module.", ""): p for n, p in get_adapter_params(model).items()}
+
+
+def adapter_state(model: TransformerDecoder) -> dict[str, torch.Tensor]:
+    """The adapters' parameters under torchtune's names, copied to the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in _parameters(model).items()}
+
+
+def load_adapter_state(model: TransformerDecoder, state: dict[str, torch.Tensor]) -> None:
+    """Put a state of `adapter_state` back into the adapters, in place."""
+    parameters = _parameters(model)
+    assert parameters.keys() == state.keys(), "the state is of another adapter"
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(state[name])
 
 
 def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_folder: str, folder: Path) -> None:
@@ -28,11 +48,7 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
     """
     attention = model.layers[0].attn
     weights = tune_to_peft_adapter_weights(
-        # activation checkpointing wraps layers, which puts a word of its own into the names
-        {
-            n.replace("_checkpoint_wrapped_module.", ""): p.detach().cpu().clone()
-            for n, p in get_adapter_params(model).items()
-        },
+        adapter_state(model),
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
         dim=model.tok_embeddings.embedding_dim,

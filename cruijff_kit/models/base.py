@@ -101,6 +101,11 @@ def skeleton(model_config: dict[str, Any], dtype: torch.dtype = torch.float32) -
         return instantiate(OmegaConf.create(model_config))
 
 
+def count_parameters(model: TransformerDecoder) -> tuple[int, int]:
+    """Parameters of the adapters, and of the whole model."""
+    return sum(p.numel() for p in get_adapter_params(model).values()), sum(p.numel() for p in model.parameters())
+
+
 def release() -> None:
     """Forget the base model that is held in memory."""
     _held.clear()

@@ -12,8 +12,6 @@ from typing import Any
 import numpy
 import torch
 
-from cruijff_kit.compat import TransformerDecoder, get_adapter_params
-
 _PATTERN = "step_*.pt"
 
 
@@ -43,20 +41,6 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint, on the CPU; None where there is none."""
     paths = sorted(folder.glob(_PATTERN))
     return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
-
-
-def adapter_state(model: TransformerDecoder) -> dict[str, torch.Tensor]:
-    """The adapters' parameters by name, copied."""
-    return {name: p.detach().cpu().clone() for name, p in get_adapter_params(model).items()}
-
-
-def load_adapter_state(model: TransformerDecoder, state: dict[str, torch.Tensor]) -> None:
-    """Put saved parameters back into the adapters, in place."""
-    parameters = get_adapter_params(model)
-    assert parameters.keys() == state.keys(), "the checkpoint is of another adapter"
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(state[name])
 
 
 def random_state() -> dict[str, Any]:

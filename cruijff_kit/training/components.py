@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cruijff_kit.compat import ModelType, get_component, instantiate
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.hints import did_you_mean
 
 # Arguments that the recipe itself gives to a component.
@@ -59,7 +59,7 @@ def _component(path: str, dotted: str) -> Any:
     try:
         return get_component(dotted)
     except Exception as error:  # torchtune raises InstantiationError for any failure to import
-        raise UserError(f"{path}: {dotted} cannot be imported: {_one_line(error)}") from error
+        raise UserError(f"{path}: {dotted} cannot be imported: {one_line(error)}") from error
 
 
 def _try_out(cfg: dict[str, Any]) -> None:
@@ -76,8 +76,4 @@ def _build(path: str, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: {node['_component_']} refuses its arguments: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise UserError(f"{path}: {node['_component_']} refuses its arguments: {one_line(error)}") from error

@@ -3,22 +3,19 @@
 import pytest
 import torch
 
-import cruijff_kit
-from cruijff_kit.plan import check
-from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 
+@pytest.fixture
+def trained(set_up_recipe, tmp_path):
+    """A function: overrides -> the recipe after training."""
 
-def trained(output, *overrides: str) -> LoRAFinetuneRecipeSingleDevice:
-    config = cruijff_kit.compose(
-        ["eval=none", "dtype=fp32", "device=cpu", f"output_dir={output}", "num_warmup_steps=1", "lr=5e-3",
-         "dataset.validation_split=null", *overrides]
-    )  # fmt: skip
-    check(config)
-    recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
-    recipe.setup()
-    recipe.train()
-    recipe.cleanup()
-    return recipe
+    def run(*overrides: str):
+        small = ["dtype=fp32", "num_warmup_steps=1", "lr=5e-3", "dataset.validation_split=null"]
+        recipe = set_up_recipe(f"output_dir={tmp_path}", *small, *overrides)
+        recipe.train()
+        recipe.cleanup()
+        return recipe
+
+    return run
 
 
 def assert_peft_agrees(recipe) -> None:
@@ -47,11 +44,11 @@ def assert_peft_agrees(recipe) -> None:
     ],
     ids=" ".join,
 )
-def test_peft_loads_the_adapter(tiny, tmp_path, lora):
-    assert_peft_agrees(trained(tmp_path, "model=hf_llama", f"model.path={tiny}", "dataset.max_samples=40", *lora))
+def test_peft_loads_the_adapter(trained, tiny, lora):
+    assert_peft_agrees(trained("model=hf_llama", f"model.path={tiny}", "dataset.max_samples=40", *lora))
 
 
 @pytest.mark.real_model
-def test_peft_loads_the_adapter_of_the_real_model(smollm2, tmp_path):
-    recipe = trained(tmp_path, f"model.path={smollm2}", "dataset.max_samples=16", "lora.rank=8")
+def test_peft_loads_the_adapter_of_the_real_model(trained, smollm2):
+    recipe = trained(f"model.path={smollm2}", "dataset.max_samples=16", "lora.rank=8")
     assert_peft_agrees(recipe)

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-import cruijff_kit
-from cruijff_kit.plan import check
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
 from cruijff_kit.training.checkpoint import newest_checkpoint, write_checkpoint
 
@@ -16,17 +14,12 @@ SMALL = [
 
 
 @pytest.fixture
-def recipe(tiny, tmp_path):
+def recipe(set_up_recipe, tiny, tmp_path):
     """A recipe over a folder of a name, set up with overrides."""
 
     def made(name: str, *overrides: str) -> LoRAFinetuneRecipeSingleDevice:
-        config = cruijff_kit.compose(
-            ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / name}", *SMALL, *overrides]
-        )
-        check(config)
-        recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
-        recipe.setup()
-        return recipe
+        where = f"output_dir={tmp_path / name}"
+        return set_up_recipe("model=hf_llama", f"model.path={tiny}", where, *SMALL, *overrides)
 
     return made
 
@@ -74,6 +67,16 @@ def test_interrupted_runs_end_as_the_one_that_was_not(recipe, stops, dtype):
     assert left(last) == left(whole)
     peaks = {"peak_memory_bytes": 0, "adapters": {}}
     assert vars(last.summary) | peaks == vars(whole.summary) | peaks
+
+
+def test_adapters_are_named_where_the_run_lies_now(recipe):
+    interrupt(recipe("began", "resume_from_checkpoint=true"), 7)
+    began = recipe("began", "resume_from_checkpoint=true")
+    assert list(began.summary.adapters) == [0]
+    began.cleanup()
+    moved = began.folder.path.rename(began.folder.path.with_name("moved"))
+    finish(last := recipe("moved", "resume_from_checkpoint=true"))
+    assert last.summary.adapters == {0: str(moved / "epoch_0"), 1: str(moved / "epoch_1")}
 
 
 def test_a_kill_loses_the_steps_since_the_last_checkpoint(recipe):

@@ -6,25 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import cruijff_kit
 from cruijff_kit.models import base
-from cruijff_kit.plan import check
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 
 SMALL = ["dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32"]
 
 
 @pytest.fixture
-def train(tiny, tmp_path):
+def train(set_up_recipe, tiny, tmp_path):
     """Trains with overrides into a folder of a name; returns the recipe."""
 
     def run(name: str, *overrides: str) -> LoRAFinetuneRecipeSingleDevice:
-        config = cruijff_kit.compose(
-            ["model=hf_llama", f"model.path={tiny}", "eval=none", f"output_dir={tmp_path / name}", *SMALL, *overrides]
-        )
-        check(config)
-        recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
-        recipe.setup()
+        where = f"output_dir={tmp_path / name}"
+        recipe = set_up_recipe("model=hf_llama", f"model.path={tiny}", where, *SMALL, *overrides)
         recipe.train()
         recipe.cleanup()
         return recipe
