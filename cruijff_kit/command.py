@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from cruijff_kit.errors import UserError, one_line
 
+_FREE = "slurm.additional_parameters."  # any key may be set there, so no plus is asked for
 DONE, RUN_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -34,6 +35,8 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     parser.error = _refuse_flag  # argparse would print its usage and exit
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
+    arguments = [f"++{a}" if a.startswith(_FREE) else a for a in arguments]
+    settings = [f"++{s}" if s.startswith(_FREE) else s for s in settings]
     flags, left = [], list(settings)
     for argument in arguments:
         if left and argument == left[0]:
@@ -62,8 +65,9 @@ def _refuse_added(settings: list[str]) -> None:
     known = valid_keys()
     for key in added:
         parent = key.rpartition(".")[0]
-        # The arguments of generators and of torchtune's components are known to those alone; groups have no dot.
-        if key not in known and parent in known and not parent.startswith(("torchtune", "dataset.arguments")):
+        # The arguments of generators, of torchtune's components and of sbatch are known to those alone; groups have no dot.
+        known_elsewhere = parent.startswith(("torchtune", "dataset.arguments", "slurm.additional_parameters"))
+        if key not in known and parent in known and not known_elsewhere:
             raise UserError(unknown_key(key))
 
 

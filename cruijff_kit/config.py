@@ -5,6 +5,7 @@ The YAML in conf/ makes the choices; this file says what may be chosen. `load` t
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ LR_SCHEDULERS = {
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
 MODEL_KINDS = ("chat", "base")
+_MOST_MINUTES = 240  # a time limit that is a plain number
 
 
 def _require(ok: bool, message: str) -> None:
@@ -51,6 +53,20 @@ def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 @dataclass
+class ResourcesConfig:
+    """What a model usually needs, in the terms of `SlurmConfig`; null leaves it to the cluster."""
+
+    gpus: int | None = None
+    """GPUs."""
+    cpus: int | None = None
+    """CPU cores."""
+    mem: str | None = None
+    """Memory."""
+    time: str | None = None
+    """Time limit."""
+
+
+@dataclass
 class ModelConfig:
     """A base model: a folder in Hugging Face's layout and the torchtune builder that fits it."""
 
@@ -70,6 +86,8 @@ class ModelConfig:
     """The safetensors files inside path."""
     model_type: str = "LLAMA3_2"
     """torchtune's ModelType, which chooses the conversion of weight names."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What a run of this model asks of a cluster unless slurm.* says otherwise."""
 
     def __post_init__(self) -> None:
         _one_of("model.kind", self.kind, MODEL_KINDS)
@@ -166,28 +184,101 @@ class EvalConfig:
 
 @dataclass
 class SlurmConfig:
-    """What a run asks of a cluster; every field optional. `slurm=local` runs here and asks for nothing."""
+    """Where a run goes and what it asks of the cluster; named as sbatch names it. Null: not asked for."""
 
+    submit: bool = False
+    """false: the run is made here. true: it is submitted to SLURM."""
     time: str | None = None
-    """Time limit, D-HH:MM:SS or any form sbatch takes."""
+    """Time limit in any form that sbatch takes: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS."""
     gpus: int | None = None
-    """GPUs per run."""
+    """GPUs (--gpus-per-node)."""
     cpus: int | None = None
-    """CPU cores per run."""
+    """CPU cores (--cpus-per-task)."""
     mem: str | None = None
-    """Memory per run, for example 16G."""
+    """Memory, for example 16G (--mem)."""
     account: str | None = None
     """Account that is charged."""
     partition: str | None = None
-    """Partition to queue in."""
+    """Partition, or several separated by commas."""
     constraint: str | None = None
-    """Node features to ask for."""
+    """Node features, for example a100 or a100|h100."""
     qos: str | None = None
     """Quality of service."""
+    nodelist: Any = None
+    """Nodes to run on: a list, or text as sbatch takes it."""
+    exclude: Any = None
+    """Nodes to stay away from: a list, or text."""
+    gres: str | None = None
+    """Generic resources, for example gpu:a100:1 (then leave gpus at 0)."""
+    exclusive: Any = None
+    """true: share the node with nobody; or sbatch's words: user, mcs."""
+    dependency: str | None = None
+    """Start after other jobs, for example afterok:1234."""
+    mail_type: Any = None
+    """When to write a mail: a list such as [END,FAIL], or text."""
+    mail_user: str | None = None
+    """Whom to write to."""
+    comment: str | None = None
+    """Free text kept with the job."""
+    wckey: str | None = None
+    """Workload characterisation key."""
+    job_name: str | None = None
+    """Name in the queue; null: the experiment's."""
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    """Any other option of sbatch, long name -> value (true for a flag): slurm.additional_parameters.reservation=NAME."""
+    srun_args: list[str] = field(default_factory=list)
+    """Arguments of srun, which starts the run inside the job."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before the run: modules, conda, variables."""
+    teardown: list[str] = field(default_factory=list)
+    """Shell lines after the run."""
+    signal_delay_s: int = 120
+    """Seconds before the time limit at which a run saves its state and is requeued; a quarter of short limits."""
+    max_parallel: int | None = None
+    """Most runs of one submission that run at once; null: as many as the cluster lets."""
+    max_retries: int = 3
+    """How often a run may start again by itself without getting further; 0: never."""
+    wait: bool = False
+    """Stay until every run has ended, with a live table; sweepers that optimise need it."""
 
     def __post_init__(self) -> None:
-        _at_least(0, slurm__gpus=self.gpus)
-        _at_least(1, slurm__cpus=self.cpus)
+        for name in ("nodelist", "exclude", "mail_type"):
+            value = getattr(self, name)
+            setattr(self, name, ",".join(map(str, value)) if isinstance(value, list) else value and str(value))
+        _at_least(0, slurm__gpus=self.gpus, slurm__max_retries=self.max_retries)
+        _at_least(1, slurm__cpus=self.cpus, slurm__max_parallel=self.max_parallel)
+        _at_least(10, slurm__signal_delay_s=self.signal_delay_s)
+        limit = self.time_seconds
+        _require(
+            self.time is None or limit is not None or self.time.upper() in ("UNLIMITED", "INFINITE"),
+            f"slurm.time={self.time} is no time limit; write 02:00:00 (HH:MM:SS), 1-12:00:00 (D-HH:MM:SS) or minutes",
+        )
+        _require(limit is None or limit > 0, f"slurm.time={self.time} leaves no time")
+        # An unquoted 2:00:00 in a YAML file arrives here as 7200.
+        _require(
+            not (self.time or "").isdigit() or int(self.time) <= _MOST_MINUTES,
+            f"slurm.time={self.time} would be minutes; write HH:MM:SS, in a YAML file with quotes around it",
+        )
+        _require(
+            self.mem is None or re.fullmatch(r"\d+[KMGTkmgt]?B?", self.mem) is not None,
+            f"slurm.mem={self.mem} is no amount of memory; write for example slurm.mem=16G",
+        )
+        texts = {k: v for k, v in vars(self).items() if isinstance(v, str)} | self.additional_parameters
+        for name, value in texts.items():
+            _require("\n" not in str(value), f"slurm.{name} holds a line break, which sbatch cannot take")
+
+    @property
+    def time_seconds(self) -> int | None:
+        """The time limit in seconds; None if there is none, or if it is unlimited."""
+        match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time or "")
+        if match is None:
+            return None
+        days, *parts = (int(p) if p is not None else None for p in match.groups())
+        a, b, c = (p if p is not None else 0 for p in parts)
+        if days is not None:  # D-HH, D-HH:MM, D-HH:MM:SS
+            return days * 86400 + a * 3600 + b * 60 + c
+        given = sum(p is not None for p in parts)
+        return {1: a * 60, 2: a * 60 + b, 3: a * 3600 + b * 60 + c}[given]
 
 
 @dataclass
@@ -259,6 +350,8 @@ class RunConfig:
     null: accuracy where there are tasks, else the validation loss, else the loss."""
     dry_run: bool = False
     """Show what would run, and stop."""
+    force: bool = False
+    """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, log_every_n_steps=self.log_every_n_steps)
@@ -351,25 +444,50 @@ def load(cfg: DictConfig) -> RunConfig:
     """Turn a composed config into a RunConfig, resolved and checked.
 
     Args:
-        cfg: what Hydra composed, without the ``hydra`` node.
+        cfg: what Hydra composed; its ``hydra`` node is left out.
     Raises:
         UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value.
     """
     from cruijff_kit.hints import explained
 
     with explained():
-        # Merging into a fresh schema refuses what Hydra let through with `+`.
-        strict = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(cfg, resolve=True))
+        tree = {k: _resolved(cfg._get_node(k)) for k in cfg if k != "hydra"}
+        # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
+        torchtune = tree.pop("torchtune")
+        strict = OmegaConf.merge(_schema(), literal(tree))
         config = OmegaConf.to_object(strict)
-        check_torchtune(OmegaConf.to_container(strict))
+        config.torchtune = torchtune
+        check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
         return config
+
+
+def literal(tree: Any) -> Any:
+    """A tree whose strings OmegaConf takes as they are: a shell's ${HOME} is no interpolation."""
+    if isinstance(tree, dict):
+        return {k: literal(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [literal(v) for v in tree]
+    return tree.replace("${", "\\${") if isinstance(tree, str) else tree
+
+
+def _resolved(node: Any) -> Any:
+    if OmegaConf.is_config(node) and not node._is_interpolation():
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
+    node = node._dereference_node() if node._is_interpolation() else node
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(RunConfig)  # merge copies it
 
 
 def config_hash(config: RunConfig) -> str:
     """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
     tree = dataclasses.asdict(config)
-    for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "slurm"):
+    for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "force", "slurm"):
         del tree[name]
+    del tree["model"]["resources"]
     for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
         del tree[name], tree["torchtune"][name]
     tree["torchtune"]["metric_logger"].pop("append", None)

@@ -4,9 +4,11 @@ multirun/<experiment>/<time>/<run>/
     config.yaml       the composed config, resolved          torchtune.yaml   what the recipe received
     swept.json        what distinguishes the run             checkpoint/      a state to resume from, while unfinished
     metrics.jsonl     a line per logged step                 epoch_0/ ...     adapters in PEFT's format
-    eval/             inspect-ai logs                        result.json      RunResult, written last (also on failure)
+    eval/             inspect-ai logs                        status.json      RunStatus: what the run is doing
+    result.json       RunResult, written last (also on failure)
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +16,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+    """Quotes the strings that OmegaConf would read as numbers or booleans, as OmegaConf's own (slow) dumper does."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    with contextlib.suppress(ValueError):
+        float(text)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+    return dumper.represent_str(text)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.ignore_aliases = lambda self, data: True
 
 
 class RunFolder:
@@ -27,6 +44,11 @@ class RunFolder:
     def result(self) -> Path:
         """result.json"""
         return self.path / "result.json"
+
+    @property
+    def status(self) -> Path:
+        """status.json"""
+        return self.path / "status.json"
 
     @property
     def metrics(self) -> Path:
@@ -47,6 +69,11 @@ class RunFolder:
         """Folder of the adapter saved after an epoch, counted from 0."""
         return self.path / f"epoch_{number}"
 
+    def discard_partial_logs(self) -> None:
+        """Remove what an evaluation that was cut short left."""
+        for log in self.eval.glob("*.eval"):
+            log.unlink()
+
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all."""
         return write_text(self.path / name, text)
@@ -58,20 +85,23 @@ class RunFolder:
 
     def write_yaml(self, name: str, tree: dict) -> Path:
         """Write a tree as YAML."""
-        return self.write(name, OmegaConf.to_yaml(OmegaConf.create(tree)))
+        return self.write(name, yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def discard_unused(path: str | Path) -> None:
     """Remove the folder that Hydra made for something that never started; any other content keeps it.
 
-    A folder above it (the time stamp's) goes with it when that leaves it empty.
+    Folders above it, as far as the present one, go with it when that leaves them empty.
     """
     folder = Path(path).absolute()
     hydras_own = {".hydra", "train.log", "multirun.yaml"}
-    if folder.is_dir() and {p.name for p in folder.iterdir()} <= hydras_own:
-        shutil.rmtree(folder)
-        if folder.parent != Path.cwd() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
+    if not folder.is_dir() or not {p.name for p in folder.iterdir()} <= hydras_own:
+        return
+    shutil.rmtree(folder)
+    for above in folder.parents:
+        if above == Path.cwd() or not above.is_relative_to(Path.cwd()) or any(above.iterdir()):
+            return
+        above.rmdir()
 
 
 def write_text(path: Path, text: str) -> Path:

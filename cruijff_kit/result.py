@@ -40,12 +40,15 @@ class Evaluation:
 
 @dataclass
 class Failure:
-    """Why a run failed: the exception's type, its message in one line, the phase it happened in, the traceback."""
+    """Why a run failed: the exception's type, its message in one line, the phase it happened in, the traceback, and the
+    cause, one of cruijff_kit.failures.CAUSES.
+    """
 
     type: str
     message: str
     phase: str
     traceback: str
+    cause: str = "error"
 
 
 @dataclass
@@ -84,6 +87,12 @@ class RunResult:
     versions: dict[str, str] = field(default_factory=dict)
     resumed_at_step: int | None = None
     """Step that training went on from, if the run was resumed."""
+    restarts: int = 0
+    """How often the run was started again, by itself or by `resume`."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings that retries changed, such as batch_size and gradient_accumulation_steps (their product stays)."""
+    effective_batch: int | None = None
+    """Rows per update."""
     git_commit: str | None = None
     """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
     paths: dict[str, str] = field(default_factory=dict)

@@ -1,91 +1,134 @@
-"""Go on with what was interrupted or failed: `python -m cruijff_kit.resume DIR`.
+"""Go on with what is not done: `python -m cruijff_kit.resume DIR [slurm.KEY=VALUE ...]`.
 
-DIR is a run or a sweep. Each run that is not done goes on from its newest checkpoint, or starts if it has none, with the
-configuration that was frozen when the sweep began. Runs that are done are left alone.
+DIR is a run, a sweep, or a folder above them. Each run that is neither done nor on its way goes on from its newest
+checkpoint, or starts if it has none, with the configuration that was frozen when it was first started: on SLURM what was
+submitted, here what ran here. Only the slurm group may be changed: slurm.time=04:00:00, slurm.submit=false to run here.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
-
+from cruijff_kit import failures
 from cruijff_kit.command import run_command
-from cruijff_kit.config import RunConfig, load, register
+from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.folder import RunFolder
+from cruijff_kit.frozen import frozen, frozen_swept
 from cruijff_kit.progress import say
-from cruijff_kit.result import read_result
+from cruijff_kit.run_status import ACTIVE, DONE
+from cruijff_kit.survey import Known, RunView, known_below, survey
 
 
-def unfinished(folder: Path) -> list[Path]:
-    """Folders of the runs below a folder that are not done, by name.
-
-    Raises:
-        UserError: no such folder, or no run in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    runs = [p.parent for p in sorted(folder.rglob("swept.json"))]
-    if not runs:
-        raise UserError(f"{folder} holds no runs; give a run's or a sweep's folder")
-    return [r for r in runs if not (r / "result.json").exists() or read_result(r / "result.json").status != "done"]
-
-
-def frozen(run: Path) -> RunConfig:
-    """The configuration that a run began with, set to resume; its folder may have been moved.
+def resume(folder: Path, overrides: list[str]) -> None:
+    """Finish the runs below a folder: submit them, or run them here and show the table.
 
     Raises:
-        UserError: the file is not a configuration of this version.
-    """
-    register()
-    text = (run / "config.yaml").read_text(encoding="utf-8")
-    began_in = OmegaConf.create(text).output_dir
-    cfg = OmegaConf.create(text.replace(began_in, str(run.absolute())))
-    cfg.resume_from_checkpoint = cfg.torchtune.resume_from_checkpoint = True
-    cfg.torchtune.metric_logger.append = True
-    return load(cfg)
-
-
-def resume(folder: Path) -> None:
-    """Finish the runs below a folder, then show the table.
-
-    Raises:
-        UserError: as unfinished.
+        UserError: no run there, or one that cannot go on.
+        ClusterError: SLURM refused or does not answer.
         SystemExit: with code 1, after the table, if a run failed again.
     """
-    from cruijff_kit.launch.callback import write_and_show
+    changed = _slurm_overrides(overrides)
+    runs = known_below(folder)
+    views, trouble = survey(runs)
+    if trouble and any(v.state in ACTIVE and v.job_id for v in views):
+        raise UserError(f"whether the submitted runs are still on their way cannot be told: {trouble}")
+    active = [v for v in views if v.state in ACTIVE]
+    left = [(k, v) for k, v in zip(runs, views, strict=True) if v.state not in (DONE, *ACTIVE)]
+    on_their_way = f"; {len(active)} on their way" if active else ""
+    say(
+        (f"{len(left)} runs to finish" if left else "every other run is done" if active else "every run is done")
+        + on_their_way
+    )
+    configs = {k.folder: frozen(k.folder, changed) for k, _ in left}
+    there = [(k, v) for k, v in left if configs[k.folder].slurm.submit]
+    here = [k for k, _ in left if not configs[k.folder].slurm.submit]
+    for sweep_dir in dict.fromkeys(k.sweep_dir or k.folder for k, _ in there):
+        _submit_again(sweep_dir, [(k, v) for k, v in there if (k.sweep_dir or k.folder) == sweep_dir], configs)
+    if here or not left:
+        _run_here(folder, here, configs)
+
+
+def _slurm_overrides(overrides: list[str]) -> dict[str, Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from cruijff_kit.hints import explained, unknown_key, valid_keys
+
+    changed = {}
+    known = valid_keys()
+    with explained():
+        for override in OverridesParser.create().parse_overrides(overrides):
+            key = override.key_or_group
+            if not key.startswith("slurm."):
+                raise UserError(
+                    f"{key} cannot change in a run that has begun, only slurm.* can; start a new run"
+                )
+            if key not in known and not key.startswith("slurm.additional_parameters."):
+                raise UserError(unknown_key(key))
+            changed[key.removeprefix("slurm.")] = override.value()
+    return changed
+
+
+def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: dict[Path, RunConfig]) -> None:
+    from cruijff_kit.cluster.request import sbatch_options
+    from cruijff_kit.cluster.submit import Submission, submit
+    from cruijff_kit.launch.cluster import refuse_rest, report
+    from cruijff_kit.ledger import read_ledger
+
+    submissions = []
+    for known, view in runs:
+        config = configs[known.folder]
+        options = sbatch_options(config)
+        changes = _changes(view, config)
+        if "slurm.mem" in (view.changes | changes):
+            options["mem"] = (view.changes | changes)["slurm.mem"]
+        submissions.append(Submission(known.folder, options, config.slurm.max_parallel, "resume", changes))
+    outcome = submit(submissions, sweep_dir, read_ledger(sweep_dir).cwd)
+    report(outcome, sweep_dir)
+    refuse_rest(outcome, sweep_dir)
+
+
+def _changes(view: RunView, config: RunConfig) -> dict[str, Any]:
+    """What a run that failed for want of memory is given besides."""
+    if view.cause == failures.OUT_OF_GPU_MEMORY:
+        used = {k: view.changes.get(k, getattr(config, k)) for k in ("batch_size", "gradient_accumulation_steps")}
+        return failures.smaller_micro_batch(**used) or {}
+    if view.cause == failures.OUT_OF_MEMORY:
+        from cruijff_kit.cluster.request import more_memory
+
+        mem = more_memory(view.changes.get("slurm.mem") or config.slurm.mem, None)
+        return {"slurm.mem": mem} if mem else {}
+    return {}
+
+
+def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -> None:
+    from cruijff_kit.launch.callback import show_end
     from cruijff_kit.run import train_then_eval
 
-    runs = unfinished(folder)
-    say(f"{len(runs)} runs to finish" if runs else "every run is done")
-    failed = 0
     try:
-        for place, run in enumerate(runs, 1):
+        for place, known in enumerate(runs, 1):
+            run = known.folder
             say(f"[{place}/{len(runs)}] {run.name}")
             try:
-                train_then_eval(frozen(run), json.loads((run / "swept.json").read_text(encoding="utf-8")))
+                train_then_eval(configs[run], frozen_swept(run))
             except Exception as error:
-                failed += 1
                 say(f"[{place}/{len(runs)}] {run.name} failed: {one_line(error)}")
     finally:
-        if RunFolder(folder).result.exists():
-            from cruijff_kit.table import show_results
-
-            show_results(folder)
-        else:
-            write_and_show(folder)
-    if failed:
-        sys.exit(1)
+        interrupted = sys.exc_info()[0] is not None
+        try:
+            show_end(folder)
+        except SystemExit:
+            if not interrupted:
+                raise
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser("python -m cruijff_kit.resume", description="Finish what is not done.")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a run's or a sweep's folder")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run's or a sweep's folder, or one above")
+    parser.add_argument("overrides", metavar="slurm.KEY=VALUE", nargs="*", help="what to ask the cluster for now")
     options = parser.parse_args(argv)
-    return run_command(lambda: resume(options.folder))
+    return run_command(lambda: resume(options.folder, options.overrides))
 
 
 if __name__ == "__main__":

@@ -5,34 +5,34 @@ import shlex
 import shutil
 import signal
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.failures import cause_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
 from cruijff_kit.result import Failure, RunResult, git_commit, now, read_result, to_json, versions
+from cruijff_kit.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
+from cruijff_kit.stopping import StopSignals
 
-if TYPE_CHECKING:
-    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 
-
-def train_then_eval(config: RunConfig, swept: dict | None = None) -> RunResult:
+def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start | None" = None) -> RunResult:
     """Train the adapter, evaluate the model while it is in memory, and leave everything in `config.output_dir`.
 
-    result.json is written whatever happens. A folder that already holds a result is not written over, but for an
-    unfinished one with `resume_from_checkpoint`. Ctrl-C in training saves the state after the step that is under way; a
-    second one stops at once.
+    result.json is written whatever happens, status.json while it happens. A folder that already holds a result is not
+    written over, but for an unfinished one with `resume_from_checkpoint`. Ctrl-C (or SIGTERM) in training saves the state
+    after the step that is under way; a second Ctrl-C stops at once.
 
     Args:
         config: what to run (`cruijff_kit.compose`).
         swept: the values that distinguish this run in its sweep, for tables.
+        start: what a job on a cluster knows already.
     Raises:
         UserError: the config or the data cannot work, or the folder is taken; nothing was trained.
         Exception: whatever went wrong later; result.json says what and where.
@@ -41,22 +41,69 @@ def train_then_eval(config: RunConfig, swept: dict | None = None) -> RunResult:
     _refuse_taken(folder, config.resume_from_checkpoint)
     result = _begin(config, swept or {})
     clock = _Clock(result)
-    with clock("setup"):
-        plan = check(config)  # what is refused here leaves nothing behind
+    plan = None
+    if start is None:
+        with clock("setup"):
+            plan = check(config)  # what is refused here leaves nothing behind
+        start = Start(Heartbeat(folder.path), StopSignals(signal.SIGINT, signal.SIGTERM))
+    status = start.heartbeat.status
+    result.restarts, result.changes = status.restarts, status.changes
+    result.effective_batch = config.batch_size * config.gradient_accumulation_steps
+    chosen, config = config, with_changes(config, status.changes)
+    start.stop.listen()
     try:
-        _train_and_evaluate(config, plan, folder, result, clock)
-        result.status = "done"
-    except KeyboardInterrupt:
-        result.status = "interrupted"
-        raise
-    except BaseException as error:
-        result.status = "failed"
-        result.error = _failure(error, clock.phase)
-        raise
+        with start.heartbeat:
+            try:
+                with clock("setup"):
+                    plan = plan or check(config)
+                    folder.freeze(chosen, result.swept)
+                _train_and_evaluate(config, plan, folder, result, clock, start)
+                result.status = DONE
+            except BaseException as error:
+                _note_end(result, error, clock.phase, start.stop)
+                raise
+            finally:
+                result.finished, result.seconds["total"] = now(), clock.total()
+                folder.write("result.json", to_json(result))
+                _note_status(result, start)
     finally:
-        result.finished, result.seconds["total"] = now(), clock.total()
-        folder.write("result.json", to_json(result))
+        start.stop.let_go()
     return result
+
+
+@dataclasses.dataclass
+class Start:
+    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop."""
+
+    heartbeat: Heartbeat
+    stop: StopSignals
+
+
+def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The config with another micro-batch: `failures.smaller_micro_batch`, in both places where it stands."""
+    changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
+    return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config
+
+
+def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
+    # inspect-ai may turn an interruption into an error of its own.
+    interrupted = isinstance(error, KeyboardInterrupt) or stop.received is not None
+    result.status = INTERRUPTED if interrupted else FAILED
+    if not interrupted:
+        trace = "".join(traceback.format_exception(error))
+        result.error = Failure(type(error).__name__, one_line(error), phase, trace, cause_of(error))
+    elif not isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt from error
+
+
+def _note_status(result: RunResult, start: Start) -> None:
+    reason, cause = None, None
+    if result.error is not None:
+        reason, cause = f"{result.error.type}: {result.error.message}", result.error.cause
+    elif result.status == INTERRUPTED:
+        reason = f"stopped by {start.stop.received.name}" if start.stop.received else "interrupted"
+        cause = "stopped"
+    start.heartbeat.set(state=result.status, reason=reason, cause=cause)
 
 
 def _refuse_taken(folder: RunFolder, resume: bool) -> None:
@@ -68,14 +115,16 @@ def _refuse_taken(folder: RunFolder, resume: bool) -> None:
         raise UserError(f"{folder.path} is done; there is nothing to resume")
 
 
-def _train_and_evaluate(config: RunConfig, plan: Plan, folder: RunFolder, result: RunResult, clock: "_Clock") -> None:
+def _train_and_evaluate(
+    config: RunConfig, plan: Plan, folder: RunFolder, result: RunResult, clock: "_Clock", start: Start
+) -> None:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
     from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
-        folder.freeze(config, result.swept)
+        start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
         recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
         recipe.setup()
@@ -86,39 +135,26 @@ def _train_and_evaluate(config: RunConfig, plan: Plan, folder: RunFolder, result
             result.baseline = baseline.evaluate_untrained(chat_model, config, plan, folder)
     with clock("train"):
         result.resumed_at_step = recipe.global_step or None
+        start.heartbeat.set(first_step=recipe.global_step, training_since=now())
+        start.heartbeat.follow(lambda: {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss})
         try:
-            with _asking_to_stop(recipe):
+            with start.stop.asking(recipe):
                 recipe.train()
+            if config.eval.tasks:
+                recipe.save_state()
         except TrainingInterrupted as interrupted:
             say(f"{interrupted}; the state is saved: python -m cruijff_kit.resume {shlex.quote(str(folder.path))}")
             raise KeyboardInterrupt from interrupted
         finally:
             recipe.cleanup()
             result.training = dataclasses.asdict(recipe.summary)
+    start.heartbeat.set(state=EVALUATING)
     with clock("evaluate"):
+        folder.discard_partial_logs()
         epoch = recipe.summary.epochs - 1
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
     result.objective = result.metrics()[result.objective_name]
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
-
-
-@contextmanager
-def _asking_to_stop(recipe: "LoRAFinetuneRecipeSingleDevice") -> Iterator[None]:
-    """Within this context Ctrl-C asks the recipe to stop after its step; the next Ctrl-C acts as usual."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield
-        return
-    usual = signal.getsignal(signal.SIGINT)
-
-    def ask(number: int, frame: object) -> None:
-        recipe.stop_reason = "interrupted"
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _begin(config: RunConfig, swept: dict) -> RunResult:
@@ -148,10 +184,6 @@ def _begin(config: RunConfig, swept: dict) -> RunResult:
         git_commit=git_commit(),
         paths={"run": config.output_dir, "data": config.dataset.path, "model": config.model.path},
     )
-
-
-def _failure(error: BaseException, phase: str) -> Failure:
-    return Failure(type(error).__name__, one_line(error), phase, "".join(traceback.format_exception(error)))
 
 
 class _Clock:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cruijff_kit.command import run_command
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import write_text
+from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
 
 if TYPE_CHECKING:
@@ -31,10 +32,23 @@ def read_results(folder: str | Path) -> list[RunResult]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
-    results = [read_result(path) for path in folder.rglob("result.json")]
-    if not results:
+    paths = find_results(folder)
+    if not paths:
         raise UserError(f"{folder} holds no results (no result.json below it)")
-    return sorted(results, key=lambda r: (r.started, r.name))
+    return sorted(map(read_result, paths), key=lambda r: (r.started, r.name))
+
+
+def find_results(folder: Path) -> list[Path]:
+    """Every result.json below a folder, and of the runs that a sweep there took over from an earlier one."""
+    reused = (run_folder(d, e) for d in find_ledgers(folder) for e in read_ledger(d).runs if e.reused)
+    elsewhere = (run / "result.json" for run in reused if (run / "result.json").exists())
+    return list(dict.fromkeys(p.absolute() for p in [*folder.rglob("result.json"), *elsewhere]))
+
+
+def unfinished_runs(folder: Path) -> list[str]:
+    """Names of the runs of a sweep that have no result yet."""
+    entries = ((d, e) for d in find_ledgers(folder) for e in read_ledger(d).runs)
+    return [e.name for d, e in entries if not (run_folder(d, e) / "result.json").exists()]
 
 
 def best_run(results: list[RunResult]) -> RunResult | None:
@@ -177,6 +191,11 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     console.print(table)
     if best is not None:
         console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")
+    if missing := unfinished_runs(folder):
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        console.print(
+            f"{len(missing)} runs have no result ({some}): python -m cruijff_kit.status {folder}", markup=False
+        )
     for r in results:
         if r.error:
             console.print(f"{r.name} {r.status} in {r.error.phase}: {r.error.type}: {r.error.message}", markup=False)

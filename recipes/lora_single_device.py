@@ -159,19 +159,22 @@ class LoRAFinetuneRecipeSingleDevice:
             self.save_checkpoint(self.epoch)
 
     def _updates(self, epoch: int) -> list[list[list[int]]]:
-        """Row numbers of an epoch: per update, per micro-batch."""
+        """Row numbers of an epoch: per update, per micro-batch.
+
+        The rows of an update do not depend on how it is split, so that a smaller micro-batch changes no result.
+        """
         cfg = self.cfg
-        batches = batch_order(
+        size = cfg["batch_size"]
+        updates = batch_order(
             [len(e.tokens) for e in self.train_data],
-            cfg["batch_size"],
+            size * cfg["gradient_accumulation_steps"],
             seed=cfg["seed"],
             epoch=epoch,
             shuffle=cfg["shuffle"],
             group_by_length=cfg["group_by_length"],
         )
-        per_update = cfg["gradient_accumulation_steps"]
-        updates = [batches[i : i + per_update] for i in range(0, len(batches), per_update)]
-        return updates[: self.steps.per_epoch]
+        split = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in updates]
+        return split[: self.steps.per_epoch]
 
     def _update(self, epoch: int, micro_batches: list[list[int]], bar) -> None:
         """One step of the optimiser: gradients of the mean loss per labelled token over all micro-batches.
@@ -228,10 +231,14 @@ class LoRAFinetuneRecipeSingleDevice:
         return folder
 
     def save_state(self) -> Path:
-        """Write all that `load_checkpoint` needs; the checkpoint before goes when this one is whole."""
+        """Write all that `load_checkpoint` needs; the checkpoint before goes when this one is whole.
+
+        After the last epoch that is the adapter alone: a run that is stopped in evaluation need not train again.
+        """
+        trained = self.epoch == self.cfg["epochs"]
         state = {
             "adapter": adapter_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if trained else self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "random": random_state(),
             "position": [self.epoch, self.updates_done, self.global_step],
@@ -247,7 +254,8 @@ class LoRAFinetuneRecipeSingleDevice:
         if state is None:
             return
         load_adapter_state(self.model, state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.epoch, self.updates_done, self.global_step = state["position"]
         self.summary = TrainingSummary(**state["summary"])

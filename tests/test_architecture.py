@@ -17,7 +17,7 @@ ALLOWED = {
     "torchtune": ("cruijff_kit.compat",),
     "torchao": ("cruijff_kit.compat",),
     "inspect_ai": ("cruijff_kit.evaluation.",),
-    "submitit": ("cruijff_kit.launch.",),
+    "submitit": ("cruijff_kit.launch.", "cruijff_kit.cluster.submit"),
     "transformers": (),
     "peft": (),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """What the command refuses: in one line, with exit code 2, before any weights are read, leaving no file behind."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,18 +10,24 @@ import pytest
 
 import cruijff_kit
 from cruijff_kit.command import run_command
+from cruijff_kit.config import SlurmConfig
 from cruijff_kit.data.generators import generated_path
 from cruijff_kit.errors import UserError
 from cruijff_kit.train import main
 
+SLURM_KEYS = sorted(f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig))
 # Arguments and the whole line that answers them. {model}, {mine} and {data} stand for folders and the data file.
 TYPOS = [
     ("lora.rnk=8", "unknown key lora.rnk; did you mean lora.rank?"),
     ("lrr=1", "unknown key lrr; did you mean lr?"),
     ("modle=x", "unknown key modle; did you mean model?"),
     ("rank=8", "unknown key rank; did you mean lora.rank?"),
-    ("slurm.colour=red", "unknown key slurm.colour; valid: slurm.account, slurm.constraint, slurm.cpus, slurm.gpus, "
-     "slurm.mem, slurm.partition, slurm.qos, slurm.time"),
+    ("slurm.colour=red", "unknown key slurm.colour; valid: " + ", ".join(SLURM_KEYS)),
+    ("slurm.time=soon", "slurm.time=soon is no time limit; write 02:00:00 (HH:MM:SS), 1-12:00:00 (D-HH:MM:SS) or minutes"),
+    ("slurm.time=7200", "slurm.time=7200 would be minutes; write HH:MM:SS, in a YAML file with quotes around it"),
+    ("slurm.mem=lots", "slurm.mem=lots is no amount of memory; write for example slurm.mem=16G"),
+    ("slurm.gpus=-1", "slurm.gpus must be at least 0, not -1"),
+    ("slurm.max_parallel=0", "slurm.max_parallel must be at least 1, not 0"),
     ("dataset.column_map.inputs=x", "unknown key dataset.column_map.inputs; did you mean dataset.column_map.input?"),
     ("torchtune.optimzer.lr=1", "unknown key torchtune.optimzer; did you mean torchtune.optimizer?"),
     ("+lora.rnk=8", "unknown key lora.rnk; did you mean lora.rank?"),

@@ -106,7 +106,7 @@ def test_help_shows_examples_groups_and_settings(command):
         line.split("  ")[1].strip() for line in out.splitlines() if line.startswith("  python -m cruijff_kit.train")
     ]
     assert "python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-4,5e-5" in examples
-    assert "\nlora: default\n" in out and "\nslurm: local\n" in out and "num_warmup_steps: " in out
+    assert "\nlora: default\n" in out and "\nslurm: cluster, local, site_example\n" in out and "num_warmup_steps: " in out
 
 
 def test_every_example_of_the_help_composes(command, tmp_path, tiny):

@@ -26,26 +26,37 @@ class SweepEnd(Callback):
     """Hydra callback, set in conf/config.yaml."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write and show the sweep's results.
+        """As show_end. (Hydra swallows a callback's exceptions, but for SystemExit.)"""
+        show_end(Path(str(config.hydra.sweep.dir)))
 
-        Raises:
-            SystemExit: with code 1, after the table, if a run failed. (Hydra swallows a callback's other exceptions.)
-        """
-        sweep_dir = Path(str(config.hydra.sweep.dir))
-        results = write_and_show(sweep_dir)
-        failed = [r for r in results if r.status != "done"]
-        if failed:
-            say(f"{len(failed)} of {len(results)} runs failed; why: {sweep_dir}/*/result.json")
-            raise SystemExit(1)
+
+def show_end(folder: Path) -> None:
+    """Write and show the results of a sweep (or of a single run), if there are any yet.
+
+    Raises:
+        SystemExit: with code 1, after the table, if a run failed.
+    """
+    from cruijff_kit.run_status import CANCELLED, FAILED
+    from cruijff_kit.survey import known_below, survey
+
+    if not folder.is_dir():
+        return
+    write_and_show(folder)
+    views, _ = survey(known_below(folder))
+    failed = [v for v in views if v.state in (FAILED, CANCELLED)]
+    if failed:
+        say(f"{len(failed)} of {len(views)} runs failed; why: {folder}/*/result.json")
+        raise SystemExit(1)
 
 
 def write_and_show(sweep_dir: Path) -> list[RunResult]:
     """Write results.csv and experiment_summary.md, print the table, and return the results (none: say nothing)."""
-    from cruijff_kit.table import read_results, show_results, write_summary
+    from cruijff_kit.table import find_results, read_results, show_results, write_summary
 
-    if not any(sweep_dir.rglob("result.json")):
+    if not find_results(sweep_dir):
         return []
     results = read_results(sweep_dir)
-    write_summary(sweep_dir, results)
+    if not (sweep_dir / "result.json").exists():  # a run's own folder has no table
+        write_summary(sweep_dir, results)
     show_results(sweep_dir, results)
     return results

@@ -1,20 +1,28 @@
 """What a command would do, shown without reading any weights (dry_run=true)."""
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.config import RunConfig
+from cruijff_kit.errors import UserError
 from cruijff_kit.plan import Plan, check
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
-    """Print every run with what differs, its steps, tokens and estimates, and the torchtune configs: the first whole,
-    of the others what differs from it.
+
+def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
+    """Print every run with what differs, its steps, tokens and estimates; the torchtune configs, the first whole, of the
+    others what differs from it; and what would be submitted to SLURM.
 
     Args:
         runs: config and swept values of each run.
+        folder: where the runs would lie.
     Raises:
         UserError: a run that cannot work.
     """
@@ -51,6 +59,30 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]]) -> None:
         console.print(f"\n# torchtune config of {config.run_name}{differs}", markup=False)
         shown = {k: v for k, v in _leaves(config.torchtune) if first.get(k) != v} if number else config.torchtune
         console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
+
+    _show_arrays([c for c, _ in runs if c.slurm.submit], folder.absolute(), console)
+
+
+def _show_arrays(configs: list[RunConfig], folder: Path, console: "Console") -> None:
+    """The sbatch script of each array, and what `sbatch --test-only` says to it."""
+    if not configs:
+        return
+    from cruijff_kit.cluster import submit
+    from cruijff_kit.cluster.request import sbatch_options
+
+    runs = [submit.Submission(Path(c.output_dir), sbatch_options(c), c.slurm.max_parallel) for c in configs]
+    refused = []
+    for number, array in enumerate(arrays := submit.arrays_of(runs), 1):
+        console.print(f"\n# array {number} of {len(arrays)}: {array.what}", markup=False, soft_wrap=True)
+        console.print(submit.script(array, folder).rstrip(), markup=False, soft_wrap=True)
+        try:
+            answer = submit.test_only(array, folder, os.getcwd())
+        except ClusterError as error:
+            refused.append(str(error))
+            answer = f"refused: {error}"
+        console.print(f"# sbatch --test-only: {answer}", markup=False, soft_wrap=True)
+    if refused:
+        raise UserError(refused[0])
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

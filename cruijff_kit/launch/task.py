@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from cruijff_kit.command import PastHydra
 from cruijff_kit.config import RunConfig, load
 from cruijff_kit.folder import RunFolder, discard_unused
+from cruijff_kit.progress import say
 
 # The launcher knows what varies in the sweep; Hydra's task function takes the config alone.
 _swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", default={})  # noqa: B039 (never written)
@@ -28,13 +29,19 @@ def swept_by(values: dict[str, Any]) -> Iterator[None]:
         _swept.reset(token)
 
 
+def warn_of_ignored(config: RunConfig, typed: list[str]) -> None:
+    """Say so where something of the slurm group was typed for a run that is made here."""
+    keys = [o.lstrip("+").partition("=")[0] for o in typed]
+    asked = [k for k in keys if k.startswith("slurm.") and k != "slurm.submit"]
+    if asked and not config.slurm.submit:
+        say(f"{', '.join(asked)}: without effect, because the run is made here; slurm=cluster submits it")
+
+
 def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
     """The typed config of a run whose folder is known. Raises UserError as config.load."""
     with read_write(cfg), open_dict(cfg):
         cfg.output_dir = str(Path(output_dir).absolute())
-        task = cfg.copy()
-        task.pop("hydra", None)
-    return load(task)
+    return load(cfg)
 
 
 def check_alone(cfg: DictConfig) -> None:
@@ -44,17 +51,23 @@ def check_alone(cfg: DictConfig) -> None:
         cfg: as composed, with the ``hydra`` node.
     Raises:
         PastHydra: carries a UserError: the run cannot work.
-        SystemExit: with code 0, after a dry run.
+        SystemExit: with code 0, after a dry run, and after a run that was submitted to SLURM.
     """
     from cruijff_kit.plan import check
 
     try:
         HydraConfig.instance().set_config(cfg)  # for what refers to ${hydra:...}
         config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
-        if not config.dry_run:
+        warn_of_ignored(config, list(cfg.hydra.overrides.task))
+        if config.dry_run:
+            _show(config)
+        elif config.slurm.submit:
+            from cruijff_kit.launch.cluster import submit_alone
+
+            submit_alone(config)
+        else:
             check(config)
             return
-        _show(config)
     except Exception as error:
         raise PastHydra(error) from error
     raise SystemExit(0)
@@ -89,7 +102,7 @@ def _run(config: RunConfig) -> float | None:
 def _show(config: RunConfig) -> None:
     from cruijff_kit.launch.dry_run import show
 
-    show([(config, {})])
+    show([(config, {})], Path(config.output_dir))
 
 
 def _run_alone(config: RunConfig) -> float | None:

@@ -1,0 +1,72 @@
+"""Cancel submitted runs: `python -m cruijff_kit.cancel DIR [RUN ...] [--yes]`.
+
+A run that is training saves its state first; `python -m cruijff_kit.resume DIR` goes on from there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cruijff_kit.cluster import client
+from cruijff_kit.command import run_command
+from cruijff_kit.errors import UserError
+from cruijff_kit.logs import chosen_runs
+from cruijff_kit.run_status import ACTIVE, CANCELLED, QUEUED, read_status, write_status
+from cruijff_kit.survey import Known, RunView, known_below, survey
+
+
+def cancel(folder: Path, names: list[str], sure: bool) -> None:
+    """Cancel the runs of these names (none: all) that are queued or running.
+
+    Raises:
+        UserError: no such run; or `sure` is False and there is no terminal to ask at.
+        ClusterError: SLURM does not answer.
+    """
+    runs = chosen_runs(known_below(folder), names)
+    views, trouble = survey(runs)
+    if trouble:
+        raise client.ClusterError(trouble)
+    active = [(k, v) for k, v in zip(runs, views, strict=True) if v.state in ACTIVE]
+    here = [v for _, v in active if v.job_id is None]
+    submitted = [(k, v) for k, v in active if v.job_id is not None]
+    if here:
+        raise UserError(f"{here[0].name} runs on this machine, not on SLURM: press Ctrl-C where it was started")
+    if not submitted:
+        print("nothing to cancel: no run is queued or running")
+        return
+    if not sure and not _confirmed([v for _, v in submitted]):
+        print("nothing was cancelled")
+        return
+    cancel_jobs(submitted)
+    print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; python -m cruijff_kit.resume {folder} goes on")
+
+
+def cancel_jobs(submitted: list[tuple[Known, RunView]]) -> None:
+    """scancel, and write it down for those whose jobs had not begun and so cannot say it themselves."""
+    client.cancel(v.job_id for _, v in submitted)
+    for known, view in submitted:
+        status = read_status(known.folder)
+        if view.state == QUEUED and status is not None and status.state == QUEUED:
+            status.state, status.reason = CANCELLED, "cancelled before it began"
+            write_status(known.folder, status)
+
+
+def _confirmed(views: list[RunView]) -> bool:
+    names = ", ".join(v.name for v in views[:5]) + (", ..." if len(views) > 5 else "")
+    if not sys.stdin.isatty():
+        raise UserError(f"{len(views)} runs would be cancelled ({names}); add --yes")
+    return input(f"cancel {len(views)} runs ({names})? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m cruijff_kit.cancel", description="Cancel submitted runs.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="names of runs; none: all of them")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    options = parser.parse_args(argv)
+    return run_command(lambda: cancel(options.folder, options.runs, options.yes))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

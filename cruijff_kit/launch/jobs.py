@@ -1,0 +1,170 @@
+"""The runs of a sweep before any of them starts: composed, named, typed, checked, and those that exist already found."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cruijff_kit.config import RunConfig
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import RunFolder
+from cruijff_kit.launch.composing import Composer
+from cruijff_kit.launch.names import run_name, swept_keys, swept_values
+from cruijff_kit.launch.task import load_task
+from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, new_ledger, read_ledger, run_folder
+from cruijff_kit.plan import check
+from cruijff_kit.progress import progress, say
+from cruijff_kit.run_status import ACTIVE, DONE
+from cruijff_kit.survey import Known, RunView, survey
+
+
+@dataclass
+class Job:
+    """One run of the sweep.
+
+    composed: as Hydra composed it, with the ``hydra`` node. config: typed. data_hash: of its data file. earlier: the
+    folder of an identical run that is done or on its way, if there is one.
+    """
+
+    folder: Path
+    swept: dict[str, Any]
+    composed: DictConfig
+    config: RunConfig | None = None
+    data_hash: str | None = None
+    earlier: Path | None = None
+    earlier_state: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that the run goes by."""
+        return self.composed.run_name
+
+    def move(self, folder: Path) -> None:
+        """Go on in the folder of an unfinished run that this one repeats."""
+        self.folder = folder
+        with open_dict(self.composed):
+            self.composed.run_name = self.composed.hydra.sweep.subdir = folder.name
+            self.composed.resume_from_checkpoint = True
+        self.config = load_task(self.composed, str(folder))
+
+    def entry(self, sweep_dir: Path) -> Entry:
+        """The run in the ledger."""
+        place = self.earlier or self.folder
+        inside = place.absolute().is_relative_to(sweep_dir.absolute())
+        folder = str(place.absolute().relative_to(sweep_dir.absolute())) if inside else str(place.absolute())
+        hashes = identity(self.config, self.data_hash)
+        return Entry(self.name, folder, *hashes, swept=self.swept, reused=self.earlier is not None)
+
+
+def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep_dir: Path) -> list[Job]:
+    """Compose and check every run.
+
+    Raises:
+        UserError: a run that cannot work, by name; nothing was started.
+    """
+    jobs = _compose(launcher, job_overrides, initial_job_idx, sweep_dir)
+    for job in jobs:
+        with _naming(job):
+            job.config = load_task(job.composed, str(job.folder))
+    with progress("checking", len(jobs)) as bar:
+        for job in jobs:  # first all that needs no torch, then this
+            with _naming(job):
+                job.data_hash = check(job.config).data_hash
+            bar.advance()
+    return jobs
+
+
+def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[Job]:
+    typed = OmegaConf.to_container(launcher.config.hydra.overrides.task)
+    for_hydra = OmegaConf.to_container(launcher.config.hydra.overrides.hydra)
+    keys = swept_keys(job_overrides, typed)
+    chosen_by_user = any(o.startswith("hydra.sweep.subdir=") for o in for_hydra)
+    taken = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
+    composer = Composer(launcher.hydra_context.config_loader, launcher.config)
+    jobs = []
+    for number, overrides in enumerate(job_overrides, initial_job_idx):
+        config = composer.compose(overrides)
+        swept = swept_values(config, keys, overrides)
+        named_by_user = any(o.lstrip("+").startswith("run_name=") for o in overrides)
+        name = run_name({"": config.run_name} if named_by_user else swept, taken).lstrip("=")
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+            config.run_name = name
+            if not chosen_by_user:
+                config.hydra.sweep.subdir = name
+        HydraConfig.instance().set_config(config)  # for a subdir of the user's that refers to ${hydra:...}
+        jobs.append(Job(sweep_dir / str(config.hydra.sweep.subdir), swept, config))
+    return jobs
+
+
+@contextlib.contextmanager
+def _naming(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (in run {job.name}; nothing was started)" if job.swept else str(error)) from error
+
+
+def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
+    """Mark the jobs that the experiment's folder holds already, done or on their way; `force=true` marks none.
+
+    The experiment's folder is the one above the sweep's if it bears the experiment's name, else the sweep's own. A run of
+    this very sweep folder that is neither done nor on its way goes on where it lies.
+    """
+    scope = sweep_dir.absolute()
+    if scope.parent.name == jobs[0].config.experiment:
+        scope = scope.parent
+    wanted = [j for j in jobs if not j.config.force]
+    if not scope.is_dir() or not wanted:
+        return
+    same = _same_runs(scope, {identity(j.config, j.data_hash) for j in wanted})
+    for job in wanted:
+        for view in sorted(same.get(identity(job.config, job.data_hash), []), key=lambda v: v.state != DONE):
+            folder = Path(view.folder)
+            if view.state in (DONE, *ACTIVE):
+                job.earlier, job.earlier_state = folder, view.state
+                break
+            if folder.is_relative_to(sweep_dir.absolute()):
+                job.move(folder)
+                break
+    _say_found([j for j in wanted if j.earlier], len(jobs))
+
+
+def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tuple[str, str | None], list[RunView]]:
+    """The runs in the ledgers below a folder that have one of these identities, with their state."""
+    found = {}
+    for sweep_dir in find_ledgers(scope):
+        for entry in read_ledger(sweep_dir).runs:
+            key = (entry.config_hash, entry.data_hash)
+            if key in identities and not entry.reused:
+                found[run_folder(sweep_dir, entry)] = (key, Known(run_folder(sweep_dir, entry), entry, sweep_dir))
+    views, _ = survey([known for _, known in found.values()])
+    by_identity: dict[tuple[str, str | None], list[RunView]] = {}
+    for (key, _), view in zip(found.values(), views, strict=True):
+        by_identity.setdefault(key, []).append(view)
+    return by_identity
+
+
+def _say_found(found: list[Job], total: int) -> None:
+    if not found:
+        return
+    done = sum(j.earlier_state == DONE for j in found)
+    parts = [f"{done} done"] * (done > 0) + [f"{len(found) - done} queued or running"] * (done < len(found))
+    where = sorted({str(j.earlier.parent) for j in found})
+    place = where[0] if len(where) == 1 else f"{len(where)} sweeps"
+    say(f"{len(found)} of {total} runs exist already ({', '.join(parts)}) in {place}; force=true runs them again")
+
+
+def write_down(jobs: list[Job], sweep_dir: Path, command: list[str]) -> None:
+    """Freeze what is to run, and enter all jobs into the sweep's ledger; a run that it has already stays as it is."""
+    for job in jobs:
+        if job.earlier is None:
+            # Frozen, so that a run that the sweep never comes to can be resumed too.
+            RunFolder(job.folder).freeze(job.config, job.swept)
+    with editing(sweep_dir, new_ledger(jobs[0].config.experiment, command)) as ledger:
+        folders = {run_folder(sweep_dir, e) for e in ledger.runs}
+        ledger.runs += [e for e in (job.entry(sweep_dir) for job in jobs) if run_folder(sweep_dir, e) not in folders]

@@ -1,0 +1,76 @@
+"""A sweep: all runs are composed and checked first; then those that are new are submitted or run here."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import discard_unused
+from cruijff_kit.launch.callback import write_and_show
+from cruijff_kit.launch.dry_run import show
+from cruijff_kit.launch.jobs import Job, find_earlier, prepare, write_down
+from cruijff_kit.launch.plugin import SweeperConfig
+from cruijff_kit.launch.task import warn_of_ignored
+from cruijff_kit.result import read_result
+from cruijff_kit.run_status import DONE
+
+
+def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    """Start every run of a sweep (or of a batch of it), and return their objectives.
+
+    None for a run that is only submitted; NaN for one that failed.
+
+    Raises:
+        UserError: a run that cannot work; none was started.
+        SystemExit: with code 0, after a dry run.
+    """
+    sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
+    try:
+        jobs = prepare(launcher, job_overrides, initial_job_idx, sweep_dir)
+        warn_of_ignored(jobs[0].config, OmegaConf.to_container(launcher.config.hydra.overrides.task))
+        if jobs[0].config.dry_run:
+            show([(job.config, job.swept) for job in jobs], sweep_dir)
+            raise SystemExit(0)  # a sweeper that optimises would ask for an objective
+        _refuse_blind_search(launcher, jobs)
+        find_earlier(jobs, sweep_dir)
+        return _start(launcher, jobs, sweep_dir)
+    except KeyboardInterrupt:
+        # Hydra does not call the callback then.
+        write_and_show(sweep_dir)
+        raise
+    finally:
+        discard_unused(sweep_dir)
+
+
+def _refuse_blind_search(launcher, jobs: list[Job]) -> None:
+    lists = (SweeperConfig._target_, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+    searches = launcher.config.hydra.sweeper._target_ not in lists
+    if searches and any(j.config.slurm.submit and not j.config.slurm.wait for j in jobs):
+        raise UserError("a sweeper that optimises needs each run's objective; add slurm.wait=true")
+
+
+def _start(launcher, jobs: list[Job], sweep_dir: Path) -> list[JobReturn]:
+    from cruijff_kit.launch.local import run_here
+
+    new = [j for j in jobs if j.earlier is None]
+    write_down(jobs, sweep_dir, OmegaConf.to_container(launcher.config.hydra.overrides.task))
+    objectives: dict[int, float | None] = {}
+    there = [j for j in jobs if j.config.slurm.submit]
+    if there:
+        from cruijff_kit.launch.cluster import submit_jobs
+
+        objectives |= submit_jobs(there, sweep_dir)
+    objectives |= run_here(launcher, [j for j in new if not j.config.slurm.submit])
+    for job in jobs:
+        if job.earlier_state == DONE:
+            objectives[id(job)] = read_result(job.earlier / "result.json").objective
+    return [_returned(job, objectives.get(id(job))) for job in jobs]
+
+
+def _returned(job: Job, objective: float | None) -> JobReturn:
+    done = JobReturn(overrides=[], cfg=job.composed, status=JobStatus.COMPLETED)
+    done.return_value = math.nan if objective is None and job.config.slurm.wait else objective
+    return done

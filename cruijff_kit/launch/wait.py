@@ -1,0 +1,40 @@
+"""slurm.wait=true: stay with the submitted runs until they have ended."""
+
+import sys
+from pathlib import Path
+
+from cruijff_kit.progress import say
+from cruijff_kit.run_status import ACTIVE
+from cruijff_kit.status import none_active, watch
+from cruijff_kit.survey import known_below, survey
+
+
+def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
+    """Show how the runs do until all have ended.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; asked in a terminal, the jobs are cancelled or left; without one they are left.
+    """
+    wanted = set(folders)
+    runs = [k for k in known_below(sweep_dir) if k.folder in wanted]
+    try:
+        watch(str(sweep_dir), runs, none_active)
+    except KeyboardInterrupt:
+        active = [(k, v) for k, v in zip(runs, survey(runs)[0], strict=True) if v.state in ACTIVE and v.job_id]
+        if active and _asked_to_cancel(len(active)):
+            from cruijff_kit.cancel import cancel_jobs
+
+            cancel_jobs(active)
+            say(f"{len(active)} runs cancelled")
+        elif active:
+            say(f"{len(active)} runs go on without us: python -m cruijff_kit.status {sweep_dir} --watch")
+        raise
+
+
+def _asked_to_cancel(count: int) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"\ncancel the {count} runs that are queued or running? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        return False

@@ -1,0 +1,150 @@
+"""sweep.json: the ledger of a sweep. Which runs it has, where they are, what identifies them, and every submission.
+
+The launcher and the commands `resume` and `cancel` write it, the whole file at a time and under a lock; the runs
+themselves never do (they keep status.json). A single run that was submitted has a ledger in its own folder.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from cruijff_kit.config import RunConfig, config_hash
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import write_text
+from cruijff_kit.result import git_commit, now, read_result
+
+NAME = "sweep.json"
+
+
+@dataclass
+class Attempt:
+    """One submission of a run.
+
+    script: what was submitted. task: the run's number in the array, None for a job of one run. job_id: SLURM's, such as
+    17_3; None while (or if) the answer of sbatch is not known. request: sbatch's options. reason: first or resume.
+    changes: the settings that differ from the attempt before.
+    """
+
+    submitted: str
+    script: str
+    task: int | None = None
+    job_id: str | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    reason: str = "first"
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Entry:
+    """One run of the sweep.
+
+    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused).
+    """
+
+    name: str
+    folder: str
+    config_hash: str
+    data_hash: str | None
+    swept: dict[str, Any] = field(default_factory=dict)
+    reused: bool = False
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+@dataclass
+class Ledger:
+    """A sweep."""
+
+    experiment: str
+    command: list[str]
+    """The overrides as they were typed."""
+    cwd: str
+    """Where the command was given; relative paths in configs count from there."""
+    created: str = field(default_factory=now)
+    git_commit: str | None = None
+    code: str = ""
+    """code_hash at submission."""
+    runs: list[Entry] = field(default_factory=list)
+    version: int = 1
+
+    def entry(self, name: str) -> Entry | None:
+        """The run of a name."""
+        return next((e for e in self.runs if e.name == name), None)
+
+
+def new_ledger(experiment: str, command: list[str]) -> Ledger:
+    """A ledger without runs, of the code and the folder of this moment."""
+    return Ledger(experiment, command, os.getcwd(), git_commit=git_commit(), code=code_hash())
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """The ledger in a folder; None if there is none.
+
+    Raises:
+        UserError: the file is not a ledger of this version.
+    """
+    path = folder / NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        runs = [Entry(**{**e, "attempts": [Attempt(**a) for a in e["attempts"]]}) for e in tree.pop("runs")]
+        return Ledger(**tree, runs=runs)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a ledger of this version of cruijff_kit: {error}") from error
+
+
+@contextmanager
+def editing(folder: Path, new: Ledger | None = None) -> Iterator[Ledger]:
+    """The ledger of a folder, locked against other commands, and written when the context ends without an error.
+
+    Args:
+        folder: the sweep's.
+        new: begin with this one if there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{NAME}.lock"):
+        ledger = read_ledger(folder) or new
+        if ledger is None:
+            raise UserError(f"{folder} holds no {NAME}")
+        yield ledger
+        write_text(folder / NAME, json.dumps(dataclasses.asdict(ledger), indent=1) + "\n")
+
+
+def run_folder(sweep_dir: Path, entry: Entry) -> Path:
+    """Where a run lies now."""
+    return (sweep_dir / entry.folder).absolute()
+
+
+def find_ledgers(folder: Path) -> list[Path]:
+    """Folders of the ledgers in and below a folder."""
+    return sorted(p.parent for p in folder.rglob(NAME))
+
+
+def is_done(run: Path) -> bool:
+    """Whether a run has finished."""
+    path = run / "result.json"
+    return path.exists() and read_result(path).status == "done"
+
+
+def identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]:
+    """What makes two runs the same run."""
+    return config_hash(config), data_hash
+
+
+def code_hash() -> str:
+    """Identity of the installed code: 16 hex digits over every Python file of the package."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    folders = [package, package / "recipes", package.parent / "recipes"]  # the last in a checkout
+    files = {f for folder in folders if folder.is_dir() for f in folder.rglob("*.py")}
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,139 @@
+"""How the runs below a folder are doing: `python -m cruijff_kit.status DIR [--watch] [--json]`.
+
+What the runs say themselves and what SLURM says, as one row a run. Runs of this machine are shown too.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cruijff_kit.command import run_command
+from cruijff_kit.progress import say
+from cruijff_kit.run_status import ACTIVE, CANCELLED, FAILED
+from cruijff_kit.survey import Known, RunView, known_below, survey
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_COLOURS = {"done": "green", "failed": "red", "cancelled": "red", "running": "cyan", "evaluating": "cyan"}
+SECONDS_BETWEEN_LOOKS = 3.0
+
+
+def status_table(title: str, views: list[RunView], trouble: str | None) -> "RenderableType":
+    """The rows as people see them, and how many runs are in which state."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    right = ("step", "loss", "elapsed", "left")
+    for column in ("run", "state", "epoch", "step", "loss", "elapsed", "left", "node", "job", "reason"):
+        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
+    for v in views:
+        cells = [v.name, v.state, _of(v.epoch, v.epochs, 1), _of(v.step, v.total_steps), _number(v.loss)]
+        cells += [_clock(v.elapsed), _clock(v.left), v.node or "", v.job_id or "", _reason(v)]
+        table.add_row(*map(Text, cells), style=_COLOURS.get(v.state))
+    counts = Counter(v.state for v in views)
+    summary = f"{len(views)} run{'s' * (len(views) != 1)}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+    notes = [Text(summary)]
+    if trouble:
+        notes.append(Text(f"SLURM cannot be asked, so this is what the runs said last: {trouble}", style="yellow"))
+    return Group(table, *notes)
+
+
+def _of(number: int | None, total: int | None, first: int = 0) -> str:
+    return "" if number is None else f"{min(number + first, total or number + first)}/{total or '?'}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _reason(view: RunView) -> str:
+    restarts = f"started again {view.restarts} time{'s' * (view.restarts > 1)}" if view.restarts else None
+    changes = ", ".join(f"{k}={v}" for k, v in view.changes.items()) or None
+    return "; ".join(filter(None, [view.reason, restarts, changes, *view.notes]))
+
+
+def watch(title: str, runs: list[Known], until: Callable[[list[RunView]], bool]) -> list[RunView]:
+    """Show the table, and again every few seconds, until a condition holds; in place in a terminal, else on change.
+
+    Returns:
+        The last look.
+    """
+    if sys.stdout.isatty():
+        from rich.live import Live
+
+        with Live(auto_refresh=False) as live:
+            while True:
+                views, trouble = survey(runs)
+                live.update(status_table(title, views, trouble), refresh=True)
+                if until(views):
+                    return views
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+    shown = None
+    while True:
+        views, trouble = survey(runs)
+        counts = Counter(v.state for v in views)
+        if counts != shown:
+            shown = counts
+            say(", ".join(f"{n} {state}" for state, n in counts.items()) + (f" ({trouble})" if trouble else ""))
+        if until(views):
+            return views
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def none_active(views: list[RunView]) -> bool:
+    """Whether every run has ended."""
+    return not any(v.state in ACTIVE for v in views)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code: 1 if a run that was watched failed."""
+    parser = argparse.ArgumentParser("python -m cruijff_kit.status", description="How the runs below a folder do.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or any folder above them")
+    parser.add_argument("--watch", action="store_true", help="look again every few seconds until every run has ended")
+    parser.add_argument("--json", action="store_true", help="every row, as one JSON list")
+    options = parser.parse_args(argv)
+    failed = False
+
+    def command() -> None:
+        nonlocal failed
+        runs = known_below(options.folder)
+        if options.watch:
+            views = watch(str(options.folder), runs, none_active)
+            failed = any(v.state in (FAILED, CANCELLED) for v in views)
+            if sys.stdout.isatty() and not options.json:
+                return
+            trouble = None
+        else:
+            views, trouble = survey(runs)
+        if options.json:
+            if trouble:
+                say(f"SLURM cannot be asked: {trouble}")
+            print(json.dumps([asdict(v) for v in views], indent=1))
+            return
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        console.print(status_table(str(options.folder), views, trouble))
+
+    return run_command(command) or int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""Real SLURM clusters for the tests, each started when the first test asks for it."""
+
+import getpass
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_packages() -> None:
+    """Fails, with the line to type, when SLURM is not installed."""
+    check = ["sh", str(Path(__file__).with_name("packages.sh")), "--check"]
+    result = subprocess.run(check, capture_output=True, text=True)
+    if result.returncode:
+        pytest.fail(result.stderr.strip(), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def slurm(slurm_packages) -> Iterator[Cluster]:
+    """A cluster with accounting: its accounts, qos and partitions are described in cluster.py."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_bare(slurm_packages) -> Iterator[Cluster]:
+    """A cluster without accounting: sacct fails on it."""
+    with Cluster(accounting=False) as cluster:
+        yield cluster
+
+
+# Small enough to train in seconds, long enough to be caught in the middle.
+TINY = ("model=hf_llama", f"model.path={Path(__file__).parents[1] / 'tiny' / 'llama'}", "device=cpu", "dtype=fp32",
+        "dataset.max_samples=16", "num_warmup_steps=1", "eval.limit=4", "eval.baseline=false", "epochs_to_save=last",
+        "slurm.mem=2G", "slurm.cpus=1")  # fmt: skip
+LONG = (*TINY, "dataset.max_samples=200", "batch_size=2", "epochs=30")
+
+
+class Shell:
+    """Our commands, given in a folder of a machine that is part of a cluster."""
+
+    def __init__(self, cluster: Cluster, cwd: Path, environment: dict[str, str]) -> None:
+        self.cluster, self.cwd = cluster, cwd
+        self.environment = {k: v for k, v in environment.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+        self.environment |= cluster.environment
+
+    def run(self, module: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """`python -m cruijff_kit.MODULE ARGUMENTS`."""
+        command = [sys.executable, "-m", f"cruijff_kit.{module}", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=self.cwd, env=self.environment | more, capture_output=True, text=True, timeout=120
+        )
+
+    def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
+        """As run, without waiting."""
+        command = [sys.executable, "-m", f"cruijff_kit.{module}", *map(str, arguments)]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=self.cwd, env=self.environment, text=True, **pipes)
+
+    def submit(self, folder: str, *overrides: str) -> Path:
+        """Submit a sweep into a folder and see that it was."""
+        done = self.run("train", "-m", "slurm=cluster", *overrides, f"hydra.sweep.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        assert "submitted to SLURM" in done.stdout
+        return self.cwd / folder
+
+    def views(self, folder: Path) -> dict[str, dict]:
+        """What `status --json` says, by run."""
+        done = self.run("status", folder, "--json")
+        assert done.returncode == 0, done.stderr
+        return {v["name"]: v for v in json.loads(done.stdout)}
+
+    def wait(self, folder: Path, condition: Callable[[dict[str, dict]], bool], seconds: float = 90) -> dict[str, dict]:
+        """Look at the status until a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not condition(views := self.views(folder)):
+            assert time.monotonic() < deadline, views
+            for view in views.values():
+                if view["state"] == "queued" and "BeginTime" in (view["reason"] or ""):
+                    self.start_now(view["job_id"])
+        return views
+
+    def wait_all(self, folder: Path, *states: str, seconds: float = 90) -> dict[str, dict]:
+        """Wait until every run is in one of some states."""
+        return self.wait(folder, lambda views: all(v["state"] in states for v in views.values()), seconds)
+
+    def wait_for_file(self, path: Path, seconds: float = 60) -> None:
+        """Wait until a file is there."""
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < deadline, path
+            time.sleep(0.1)
+
+    def start_now(self, job_id: str) -> None:
+        """Skip the wait that SLURM puts between two starts of a job."""
+        self.cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+
+    def python_of(self, run: Path) -> int:
+        """Process of a run that is under way."""
+        return json.loads((run / "status.json").read_text())["pid"]
+
+
+@pytest.fixture
+def shell(slurm, tmp_path, environment) -> Iterator[Shell]:
+    """A folder on the cluster with accounting; what a test leaves in the queue is cancelled."""
+    yield Shell(slurm, tmp_path, environment)
+    slurm.run("scancel", "--user", getpass.getuser(), check=False)
+
+
+@pytest.fixture
+def bare_shell(slurm_bare, tmp_path, environment) -> Iterator[Shell]:
+    """As shell, on the cluster without accounting."""
+    yield Shell(slurm_bare, tmp_path, environment)
+    slurm_bare.run("scancel", "--user", getpass.getuser(), check=False)
+
+
+@pytest.fixture(scope="module")
+def module_shell(slurm, tmp_path_factory, environment) -> Iterator[Shell]:
+    """As shell, shared by a module's tests."""
+    yield Shell(slurm, tmp_path_factory.mktemp("shell"), environment)
+    slurm.run("scancel", "--user", getpass.getuser(), check=False)

@@ -1,0 +1,60 @@
+#!/bin/sh
+# The Debian or Ubuntu packages of the SLURM that the tests start: installs what is missing, and starts none of it.
+#
+#     packages.sh              for root, or where sudo asks for no password; else prints the line to type, exit code 1
+#     packages.sh --check      installs nothing: prints that line when some are missing
+#     packages.sh --dry-run    prints the commands that would install them
+set -eu
+
+packages=
+need() {  # need PACKAGE COMMAND...: the package, unless all of its commands are there
+  package=$1
+  shift
+  for name; do
+    if ! (PATH=$PATH:/usr/sbin:/sbin && command -v "$name") >/dev/null; then
+      packages="$packages $package"
+      return
+    fi
+  done
+}
+need slurmctld slurmctld
+need slurmd slurmd
+need slurm-client sbatch scancel scontrol sinfo squeue sacct sacctmgr
+need munge munged
+need slurmdbd slurmdbd
+need mariadb-server mariadbd mariadb-install-db mariadb-admin
+[ -n "$packages" ] || exit 0
+
+refuse() {
+  sudo=sudo
+  [ "$(id -u)" != 0 ] || sudo=
+  echo "The tests need a real SLURM ($(echo $packages) missing). Once, type: ${sudo:+$sudo }sh $(realpath "$0")" >&2
+  exit 1
+}
+
+case ${1:-} in
+  --check) refuse ;;
+  --dry-run) run=echo ;;
+  *) run= ;;
+esac
+if ! command -v apt-get >/dev/null; then
+  echo "The tests need a real SLURM; this machine has no apt-get to install$packages with" >&2
+  exit 1
+fi
+if [ "$(id -u)" != 0 ] && [ -z "$run" ]; then
+  sudo -n true 2>/dev/null || refuse
+  exec sudo -n sh "$0"
+fi
+
+# Debian starts the daemons that it installs, unless this file forbids it; the tests start their own
+policy=/usr/sbin/policy-rc.d
+if [ -z "$run" ] && [ ! -e $policy ]; then
+  trap 'rm -f $policy' EXIT
+  trap 'exit 1' INT TERM
+  printf '#!/bin/sh\nexit 101\n' >$policy
+  chmod +x $policy
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt="apt-get -o DPkg::Lock::Timeout=120"
+$run $apt update </dev/null || refuse
+$run $apt install -y --no-install-recommends $packages </dev/null || refuse

@@ -1,0 +1,140 @@
+"""Interrupted in any way, a run ends as one that was not; and nothing that is written is ever half."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import torch
+from conftest import LONG, TINY
+
+from cruijff_kit.result import read_result
+
+STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=4"]  # 240 steps
+ADAPTER = "epoch_3/adapter_model.safetensors"
+
+
+def kill(shell, run) -> bool:
+    """kill -9 of a run's process, if it has one."""
+    try:
+        os.kill(shell.python_of(run), signal.SIGKILL)
+    except (ProcessLookupError, FileNotFoundError, TypeError):
+        return False
+    return True
+
+
+def check_files(run) -> None:
+    """Whatever a run's folder holds can be read."""
+    for path in run.glob("*.json"):
+        json.loads(path.read_text())
+    for path in run.glob("checkpoint/step_*.pt"):
+        torch.load(path, weights_only=True)
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    assert all(json.loads(line) for line in lines)
+
+
+def steps_of(run) -> list[int]:
+    """Steps of the loss in metrics.jsonl."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def test_requeued_three_times_is_never_interrupted(shell):
+    """The same bytes as the run that was left alone, here and on the cluster; each step once."""
+    folder = shell.submit("out", *STEPS, "seed=1,2")
+    alone = shell.run("train", *STEPS, "seed=1", "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    left = 3
+    while left:
+        view = shell.wait(folder, lambda v: v["seed=1"]["state"] in ("running", "done"))["seed=1"]
+        assert view["state"] == "running", "the run ended before it could be interrupted three times"
+        at = view["step"] or 0
+        shell.wait(folder, lambda v, at=at: (v["seed=1"]["step"] or 0) > at + 10)
+        shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
+        shell.wait(folder, lambda v: v["seed=1"]["state"] == "queued")
+        left -= 1
+    shell.wait_all(folder, "done")
+    run = folder / "seed=1"
+    assert (run / ADAPTER).read_bytes() == (shell.cwd / "alone" / ADAPTER).read_bytes()
+    assert (run / ADAPTER).read_bytes() != (folder / "seed=2" / ADAPTER).read_bytes()
+    assert steps_of(run) == steps_of(shell.cwd / "alone") == list(range(1, 241))
+    result, reference = read_result(run / "result.json"), read_result(shell.cwd / "alone" / "result.json")
+    assert result.restarts == 3 and result.metrics() == reference.metrics()
+    assert not (run / "checkpoint").exists()
+
+
+def test_killed_at_ten_moments(shell):
+    """kill -9 whenever, ten times: at most the steps since the last checkpoint are made again."""
+    draw = random.Random(7)
+    folder = shell.submit("out", *STEPS, "seed=1", "checkpoint_every_n_steps=4")
+    alone = shell.run("train", *STEPS, "seed=1", "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    run, kills, saved = folder / "seed=1", 0, 0
+    while kills < 10:
+        shell.wait(folder, lambda v: v["seed=1"]["state"] != "queued")
+        time.sleep(draw.uniform(1, 6))
+        if not kill(shell, run):
+            break
+        kills += 1
+        view = shell.wait(folder, lambda v: v["seed=1"]["state"] in ("failed", "done"), seconds=30)["seed=1"]
+        check_files(run)
+        step = max((int(p.stem.partition("_")[2]) for p in run.glob("checkpoint/step_*.pt")), default=0)
+        assert step >= saved and (view["step"] or 0) - step <= 4
+        saved = step
+        resumed = shell.run("resume", folder)
+        assert resumed.returncode == 0, resumed.stderr
+        if view["state"] == "done":
+            break
+    assert kills >= 3
+    shell.wait_all(folder, "done")
+    assert (run / ADAPTER).read_bytes() == (shell.cwd / "alone" / ADAPTER).read_bytes()
+    assert steps_of(run) == list(range(1, 241))
+
+
+def test_resume_runs_exactly_the_rest(shell):
+    """Done, failed, cancelled, killed, running, waiting: only what is neither done nor on its way is submitted."""
+    slow = ["run_name=slow", *LONG, "epochs=100"]
+    folder = shell.submit("out", *TINY, "seed=1,2,3,4", "checkpoint_every_n_steps=1", "epochs=2")
+    views = shell.wait_all(folder, "done")
+    first = {name: view["job_id"] for name, view in views.items()}
+    shell.submit("out", *slow, "seed=10,11,12")
+    views = shell.wait(folder, lambda v: all((v[f"slow{n}"]["step"] or 0) > 0 for n in ("", "-2", "-3")))
+    kill(shell, folder / "slow")
+    shell.cluster.run("scancel", views["slow-2"]["job_id"])
+    views = shell.wait(folder, lambda v: (v["slow"]["state"], v["slow-2"]["state"]) == ("failed", "cancelled"))
+    assert views["slow-3"]["state"] == "running"
+    resumed = shell.run("resume", folder, "slurm.time=00:30:00")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "2 runs to finish; 1 on their way" in resumed.stderr and "2 runs submitted" in resumed.stdout
+    views = shell.wait(folder, lambda v: all((v[f"slow{n}"]["restarts"] == 1) for n in ("", "-2")))
+    assert {n: views[n]["job_id"] for n in first} == first and views["slow-3"]["restarts"] == 0
+    limit = shell.cluster.run("squeue", "--noheader", "--format=%l", "--jobs", views["slow"]["job_id"]).stdout.split()
+    assert limit == ["30:00"]
+    nothing = shell.run("resume", folder)
+    assert "nothing to finish; 3 on their way" in nothing.stderr and nothing.returncode == 0
+    wrong = shell.run("resume", folder, "lr=3")
+    assert wrong.returncode == 2 and "lr cannot change in a run that has begun" in wrong.stderr
+
+
+def test_out_of_gpu_memory_halves_the_micro_batch(shell):
+    """The same rows per update in smaller parts, in the same job, and written down; (the GPU's error, without a GPU)."""
+    (shell.cwd / "own.py").write_text(
+        "import torch\nfrom cruijff_kit.training.loss import LabelledCrossEntropy\n"
+        "class Large(LabelledCrossEntropy):\n"
+        "    def forward(self, outputs, targets, *more):\n"
+        "        if torch.is_grad_enabled() and len(targets) > 12:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory')\n"
+        "        return super().forward(outputs, targets, *more)\n"
+    )
+    options = [*TINY, "batch_size=8", "torchtune.loss._component_=own.Large", "hydra.run.dir=out"]
+    done = shell.run("train", "slurm=cluster", *options, PYTHONPATH=str(shell.cwd))
+    assert done.returncode == 0, done.stderr
+    (view,) = shell.wait_all(shell.cwd / "out", "done", "failed").values()
+    result = read_result(shell.cwd / "out" / "result.json")
+    assert result.status == "done" and result.effective_batch == 8
+    changes = result.changes
+    assert changes["batch_size"] * changes["gradient_accumulation_steps"] == 8 and changes["batch_size"] < 8
+    history = json.loads((shell.cwd / "out" / "status.json").read_text())["history"]
+    assert [h["cause"] for h in history] == ["out_of_gpu_memory"] * len(history) and history
+    assert view["job_id"] == history[0]["job_id"] and "batch_size=" in shell.run("status", "out").stdout
