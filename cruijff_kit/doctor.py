@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cruijff_kit.cluster import client
 from cruijff_kit.cluster.node_test import run_node_test
-from cruijff_kit.cluster.site import Site, read_site
+from cruijff_kit.cluster.site import Account, Partition, Site, read_site
 from cruijff_kit.cluster.verdicts import OK, PROBLEM, WARNING, Choice, Verdict, choose, gpu_text, verdicts
 from cruijff_kit.command import DONE, RUN_FAILED, run_command
 from cruijff_kit.errors import UserError
@@ -110,41 +110,44 @@ def show(site: Site, found: list[Verdict], yaml: str) -> None:
     from rich.markup import escape
 
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    heads = ("partition", "state", "time limit", "nodes", "up", "idle", "CPUs", "memory GB", "GPUs", "features")
-    rows = []
-    for p in site.partitions:
-        counts = (p.nodes, p.nodes_up, p.nodes_idle, _range(p.cpus), _range([round(m / 1000) for m in p.memory_mb]))
-        rows.append((p.name + "*" * p.default, p.state, p.max_time, *counts, gpu_text(p), ",".join(p.features)))
-    _table(console, f"{site.name}: SLURM {site.version}", heads, rows)
-    rows = []
-    for a in site.accounts:
-        own = [f"{k}={v}" for k, v in a.limits.items()]
-        own += [f"{q}: {k}={v}" for q in a.qos for k, v in site.qos.get(q, {}).items()]
-        qos = ",".join(q + "*" * (q == a.default_qos) for q in a.qos)
-        rows.append((a.name + "*" * (a.name == site.default_account), a.partition or "all", qos, "  ".join(own)))
-    if rows:
-        _table(console, f"accounts of {site.user}", ("account", "partition", "qos", "limits"), rows)
+    _table(console, f"{site.name}: SLURM {site.version}", [_partition_row(p) for p in site.partitions])
+    if site.accounts:
+        _table(console, f"accounts of {site.user}", [_account_row(site, a) for a in site.accounts])
     for verdict in found:
         label = f"[{_COLOURS[verdict.level]}]{verdict.level:<8}[/]"
         console.print(f"{label} {escape(verdict.text)}", soft_wrap=True)
     print("", yaml, sep="\n", end="")
 
 
-def _table(console, title: str, heads: tuple[str, ...], rows: list[tuple]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for head in heads:
-        right = head in ("nodes", "up", "idle", "CPUs", "memory GB")
-        table.add_column(head, overflow="fold", justify="right" if right else "left")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    console.print(table)
+def _partition_row(p: Partition) -> dict[str, object]:
+    row = {"partition": p.name + "*" * p.default, "state": p.state, "time limit": p.max_time, "nodes": p.nodes}
+    row |= {"up": p.nodes_up, "idle": p.nodes_idle, "CPUs": _range(p.cpus)}
+    row["memory GB"] = _range([round(mb / 1000) for mb in p.memory_mb])
+    return row | {"GPUs": gpu_text(p), "features": ",".join(p.features)}
 
 
 def _range(values: list[int]) -> str:
     return "-".join(map(str, dict.fromkeys((values[0], values[-1])))) if values else ""
+
+
+def _account_row(site: Site, a: Account) -> dict[str, object]:
+    limits = [f"{k}={v}" for k, v in a.limits.items()]
+    limits += [f"{q}: {k}={v}" for q in a.qos for k, v in site.qos.get(q, {}).items()]
+    qos = ",".join(q + "*" * (q == a.default_qos) for q in a.qos)
+    name = a.name + "*" * (a.name == site.default_account)
+    return {"account": name, "partition": a.partition or "all", "qos": qos, "limits": "  ".join(limits)}
+
+
+def _table(console, title: str, rows: list[dict[str, object]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for head, value in rows[0].items() if rows else ():
+        table.add_column(head, overflow="fold", justify="right" if isinstance(value, int) else "left")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row.values()))
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     left = [(k, v) for k, v in zip(runs, views, strict=True) if v.state not in (DONE, *ACTIVE)]
     on_their_way = f"; {len(active)} on their way" if active else ""
     say(
-        (f"{len(left)} runs to finish" if left else "every other run is done" if active else "every run is done")
+        (f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done")
         + on_their_way
     )
     configs = {k.folder: frozen(k.folder, changed) for k, _ in left}
@@ -60,9 +60,7 @@ def _slurm_overrides(overrides: list[str]) -> dict[str, Any]:
         for override in OverridesParser.create().parse_overrides(overrides):
             key = override.key_or_group
             if not key.startswith("slurm."):
-                raise UserError(
-                    f"{key} cannot change in a run that has begun, only slurm.* can; start a new run"
-                )
+                raise UserError(f"{key} cannot change in a run that has begun, only slurm.* can; start a new run")
             if key not in known and not key.startswith("slurm.additional_parameters."):
                 raise UserError(unknown_key(key))
             changed[key.removeprefix("slurm.")] = override.value()

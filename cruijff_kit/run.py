@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,10 +73,13 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
 
 @dataclasses.dataclass
 class Start:
-    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop."""
+    """What belongs to one start of a run: its heartbeat, the signals that ask it to stop, and whether it will start again
+    by itself after a failure of some cause (then its status does not say that it failed).
+    """
 
     heartbeat: Heartbeat
     stop: StopSignals
+    goes_again: Callable[[str], bool] = lambda cause: False
 
 
 def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
@@ -103,7 +106,8 @@ def _note_status(result: RunResult, start: Start) -> None:
     elif result.status == INTERRUPTED:
         reason = f"stopped by {start.stop.received.name}" if start.stop.received else "interrupted"
         cause = "stopped"
-    start.heartbeat.set(state=result.status, reason=reason, cause=cause)
+    if not (result.status == FAILED and start.goes_again(cause)):
+        start.heartbeat.set(state=result.status, reason=reason, cause=cause)
 
 
 def _refuse_taken(folder: RunFolder, resume: bool) -> None:

@@ -24,7 +24,7 @@ from cruijff_kit.result import now
 QUEUED, RUNNING, EVALUATING = "queued", "running", "evaluating"
 DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
 ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
-SECONDS_BETWEEN_BEATS = 5.0
+SECONDS_BETWEEN_BEATS = 3.0
 SILENT_SECONDS = 25.0  # without a heartbeat for so long, something is wrong
 
 
@@ -96,14 +96,17 @@ def slurm_job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def queued_again(run: Path, reason: str | None = None, changes: dict[str, Any] | None = None) -> None:
+def queued_again(
+    run: Path, reason: str | None = None, changes: dict[str, Any] | None = None, before: RunStatus | None = None
+) -> None:
     """Say that a run waits for its start; what it was before goes into its history.
 
     Args:
+        before: what it was; read from its folder unless given.
         reason: why, where it is not the first time.
         changes: settings that the next start changes, besides those that were changed before.
     """
-    before = read_status(run)
+    before = before or read_status(run)
     status = before if before and before.state == QUEUED and not before.started else _next(before)
     status.state, status.reason = QUEUED, reason if before else None
     status.changes |= changes or {}

@@ -93,13 +93,17 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     try:
         from cruijff_kit.run import Start, train_then_eval
 
-        result = train_then_eval(frozen(run), frozen_swept(run), Start(heartbeat, stop))
+        start = Start(
+            heartbeat, stop, goes_again=lambda cause: cause == failures.OUT_OF_GPU_MEMORY and bool(_smaller(run))
+        )
+        result = train_then_eval(frozen(run), frozen_swept(run), start)
     except KeyboardInterrupt:
         return _after_signal(run, heartbeat, stop)
     except Exception as error:
         cause = failures.cause_of(error)
-        if cause == failures.OUT_OF_GPU_MEMORY:
-            _go_again_smaller(run)
+        if cause == failures.OUT_OF_GPU_MEMORY and (smaller := _smaller(run)):
+            heartbeat.__exit__()
+            _go_again_smaller(run, smaller)
         heartbeat.set(state=FAILED, reason=f"{type(error).__name__}: {one_line(error)}", cause=cause)
         say(f"failed: {type(error).__name__}: {one_line(error)}")
         return 1
@@ -109,20 +113,23 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     return 0
 
 
-def _go_again_smaller(run: Path) -> None:
-    """Start this program over, as a fresh process of this job, with a smaller micro-batch; returns if that cannot help."""
+def _smaller(run: Path) -> dict[str, int] | None:
+    """The micro-batch to try after the GPU's memory was too small; None if there is none, or no retry is left."""
     config, status = frozen(run), read_status(run)
-    now_used = {k: status.changes.get(k, getattr(config, k)) for k in ("batch_size", "gradient_accumulation_steps")}
-    smaller = failures.smaller_micro_batch(**now_used)
-    if smaller is None or status.retries >= config.slurm.max_retries:
-        return
+    used = {k: status.changes.get(k, getattr(config, k)) for k in ("batch_size", "gradient_accumulation_steps")}
+    return failures.smaller_micro_batch(**used) if status.retries < config.slurm.max_retries else None
+
+
+def _go_again_smaller(run: Path, smaller: dict[str, int]) -> NoReturn:
+    """Start this program over, as a fresh process of this job, with a smaller micro-batch."""
+    status = read_status(run)
     status.retries += 1
-    write_status(run, status)
+    status.state, status.cause, status.reason = FAILED, failures.OUT_OF_GPU_MEMORY, "out of GPU memory"
     reason = (
-        f"out of GPU memory with batch_size={now_used['batch_size']}; again with {smaller['batch_size']} "
-        f"x gradient_accumulation_steps={smaller['gradient_accumulation_steps']}, the same rows per update"
+        f"out of GPU memory; again with batch_size={smaller['batch_size']} "
+        f"gradient_accumulation_steps={smaller['gradient_accumulation_steps']}, the same rows per update"
     )
-    queued_again(run, reason, smaller)
+    queued_again(run, reason, smaller, status)
     say(reason)
     os.execv(sys.executable, [sys.executable, "-u", "-m", "cruijff_kit.cluster.job", *sys.argv[1:]])
 
@@ -175,10 +182,13 @@ def _after_death(run: Path, code: int) -> int:
     how = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
     if code == 128 + signal.SIGKILL and _was_over_memory(status.memory_bytes):
         return _ask_for_more_memory(run)
-    if code - 128 in (signal.SIGUSR2, signal.SIGTERM) and status.retries < frozen(run).slurm.max_retries and _may_requeue():
+    if (
+        code - 128 in (signal.SIGUSR2, signal.SIGTERM)
+        and status.retries < frozen(run).slurm.max_retries
+        and _may_requeue()
+    ):
         status.retries += 1  # it came before Python could listen
-        write_status(run, status)
-        queued_again(run, f"{how} before it began; again")
+        queued_again(run, f"{how} before it began; again", before=status)
         client.requeue(os.environ["SLURM_JOB_ID"])
         return 0
     began = "" if status.started else " before it began; see its log"
@@ -227,9 +237,8 @@ def _ask_for_more_memory(run: Path) -> int:
         write_status(run, status)
         return 0
     status.retries += 1
-    write_status(run, status)
     mem = more_memory(asked, granted)
-    queued_again(run, f"{reason}; again with {mem}", {"slurm.mem": mem})
+    queued_again(run, f"{reason}; again with {mem}", {"slurm.mem": mem}, status)
     try:
         client.requeue(os.environ["SLURM_JOB_ID"], mem_mb=2 * granted)
     except ClusterError as error:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cruijff_kit.cache import cache_dir
@@ -25,8 +25,7 @@ _SECONDS_TO_APPEAR = 20  # a network's file system may show late what a node wro
 class NodeTest:
     """What the test job saw.
 
-    error: why it saw nothing, or not our package. gpus: as nvidia-smi names them. torch_gpus: how many torch reaches; None:
-    not asked for.
+    error: why it saw nothing, or not our package. torch_gpus: how many torch reaches; None: not asked for.
     """
 
     job_id: str | None = None
@@ -35,7 +34,6 @@ class NodeTest:
     python: str | None = None
     package: str | None = None
     cache_shared: bool = False
-    gpus: list[str] = field(default_factory=list)
     torch_gpus: int | None = None
 
     @property
@@ -105,7 +103,6 @@ def _look_around(place: str, mark: str, start: str, with_gpus: bool) -> None:
     import json
     import os
     import socket
-    import subprocess
     import sys
 
     seen = {"hostname": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "python": sys.executable}
@@ -116,11 +113,6 @@ def _look_around(place: str, mark: str, start: str, with_gpus: bool) -> None:
         seen["error"] = f"cruijff_kit cannot be imported: {error}"
     seen["cache_shared"] = os.access(mark, os.W_OK)
     if with_gpus:
-        try:
-            command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-            seen["gpus"] = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
-        except (OSError, subprocess.SubprocessError):
-            seen["gpus"] = []
         try:
             cuda = importlib.import_module("torch.cuda")  # in the job alone: the command itself stays without torch
             seen["torch_gpus"] = cuda.device_count() if cuda.is_available() else 0
@@ -157,8 +149,7 @@ def _read_answer(place: Path, ended: client.JobInfo, test: NodeTest) -> None:
     if answer.exists():
         vars(test).update(json.loads(answer.read_text()))
     elif ended.exit_code == _NO_FOLDER:
-        see = "write runs where all nodes see them (home, project or scratch)"
-        test.error = f"{ended.node} does not see {place.parent}; {see}"
+        test.error = f"{ended.node} does not see {place.parent}; write runs where all nodes see them"
     elif ended.exit_code == _NO_PYTHON:
         test.error = f"{ended.node} does not see {sys.executable}; put the environment where all nodes see it"
     else:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pwd
 import re
+import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +93,7 @@ class Site:
     version: str
     user: str
     max_array_size: int
-    min_job_age_s: int
     preempt_type: str
-    memory_counted: bool
     accounting: bool
     accounting_error: str | None
     enforced: list[str]
@@ -123,9 +122,7 @@ def read_site(folder: Path) -> Site:
         version=config["SLURM_VERSION"],
         user=pwd.getpwuid(os.getuid()).pw_name,
         max_array_size=_number(config.get("MaxArraySize")),
-        min_job_age_s=_number(config.get("MinJobAge")),
         preempt_type=config.get("PreemptType", "preempt/none"),
-        memory_counted="MEMORY" in config.get("SelectTypeParameters", "").upper(),
         accounting=False,
         accounting_error=None,
         enforced=config.get("AccountingStorageEnforce", "none").split(","),
@@ -214,11 +211,8 @@ def _limits(row: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
 
 def look_at(folder: Path) -> Folder:
     """What can be said about a folder without a job."""
-    mounts = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, *_ = line.split()
-        mounts[Path(point.replace("\\040", " "))] = kind
-    kind = next((mounts[p] for p in (folder.resolve(), *folder.resolve().parents) if p in mounts), "unknown")
+    said = subprocess.run(["df", "--output=fstype", folder.absolute()], capture_output=True, text=True).stdout.split()
+    kind = said[-1] if said else "unknown"
     writable = locks = False
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -55,7 +55,7 @@ def choose(site: Site, asked: argparse.Namespace) -> Choice:
 
 def verdicts(site: Site, choice: Choice) -> list[Verdict]:
     """What matters for our runs, in the order of the report."""
-    parts = (_partition, _gpus, _memory, _accounting, _account, _limits, _preemption, _folder, _node)
+    parts = (_partition, _gpus, _accounting, _account, _limits, _preemption, _folder, _node)
     return [Verdict(*line) for part in parts for line in part(site, choice)]
 
 
@@ -97,19 +97,13 @@ def gpu_text(p: Partition) -> str:
     return ", ".join(f"{n} {kind}".rstrip() for kind, n in p.gpus.items())
 
 
-def _memory(site: Site, choice: Choice) -> _Lines:
-    if not site.memory_counted:
-        yield WARNING, "SLURM does not divide memory among jobs: a neighbour can use up a node's; slurm.exclusive=true"
-
-
 def _accounting(site: Site, choice: Choice) -> _Lines:
     if not site.accounting:
-        end = f"remembered for MinJobAge={site.min_job_age_s} s only; status says 'gone' afterwards"
-        yield WARNING, f"no accounting ({site.accounting_error}): finished jobs are {end}"
-        return
-    yield OK, "accounting: SLURM remembers how jobs ended"
-    if site.accounting_error:
+        yield WARNING, f"no accounting ({site.accounting_error}): SLURM soon forgets how a job ended (MinJobAge)"
+    elif site.accounting_error:
         yield WARNING, f"sacctmgr does not say what you may use: {site.accounting_error}"
+    else:
+        yield OK, "accounting: SLURM remembers how jobs ended"
 
 
 def _account(site: Site, choice: Choice) -> _Lines:
@@ -186,8 +180,9 @@ def _seen(node: NodeTest, gpus: int) -> _Lines:
         mend = "export CRUIJFF_CACHE=DIR, where all nodes see and write it"
         yield WARNING, f"{node.hostname} does not share the cache: {mend}"
     if gpus:
-        text = f"PyTorch reaches {node.torch_gpus} of {gpus} GPUs on {node.hostname}"
-        names = f"nvidia-smi: {', '.join(node.gpus) or 'none'}"
-        level = OK if (node.torch_gpus or 0) >= gpus else PROBLEM
-        mend = ": install PyTorch's build for the driver there (pytorch.org)" * (level == PROBLEM and bool(node.gpus))
-        yield level, f"{text}; {names}{mend}"
+        enough = (node.torch_gpus or 0) >= gpus
+        mend = (
+            "" if enough else ": does nvidia-smi work there? then install PyTorch's build for its driver (pytorch.org)"
+        )
+        text = f"PyTorch reaches {node.torch_gpus} of {gpus} GPUs on {node.hostname}{mend}"
+        yield OK if enough else PROBLEM, text

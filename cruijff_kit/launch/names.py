@@ -18,16 +18,15 @@ def swept_keys(job_overrides: Sequence[Sequence[str]], typed: Sequence[str]) -> 
         job_overrides: each job's complete overrides.
         typed: the overrides as the user typed them; one that a job has unchanged does not vary.
     """
-    fixed = set(typed)
+    parser = OverridesParser.create()
     if len(job_overrides) > 1:
         fixed = set(job_overrides[0]).intersection(*map(set, job_overrides[1:]))
-    parser = OverridesParser.create()
-    keys = {}
-    for overrides in job_overrides:
-        for text in overrides:
-            if text not in fixed:
-                keys[parser.parse_override(text).key_or_group] = None
-    return [k for k in keys if not k.startswith("hydra.")]
+        varying = [parser.parse_override(t) for overrides in job_overrides for t in overrides if t not in fixed]
+    else:  # the sweeper may write a value in another way than the user: False for false
+        given = {str((o.key_or_group, o.value())) for o in map(parser.parse_override, typed)}
+        ours = map(parser.parse_override, job_overrides[0])
+        varying = [o for o in ours if str((o.key_or_group, o.value())) not in given]
+    return [k for k in dict.fromkeys(o.key_or_group for o in varying) if not k.startswith("hydra.")]
 
 
 def swept_values(config: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:

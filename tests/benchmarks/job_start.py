@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from submitting import TINY, Cluster, environment, process, queue, say
 
-# One step, one line of metrics; validation would write another one.
-RUN = (*TINY, "max_steps_per_epoch=1", "dataset.validation_split=null")
+# One step and one line of metrics; validation would write another one.
+RUN = (*TINY, "max_steps_per_epoch=1", "num_warmup_steps=0", "dataset.validation_split=null")
 SECONDS_BETWEEN_LOOKS = 0.005
 IMPORTS = "imports: torch, torchtune, inspect-ai, ..."
 PHASES = (  # what lies between a moment and the one before it

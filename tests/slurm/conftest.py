@@ -1,12 +1,17 @@
 """Real SLURM clusters for the tests, each started when the first test asks for it."""
 
 import getpass
+import importlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, NoReturn
 
 import pytest
 from cluster import Cluster
@@ -42,6 +47,37 @@ TINY = ("model=hf_llama", f"model.path={Path(__file__).parents[1] / 'tiny' / 'll
 LONG = (*TINY, "dataset.max_samples=200", "batch_size=2", "epochs=30")
 
 
+def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: IO, err: IO) -> NoReturn:
+    """Be a command, to the end of this process."""
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:0] = environment.get("PYTHONPATH", "").split(":") if "PYTHONPATH" in environment else []
+        sys.argv = [module, *arguments]
+        code = importlib.import_module(f"cruijff_kit.{module}").main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """What takes seconds to import, once for all commands."""
+    for name in ("evaluation.evaluate", "evaluation.prompts", "models.base", "training.components", "train"):
+        importlib.import_module(f"cruijff_kit.{name}")
+
+
 class Shell:
     """Our commands, given in a folder of a machine that is part of a cluster."""
 
@@ -49,13 +85,20 @@ class Shell:
         self.cluster, self.cwd = cluster, cwd
         self.environment = {k: v for k, v in environment.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         self.environment |= cluster.environment
+        self._hurried: set[tuple[str, int]] = set()
 
     def run(self, module: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """`python -m cruijff_kit.MODULE ARGUMENTS`."""
-        command = [sys.executable, "-m", f"cruijff_kit.{module}", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=self.cwd, env=self.environment | more, capture_output=True, text=True, timeout=120
-        )
+        """`python -m cruijff_kit.MODULE ARGUMENTS`, in a fork of this process, which has done the slow imports."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = os.fork()
+            if child == 0:
+                _become(module, [str(a) for a in arguments], self.cwd, self.environment | more, out, err)
+            _, status = os.waitpid(child, 0)
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(
+                [module, *arguments], os.waitstatus_to_exitcode(status), out.read(), err.read()
+            )
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
         """As run, without waiting."""
@@ -82,8 +125,10 @@ class Shell:
         while not condition(views := self.views(folder)):
             assert time.monotonic() < deadline, views
             for view in views.values():
-                if view["state"] == "queued" and "BeginTime" in (view["reason"] or ""):
-                    self.start_now(view["job_id"])
+                waits = view["state"] == "queued" and "BeginTime" in (view["reason"] or "")
+                if waits and (view["job_id"], view["restarts"]) not in self._hurried:
+                    self._hurried.add((view["job_id"], view["restarts"]))
+                    self.start_soon(view["job_id"])
         return views
 
     def wait_all(self, folder: Path, *states: str, seconds: float = 90) -> dict[str, dict]:
@@ -97,9 +142,9 @@ class Shell:
             assert time.monotonic() < deadline, path
             time.sleep(0.1)
 
-    def start_now(self, job_id: str) -> None:
-        """Skip the wait that SLURM puts between two starts of a job."""
-        self.cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+    def start_soon(self, job_id: str) -> None:
+        """Shorten the wait that SLURM puts between two starts of a job; in the same second a node would refuse it."""
+        self.cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2", check=False)
 
     def python_of(self, run: Path) -> int:
         """Process of a run that is under way."""
@@ -107,21 +152,21 @@ class Shell:
 
 
 @pytest.fixture
-def shell(slurm, tmp_path, environment) -> Iterator[Shell]:
+def shell(slurm, imported, tmp_path, environment) -> Iterator[Shell]:
     """A folder on the cluster with accounting; what a test leaves in the queue is cancelled."""
     yield Shell(slurm, tmp_path, environment)
     slurm.run("scancel", "--user", getpass.getuser(), check=False)
 
 
 @pytest.fixture
-def bare_shell(slurm_bare, tmp_path, environment) -> Iterator[Shell]:
+def bare_shell(slurm_bare, imported, tmp_path, environment) -> Iterator[Shell]:
     """As shell, on the cluster without accounting."""
     yield Shell(slurm_bare, tmp_path, environment)
     slurm_bare.run("scancel", "--user", getpass.getuser(), check=False)
 
 
 @pytest.fixture(scope="module")
-def module_shell(slurm, tmp_path_factory, environment) -> Iterator[Shell]:
+def module_shell(slurm, imported, tmp_path_factory, environment) -> Iterator[Shell]:
     """As shell, shared by a module's tests."""
     yield Shell(slurm, tmp_path_factory.mktemp("shell"), environment)
     slurm.run("scancel", "--user", getpass.getuser(), check=False)

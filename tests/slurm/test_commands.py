@@ -39,11 +39,11 @@ def test_cancel_asks_at_a_terminal(shell):
 def test_without_accounting(bare_shell):
     """The same answers: done, killed, cancelled; and a job that SLURM has forgotten."""
     folder = bare_shell.submit("out", *LONG, "seed=1,2,3", "epochs=100")
-    bare_shell.submit("out", *TINY, "seed=9")
+    bare_shell.submit("out", *TINY, "run_name=short")
     views = bare_shell.wait(folder, lambda v: all((v[f"seed={s}"]["step"] or 0) > 0 for s in (1, 2, 3)))
     os.kill(bare_shell.python_of(folder / "seed=1"), 9)
     bare_shell.cluster.run("scancel", views["seed=2"]["job_id"])
-    views = bare_shell.wait(folder, lambda v: v["seed=2"]["state"] == "cancelled" and v["seed=9"]["state"] == "done")
+    views = bare_shell.wait(folder, lambda v: v["seed=2"]["state"] == "cancelled" and v["short"]["state"] == "done")
     assert views["seed=1"]["state"] == "failed" and "killed by signal 9" in views["seed=1"]["reason"]
     batch = bare_shell.cluster.run("scontrol", "--oneliner", "show", "job", views["seed=3"]["job_id"]).stdout
     assert "JobState=RUNNING" in batch

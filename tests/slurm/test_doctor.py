@@ -1,7 +1,6 @@
 """`python -m cruijff_kit.doctor` on real clusters: what it finds, what it says, and the YAML it leaves."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cruijff_kit.cluster import client, site
+from cruijff_kit.cluster import client, node_test, site
 
 
 @pytest.fixture
@@ -48,10 +47,10 @@ def test_report_with_accounting(doctor, slurm, tmp_path):
 def test_facts_with_accounting(doctor, slurm):
     facts = facts_of(doctor(slurm, "--json", "--account=other", "--qos=few"))
     gpu = next(p for p in facts["partitions"] if p["name"] == "gpu")
-    assert (gpu["nodes"], gpu["cpus"], gpu["memory_mb"], gpu["features"]) == (2, [8], [16000], ["a100"])
-    assert gpu["gpus"] == {"": 4} and gpu["def_mem_per_cpu_mb"] == 2000 and gpu["max_time"] == "1-00:00:00"
+    assert (gpu["nodes"], gpu["nodes_up"], gpu["cpus"], gpu["memory_mb"]) == (2, 2, [8], [16000])
+    assert gpu["gpus"] == {"": 4} and gpu["features"] == ["a100"] and gpu["max_time"] == "1-00:00:00"
     assert [p["name"] for p in facts["partitions"] if p["default"]] == ["cpu"]
-    assert facts["max_array_size"] == 2001 and facts["accounting"] and facts["memory_enforced"]
+    assert facts["max_array_size"] == 2001 and facts["accounting"]
     assert facts["default_account"] == "lab"
     assert {a["name"]: a["limits"] for a in facts["accounts"]}["other"] == {"GrpJobs": "1"}
     assert facts["qos"]["short"] == {"MaxWall": "00:10:00", "MaxJobsPU": "2"}
@@ -62,7 +61,7 @@ def test_facts_with_accounting(doctor, slurm):
 def test_report_without_accounting(doctor, slurm_bare):
     facts = facts_of(doctor(slurm_bare, "--json", "--partition=preempt"))
     assert not facts["accounting"] and facts["accounts"] == []
-    assert "remembered for MinJobAge=3600 s only" in said(facts, "warning")
+    assert "SLURM soon forgets how a job ended" in said(facts, "warning")
     assert "preempted at once (GraceTime=0)" in said(facts, "warning")
     assert not said(facts, "problem")
 
@@ -87,9 +86,7 @@ def test_job_says_what_the_node_sees(doctor, slurm, cache, tmp_path):
     node = facts["node"]
     assert done.returncode == 0, facts["verdicts"]
     assert node["hostname"] in ("g1", "g2") and node["python"] == sys.executable and node["error"] is None
-    assert node["same_package"] and node["file_seen"] and node["cache_seen"] and node["cache_writable"]
-    assert (node["cpus"], node["memory_mb"]) == (1, 2000)
-    assert 0 <= node["seconds_to_start"] < 30
+    assert Path(node["package"]) == Path(client.__file__).parents[1] and node["cache_shared"]
     job = client.key_values(slurm.run("scontrol", "--oneliner", "show", "job", node["job_id"]).stdout)
     assert (job["Account"], job["Partition"], job["JobState"]) == ("other", "gpu", "COMPLETED")
     assert not list(tmp_path.iterdir()) and not list(cache.glob(".doctor*"))
@@ -98,8 +95,8 @@ def test_job_says_what_the_node_sees(doctor, slurm, cache, tmp_path):
 def test_job_with_gpus_tells_that_pytorch_reaches_none(doctor, slurm_bare):
     """The nodes' GPUs are stand-ins."""
     facts = facts_of(doctor(slurm_bare, "--json", "--job", "--gpus=2"))
-    assert facts["node"]["hostname"] in ("g1", "g2") and facts["node"]["memory_mb"] == 4096
-    assert "PyTorch reaches 0 of 2 GPUs" in said(facts, "problem")
+    assert facts["node"]["hostname"] in ("g1", "g2") and facts["node"]["torch_gpus"] == 0
+    assert "PyTorch reaches 0 of 2 GPUs on g" in said(facts, "problem")
 
 
 def test_job_that_waits_is_cancelled(doctor, slurm_bare, tmp_path):
@@ -141,18 +138,17 @@ def test_preemption_by_qos(slurm, tmp_path, monkeypatch):
     ("line", "on_the_node", "text"),
     [
         ("cd ", "cd /nowhere", "does not see "),
-        ("cat token", "cat nothing", "and not the file written in it just before"),
         ("[ -x ", "[ -x /nowhere", "put the environment where all nodes see it"),
         ("--ntasks=1 ", "--ntasks=1 /nowhere", "the test job ended as FAILED, exit code 2: srun: error: "),
     ],
 )
 def test_job_on_a_node_that_sees_less(slurm_bare, tmp_path, monkeypatch, line, on_the_node, text):
     """One line of its script fails, as it does on a node where that is missing."""
-    usual = site._script
-    monkeypatch.setattr(site, "_script", lambda *arguments: usual(*arguments).replace(line, on_the_node))
+    usual = node_test._script
+    monkeypatch.setattr(node_test, "_script", lambda *arguments: usual(*arguments).replace(line, on_the_node))
     for key, value in slurm_bare.environment.items():
         monkeypatch.setenv(key, value)
-    assert text in site.run_node_test(tmp_path, [], 0, 60).error
+    assert text in node_test.run_node_test(tmp_path, [], 0, 60).error
     assert not list(tmp_path.iterdir())
 
 
@@ -204,6 +200,7 @@ def test_the_yaml_composes(doctor, run_cli, request, tmp_path, name, arguments, 
         ("gpu", {"": 1}),
         ("gpu:4", {"": 4}),
         ("gpu:a100:4(S:0-1),gpu:v100:2(S:0,1),shard:8", {"a100": 4, "v100": 2}),
+        ("gpu:1g.5gb:3,shard:gpu:8", {"1g.5gb": 3}),
         ("craynetwork:4,gpu:nvidia_a100_3g.20gb:2(IDX:0,1)", {"nvidia_a100_3g.20gb": 2}),
     ],
 )
@@ -214,17 +211,3 @@ def test_gpus_of_a_node(gres, gpus):
 def test_importing_is_light():
     code = "import sys, cruijff_kit.doctor; print([m for m in ('torch', 'pandas', 'inspect_ai') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
-
-
-def test_partitions_that_refuse_a_user(slurm_bare, tmp_path, monkeypatch):
-    """Groups are looked at only for those who are not root."""
-    for key, value in slurm_bare.environment.items():
-        monkeypatch.setenv(key, value)
-    slurm_bare.run("scontrol", "update", "PartitionName=cpu", "AllowGroups=daemon")
-    monkeypatch.setattr(os, "getuid", lambda: 65534)
-    try:
-        found = site.read_site(tmp_path)
-    finally:
-        slurm_bare.run("scontrol", "update", "PartitionName=cpu", "AllowGroups=ALL")
-    assert found.partition("cpu").refuses(None) == "is for the groups daemon"
-    assert found.partition("gpu").refuses(None) is None

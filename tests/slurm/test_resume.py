@@ -11,8 +11,8 @@ from conftest import LONG, TINY
 
 from cruijff_kit.result import read_result
 
-STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=4"]  # 240 steps
-ADAPTER = "epoch_3/adapter_model.safetensors"
+STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=30"]
+TOTAL, ADAPTER = 1800, "epoch_29/adapter_model.safetensors"
 
 
 def kill(shell, run) -> bool:
@@ -42,23 +42,22 @@ def steps_of(run) -> list[int]:
 
 def test_requeued_three_times_is_never_interrupted(shell):
     """The same bytes as the run that was left alone, here and on the cluster; each step once."""
-    folder = shell.submit("out", *STEPS, "seed=1,2")
-    alone = shell.run("train", *STEPS, "seed=1", "hydra.run.dir=alone")
-    assert alone.returncode == 0, alone.stderr
+    folder = shell.submit("out", *STEPS, "run_name=one")
     left = 3
     while left:
-        view = shell.wait(folder, lambda v: v["seed=1"]["state"] in ("running", "done"))["seed=1"]
+        view = shell.wait(folder, lambda v: v["one"]["state"] in ("running", "done"))["one"]
         assert view["state"] == "running", "the run ended before it could be interrupted three times"
         at = view["step"] or 0
-        shell.wait(folder, lambda v, at=at: (v["seed=1"]["step"] or 0) > at + 10)
+        shell.wait(folder, lambda v, at=at: (v["one"]["step"] or 0) > at + 10)
         shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
-        shell.wait(folder, lambda v: v["seed=1"]["state"] == "queued")
+        shell.wait(folder, lambda v: v["one"]["state"] == "queued")
         left -= 1
     shell.wait_all(folder, "done")
-    run = folder / "seed=1"
+    alone = shell.run("train", *STEPS, "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    run = folder / "one"
     assert (run / ADAPTER).read_bytes() == (shell.cwd / "alone" / ADAPTER).read_bytes()
-    assert (run / ADAPTER).read_bytes() != (folder / "seed=2" / ADAPTER).read_bytes()
-    assert steps_of(run) == steps_of(shell.cwd / "alone") == list(range(1, 241))
+    assert steps_of(run) == steps_of(shell.cwd / "alone") == list(range(1, TOTAL + 1))
     result, reference = read_result(run / "result.json"), read_result(shell.cwd / "alone" / "result.json")
     assert result.restarts == 3 and result.metrics() == reference.metrics()
     assert not (run / "checkpoint").exists()
@@ -67,17 +66,17 @@ def test_requeued_three_times_is_never_interrupted(shell):
 def test_killed_at_ten_moments(shell):
     """kill -9 whenever, ten times: at most the steps since the last checkpoint are made again."""
     draw = random.Random(7)
-    folder = shell.submit("out", *STEPS, "seed=1", "checkpoint_every_n_steps=4")
-    alone = shell.run("train", *STEPS, "seed=1", "hydra.run.dir=alone")
+    folder = shell.submit("out", *STEPS, "run_name=one", "checkpoint_every_n_steps=4")
+    alone = shell.run("train", *STEPS, "hydra.run.dir=alone")
     assert alone.returncode == 0, alone.stderr
-    run, kills, saved = folder / "seed=1", 0, 0
+    run, kills, saved = folder / "one", 0, 0
     while kills < 10:
-        shell.wait(folder, lambda v: v["seed=1"]["state"] != "queued")
+        shell.wait(folder, lambda v: v["one"]["state"] != "queued")
         time.sleep(draw.uniform(1, 6))
         if not kill(shell, run):
             break
         kills += 1
-        view = shell.wait(folder, lambda v: v["seed=1"]["state"] in ("failed", "done"), seconds=30)["seed=1"]
+        view = shell.wait(folder, lambda v: v["one"]["state"] in ("failed", "done"), seconds=30)["one"]
         check_files(run)
         step = max((int(p.stem.partition("_")[2]) for p in run.glob("checkpoint/step_*.pt")), default=0)
         assert step >= saved and (view["step"] or 0) - step <= 4
@@ -89,7 +88,7 @@ def test_killed_at_ten_moments(shell):
     assert kills >= 3
     shell.wait_all(folder, "done")
     assert (run / ADAPTER).read_bytes() == (shell.cwd / "alone" / ADAPTER).read_bytes()
-    assert steps_of(run) == list(range(1, 241))
+    assert steps_of(run) == list(range(1, TOTAL + 1))
 
 
 def test_resume_runs_exactly_the_rest(shell):
