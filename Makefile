@@ -17,9 +17,11 @@ test: slurm $(VENV)/.installed-dev
 slurm:
 	@sh tests/slurm/packages.sh
 
-bench: $(VENV)/.installed-dev
+bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
+	$(BIN)/python tests/benchmarks/submitting.py --phases
+	$(BIN)/python tests/benchmarks/job_start.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

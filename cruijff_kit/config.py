@@ -260,12 +260,21 @@ class SlurmConfig:
             f"slurm.time={self.time} would be minutes; write HH:MM:SS, in a YAML file with quotes around it",
         )
         _require(
-            self.mem is None or re.fullmatch(r"\d+[KMGTkmgt]?B?", self.mem) is not None,
+            self.mem is None or re.fullmatch(r"\d+[KMGTkmgt]?[Bb]?", self.mem) is not None,
             f"slurm.mem={self.mem} is no amount of memory; write for example slurm.mem=16G",
         )
         texts = {k: v for k, v in vars(self).items() if isinstance(v, str)} | self.additional_parameters
         for name, value in texts.items():
             _require("\n" not in str(value), f"slurm.{name} holds a line break, which sbatch cannot take")
+
+    @property
+    def mem_bytes(self) -> int | None:
+        """The memory that is asked for, in bytes; sbatch counts in MB where there is no unit."""
+        if self.mem is None:
+            return None
+        digits = self.mem.upper().rstrip("BKMGT")
+        unit = self.mem.upper().removesuffix("B")[len(digits) :] or "M"
+        return int(digits) * 1024 ** (1 + "KMGT".index(unit))
 
     @property
     def time_seconds(self) -> int | None:

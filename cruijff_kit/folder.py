@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+_OF_A_RUN = {"swept.json", "status.json", "result.json"}
+
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
     """Quotes the strings that OmegaConf would read as numbers or booleans, as OmegaConf's own (slow) dumper does."""
@@ -102,6 +104,20 @@ def discard_unused(path: str | Path) -> None:
         if above == Path.cwd() or not above.is_relative_to(Path.cwd()) or any(above.iterdir()):
             return
         above.rmdir()
+
+
+def folders_below(folder: Path, *names: str) -> list[Path]:
+    """Folders in and below a folder that hold a file of one of these names, sorted; runs are not searched inside.
+
+    Unlike Path.rglob it takes no offence at a folder that vanishes meanwhile, as a run's drafts do.
+    """
+    found = []
+    for place, below, files in os.walk(folder):
+        if not set(names).isdisjoint(files):
+            found.append(Path(place).absolute())
+        if not _OF_A_RUN.isdisjoint(files):
+            below.clear()
+    return sorted(found)
 
 
 def write_text(path: Path, text: str) -> Path:

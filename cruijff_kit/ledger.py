@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError
-from cruijff_kit.folder import write_text
+from cruijff_kit.folder import folders_below, write_text
 from cruijff_kit.result import git_commit, now, read_result
 
 NAME = "sweep.json"
@@ -125,7 +125,7 @@ def run_folder(sweep_dir: Path, entry: Entry) -> Path:
 
 def find_ledgers(folder: Path) -> list[Path]:
     """Folders of the ledgers in and below a folder."""
-    return sorted(p.parent for p in folder.rglob(NAME))
+    return folders_below(folder, NAME)
 
 
 def is_done(run: Path) -> bool:

@@ -72,7 +72,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         say("loading torch, torchtune and inspect-ai")
     from cruijff_kit.evaluation.evaluate import check_tasks
     from cruijff_kit.evaluation.prompts import rehearse
-    from cruijff_kit.models import base, machine
+    from cruijff_kit.models import base
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
     from cruijff_kit.training.steps import Steps, saved_epochs
@@ -80,14 +80,14 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     cfg = config.torchtune
     check_components(cfg)
     check_tasks(config)
-    chosen = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+    chosen = _machine_of(config)
     _check_memory_options(cfg, chosen.device.type)
     files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     if cfg["dataset_val"]["split"] is not None:
         shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
     steps = Steps.of(cfg, len(examples))
-    model = base.skeleton(cfg["model"], chosen.dtype)
+    model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
     trainable, total = base.count_parameters(model)
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
@@ -109,6 +109,19 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
     )
+
+
+def _machine_of(config: RunConfig) -> Any:
+    """Where the run will compute: here, or on a node of the cluster, which cannot be looked at from here."""
+    from cruijff_kit.models import machine
+
+    cfg, slurm = config.torchtune, config.slurm
+    if not slurm.submit:
+        return machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+    gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
+    if cfg["device"].startswith("cuda") and not gpu:
+        raise UserError(f"device={cfg['device']} needs a GPU, and none is asked for; add slurm.gpus=1")
+    return machine.expect("cuda" if gpu and cfg["device"] == "auto" else cfg["device"], cfg["dtype"], slurm.cpus or 1)
 
 
 def _check_memory_options(cfg: dict[str, Any], device: str) -> None:

@@ -146,6 +146,8 @@ def _train_and_evaluate(
                 recipe.train()
             if config.eval.tasks:
                 recipe.save_state()
+                if start.stop.received is not None:  # it came too late for a step
+                    raise KeyboardInterrupt
         except TrainingInterrupted as interrupted:
             say(f"{interrupted}; the state is saved: python -m cruijff_kit.resume {shlex.quote(str(folder.path))}")
             raise KeyboardInterrupt from interrupted

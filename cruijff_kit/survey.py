@@ -11,6 +11,7 @@ from cruijff_kit import failures
 from cruijff_kit.cluster import client
 from cruijff_kit.cluster.client import ClusterError, JobInfo
 from cruijff_kit.errors import UserError
+from cruijff_kit.folder import folders_below
 from cruijff_kit.ledger import Attempt, Entry, find_ledgers, read_ledger, run_folder
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import (
@@ -91,8 +92,7 @@ def known_below(folder: Path) -> list[Known]:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     found = {k.folder: k for sweep_dir in find_ledgers(folder) for k in _of_ledger(sweep_dir)}
-    for path in sorted([*folder.rglob("status.json"), *folder.rglob("result.json"), *folder.rglob("swept.json")]):
-        run = path.parent.absolute()
+    for run in folders_below(folder, "status.json", "result.json", "swept.json"):
         if run not in found:
             found[run] = _in_ledger_above(run)
     if not found:

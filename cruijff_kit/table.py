@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.command import run_command
 from cruijff_kit.errors import UserError
-from cruijff_kit.folder import write_text
+from cruijff_kit.folder import folders_below, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
 
@@ -41,8 +41,8 @@ def read_results(folder: str | Path) -> list[RunResult]:
 def find_results(folder: Path) -> list[Path]:
     """Every result.json below a folder, and of the runs that a sweep there took over from an earlier one."""
     reused = (run_folder(d, e) for d in find_ledgers(folder) for e in read_ledger(d).runs if e.reused)
-    elsewhere = (run / "result.json" for run in reused if (run / "result.json").exists())
-    return list(dict.fromkeys(p.absolute() for p in [*folder.rglob("result.json"), *elsewhere]))
+    runs = dict.fromkeys([*folders_below(folder, "result.json"), *reused])
+    return [run / "result.json" for run in runs if (run / "result.json").exists()]
 
 
 def unfinished_runs(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import cruijff_kit
 from cruijff_kit import config as config_module
-from cruijff_kit.config import load
+from cruijff_kit.config import SlurmConfig, load
 from cruijff_kit.errors import UserError
 from cruijff_kit.train import main
 
@@ -106,7 +106,9 @@ def test_help_shows_examples_groups_and_settings(command):
         line.split("  ")[1].strip() for line in out.splitlines() if line.startswith("  python -m cruijff_kit.train")
     ]
     assert "python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-4,5e-5" in examples
-    assert "\nlora: default\n" in out and "\nslurm: cluster, local, site_example\n" in out and "num_warmup_steps: " in out
+    assert (
+        "\nlora: default\n" in out and "\nslurm: cluster, local, site_example\n" in out and "num_warmup_steps: " in out
+    )
 
 
 def test_every_example_of_the_help_composes(command, tmp_path, tiny):
@@ -274,3 +276,34 @@ def test_every_setting_is_described():
                 if isinstance(field, ast.AnnAssign) and not described:
                     bare.append(f"{node.name}.{field.target.id}")
     assert bare in ([], [f"RunConfig.{g}" for g in ("model", "dataset", "lora", "eval", "slurm")])
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("10:30", 630), ("02:00:00", 7200), ("1-00", 86400), ("1-02:30", 95400), ("2-01:02:03", 176523)],
+)
+def test_time_limits_as_sbatch_reads_them(time, seconds):
+    assert SlurmConfig(time=time).time_seconds == seconds
+
+
+@pytest.mark.parametrize(("mem", "size"), [("500", 500 * 2**20), ("16G", 2**34), ("3gb", 3 * 2**30), ("1T", 2**40)])
+def test_memory_as_sbatch_reads_it(mem, size):
+    assert SlurmConfig(mem=mem).mem_bytes == size
+
+
+def test_a_time_that_yaml_reads_as_a_number_is_refused(command, tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "mine.yaml").write_text("defaults: [cluster, _self_]\ntime: 2:00:00\n")
+    code, _, err = command("--config-dir", str(tmp_path), "slurm=mine")
+    assert code == 2 and "slurm.time=7200 would be minutes; write HH:MM:SS, in a YAML file with quotes" in err
+
+
+def test_a_shells_variable_is_no_interpolation():
+    config = cruijff_kit.compose(["slurm=cluster", r'slurm.setup=["export A=\${HOME}"]'])
+    assert config.slurm.setup == ["export A=${HOME}"]
+
+
+def test_a_models_needs_are_asked_for_unless_said_otherwise():
+    asked = cruijff_kit.compose(["slurm=cluster", "model=llama3_1_8b", "slurm.gpus=2"]).slurm
+    assert (asked.gpus, asked.cpus, asked.mem, asked.time) == (2, 4, "80G", "04:00:00")
+    assert cruijff_kit.compose(["model=llama3_1_8b"]).slurm.submit is False

@@ -127,6 +127,20 @@ def test_a_sweep_from_the_wheel(from_wheel, weightless, tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+def test_our_launcher_is_submitits(from_wheel, environment, tmp_path):
+    """In the wheel and in this environment's install: a subclass of the class that Hydra knows, from any folder."""
+    code = (
+        "from cruijff_kit.launch import plugin; plugin.register(); plugin.register()\n"
+        "from hydra.core.plugins import Plugins\nfrom hydra.plugins.launcher import Launcher\n"
+        "from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher\n"
+        "ours = [c for c in Plugins.instance().discover(Launcher) if c.__module__.startswith('hydra_plugins.cruijff')]\n"
+        "print(ours[-1].__module__, issubclass(ours[-1], SlurmLauncher))"
+    )
+    here = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    for done in (from_wheel("-c", code), here):
+        assert done.stdout == "hydra_plugins.cruijff_kit_launcher.launcher True\n", done.stderr
+
+
 def test_a_sweep_from_the_checkout(run_cli, tiny, tmp_path):
     """The same launcher in this environment's install (editable, in a checkout): it refuses before any run."""
     done = run_cli("-m", "lora.rank=0,-1", "model=hf_llama", f"model.path={tiny}", cwd=tmp_path)

@@ -16,6 +16,7 @@ from cruijff_kit.folder import discard_unused
 from cruijff_kit.launch.jobs import Job, find_earlier, write_down
 from cruijff_kit.ledger import editing, is_done, read_ledger, run_folder
 from cruijff_kit.plan import check
+from cruijff_kit.progress import say
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import read_status
 
@@ -39,6 +40,7 @@ def submit_jobs(jobs: list[Job], sweep_dir: Path) -> dict[int, float | None]:
     from cruijff_kit.cluster.submit import Submission, submit
 
     new = [j for j in jobs if j.earlier is None]
+    _warn_of_little_memory(new)
     runs = [Submission(j.folder.absolute(), sbatch_options(j.config), j.config.slurm.max_parallel) for j in new]
     if runs:
         try:
@@ -57,6 +59,15 @@ def submit_jobs(jobs: list[Job], sweep_dir: Path) -> dict[int, float | None]:
     return {key: _objective(folder) for key, folder in folders.items()} if jobs[0].config.slurm.wait else {}
 
 
+def _warn_of_little_memory(jobs: list[Job]) -> None:
+    for job in jobs:
+        asked = job.config.slurm.mem_bytes
+        if asked is not None and not job.config.slurm.gpus and asked < job.plan.memory_bytes:
+            needs = f"{job.plan.memory_bytes / 1e9:.1f} GB"
+            say(f"warning: slurm.mem={job.config.slurm.mem} is less than the estimated {needs} of {job.name}")
+            return  # one says it
+
+
 def submit_alone(config: RunConfig) -> None:
     """Submit a single run; its ledger lies in its own folder.
 
@@ -65,7 +76,7 @@ def submit_alone(config: RunConfig) -> None:
         SystemExit: with slurm.wait=true, with code 1 if the run failed.
     """
     folder = Path(config.output_dir)
-    job = Job(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config).data_hash)
+    job = Job(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
     find_earlier([job], folder)
     if job.earlier is None:
         write_down([job], folder, sys.argv[1:])

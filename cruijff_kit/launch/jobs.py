@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder
+from cruijff_kit.frozen import frozen
 from cruijff_kit.launch.composing import Composer
 from cruijff_kit.launch.names import run_name, swept_keys, swept_values
 from cruijff_kit.launch.task import load_task
 from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, new_ledger, read_ledger, run_folder
-from cruijff_kit.plan import check
+from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import progress, say
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.survey import Known, RunView, survey
@@ -26,7 +27,7 @@ from cruijff_kit.survey import Known, RunView, survey
 class Job:
     """One run of the sweep.
 
-    composed: as Hydra composed it, with the ``hydra`` node. config: typed. data_hash: of its data file. earlier: the
+    composed: as Hydra composed it, with the ``hydra`` node. config: typed. plan: what the checks came to. earlier: the
     folder of an identical run that is done or on its way, if there is one.
     """
 
@@ -34,7 +35,7 @@ class Job:
     swept: dict[str, Any]
     composed: DictConfig
     config: RunConfig | None = None
-    data_hash: str | None = None
+    plan: Plan | None = None
     earlier: Path | None = None
     earlier_state: str | None = None
 
@@ -45,18 +46,20 @@ class Job:
 
     def move(self, folder: Path) -> None:
         """Go on in the folder of an unfinished run that this one repeats."""
-        self.folder = folder
+        self.folder, self.config = folder, frozen(folder)
         with open_dict(self.composed):
-            self.composed.run_name = self.composed.hydra.sweep.subdir = folder.name
+            self.composed.run_name = folder.name
             self.composed.resume_from_checkpoint = True
-        self.config = load_task(self.composed, str(folder))
+        if "hydra" in self.composed:
+            with read_write(self.composed.hydra):
+                self.composed.hydra.sweep.subdir = folder.name
 
     def entry(self, sweep_dir: Path) -> Entry:
         """The run in the ledger."""
         place = self.earlier or self.folder
         inside = place.absolute().is_relative_to(sweep_dir.absolute())
         folder = str(place.absolute().relative_to(sweep_dir.absolute())) if inside else str(place.absolute())
-        hashes = identity(self.config, self.data_hash)
+        hashes = identity(self.config, self.plan.data_hash)
         return Entry(self.name, folder, *hashes, swept=self.swept, reused=self.earlier is not None)
 
 
@@ -69,11 +72,14 @@ def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
     jobs = _compose(launcher, job_overrides, initial_job_idx, sweep_dir)
     for job in jobs:
         with _naming(job):
+            HydraConfig.instance().set_config(job.composed)  # for what refers to ${hydra:...}
             job.config = load_task(job.composed, str(job.folder))
+            if job.config.slurm.submit:
+                job.composed = OmegaConf.create({"run_name": job.name})  # the rest is large, and frozen in config.yaml
     with progress("checking", len(jobs)) as bar:
         for job in jobs:  # first all that needs no torch, then this
             with _naming(job):
-                job.data_hash = check(job.config).data_hash
+                job.plan = check(job.config)
             bar.advance()
     return jobs
 
@@ -96,7 +102,8 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
             config.run_name = name
             if not chosen_by_user:
                 config.hydra.sweep.subdir = name
-        HydraConfig.instance().set_config(config)  # for a subdir of the user's that refers to ${hydra:...}
+        if chosen_by_user:
+            HydraConfig.instance().set_config(config)  # for a subdir that refers to ${hydra:...}
         jobs.append(Job(sweep_dir / str(config.hydra.sweep.subdir), swept, config))
     return jobs
 
@@ -121,9 +128,9 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     wanted = [j for j in jobs if not j.config.force]
     if not scope.is_dir() or not wanted:
         return
-    same = _same_runs(scope, {identity(j.config, j.data_hash) for j in wanted})
+    same = _same_runs(scope, {identity(j.config, j.plan.data_hash) for j in wanted})
     for job in wanted:
-        for view in sorted(same.get(identity(job.config, job.data_hash), []), key=lambda v: v.state != DONE):
+        for view in sorted(same.get(identity(job.config, job.plan.data_hash), []), key=lambda v: v.state != DONE):
             folder = Path(view.folder)
             if view.state in (DONE, *ACTIVE):
                 job.earlier, job.earlier_state = folder, view.state

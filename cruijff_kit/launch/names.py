@@ -5,8 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+
+from cruijff_kit.launch.composing import parse_override
 
 _LONGEST = 120  # bytes; file systems allow 255, and logs add to it
 
@@ -18,21 +19,19 @@ def swept_keys(job_overrides: Sequence[Sequence[str]], typed: Sequence[str]) -> 
         job_overrides: each job's complete overrides.
         typed: the overrides as the user typed them; one that a job has unchanged does not vary.
     """
-    parser = OverridesParser.create()
     if len(job_overrides) > 1:
         fixed = set(job_overrides[0]).intersection(*map(set, job_overrides[1:]))
-        varying = [parser.parse_override(t) for overrides in job_overrides for t in overrides if t not in fixed]
+        varying = [parse_override(t) for overrides in job_overrides for t in overrides if t not in fixed]
     else:  # the sweeper may write a value in another way than the user: False for false
-        given = {str((o.key_or_group, o.value())) for o in map(parser.parse_override, typed)}
-        ours = map(parser.parse_override, job_overrides[0])
+        given = {str((o.key_or_group, o.value())) for o in map(parse_override, typed)}
+        ours = map(parse_override, job_overrides[0])
         varying = [o for o in ours if str((o.key_or_group, o.value())) not in given]
     return [k for k in dict.fromkeys(o.key_or_group for o in varying) if not k.startswith("hydra.")]
 
 
 def swept_values(config: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
     """The swept keys' values as composed (1e-3 and 0.001 are the same); a group's value is the chosen option."""
-    parser = OverridesParser.create()
-    chosen = {o.key_or_group: o.value() for o in map(parser.parse_override, overrides)}
+    chosen = {o.key_or_group: o.value() for o in map(parse_override, overrides)}
     values = {}
     for key in keys:
         value = OmegaConf.select(config, key)

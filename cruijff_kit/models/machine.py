@@ -42,6 +42,12 @@ def choose(device: str, dtype: str, threads: int | None) -> Machine:
     return Machine(chosen, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], threads)
 
 
+def expect(device: str, dtype: str, threads: int) -> Machine:
+    """As `choose`, of another machine: nothing is looked at or set. auto: the CPU, and bf16."""
+    chosen = torch.device("cpu" if device == "auto" else device)
+    return Machine(chosen, torch.float32 if dtype == "fp32" else torch.bfloat16, threads)
+
+
 def short_name(dtype: torch.dtype) -> str:
     """bf16 or fp32."""
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]

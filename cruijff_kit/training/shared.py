@@ -1,4 +1,4 @@
-"""What the runs of one process share: the tokenizer and the tokenised splits, once per distinct setting.
+"""What the runs of one process share: the tokenizer, the tokenised splits, the model's outline, once per distinct setting.
 
 (The base model's weights are shared by `models.base`.)
 """
@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from cruijff_kit.compat import instantiate
+from cruijff_kit.models import base
 
 _HELD = 16  # distinct settings kept
 _cache: dict[str, Any] = {}
@@ -25,6 +27,11 @@ def dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
     file = Path(str(cfg.get("data_files")))
     version = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else []
     return _once([cfg, tokenizer_cfg, version], lambda: instantiate(OmegaConf.create(cfg), tokenizer(tokenizer_cfg)))
+
+
+def skeleton(cfg: dict[str, Any], dtype: torch.dtype) -> Any:
+    """The model of a torchtune config without weights (on the meta device); only to be looked at."""
+    return _once([cfg, str(dtype)], lambda: base.skeleton(cfg, dtype))
 
 
 def _once(key: Any, make) -> Any:

@@ -1,6 +1,6 @@
 """Where the time goes between sbatch's answer and the first training step of a submitted run, on a cluster that is idle.
 
-    python tests/benchmarks/job_start.py --repeat 3              about a minute
+    python tests/benchmarks/job_start.py --repeat 3              one to two minutes
 
 A tiny run (tests/tiny) is submitted to a private SLURM on this machine (tests/slurm/cluster.py); then the same run is made
 here by the same command with slurm=local. They take turns. Nothing is asserted.
@@ -110,6 +110,7 @@ def on_cluster(cluster: Cluster, folder: Path, name: str) -> dict[str, Any]:
         stdout=subprocess.DEVNULL,
     )
     moments = follow(run, command)
+    command.wait()
     while queue(cluster) or not probe.exists():
         time.sleep(0.1)
     moments["answered"] = (run / "sweep.json").stat().st_mtime
@@ -125,7 +126,7 @@ def on_cluster(cluster: Cluster, folder: Path, name: str) -> dict[str, Any]:
 
 
 def follow(run: Path, command: subprocess.Popen) -> dict[str, float]:
-    """Wait for a run's result; returns when its status.json first said that it runs, is checked, and trains.
+    """Wait for a run's result; returns the moments at which status.json first said that it runs, is checked, and trains.
 
     Raises:
         SystemExit: the command failed, or the run did.
@@ -139,8 +140,8 @@ def follow(run: Path, command: subprocess.Popen) -> dict[str, float]:
     status, seen = {"state": "queued"}, 0
     while not (run / "result.json").exists():
         time.sleep(SECONDS_BETWEEN_LOOKS)
-        if command.poll() or status["state"] == "failed":
-            raise SystemExit(f"{run} failed: {status.get('reason')}")
+        if command.poll() or status["state"] in ("failed", "interrupted"):
+            raise SystemExit(f"{run} {status['state']}: {status.get('reason')}")
         try:
             with (run / "status.json").open(encoding="utf-8") as file:
                 written = os.fstat(file.fileno()).st_mtime_ns

@@ -155,28 +155,34 @@ def process(
     Raises:
         SystemExit: it failed; the end of its output is shown.
     """
-    output, killed = folder / "output.txt", False
+    output = folder / "output.txt"
     started = time.perf_counter()
     with output.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        while enough is not None and child.poll() is None and not killed:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            killed = enough()
+        killed = enough is not None and comes_true(enough, child)
+        if not killed:
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         seconds = time.perf_counter() - started
     finally:
-        if enough is not None and child.returncode is None:
-            os.killpg(child.pid, signal.SIGKILL)
-    if child.returncode is None:
+        os.killpg(child.pid, signal.SIGKILL)
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-        seconds = seconds if killed else time.perf_counter() - started
     if not killed and (child.returncode != 0 or enough is not None):
         tail = "\n".join(output.read_text(encoding="utf-8").splitlines()[-20:])
         raise SystemExit(f"{tail}\n{' '.join(command)} ended with {child.returncode}")
     return {"seconds": seconds, "processor_seconds": used.ru_utime + used.ru_stime}
+
+
+def comes_true(condition: Callable[[], bool], child: subprocess.Popen) -> bool:
+    """Whether a condition comes true before a process ends."""
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if condition():
+            return True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return False
 
 
 def empty_queue(cluster: Cluster, size: int) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 import cruijff_kit
 from cruijff_kit.result import read_result
@@ -121,3 +122,34 @@ def test_hydras_own_launcher_works_too(shell, tmp_path):
     done = shell(tmp_path, "-m", "hydra/launcher=basic", "seed=1,2", "eval=none", "hydra.sweep.dir=out")
     assert done.returncode == 0, done.stderr
     assert sorted(p.parent.name for p in tmp_path.glob("out/*/result.json")) == ["0", "1"]
+
+
+def test_values_that_refer_to_hydra(shell, tmp_path):
+    """${hydra:...} is each run's own, not the last one's."""
+    done = shell(tmp_path, "-m", "seed=1,2,3", "weight_decay=${hydra:job.num}", "eval=none", "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr
+    frozen = [yaml.safe_load(p.read_text())["weight_decay"] for p in sorted(tmp_path.glob("out/*/config.yaml"))]
+    assert frozen == [0, 1, 2]
+
+
+def test_a_sweep_runs_only_what_is_new(shell, tmp_path):
+    """The same settings again: taken over, shown, not run; force runs all."""
+    first = shell(tmp_path, "-m", "seed=1,2", "eval=none")
+    assert first.returncode == 0, first.stderr
+    larger = shell(tmp_path, "-m", "seed=1,2,3", "eval=none")
+    assert "2 of 3 runs exist already (2 done)" in larger.stderr and "[1/1] seed=3" in larger.stderr
+    assert all(f"seed={i}" in larger.stdout for i in (1, 2, 3))
+    (again,) = {p.parent.parent for p in tmp_path.rglob("seed=3/result.json")}
+    assert [p.name for p in again.iterdir() if p.is_dir()] == ["seed=3"]
+    assert len(cruijff_kit.read_sweep(again)) == 3
+    forced = shell(tmp_path, "-m", "seed=1,2", "eval=none", "force=true")
+    assert "exist already" not in forced.stderr and "[2/2] seed=2" in forced.stderr
+
+
+def test_an_unfinished_run_of_the_same_folder_goes_on_there(shell, tmp_path):
+    line = ["-m", "lr=1e-3,1e30", "lr_scheduler=constant", "epochs=2", "eval=none", "hydra.sweep.dir=out"]
+    assert shell(tmp_path, *line).returncode == 1
+    again = shell(tmp_path, *line)
+    assert again.returncode == 1 and "1 of 2 runs exist already (1 done)" in again.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["lr=0.001", "lr=1e+30"]
+    assert read_result(tmp_path / "out" / "lr=1e+30" / "result.json").restarts == 1

@@ -146,6 +146,11 @@ class Shell:
         """Shorten the wait that SLURM puts between two starts of a job; in the same second a node would refuse it."""
         self.cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2", check=False)
 
+    def slurm_state(self, job_id: str) -> str:
+        """SLURM's word for a job."""
+        line = self.cluster.run("scontrol", "--oneliner", "show", "job", job_id).stdout
+        return dict(word.split("=", 1) for word in line.split() if "=" in word)["JobState"]
+
     def python_of(self, run: Path) -> int:
         """Process of a run that is under way."""
         return json.loads((run / "status.json").read_text())["pid"]

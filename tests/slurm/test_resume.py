@@ -11,8 +11,8 @@ from conftest import LONG, TINY
 
 from cruijff_kit.result import read_result
 
-STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=30"]
-TOTAL, ADAPTER = 1800, "epoch_29/adapter_model.safetensors"
+STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=15"]
+TOTAL, ADAPTER = 900, "epoch_14/adapter_model.safetensors"
 
 
 def kill(shell, run) -> bool:
