@@ -85,6 +85,7 @@ class Shell:
         self.cluster, self.cwd = cluster, cwd
         self.environment = {k: v for k, v in environment.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         self.environment |= cluster.environment
+        self.patience = 2
         self._hurried: set[tuple[str, int]] = set()
 
     def run(self, module: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -143,8 +144,8 @@ class Shell:
             time.sleep(0.1)
 
     def start_soon(self, job_id: str) -> None:
-        """Shorten the wait that SLURM puts between two starts of a job; in the same second a node would refuse it."""
-        self.cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2", check=False)
+        """Shorten the wait that SLURM puts between two starts of a job; a node that still ends the first refuses it."""
+        self.cluster.run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{self.patience}", check=False)
 
     def slurm_state(self, job_id: str) -> str:
         """SLURM's word for a job."""
