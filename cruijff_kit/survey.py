@@ -179,6 +179,8 @@ def _merge(status: RunStatus, info: JobInfo | None, job_id: str) -> RunStatus:
     if info is None:
         if status.state == INTERRUPTED:
             return status
+        if status.state == QUEUED:
+            return dataclasses.replace(status, state=CANCELLED, reason=f"job {job_id} left the queue and never began")
         gone = f"job {job_id} is gone, and the cluster keeps no record of it"
         return dataclasses.replace(status, state=FAILED, reason=gone, cause=failures.KILLED)
     if info.ended:

@@ -104,7 +104,10 @@ def job_infos(job_ids: Iterable[str]) -> dict[str, JobInfo]:
         missing = wanted - set(found)
         if missing:
             # Just after a job's end accounting may still call it running, and squeue has said that it is not.
-            found |= {i: info for i, info in ask(missing).items() if i in missing and info.ended}
+            answers = ask(missing)
+            # An array that was cancelled before it began is remembered as one job.
+            answers = {i: answers.get(i) or answers.get(i.partition("_")[0]) for i in missing}
+            found |= {i: info for i, info in answers.items() if info is not None and info.ended}
     return found
 
 
@@ -138,7 +141,9 @@ def _sacct(job_ids: set[str]) -> dict[str, JobInfo]:
     for line in text.splitlines():
         job_id, state, exit_code, node = line.split("|")
         word, _, by = state.partition(" ")
-        infos[job_id] = JobInfo(job_id, word, by or None, node or None, _exit_code(exit_code))
+        base, _, tasks = job_id.partition("_")
+        for one in _array_ids(base, tasks):
+            infos[one] = JobInfo(one, word, by or None, node or None, _exit_code(exit_code))
     return infos
 
 
@@ -152,17 +157,29 @@ def _scontrol(job_ids: set[str]) -> dict[str, JobInfo]:
                 continue
             raise
         for fields in map(key_values, text.splitlines()):
-            array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId", "")
-            job_id = f"{array}_{task}" if array and task.isdigit() else fields["JobId"]
             reason = fields.get("Reason")
-            infos[job_id] = JobInfo(
-                job_id,
-                fields["JobState"],
-                None if reason == "None" else reason,
-                fields.get("NodeList"),
-                _exit_code(fields.get("ExitCode", "")),
-            )
+            array = fields.get("ArrayJobId", fields["JobId"])
+            for one in [fields["JobId"], *_array_ids(array, fields.get("ArrayTaskId", ""))]:
+                infos[one] = JobInfo(
+                    one,
+                    fields["JobState"],
+                    None if reason == "None" else reason,
+                    fields.get("NodeList"),
+                    _exit_code(fields.get("ExitCode", "")),
+                )
     return infos
+
+
+def _array_ids(base: str, tasks: str) -> list[str]:
+    """Ids of jobs that SLURM names together: tasks 3, [0-2,7%4] or none. Jobs that never began are named so."""
+    if not tasks:
+        return [base]
+    ids = []
+    for part in tasks.strip("[]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            ids += [f"{base}_{i}" for i in range(int(first), int(last or first) + 1)]
+    return ids
 
 
 def key_values(line: str) -> dict[str, str]:

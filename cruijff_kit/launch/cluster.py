@@ -18,7 +18,7 @@ from cruijff_kit.ledger import editing, is_done, read_ledger, run_folder
 from cruijff_kit.plan import check
 from cruijff_kit.progress import say
 from cruijff_kit.result import read_result
-from cruijff_kit.run_status import read_status
+from cruijff_kit.run_status import DONE, read_status
 
 if TYPE_CHECKING:
     from cruijff_kit.cluster.submit import Outcome
@@ -80,8 +80,12 @@ def submit_alone(config: RunConfig) -> None:
     find_earlier([job], folder)
     if job.earlier is None:
         write_down([job], folder, sys.argv[1:])
-    submit_jobs([job], folder)
-    if config.slurm.wait:
+        submit_jobs([job], folder)
+    elif config.slurm.wait and job.earlier_state != DONE:
+        from cruijff_kit.launch.wait import wait_for
+
+        wait_for(job.earlier, [job.earlier])
+    if config.slurm.wait or job.earlier_state == DONE:
         from cruijff_kit.launch.callback import show_end
 
         show_end(job.earlier or folder)

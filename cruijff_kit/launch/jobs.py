@@ -119,12 +119,12 @@ def _naming(job: Job) -> Iterator[None]:
 def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     """Mark the jobs that the experiment's folder holds already, done or on their way; `force=true` marks none.
 
-    The experiment's folder is the one above the sweep's if it bears the experiment's name, else the sweep's own. A run of
-    this very sweep folder that is neither done nor on its way goes on where it lies.
+    The experiment's folder is the one above the sweep's (or two above a single run's) if it bears the experiment's name,
+    else the sweep's own. A run of this very sweep folder that is neither done nor on its way goes on where it lies.
     """
     scope = sweep_dir.absolute()
-    if scope.parent.name == jobs[0].config.experiment:
-        scope = scope.parent
+    above = [p for p in list(scope.parents)[:2] if p.name == jobs[0].config.experiment]
+    scope = above[0] if above else scope
     wanted = [j for j in jobs if not j.config.force]
     if not scope.is_dir() or not wanted:
         return

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import LONG, TINY
+import pytest
+from cluster import Cluster
+from conftest import LONG, TINY, Shell
 
 HOLD = "slurm.additional_parameters.hold=true"
 
@@ -36,6 +38,18 @@ def test_cancel_asks_at_a_terminal(shell):
     assert "nothing to cancel" in shell.run("cancel", folder, "--yes").stdout
 
 
+@pytest.mark.parametrize("where", ["shell", "bare_shell"])
+def test_a_whole_array_that_is_cancelled_from_outside(where, request):
+    """SLURM names its jobs together then."""
+    shell = request.getfixturevalue(where)
+    folder = shell.submit("out", *TINY, "seed=range(1,6)", HOLD)
+    base = shell.views(folder)["seed=1"]["job_id"].partition("_")[0]
+    shell.cluster.run("scancel", f"{base}_2")
+    shell.cluster.run("scancel", base)
+    views = shell.wait_all(folder, "cancelled", seconds=30)
+    assert len(views) == 5
+
+
 def test_without_accounting(bare_shell):
     """The same answers: done, killed, cancelled; and a job that SLURM has forgotten."""
     folder = bare_shell.submit("out", *LONG, "seed=1,2,3", "epochs=100")
@@ -53,21 +67,18 @@ def test_without_accounting(bare_shell):
 
 
 def test_the_cluster_forgets(tmp_path, environment, slurm_packages):
-    """Without accounting SLURM forgets a job soon: one that died without a word is not called running for ever."""
-    from cluster import Cluster
-    from conftest import Shell
-
+    """Without accounting SLURM forgets a job soon; it is not called queued for ever."""
     with Cluster(accounting=False, min_job_age=2) as cluster:
         shell = Shell(cluster, tmp_path, environment)
-        folder = shell.submit("out", *TINY, "seed=1", HOLD)
+        folder = shell.submit("out", *TINY, HOLD)
         (view,) = shell.views(folder).values()
         cluster.run("scancel", view["job_id"])
         deadline = time.monotonic() + 60
-        while cluster.run("scontrol", "show", "job", view["job_id"].partition("_")[0], check=False).returncode == 0:
+        while cluster.run("scontrol", "show", "job", view["job_id"], check=False).returncode == 0:
             assert time.monotonic() < deadline
             time.sleep(1)
         (view,) = shell.views(folder).values()
-        assert view["state"] == "failed" and "is gone, and the cluster keeps no record of it" in view["reason"]
+        assert view["state"] == "cancelled" and "left the queue and never began" in view["reason"]
         assert "1 run submitted" in shell.run("resume", folder).stdout
 
 

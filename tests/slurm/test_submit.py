@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -268,6 +269,22 @@ def test_waiting_for_a_failure_and_ctrl_c(shell):
     assert waiting.returncode == 130 and "1 runs go on without us" in err
     (view,) = shell.views(shell.cwd / "out").values()
     assert view["state"] in ("queued", "running") and queue(shell)
+
+
+def test_ctrl_c_at_a_terminal_asks(shell):
+    master, terminal = pty.openpty()
+    line = ["train", "-m", "slurm=cluster", "slurm.wait=true", *TINY, HOLD, "hydra.sweep.dir=out"]
+    waiting = shell.start(*line, stdin=terminal)
+    shell.wait_for_file(shell.cwd / "out" / "sweep.json")
+    shell.wait(shell.cwd / "out", lambda v: all(x["job_id"] for x in v.values()))
+    time.sleep(1)
+    os.write(master, b"y\n")
+    waiting.send_signal(signal.SIGINT)
+    out, err = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130 and "cancel the 1 runs that are queued or running? [y/N]" in out, err
+    assert "1 runs cancelled" in err
+    (view,) = shell.views(shell.cwd / "out").values()
+    assert view["state"] == "cancelled" and not queue(shell)
 
 
 def test_two_commands_at_once(shell):
