@@ -74,10 +74,6 @@ class Ledger:
     runs: list[Entry] = field(default_factory=list)
     version: int = 1
 
-    def entry(self, name: str) -> Entry | None:
-        """The run of a name."""
-        return next((e for e in self.runs if e.name == name), None)
-
 
 def new_ledger(experiment: str, command: list[str]) -> Ledger:
     """A ledger without runs, of the code and the folder of this moment."""

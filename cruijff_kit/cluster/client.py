@@ -5,7 +5,6 @@ accounting scontrol remembers a job for a while (MinJobAge).
 """
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,11 +40,6 @@ class JobInfo:
     def ended(self) -> bool:
         """Whether nothing of it is queued or running any more."""
         return self.state in ENDED
-
-
-def available() -> bool:
-    """Whether SLURM's commands are on this machine."""
-    return shutil.which("sbatch") is not None
 
 
 def call(*command: str, seconds: float = SECONDS_TO_ANSWER, stdin: str | None = None) -> str:

@@ -4,6 +4,7 @@ submitit writes the sbatch script. What its jobs do is ours (cluster/job.py): ea
 run's folder, so that nothing has to be unpickled, and a job may start before sbatch has returned.
 """
 
+import dataclasses
 import json
 import re
 import shlex
@@ -110,7 +111,8 @@ def test_only(array: Array, sweep_dir: Path, cwd: str) -> str:
         ClusterError: it would be refused.
     """
     _check_time(array)
-    text = _script(array, sweep_dir, sweep_dir / ".submitit" / "runs.json")
+    # Without the array that it waits for, which does not exist yet.
+    text = _script(dataclasses.replace(array, after=None), sweep_dir, sweep_dir / ".submitit" / "runs.json")
     try:
         done = client.call_both("sbatch", "--test-only", f"--chdir={cwd}", stdin=text, seconds=_SECONDS_TO_SUBMIT)
     except ClusterError as error:
@@ -158,7 +160,8 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
             if len(waiting) > 1:  # all or nothing, as far as SLURM can tell beforehand
                 test_only(array, sweep_dir, cwd)
     except ClusterError as error:
-        raise ClusterError(_with_submitted(str(error), outcome)) from None
+        if not any(words in str(error) for words in _FULL):
+            raise ClusterError(_with_submitted(str(error), outcome)) from None
     with progress("submitting", len(runs)) as bar:
         while waiting:
             array = waiting.pop(0)
@@ -172,7 +175,7 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
                     outcome.left = [r for a in [array, *waiting] for r in a.runs]
                     break
                 half = len(array.runs) // 2
-                rest = Array(array.options, array.runs[half:], array.parallel, array.after)
+                rest = Array(array.options, array.runs[half:], array.parallel, array if array.parallel else None)
                 array.runs = array.runs[:half]
                 waiting[:0] = [array, rest]
             else:

@@ -85,6 +85,12 @@ def test_resources_belong_to_the_run(shell, tiny):
     assert (small["MinCPUsNode"], small["MinMemoryNode"], small["TimeLimit"]) == ("1", "1G", "00:10:00")
     assert (big["MinCPUsNode"], big["MinMemoryNode"], big["TresPerNode"]) == ("3", "3G", "gres:gpu:1")
     assert small["ArrayTaskThrottle"] == "2" and big["ArrayTaskThrottle"] == "1"
+    one = [*options[:-2], "slurm.max_parallel=1", "force=true", "hydra.sweep.dir=one"]
+    done = shell.run("train", "-m", "slurm=cluster", "model=small,big", "seed=1,2", *plain, *one)
+    assert done.returncode == 0, done.stderr
+    views = shell.views(shell.cwd / "one")
+    first = views["model=small,seed=1"]["job_id"].partition("_")[0]
+    assert job(shell, views["model=big,seed=2"]["job_id"])["Dependency"].startswith(f"afterany:{first}")
 
 
 def test_what_is_typed_arrives(shell):
