@@ -23,36 +23,55 @@ if TYPE_CHECKING:
 
 _COLOURS = {"done": "green", "failed": "red", "cancelled": "red", "running": "cyan", "evaluating": "cyan"}
 SECONDS_BETWEEN_LOOKS = 3.0
+_WIDE = 130  # columns in which the reasons have room
 
 
-def status_table(title: str, views: list[RunView], trouble: str | None) -> "RenderableType":
-    """The rows as people see them, and how many runs are in which state."""
+def status_table(title: str, views: list[RunView], trouble: str | None, width: int) -> "RenderableType":
+    """The rows as people see them, and how many runs are in which state.
+
+    Args:
+        width: of the terminal; in a narrow one reasons stand below the table, and columns without content are left out.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    narrow = width < _WIDE
+    rows = [_cells(v) for v in views]
+    heads = [h for h in rows[0] if not narrow or (h != "reason" and any(row[h] for row in rows))]
     table = Table(title=title, title_justify="left")
-    right = ("step", "loss", "elapsed", "left")
-    for column in ("run", "state", "epoch", "step", "loss", "elapsed", "left", "node", "job", "reason"):
-        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
-    for v in views:
-        cells = [v.name, v.state, _of(v.epoch, v.epochs, 1), _of(v.step, v.total_steps), _number(v.loss)]
-        cells += [_clock(v.elapsed), _clock(v.left), v.node or "", v.job_id or "", _reason(v)]
-        table.add_row(*map(Text, cells), style=_COLOURS.get(v.state))
+    for head in heads:
+        justify = "right" if head in ("step", "loss", "elapsed", "left") else "left"
+        table.add_column(head, overflow="fold", justify=justify, no_wrap=head not in ("run", "reason"))
+    for view, row in zip(views, rows, strict=True):
+        table.add_row(*(Text(row[h]) for h in heads), style=_COLOURS.get(view.state))
     counts = Counter(v.state for v in views)
-    summary = f"{len(views)} run{'s' * (len(views) != 1)}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
-    notes = [Text(summary)]
+    lines = [Text(f"{row['run']}: {row['reason']}") for row in rows if narrow and row["reason"]]
+    lines.append(
+        Text(f"{len(views)} run{'s' * (len(views) != 1)}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
+    )
     if trouble:
-        notes.append(Text(f"SLURM cannot be asked, so this is what the runs said last: {trouble}", style="yellow"))
-    return Group(table, *notes)
+        lines.append(Text(f"SLURM cannot be asked, so this is what the runs said last: {trouble}", style="yellow"))
+    return Group(table, *lines)
+
+
+def _cells(v: RunView) -> dict[str, str]:
+    return {
+        "run": v.name,
+        "state": v.state,
+        "epoch": _of(v.epoch, v.epochs, 1),
+        "step": _of(v.step, v.total_steps),
+        "loss": "" if v.loss is None else f"{v.loss:.4g}",
+        "elapsed": _clock(v.elapsed),
+        "left": _clock(v.left),
+        "node": v.node or "",
+        "job": v.job_id or "",
+        "reason": _reason(v),
+    }
 
 
 def _of(number: int | None, total: int | None, first: int = 0) -> str:
     return "" if number is None else f"{min(number + first, total or number + first)}/{total or '?'}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _clock(seconds: float | None) -> str:
@@ -81,7 +100,7 @@ def watch(title: str, runs: list[Known], until: Callable[[list[RunView]], bool])
         with Live(auto_refresh=False) as live:
             while True:
                 views, trouble = survey(runs)
-                live.update(status_table(title, views, trouble), refresh=True)
+                live.update(status_table(title, views, trouble, live.console.width), refresh=True)
                 if until(views):
                     return views
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -130,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-        console.print(status_table(str(options.folder), views, trouble))
+        console.print(status_table(str(options.folder), views, trouble, console.width))
 
     return run_command(command) or int(failed)
 
