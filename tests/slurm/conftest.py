@@ -157,22 +157,30 @@ class Shell:
         return json.loads((run / "status.json").read_text())["pid"]
 
 
+def _clear(cluster: Cluster) -> None:
+    """Empty the queue for the next test."""
+    deadline = time.monotonic() + 30
+    while cluster.run("squeue", "--noheader").stdout and time.monotonic() < deadline:
+        cluster.run("scancel", "--user", getpass.getuser(), check=False)
+        time.sleep(0.3)
+
+
 @pytest.fixture
 def shell(slurm, imported, tmp_path, environment) -> Iterator[Shell]:
     """A folder on the cluster with accounting; what a test leaves in the queue is cancelled."""
     yield Shell(slurm, tmp_path, environment)
-    slurm.run("scancel", "--user", getpass.getuser(), check=False)
+    _clear(slurm)
 
 
 @pytest.fixture
 def bare_shell(slurm_bare, imported, tmp_path, environment) -> Iterator[Shell]:
     """As shell, on the cluster without accounting."""
     yield Shell(slurm_bare, tmp_path, environment)
-    slurm_bare.run("scancel", "--user", getpass.getuser(), check=False)
+    _clear(slurm_bare)
 
 
 @pytest.fixture(scope="module")
 def module_shell(slurm, imported, tmp_path_factory, environment) -> Iterator[Shell]:
     """As shell, shared by a module's tests."""
     yield Shell(slurm, tmp_path_factory.mktemp("shell"), environment)
-    slurm.run("scancel", "--user", getpass.getuser(), check=False)
+    _clear(slurm)
