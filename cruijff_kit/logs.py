@@ -48,6 +48,7 @@ def show_log(folder: Path, name: str | None, follow: bool) -> None:
 
 
 def _print_from(view: RunView, runs: list[Known], at: int, follow: bool) -> None:
+    last = False
     while True:
         ended = view.state not in ACTIVE
         log = Path(view.log)
@@ -58,9 +59,10 @@ def _print_from(view: RunView, runs: list[Known], at: int, follow: bool) -> None
             at += len(text)
             sys.stdout.write(text.decode("utf-8", errors="replace"))
             sys.stdout.flush()
-        if ended or not follow:
+        if not follow or (ended and last):
             return
-        time.sleep(1.0)
+        last = ended  # what is printed behind a run's end is shown too
+        time.sleep(2.0)
         view = survey(runs)[0][0]
 
 

@@ -139,7 +139,7 @@ def test_preemption_by_qos(slurm, tmp_path, monkeypatch):
     [
         ("cd ", "cd /nowhere", "does not see "),
         ("[ -x ", "[ -x /nowhere", "put the environment where all nodes see it"),
-        ("--ntasks=1 ", "--ntasks=1 /nowhere", "the test job ended as FAILED, exit code 2: srun: error: "),
+        ("--ntasks=1 ", "--ntasks=1 /nowhere", "the test job ended as FAILED, exit code 2: "),
     ],
 )
 def test_job_on_a_node_that_sees_less(slurm_bare, tmp_path, monkeypatch, line, on_the_node, text):
