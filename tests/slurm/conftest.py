@@ -130,6 +130,7 @@ class Shell:
                 if waits and (view["job_id"], view["restarts"]) not in self._hurried:
                     self._hurried.add((view["job_id"], view["restarts"]))
                     self.start_soon(view["job_id"])
+            time.sleep(0.5)  # the jobs need the processors
         return views
 
     def wait_all(self, folder: Path, *states: str, seconds: float = 90) -> dict[str, dict]:
