@@ -480,8 +480,6 @@ def literal(tree: Any) -> Any:
 
 
 def _resolved(node: Any) -> Any:
-    if OmegaConf.is_config(node) and not node._is_interpolation():
-        return OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
     node = node._dereference_node() if node._is_interpolation() else node
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
 

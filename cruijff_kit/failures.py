@@ -1,7 +1,9 @@
 """Why runs end before they are done, and what starting again would change: the causes that retries distinguish."""
 
+import dataclasses
 from typing import Any
 
+from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 
 OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
@@ -27,15 +29,32 @@ def cause_of(error: BaseException) -> str:
     return NOT_FINITE if isinstance(error, FloatingPointError) else ERROR
 
 
-def smaller_micro_batch(batch_size: int, gradient_accumulation_steps: int) -> dict[str, Any] | None:
+def how_it_ended(exit_code: int) -> str:
+    """An exit code in words; 128 + N stands for signal N."""
+    return f"killed by signal {exit_code - 128}" if exit_code > 128 else f"exit code {exit_code}"
+
+
+def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The config with another micro-batch (`smaller_micro_batch`), in both places where it stands."""
+    changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
+    return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config
+
+
+def smaller_micro_batch(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any] | None:
     """Half the rows per forward pass and twice the passes: the same rows per update. None if one row is left.
 
     An odd batch is divided by its smallest divisor.
+
+    Args:
+        config: of the run, as frozen.
+        changes: what retries have changed before.
     """
-    divisor = next((d for d in range(2, batch_size + 1) if batch_size % d == 0), None)
+    used = with_changes(config, changes)
+    size = used.batch_size
+    divisor = next((d for d in range(2, size + 1) if size % d == 0), None)
     if divisor is None:
         return None
     return {
-        "batch_size": batch_size // divisor,
-        "gradient_accumulation_steps": gradient_accumulation_steps * divisor,
+        "batch_size": size // divisor,
+        "gradient_accumulation_steps": used.gradient_accumulation_steps * divisor,
     }

@@ -9,11 +9,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.failures import cause_of
+from cruijff_kit.failures import cause_of, with_changes
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
@@ -80,12 +79,6 @@ class Start:
     heartbeat: Heartbeat
     stop: StopSignals
     goes_again: Callable[[str], bool] = lambda cause: False
-
-
-def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """The config with another micro-batch: `failures.smaller_micro_batch`, in both places where it stands."""
-    changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
-    return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config
 
 
 def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:

@@ -116,8 +116,7 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
 def _smaller(run: Path) -> dict[str, int] | None:
     """The micro-batch to try after the GPU's memory was too small; None if there is none, or no retry is left."""
     config, status = frozen(run), read_status(run)
-    used = {k: status.changes.get(k, getattr(config, k)) for k in ("batch_size", "gradient_accumulation_steps")}
-    return failures.smaller_micro_batch(**used) if status.retries < config.slurm.max_retries else None
+    return failures.smaller_micro_batch(config, status.changes) if status.retries < config.slurm.max_retries else None
 
 
 def _go_again_smaller(run: Path, smaller: dict[str, int]) -> NoReturn:
@@ -179,7 +178,7 @@ def _after_death(run: Path, code: int) -> int:
         return 0
     if status.state in UNDER_WAY and status.job_id != slurm_job_id():
         return 0
-    how = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+    how = failures.how_it_ended(code)
     if code == 128 + signal.SIGKILL and _was_over_memory(status.memory_bytes):
         return _ask_for_more_memory(run)
     if (
