@@ -35,26 +35,6 @@ def how_it_ended(exit_code: int) -> str:
 
 
 def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """The config with another micro-batch (`smaller_micro_batch`), in both places where it stands."""
+    """The config with the micro-batch that memory allowed before, in both places where it stands."""
     changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
     return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config
-
-
-def smaller_micro_batch(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any] | None:
-    """Half the rows per forward pass and twice the passes: the same rows per update. None if one row is left.
-
-    An odd batch is divided by its smallest divisor.
-
-    Args:
-        config: of the run, as frozen.
-        changes: what retries have changed before.
-    """
-    used = with_changes(config, changes)
-    size = used.batch_size
-    divisor = next((d for d in range(2, size + 1) if size % d == 0), None)
-    if divisor is None:
-        return None
-    return {
-        "batch_size": size // divisor,
-        "gradient_accumulation_steps": used.gradient_accumulation_steps * divisor,
-    }

@@ -75,6 +75,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     from cruijff_kit.models import base
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
+    from cruijff_kit.training.custom_metrics import check_custom_metrics
     from cruijff_kit.training.steps import Steps, saved_epochs
 
     cfg = config.torchtune
@@ -86,6 +87,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     if cfg["dataset_val"]["split"] is not None:
         shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
+    custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), examples)
     steps = Steps.of(cfg, len(examples))
     model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
@@ -93,13 +95,13 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
         _check_answers(name, config, r.longest, model.max_seq_len)
-    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()})
-    rows_used = min(len(examples), steps.per_epoch * cfg["batch_size"] * cfg["gradient_accumulation_steps"])
+    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()}, custom)
+    rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
     lengths = [len(e.tokens) for e in examples]
     return Plan(
         data_hash=data_hash,
         rows=len(examples),
-        effective_batch=cfg["batch_size"] * cfg["gradient_accumulation_steps"],
+        effective_batch=steps.rows_per_update,
         steps=dataclasses.asdict(steps),
         tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),
         cut_rows=sum(e.cut > 0 for e in examples),
@@ -147,8 +149,9 @@ def _check_answers(name: str, config: RunConfig, prompt: int, context: int) -> N
         )
 
 
-def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]]) -> None:
-    losses = ["loss"] + ["validation_loss"] * (config.torchtune["dataset_val"]["split"] is not None)
+def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]], custom: list[str]) -> None:
+    validated = config.torchtune["dataset_val"]["split"] is not None
+    losses = ["loss", *(["validation_loss", *(f"validation_{name}" for name in custom)] if validated else custom)]
     names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in tasks.items()}
     measured = [*losses, *flat_metrics(names)]
     if config.objective_name not in measured:

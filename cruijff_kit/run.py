@@ -7,8 +7,9 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
@@ -46,8 +47,8 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
             plan = check(config)  # what is refused here leaves nothing behind
         start = Start(Heartbeat(folder.path), StopSignals(signal.SIGINT, signal.SIGTERM))
     status = start.heartbeat.status
-    result.restarts, result.changes = status.restarts, status.changes
-    result.effective_batch = config.batch_size * config.gradient_accumulation_steps
+    result.restarts, result.changes = status.restarts, dict(status.changes)
+    result.effective_batch = config.effective_batch
     chosen, config = config, with_changes(config, status.changes)
     start.stop.listen()
     try:
@@ -72,13 +73,10 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
 
 @dataclasses.dataclass
 class Start:
-    """What belongs to one start of a run: its heartbeat, the signals that ask it to stop, and whether it will start again
-    by itself after a failure of some cause (then its status does not say that it failed).
-    """
+    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop."""
 
     heartbeat: Heartbeat
     stop: StopSignals
-    goes_again: Callable[[str], bool] = lambda cause: False
 
 
 def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
@@ -99,8 +97,7 @@ def _note_status(result: RunResult, start: Start) -> None:
     elif result.status == INTERRUPTED:
         reason = f"stopped by {start.stop.received.name}" if start.stop.received else "interrupted"
         cause = "stopped"
-    if not (result.status == FAILED and start.goes_again(cause)):
-        start.heartbeat.set(state=result.status, reason=reason, cause=cause)
+    start.heartbeat.set(state=result.status, reason=reason, cause=cause)
 
 
 def _refuse_taken(folder: RunFolder, resume: bool) -> None:
@@ -117,13 +114,13 @@ def _train_and_evaluate(
 ) -> None:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
-    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
+    from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
-        recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
+        recipe = _recipe(config)
         recipe.setup()
         chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
         result.machine = {"host": socket.gethostname(), **chat_model.describe()}
@@ -133,7 +130,7 @@ def _train_and_evaluate(
     with clock("train"):
         result.resumed_at_step = recipe.global_step or None
         start.heartbeat.set(first_step=recipe.global_step, training_since=now())
-        start.heartbeat.follow(lambda: {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss})
+        start.heartbeat.follow(lambda: _progress_of(recipe, result))
         try:
             with start.stop.asking(recipe):
                 recipe.train()
@@ -147,6 +144,7 @@ def _train_and_evaluate(
         finally:
             recipe.cleanup()
             result.training = dataclasses.asdict(recipe.summary)
+            result.changes |= recipe.changes
     start.heartbeat.set(state=EVALUATING)
     with clock("evaluate"):
         folder.discard_partial_logs()
@@ -154,6 +152,22 @@ def _train_and_evaluate(
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
     result.objective = result.metrics()[result.objective_name]
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _recipe(config: RunConfig) -> Any:
+    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+
+    if config.processes == 1:
+        return LoRAFinetuneRecipeSingleDevice(config.torchtune)
+    from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
+
+    return LoRAFinetuneRecipeDistributed(config.torchtune)
+
+
+def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
+    """What status.json says of a recipe under way."""
+    seen = {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss}
+    return seen | {"changes": result.changes | recipe.changes}
 
 
 def _begin(config: RunConfig, swept: dict) -> RunResult:
@@ -171,6 +185,7 @@ def _begin(config: RunConfig, swept: dict) -> RunResult:
             "lr": config.lr,
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "processes": config.processes,
             "epochs": config.epochs,
             "seed": config.seed,
         },

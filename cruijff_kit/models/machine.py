@@ -1,5 +1,6 @@
 """What the machine offers: device, precision and threads, chosen once per run and recorded with it."""
 
+import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -67,6 +68,13 @@ def reset_peak_memory(device: torch.device) -> None:
     """Count the GPU's peak from here; a process's peak cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more, so that it can be had in other pieces."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _processors() -> int:
