@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cruijff_kit.compat import TransformerDecoder, disable_adapter
-from cruijff_kit.models.machine import Machine, short_name
+from cruijff_kit.models.machine import Machine, describe
 from cruijff_kit.training.loss import hidden_states
 
 
@@ -61,9 +61,7 @@ class ChatModel:
 
     def describe(self) -> dict[str, str | int]:
         """device, dtype and threads, for the record."""
-        m = self.machine
-        name = torch.cuda.get_device_name(m.device) if m.device.type == "cuda" else "cpu"
-        return {"device": name, "dtype": short_name(m.dtype), "threads": m.threads}
+        return describe(self.machine)
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:

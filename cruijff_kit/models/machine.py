@@ -49,6 +49,12 @@ def expect(device: str, dtype: str, threads: int) -> Machine:
     return Machine(chosen, torch.float32 if dtype == "fp32" else torch.bfloat16, threads)
 
 
+def describe(machine: Machine) -> dict[str, str | int]:
+    """device (its name), dtype and threads, for the record."""
+    name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else "cpu"
+    return {"device": name, "dtype": short_name(machine.dtype), "threads": machine.threads}
+
+
 def short_name(dtype: torch.dtype) -> str:
     """bf16 or fp32."""
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
