@@ -174,7 +174,9 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
     def _setup_model(self) -> TransformerDecoder:
         model = super()._setup_model()
-        adapters = dict.fromkeys(get_adapter_params(model).values())  # a set would have an order of its own on each worker
+        adapters = dict.fromkeys(
+            get_adapter_params(model).values()
+        )  # a set would have an order of its own on each worker
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer.to(self.machine.device), persistent=False)
