@@ -56,6 +56,7 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
             try:
                 with clock("setup"):
                     plan = plan or check(config)
+                    say(plan.in_words())
                     folder.freeze(chosen, result.swept)
                 _train_and_evaluate(config, plan, folder, result, clock, start)
                 result.status = DONE

@@ -122,6 +122,7 @@ class _Rows:
         return self.k[:, :, : self.used], self.v[:, :, : self.used]
 
     def keep(self, rows: torch.Tensor) -> None:
+        rows = rows.to(self.k.device)
         self.k, self.v = self.k[rows], self.v[rows]
 
 
@@ -230,7 +231,8 @@ class _Decoding:
         ]
 
     def _columns(self, source, prefix, packs, room: int) -> torch.Tensor:
-        own = torch.cat(packs, 2)[0][:, source].transpose(0, 1)  # [rows, heads, columns, dim]
+        own = torch.cat(packs, 2)[0]
+        own = own[:, source.to(own.device)].transpose(0, 1)  # [rows, heads, columns, dim]
         rows, heads, columns, dim = own.shape
         cache = own.new_zeros(rows, heads, self.prefix + columns + room, dim)
         if self.prefix:

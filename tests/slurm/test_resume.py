@@ -137,3 +137,22 @@ def test_out_of_gpu_memory_halves_the_micro_batch(shell):
     status = json.loads((shell.cwd / "out" / "status.json").read_text())
     assert status["changes"] == changes and status["restarts"] == 0 and view["restarts"] == 0
     assert "batch_size=" in shell.run("status", "out").stdout
+
+
+def test_two_gpus_are_two_workers_in_one_task(shell):
+    """slurm.gpus=2 trains on two processes (here on the CPU); asked to stop, it saves, and goes on where it was."""
+    gpus = ["device=cpu", "slurm.gpus=2", "slurm.cpus=2", "slurm.partition=gpu"]
+    folder = shell.submit("two", *LONG, *gpus, "seed=1")
+    view = shell.wait(folder, lambda views: all((v["step"] or 0) > 5 for v in views.values()))["seed=1"]
+    assert (
+        shell.cluster.run("squeue", "--noheader", "--format=%b %C", "--jobs", view["job_id"]).stdout.split()[1] == "2"
+    )
+    shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
+    at = shell.wait(folder, lambda v: v["seed=1"]["state"] == "queued")["seed=1"]["step"]
+    assert at > 5
+    shell.wait(folder, lambda v: v["seed=1"]["state"] == "running" and v["seed=1"]["step"] > at, seconds=240)
+    assert [line for line in steps_of(folder / "seed=1")] == list(range(1, len(steps_of(folder / "seed=1")) + 1))
+    shell.cluster.run("scancel", view["job_id"])
+    shell.wait(folder, lambda v: v["seed=1"]["state"] == "cancelled")
+    (run,) = folder.glob("seed=1")
+    assert read_result(run / "result.json").settings["processes"] == 2
