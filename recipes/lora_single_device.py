@@ -91,7 +91,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.train_data = shared.dataset(cfg["dataset"], cfg["tokenizer"])
         validate = cfg["dataset_val"]["split"] is not None
         self.val_data = shared.dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
-        weights = base.read_base(cfg["checkpointer"], self.machine)
+        weights = base.read_base(cfg["checkpointer"], self.machine, cfg["model"].get("quantize_base", False))
         set_seed(cfg["seed"])
         self.model = base.build(cfg["model"], weights, self.machine)
         self._setup_model()

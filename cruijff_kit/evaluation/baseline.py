@@ -71,6 +71,7 @@ def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str
         str(Path(config.model.path).absolute()),
         model,
         config.model.kind,
+        chat_model.tokenizer.date_in_prompts,
         config.torchtune["model"]["_component_"],
         plan.data_hash,
         asked,

@@ -3,12 +3,14 @@
 Training rows and evaluation prompts are both rendered here: an example is its prompt's ids followed by its answer's.
 """
 
+import datetime
 import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from cruijff_kit.errors import UserError
+from cruijff_kit.models.template import compile_template
 
 Message = dict[str, str]
 
@@ -20,11 +22,14 @@ class ChatTokenizer:
         path: folder with tokenizer.json and tokenizer_config.json.
         kind: "chat" renders with the template; "base" joins the messages' texts.
         max_seq_len: rows are cut to this many tokens; None for no limit.
+        date: YYYY-MM-DD, the day that a template is told when it asks (`strftime_now`); None: today.
     Raises:
         UserError: a file is missing, or a chat model has no template.
     """
 
-    def __init__(self, path: str, kind: str = "chat", max_seq_len: int | None = None) -> None:
+    def __init__(
+        self, path: str, kind: str = "chat", max_seq_len: int | None = None, date: str | None = None
+    ) -> None:
         from tokenizers import Tokenizer
 
         folder = Path(path).expanduser()
@@ -39,7 +44,14 @@ class ChatTokenizer:
             raise UserError(f"{folder}/tokenizer_config.json names no eos_token, so an answer would have no end")
         self.pad_id = self._id("pad_token") if self._id("pad_token") is not None else self.eos_id
         self.stop_tokens = sorted({self.eos_id, *_generation_stops(folder)})
-        self._template = _compile(_chat_template(folder, settings)) if kind == "chat" else None
+        self._adds_bos = self._whether_bos_is_added(settings)
+        source = _chat_template(folder, settings) if kind == "chat" else ""
+        day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
+        try:
+            self._template = compile_template(source, day) if kind == "chat" else None
+        except ValueError as error:
+            raise UserError(f"model.path: {folder}: {error}") from error
+        self.date_in_prompts = day.date().isoformat() if "strftime_now" in source else None
 
     @property
     def vocab_size(self) -> int:
@@ -75,9 +87,14 @@ class ChatTokenizer:
             raise UserError(f"the model's chat template refuses these messages ({roles}): {error}") from error
 
     def prompt(self, messages: list[Message]) -> list[int]:
-        """Ids that the model continues with its answer."""
+        """Ids that the model continues with its answer.
+
+        A template writes the beginning of text itself where the model wants one; plain text gets one where the tokenizer
+        adds one, and in no case an end of text.
+        """
         if self._template is None:
-            return self.encode("".join(m["content"] for m in messages), add_special_tokens=True)
+            ids = self.encode("".join(m["content"] for m in messages))
+            return [self.bos_id, *ids] if self._adds_bos and ids[:1] != [self.bos_id] else ids
         return self.encode(self.render(messages, add_generation_prompt=True))
 
     def example(self, messages: list[Message], answer: str) -> tuple[list[int], int]:
@@ -100,6 +117,13 @@ class ChatTokenizer:
     @functools.cached_property
     def _special_texts(self) -> dict[str, str]:
         return {name: text for name, text in self._special.items() if text is not None}
+
+    def _whether_bos_is_added(self, settings: dict[str, Any]) -> bool:
+        # As transformers: what the settings say goes before what tokenizer.json does.
+        stated = settings.get("add_bos_token")
+        if stated is None:
+            stated = self.encode("", add_special_tokens=True)[:1] == [self.bos_id]
+        return bool(stated) and self.bos_id is not None
 
     def _id(self, name: str) -> int | None:
         text = self._special[name]
@@ -129,25 +153,13 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     in_file = folder / "chat_template.jinja"  # where transformers 5 writes it
     template = in_file.read_text(encoding="utf-8") if in_file.exists() else settings.get("chat_template")
     if isinstance(template, list):  # several named templates
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
+        named = {t["name"]: t["template"] for t in template}
+        if "default" not in named:
+            raise UserError(
+                f"{folder} has chat templates named {', '.join(named)}, none of them default; "
+                "write the one to use into chat_template.jinja there"
+            )
+        template = named["default"]
     if not template:
         raise UserError(f"{folder} has no chat template; if this is a base model, set model.kind=base")
     return template
-
-
-def _compile(template: str):
-    # The environment that transformers renders chat templates in, so that templates behave the same.
-    import jinja2.ext
-    import jinja2.sandbox
-
-    def raise_exception(message: str):
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    # transformers also offers strftime_now, with which Llama 3's template writes today's date into every prompt; left out,
-    # the template takes a fixed date, and a run does not depend on the day.
-    return environment.from_string(template)
