@@ -1,6 +1,7 @@
 """The frozen base model: fetched, read once per process, and wrapped in fresh adapters for each run."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,15 @@ def read_base(
         for name, tensor in _tensors(checkpointer):
             tensor = tensor.to(machine.device, machine.dtype)
             quantized = quantize_base and name.startswith("layers.") and tensor.ndim == 2
-            held[name] = to_nf4(tensor) if quantized else tensor
+            held[name] = _in_four_bits(tensor) if quantized else tensor
         _held[key] = held
     return _held[key]
+
+
+def _in_four_bits(matrix: torch.Tensor) -> torch.Tensor | NF4Tensor:
+    """In NF4, whose scales are of 64 values each and are quantized too, up to 256 together; as it is if it does not divide."""
+    blocks, rest = divmod(matrix.numel(), 64)
+    return matrix if rest else to_nf4(matrix, 64, math.gcd(blocks, 256))
 
 
 def _tensors(checkpointer: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

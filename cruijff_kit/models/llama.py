@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from cruijff_kit.compat import (
-    DoRALinear,
     FeedForward,
     Llama3ScaledRoPE,
     LoRALinear,
@@ -22,6 +21,7 @@ from cruijff_kit.compat import (
 )
 from cruijff_kit.errors import UserError
 from cruijff_kit.models.architecture import ROPE_TYPES, Architecture, architecture
+from cruijff_kit.models.dora import BiasedDoRALinear
 
 # (name of a layer, inputs, outputs, bias) -> the layer, with or without an adapter
 _Linear = Callable[[str, int, int, bool], nn.Module]
@@ -75,7 +75,7 @@ def lora_hf_llama(
     adapted = {*lora_attn_modules}
     adapted |= {"w1", "w2", "w3"} if apply_lora_to_mlp else set()
     adapted |= {"output"} if apply_lora_to_output else set()
-    adapter = partial(DoRALinear if use_dora else LoRALinear, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout)
+    adapter = partial(BiasedDoRALinear if use_dora else LoRALinear, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout)
 
     def linear(name: str, inputs: int, outputs: int, bias: bool) -> nn.Module:
         return adapter(inputs, outputs, use_bias=bias) if name in adapted else nn.Linear(inputs, outputs, bias)
