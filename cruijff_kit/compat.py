@@ -28,9 +28,9 @@ for _name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):
 # torchtune's RMSNorm computes in fp32 on purpose; torch remarks at the first call that it is not the fused kernel.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
+from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4  # noqa: E402
 from torchtune.config import instantiate  # noqa: E402
 from torchtune.config._utils import _get_component_from_path as get_component  # noqa: E402
-from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4  # noqa: E402
 from torchtune.models.llama3_1 import Llama3ScaledRoPE  # noqa: E402
 from torchtune.modules import (  # noqa: E402
     FeedForward,

@@ -103,7 +103,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _one_of("model.kind", self.kind, MODEL_KINDS)
-        _require(_is_date(self.date), f"model.date={self.date} is no day; write it as YYYY-MM-DD, for example 2026-11-23")
+        _require(
+            _is_date(self.date), f"model.date={self.date} is no day; write it as YYYY-MM-DD, for example 2026-11-23"
+        )
 
 
 @dataclass

@@ -89,7 +89,9 @@ def _copy(adapter: Path, to: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.export", description="An adapter of a run, or a whole model.")
+    parser = argparse.ArgumentParser(
+        "python -m cruijff_kit.export", description="An adapter of a run, or a whole model."
+    )
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's folder")
     parser.add_argument("--epoch", type=int, metavar="N", help="counted from 0; default: the last one that was saved")
     parser.add_argument("--merged", action="store_true", help="base and adapter in one model, instead of the adapter")

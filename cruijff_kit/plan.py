@@ -83,12 +83,12 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     chosen = _machine_of(config)
     _check_memory_options(cfg, chosen.device.type)
     _check_quantization(cfg, chosen.device.type)
+    model = shared.skeleton(cfg["model"], chosen.dtype)
     files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     if cfg["dataset_val"]["split"] is not None:
         shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
     steps = Steps.of(cfg, len(examples))
-    model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model)
     trainable, total = base.count_parameters(model)
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}

@@ -42,8 +42,8 @@ class Architecture:
     """The numbers of a decoder, named as torchtune's builders name them.
 
     max_seq_len: tokens that it reads; with a sliding window no more than that, so that the window never takes effect.
-    rope_scaling: rope_type and its parameters, named as in transformers (ROPE_TYPES). attention_bias: of the query, key and value
-    projections; output_bias: of attention's output projection. window: length of the sliding window, if there is one.
+    rope_scaling: rope_type and its parameters, named as in transformers (ROPE_TYPES). attention_bias: of the query, key
+    and value projections; output_bias: of attention's output projection. window: length of the sliding window, if any.
     """
 
     family: str

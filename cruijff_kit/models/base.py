@@ -56,7 +56,7 @@ def read_base(
 
 
 def _in_four_bits(matrix: torch.Tensor) -> torch.Tensor | NF4Tensor:
-    """In NF4, whose scales are of 64 values each and are quantized too, up to 256 together; as it is if it does not divide."""
+    """In NF4, each 64 values with a scale, up to 256 scales quantized together; as it is where 64 does not divide it."""
     blocks, rest = divmod(matrix.numel(), 64)
     return matrix if rest else to_nf4(matrix, 64, math.gcd(blocks, 256))
 

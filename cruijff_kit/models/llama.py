@@ -75,7 +75,9 @@ def lora_hf_llama(
     adapted = {*lora_attn_modules}
     adapted |= {"w1", "w2", "w3"} if apply_lora_to_mlp else set()
     adapted |= {"output"} if apply_lora_to_output else set()
-    adapter = partial(BiasedDoRALinear if use_dora else LoRALinear, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout)
+    adapter = partial(
+        BiasedDoRALinear if use_dora else LoRALinear, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout
+    )
 
     def linear(name: str, inputs: int, outputs: int, bias: bool) -> nn.Module:
         return adapter(inputs, outputs, use_bias=bias) if name in adapted else nn.Linear(inputs, outputs, bias)

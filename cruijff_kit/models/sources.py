@@ -23,10 +23,10 @@ def fetch(model: ModelConfig) -> None:
             raise UserError(f"model.download={model.download} does not exist; {hint}")
         sources[model.download](Path(model.path))
     elif not Path(model.path).is_dir():
-        get = "put the model's files there"
+        get = "put the model's files there; or set model.path=DIR"
         if model.hub is not None:
-            get = f"type: {download_command(model)}"
-        raise UserError(f"model.path: no such folder {model.path}; {get}; or set models_dir=DIR or model.path=DIR")
+            get = f"type: {download_command(model)}; or set models_dir=DIR or model.path=DIR"
+        raise UserError(f"model.path: no such folder {model.path}; {get}")
 
 
 def download_command(model: ModelConfig) -> str:

@@ -27,9 +27,7 @@ class ChatTokenizer:
         UserError: a file is missing, or a chat model has no template.
     """
 
-    def __init__(
-        self, path: str, kind: str = "chat", max_seq_len: int | None = None, date: str | None = None
-    ) -> None:
+    def __init__(self, path: str, kind: str = "chat", max_seq_len: int | None = None, date: str | None = None) -> None:
         from tokenizers import Tokenizer
 
         folder = Path(path).expanduser()

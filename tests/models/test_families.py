@@ -31,12 +31,14 @@ MODELS = {
     "shards": ("llama", {"shard": "40KB", "rms_norm_eps": 1e-3}),
     "bf16 file": ("llama", {"dtype": torch.bfloat16}),
     "mistral": ("mistral", {"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}),
-    "mistral head_dim, window, shards": ("mistral", {"head_dim": 8, "num_attention_heads": 10, "sliding_window": 100, "shard": "40KB"}),
+    "mistral head_dim, window, shards": (
+        "mistral", {"head_dim": 8, "num_attention_heads": 10, "sliding_window": 100, "shard": "40KB"},
+    ),
     "mistral tied": ("mistral", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "qwen2.5 tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2.5 untied": ("qwen2", {"shard": "40KB"}),
     "qwen2.5 window": ("qwen2", {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1}),
-}
+}  # fmt: skip
 
 
 def load(folder: Path, **lora):
