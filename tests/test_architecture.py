@@ -107,6 +107,7 @@ def test_the_command_starts_light():
         "cruijff_kit.cancel",
         "cruijff_kit.resume",
         "cruijff_kit.doctor",
+        "cruijff_kit.export",
         "cruijff_kit.cluster.job",
         "cruijff_kit.train",
     ],

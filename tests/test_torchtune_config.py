@@ -239,7 +239,8 @@ def test_differences_from_torchtunes_own_config_are_named(ours, model):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("model.lora_dropout", 0.1), ("optimizer.weight_decay", 0.0), ("optimizer.betas", [0.9, 0.95]), ("epochs", 2),
-     ("checkpointer.model_type", "LLAMA3"), ("profiler.enabled", True), ("new_key", 1), ("model.lora_attn_modules", ["q_proj"])],
+     ("checkpointer.model_type", "LLAMA3"), ("profiler.enabled", True), ("new_key", 1),
+     ("model.lora_attn_modules", ["q_proj"])],
 )  # fmt: skip
 def test_a_difference_without_a_reason_is_noticed(ours, key, value):
     changed = OmegaConf.create(ours("llama3_2_1b_instruct"))

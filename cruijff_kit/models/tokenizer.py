@@ -4,7 +4,6 @@ Training rows and evaluation prompts are both rendered here: an example is its p
 """
 
 import datetime
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.models.template import compile_template
 
 Message = dict[str, str]
+_MARK = "~answer~"  # stands where an answer would
 
 
 class ChatTokenizer:
@@ -36,13 +36,14 @@ class ChatTokenizer:
         self.kind, self.max_seq_len = kind, max_seq_len
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         settings = _read_json(folder / "tokenizer_config.json")
-        self._special = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        self._special = {name: text for name in settings if (text := _special_text(name, settings[name])) is not None}
         self.bos_id, self.eos_id = self._id("bos_token"), self._id("eos_token")
         if self.eos_id is None:
             raise UserError(f"{folder}/tokenizer_config.json names no eos_token, so an answer would have no end")
         self.pad_id = self._id("pad_token") if self._id("pad_token") is not None else self.eos_id
-        self.stop_tokens = sorted({self.eos_id, *_generation_stops(folder)})
-        self._adds_bos = self._whether_bos_is_added(settings)
+        self._adds_bos = self.bos_id is not None and self.encode("", add_special_tokens=True)[:1] == [self.bos_id]
+        # Tokenizers after SentencePiece write a space in front of whatever they are given.
+        self._adds_space = "".join(self._tokenizer.encode("a", add_special_tokens=False).tokens).startswith("\u2581")
         source = _chat_template(folder, settings) if kind == "chat" else ""
         day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
         try:
@@ -50,6 +51,8 @@ class ChatTokenizer:
         except ValueError as error:
             raise UserError(f"model.path: {folder}: {error}") from error
         self.date_in_prompts = day.date().isoformat() if "strftime_now" in source else None
+        self._end_id = self._end_of_answer()
+        self.stop_tokens = sorted({self.eos_id, self._end_id, *_generation_stops(folder)})
 
     @property
     def vocab_size(self) -> int:
@@ -77,8 +80,13 @@ class ChatTokenizer:
         import jinja2
 
         try:
+            # What transformers passes; None is not the same as undefined.
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_texts
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
             )
         except jinja2.TemplateError as error:
             roles = " ".join(m["role"] for m in messages)
@@ -98,33 +106,47 @@ class ChatTokenizer:
     def example(self, messages: list[Message], answer: str) -> tuple[list[int], int]:
         """Ids of a prompt with its answer and end token, and how many of them are the prompt's.
 
-        What a template writes after the end token is left out: nothing that is learnt depends on it.
+        The end token is the one that the template writes behind an answer; what it writes after that is left out: nothing
+        that is learnt depends on it.
         """
         prompt = self.prompt(messages)
         if self._template is None:
-            return prompt + self.encode(answer) + [self.eos_id], len(prompt)
+            text = "".join(m["content"] for m in messages)
+            return prompt + self._continuation(prompt, text, answer) + [self.eos_id], len(prompt)
         opening = self.render(messages, add_generation_prompt=True)
         whole = self.render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(opening):
             raise UserError("the model's chat template writes a finished answer in another way than an open one")
-        completion = self.encode(whole[len(opening) :])
-        ends = [i for i, token in enumerate(completion) if token in self.stop_tokens]
-        completion = completion[: ends[-1] + 1] if ends else [*completion, self.eos_id]
+        completion = self._continuation(prompt, opening, whole[len(opening) :])
+        ends = [i for i, token in enumerate(completion) if token == self._end_id]
+        completion = completion[: ends[-1] + 1] if ends else [*completion, self._end_id]
         return prompt + completion, len(prompt)
 
-    @functools.cached_property
-    def _special_texts(self) -> dict[str, str]:
-        return {name: text for name, text in self._special.items() if text is not None}
+    def _continuation(self, prompt: list[int], before: str, text: str) -> list[int]:
+        """Ids of a text behind the prompt, which is `before` encoded."""
+        if not self._adds_space:
+            return self.encode(text)
+        for front, ids in ((before, prompt), ("\n", self.encode("\n"))):
+            together = self.encode(front + text)
+            together = [self.bos_id, *together] if ids[:1] == [self.bos_id] != together[:1] else together
+            if together[: len(ids)] == ids:
+                return together[len(ids) :]
+        return self.encode(text)
 
-    def _whether_bos_is_added(self, settings: dict[str, Any]) -> bool:
-        # As transformers: what the settings say goes before what tokenizer.json does.
-        stated = settings.get("add_bos_token")
-        if stated is None:
-            stated = self.encode("", add_special_tokens=True)[:1] == [self.bos_id]
-        return bool(stated) and self.bos_id is not None
+    def _end_of_answer(self) -> int:
+        """The special token that the template writes first behind an answer; the end of text where it writes none."""
+        if self._template is None:
+            return self.eos_id
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        try:
+            behind = self.render(turns, add_generation_prompt=False).rpartition(_MARK)[2]
+        except UserError:  # a template that asks for something else in a chat; then its messages show
+            return self.eos_id
+        added = self._tokenizer.get_added_tokens_decoder()
+        return next((i for i in self.encode(behind) if i in added and added[i].special), self.eos_id)
 
     def _id(self, name: str) -> int | None:
-        text = self._special[name]
+        text = self._special.get(name)
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
@@ -135,8 +157,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"model.path: {path.parent} has no {path.name}") from error
 
 
-def _token_text(token: str | dict | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _special_text(name: str, token: Any) -> str | None:
+    """The text of a setting such as bos_token; None for any other setting."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if name.endswith("_token") and isinstance(text, str) else None
 
 
 def _generation_stops(folder: Path) -> list[int]:
