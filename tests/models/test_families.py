@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 import cruijff_kit
+from cruijff_kit.data.generators import generate
 from cruijff_kit.errors import UserError
 from cruijff_kit.models.architecture import architecture
 from cruijff_kit.models.base import build, read_base, skeleton
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.models.merge import merge
+from cruijff_kit.plan import check
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 LLAMA3_ROPE = {  # both ends and the middle of its three ranges are in use
@@ -239,3 +241,41 @@ def test_four_bits_on_the_frozen_layers_alone(save_model, reference_logits):
         torch.testing.assert_close(model(ids), plain(ids), rtol=0, atol=2e-4)
         difference = (model(ids) - reference_logits(folder, ids)).abs().mean()
     assert 0.001 < difference < 0.5 * reference_logits(folder, ids).std()
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_run_on_four_bits_learns_answers_and_is_saved(tiny, tmp_path, use_dora):
+    """The recipe itself, which the plan lets run on a GPU only."""
+    from cruijff_kit.evaluation.engine import ChatModel, Request
+    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+
+    config = cruijff_kit.compose([
+        "model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path}", "device=cpu", "dtype=bf16", "lora.rank=4",
+        "lora.quantize_base=true", f"lora.use_dora={use_dora}", "lr=5e-3", "num_warmup_steps=0", "dataset.max_samples=64",
+        "dataset.validation_split=null",
+    ])  # fmt: skip
+    generate(config.dataset.generator, config.dataset.arguments)
+    recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
+    recipe.setup()
+    recipe.train()
+    recipe.cleanup()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 8 and losses[-1] < losses[0] / 2
+    chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
+    assert len(chat_model.generate([Request([5, 6, 7], 3), Request([5, 8], 2)])) == 2
+    saved = load_file(tmp_path / "epoch_0" / "adapter_model.safetensors")
+    assert all(t.dtype == torch.bfloat16 for t in saved.values())
+    assert any("magnitude" in name for name in saved) == use_dora
+
+
+def test_the_plan_refuses_before_anything_is_read(save_model, changed_config):
+    folder = save_model("mistral", sliding_window=20)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    arguments = ["model=hf_llama", f"model.path={folder}", "eval=none", "device=cpu"]
+    with pytest.raises(
+        UserError, match="reads at most 20 .from there on its sliding window takes effect, which torchtune"
+    ):
+        check(cruijff_kit.compose(arguments))
+    arguments[1] = f"model.path={changed_config(model_type='gemma2')}"
+    with pytest.raises(UserError, match="model_type 'gemma2' .its norms scale by 1"):
+        check(cruijff_kit.compose(arguments))
