@@ -73,6 +73,7 @@ def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str
         config.model.kind,
         chat_model.tokenizer.date_in_prompts,
         config.torchtune["model"]["_component_"],
+        config.torchtune["model"].get("quantize_base", False),
         plan.data_hash,
         asked,
         decoding,

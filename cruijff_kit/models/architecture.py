@@ -137,7 +137,7 @@ def _read(c: dict[str, Any]) -> Architecture:
         vocab_size=c["vocab_size"],
         num_layers=c["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=c.get("num_key_value_heads") or heads,
+        num_kv_heads=(c.get("num_key_value_heads") or heads) if family == "llama" else c["num_key_value_heads"],
         head_dim=c.get("head_dim") or dim // heads,
         embed_dim=dim,
         intermediate_dim=c["intermediate_size"],

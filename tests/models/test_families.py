@@ -201,6 +201,14 @@ def test_broken_and_foreign_weights_are_named(save_model):
         load(folder)
 
 
+def test_a_shard_that_is_missing_is_named(save_model):
+    folder = save_model("llama", shard="40KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f"has no {shards[1].name}"):
+        check(cruijff_kit.compose(["model=hf_llama", f"model.path={folder}", "eval=none"]))
+
+
 def test_an_adapter_of_tied_output_weights_is_refused(tiny):
     config = cruijff_kit.compose(["model=hf_llama", f"model.path={tiny}", "lora.apply_to_output=true"]).torchtune
     with pytest.raises(UserError, match="set lora.apply_to_output=false"):

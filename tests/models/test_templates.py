@@ -354,12 +354,13 @@ def test_untrained_results_are_kept_per_day_where_the_template_asks_for_it(save,
 
     folder = save(family)
 
-    def key(date: str) -> str:
-        config = cruijff_kit.compose(["model=hf_llama", f"model.path={folder}", f"model.date={date}"])
+    def key(date: str, *overrides: str) -> str:
+        config = cruijff_kit.compose(["model=hf_llama", f"model.path={folder}", f"model.date={date}", *overrides])
         chat_model = SimpleNamespace(
             tokenizer=ChatTokenizer(str(folder), date=date), describe=lambda: {"device": "cpu"}
         )
         return _key("match", chat_model, config, SimpleNamespace(data_hash="0"))
 
     assert (key("2024-02-29") != key("2024-03-01")) == counts
-    assert key("2024-02-29") == key("2024-02-29")
+    assert key("2024-02-29") == key("2024-02-29", "lora.rank=2", "lora.use_dora=true")
+    assert key("2024-02-29") != key("2024-02-29", "lora.quantize_base=true"), "other weights answer"
