@@ -28,15 +28,24 @@ for _name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):
 # torchtune's RMSNorm computes in fp32 on purpose; torch remarks at the first call that it is not the fused kernel.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
+from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4  # noqa: E402
 from torchtune.config import instantiate  # noqa: E402
 from torchtune.config._utils import _get_component_from_path as get_component  # noqa: E402
-from torchtune.models.convert_weights import tune_to_peft_adapter_config, tune_to_peft_adapter_weights  # noqa: E402
-from torchtune.models.llama3_2._component_builders import llama3_2, lora_llama3_2  # noqa: E402
-from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer  # noqa: E402
+from torchtune.models.llama3_1 import Llama3ScaledRoPE  # noqa: E402
+from torchtune.modules import (  # noqa: E402
+    FeedForward,
+    MultiHeadAttention,
+    RMSNorm,
+    RotaryPositionalEmbeddings,
+    TiedLinear,
+    TransformerDecoder,
+    TransformerSelfAttentionLayer,
+)
 from torchtune.modules.peft import (  # noqa: E402
+    DoRALinear,
+    LoRALinear,
     disable_adapter,
     get_adapter_params,
-    get_lora_module_names,
     set_trainable_params,
 )
 from torchtune.training import (  # noqa: E402
@@ -55,7 +64,16 @@ for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torcht
 
 __all__ = [
     "MODEL_KEY",
+    "DoRALinear",
+    "FeedForward",
+    "Llama3ScaledRoPE",
+    "LoRALinear",
     "ModelType",
+    "MultiHeadAttention",
+    "NF4Tensor",
+    "RMSNorm",
+    "RotaryPositionalEmbeddings",
+    "TiedLinear",
     "TransformerDecoder",
     "TransformerSelfAttentionLayer",
     "compile_model",
@@ -63,14 +81,10 @@ __all__ = [
     "get_act_offloading_ctx_manager",
     "get_adapter_params",
     "get_component",
-    "get_lora_module_names",
     "instantiate",
-    "llama3_2",
-    "lora_llama3_2",
     "set_activation_checkpointing",
     "set_default_dtype",
     "set_seed",
     "set_trainable_params",
-    "tune_to_peft_adapter_config",
-    "tune_to_peft_adapter_weights",
+    "to_nf4",
 ]

@@ -5,10 +5,10 @@ The YAML in conf/ makes the choices; this file says what may be chosen. `load` t
 """
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +52,13 @@ def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
     _require(value in valid, f"{name}={value} does not exist; valid: {', '.join(valid)}")
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return text.startswith("${") or datetime.date.fromisoformat(text) is not None  # not yet filled in
+    except ValueError:
+        return False
+
+
 @dataclass
 class ResourcesConfig:
     """What a model usually needs, in the terms of `SlurmConfig`; null leaves it to the cluster."""
@@ -80,17 +87,25 @@ class ModelConfig:
     """Name of the built-in source that makes the folder when it is missing; null: the folder must exist."""
     hub: str | None = None
     """The model's name on the Hugging Face hub, for the message that says how to get it."""
+    hub_exclude: str | None = None
+    """Files there that are not needed, as a pattern."""
     builder: str = MISSING
     """Dotted name of the torchtune LoRA builder."""
     checkpoint_files: list[str] = MISSING
     """The safetensors files inside path."""
     model_type: str = "LLAMA3_2"
-    """torchtune's ModelType, which chooses the conversion of weight names."""
+    """torchtune's ModelType; only torchtune's own checkpointer asks for it."""
+    date: str = "${today:}"
+    """YYYY-MM-DD: the day that a chat template is told if it asks (Llama 3's writes it into each prompt). Today's, and kept
+    when a run is resumed."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """What a run of this model asks of a cluster unless slurm.* says otherwise."""
 
     def __post_init__(self) -> None:
         _one_of("model.kind", self.kind, MODEL_KINDS)
+        _require(
+            _is_date(self.date), f"model.date={self.date} is no day; write it as YYYY-MM-DD, for example 2026-11-23"
+        )
 
 
 @dataclass
@@ -145,6 +160,12 @@ class LoraConfig:
     """Attention projections that get an adapter: q_proj, k_proj, v_proj, output_proj."""
     apply_to_mlp: bool = True
     """Whether the MLP's three projections get one too."""
+    apply_to_output: bool = False
+    """Whether the output projection gets one; not where it shares the embedding's weights."""
+    use_dora: bool = False
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): also learn how long each row of the adapted weights is."""
+    quantize_base: bool = False
+    """QLoRA (Dettmers et al. 2023, arXiv 2305.14314): the frozen layers in 4 bits (NF4). On a GPU."""
 
     def __post_init__(self) -> None:
         _at_least(1, lora__rank=self.rank)
@@ -153,8 +174,9 @@ class LoraConfig:
         for module in self.attn_modules:
             _one_of("lora.attn_modules", module, ("q_proj", "k_proj", "v_proj", "output_proj"))
         _require(
-            bool(self.attn_modules),
-            "lora.attn_modules is empty; torchtune adapts at least one of q_proj, k_proj, v_proj, output_proj",
+            bool(self.attn_modules) or self.apply_to_mlp or self.apply_to_output,
+            "lora.attn_modules is empty and lora.apply_to_mlp=false, so nothing would be trained; name at least one of "
+            "q_proj, k_proj, v_proj, output_proj",
         )
 
 
@@ -302,6 +324,8 @@ class RunConfig:
     torchtune: dict[str, Any] = field(default_factory=dict)
     """What the recipe receives (conf/torchtune.yaml)."""
 
+    models_dir: str = "models"
+    """Folder in which models are expected whose path is not set."""
     experiment: str = MISSING
     """Folder under multirun/."""
     run_name: str = "run"
@@ -443,9 +467,18 @@ def _generated(generator: str | None, arguments: DictConfig) -> str:
     return str(generated_path(generator, OmegaConf.to_container(arguments)))
 
 
+def _models(name: str, *, _root_: DictConfig) -> str:
+    return str(Path(_root_.models_dir or "models").expanduser().absolute() / name)
+
+
 def _safetensors(folder: str) -> ListConfig:
+    index = Path(folder).expanduser() / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        names = {p.name for p in index.parent.glob("*.safetensors")}
     # `--resolve` cannot print a plain list that came from a resolver.
-    return ListConfig(sorted(p.name for p in Path(folder).expanduser().glob("*.safetensors")) or ["model.safetensors"])
+    return ListConfig(sorted(names) or ["model.safetensors"])
 
 
 def _nproc(gpus: int | None, submit: bool, slurm_gpus: int | None) -> int:
@@ -461,7 +494,8 @@ _RESOLVERS: dict[str, Callable] = {
     "times": lambda a, b: a * b,
     "stem": lambda path: Path(path).stem,
     "cached": lambda name: str(cache_dir() / name),
-    "models": lambda name: str(Path(os.environ.get("CRUIJFF_MODELS") or "models").expanduser().absolute() / name),
+    "models": _models,
+    "today": lambda: datetime.date.today().isoformat(),
     "generated": _generated,
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,
@@ -519,9 +553,10 @@ def _schema() -> DictConfig:
 def config_hash(config: RunConfig) -> str:
     """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
     tree = dataclasses.asdict(config)
-    for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "force", "slurm"):
+    for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "force", "slurm", "models_dir"):
         del tree[name]
-    del tree["model"]["resources"]
+    del tree["model"]["resources"], tree["model"]["date"]
+    tree["torchtune"]["tokenizer"].pop("date", None)
     for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
         del tree[name], tree["torchtune"][name]
     tree["torchtune"]["metric_logger"].pop("append", None)

@@ -92,14 +92,15 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     check_tasks(config)
     chosen = _machine_of(config)
     _check_memory_options(cfg, chosen.device.type)
+    _check_quantization(cfg, chosen.device.type)
+    model = shared.skeleton(cfg["model"], chosen.dtype)
     files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     if cfg["dataset_val"]["split"] is not None:
         shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
     custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), examples)
     steps = Steps.of(cfg, len(examples))
-    model = shared.skeleton(cfg["model"], chosen.dtype)
-    _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
+    _check_lengths(config, max(len(e.tokens) for e in examples), model)
     trainable, total = base.count_parameters(model)
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
@@ -144,10 +145,22 @@ def _check_memory_options(cfg: dict[str, Any], device: str) -> None:
         raise UserError("enable_activation_offloading=true needs enable_activation_checkpointing=true")
 
 
-def _check_lengths(config: RunConfig, longest: int, context: int) -> None:
-    if longest > context:
+def _check_quantization(cfg: dict[str, Any], device: str) -> None:
+    if cfg["model"].get("quantize_base") and device != "cuda":
+        raise UserError("lora.quantize_base=true (QLoRA) needs a GPU, and the run would be on a CPU; set it to false")
+    if cfg["model"].get("quantize_base") and cfg["nproc_per_node"] > 1:
         raise UserError(
-            f"the longest row has {longest} tokens, {config.model.name} reads at most {context}; "
+            f"lora.quantize_base=true (QLoRA) trains on one GPU, not on {cfg['nproc_per_node']}; set gpus=1, or it to false"
+        )
+
+
+def _check_lengths(config: RunConfig, longest: int, model: Any) -> None:
+    context = model.max_seq_len
+    if longest > context:
+        why = " (from there on its sliding window takes effect, which torchtune does not have)"
+        why = why if getattr(model, "window", None) == context else ""
+        raise UserError(
+            f"the longest row has {longest} tokens, {config.model.name} reads at most {context}{why}; "
             f"set dataset.max_seq_len={context}"
         )
 
@@ -186,8 +199,11 @@ def _memory(
     tokens = cfg["batch_size"] * max(lengths)
     kept_layers = 2 * math.sqrt(len(model.layers)) if cfg["enable_activation_checkpointing"] else len(model.layers)
     activations = tokens * kept_layers * (16 * width + 5 * mlp) * size
-    processes = cfg["nproc_per_node"]
-    training = (total / processes + 3 * trainable) * size + activations
+    weights, processes = total * size, cfg["nproc_per_node"]
+    if cfg["model"].get("quantize_base"):  # 4 bits a value, and a byte of scale for each 64
+        layers = sum(p.numel() for n, p in model.layers.named_parameters() if p.ndim == 2 and "lora_" not in n)
+        weights -= layers * (size - 0.5 - 1 / 64)
+    training = weights / processes + 3 * trainable * size + activations
     if machine.device.type != "cpu":
         return round(training)
     reading = sum(f.stat().st_size for f in files) + total * size

@@ -125,7 +125,8 @@ class LoRAFinetuneRecipeSingleDevice:
         return instantiate(OmegaConf.create(self.cfg["metric_logger"]))
 
     def _build_model(self) -> TransformerDecoder:
-        weights = base.read_base(self.cfg["checkpointer"], self.machine)
+        quantize = self.cfg["model"].get("quantize_base", False)
+        weights = base.read_base(self.cfg["checkpointer"], self.machine, quantize)
         set_seed(self.cfg["seed"])
         return base.build(self.cfg["model"], weights, self.machine)
 

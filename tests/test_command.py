@@ -58,6 +58,12 @@ VALUES = [
     ("lora.alpha=0", "lora.alpha must be above 0 and finite, not 0.0"),
     ("lora.alpha=inf", "lora.alpha must be above 0 and finite, not inf"),
     ("lora.dropout=1", "lora.dropout must be in [0, 1), not 1.0"),
+    (
+        "lora.attn_modules=[] lora.apply_to_mlp=false",
+        "lora.attn_modules is empty and lora.apply_to_mlp=false, so nothing would be trained; name at least one of q_proj, "
+        "k_proj, v_proj, output_proj",
+    ),
+    ("model.date=monday", "model.date=monday is no day; write it as YYYY-MM-DD, for example 2026-11-23"),
     ("lora.attn_modules=[q]", "lora.attn_modules=q does not exist; valid: q_proj, k_proj, v_proj, output_proj"),
     ("lr=0", "lr must be above 0 and finite, not 0.0"),
     ("lr=-1", "lr must be above 0 and finite, not -1.0"),
@@ -114,6 +120,15 @@ CHECKS = [
     ("slurm=cluster device=cuda", "device=cuda needs a GPU, and none is asked for; add slurm.gpus=1"),
     ("objective=acuracy", "objective=acuracy is not measured; did you mean accuracy?"),
     ("objective=accuracy eval=none", "objective=accuracy is not measured; valid: loss, validation_loss"),
+    (
+        "lora.quantize_base=true device=cpu",
+        "lora.quantize_base=true (QLoRA) needs a GPU, and the run would be on a CPU; set it to false",
+    ),
+    (
+        "lora.apply_to_output=true",
+        "lora.apply_to_output=true: this model's output shares the embedding's weights, so it cannot have an adapter of "
+        "its own; set lora.apply_to_output=false",
+    ),
     ("model.path=/nowhere", "model.path: no such folder /nowhere; put the model's files there; or set model.path=DIR"),
     ("dataset=json dataset.path=/nowhere.json", "dataset.path: no such file /nowhere.json"),
 ]  # fmt: skip
@@ -277,7 +292,7 @@ def test_a_missing_model_says_what_to_type(refused, tmp_path, monkeypatch):
     """The folder is refused with the command that fills it; CRUIJFF_MODELS says where it is looked for."""
     line = (
         "model.path: no such folder {0}; type: hf download meta-llama/Llama-3.2-1B-Instruct --local-dir {0} "
-        "--exclude 'original/*'; or set model.path=DIR"
+        "--exclude 'original/*'; or set models_dir=DIR or model.path=DIR"
     )
     refused("model=llama3_2_1b_instruct", line.format(tmp_path / "models" / "Llama-3.2-1B-Instruct"))
     monkeypatch.setenv("CRUIJFF_MODELS", "/shared")

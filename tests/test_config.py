@@ -94,7 +94,8 @@ assert not heavy, heavy
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == [
-        "lora.alpha=", "lora.apply_to_mlp=", "lora.attn_modules.", "lora.dropout=", "lora.rank=",
+        "lora.alpha=", "lora.apply_to_mlp=", "lora.apply_to_output=", "lora.attn_modules.", "lora.dropout=",
+        "lora.quantize_base=", "lora.rank=", "lora.use_dora=",
     ]  # fmt: skip
     assert not list(tmp_path.iterdir())
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cruijff_kit.compat import (
-    TransformerDecoder,
-    get_adapter_params,
-    get_lora_module_names,
-    tune_to_peft_adapter_config,
-    tune_to_peft_adapter_weights,
-)
+from cruijff_kit.compat import TransformerDecoder, get_adapter_params
+from cruijff_kit.models.weights import deinterleave, to_hugging_face
+
+# Parameters of an adapter, torchtune's name -> PEFT's.
+_PARAMETERS = {
+    ".lora_a.weight": ".lora_A.weight",
+    ".lora_b.weight": ".lora_B.weight",
+    ".magnitude": ".lora_magnitude_vector",
+}
 
 
 def _parameters(model: TransformerDecoder) -> dict[str, torch.nn.Parameter]:
@@ -47,13 +49,7 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
         folder: where to write; replaced if it exists.
     """
     attention = model.layers[0].attn
-    weights = tune_to_peft_adapter_weights(
-        adapter_state(model),
-        num_heads=attention.num_heads,
-        num_kv_heads=attention.num_kv_heads,
-        dim=model.tok_embeddings.embedding_dim,
-        head_dim=attention.head_dim,
-    )
+    weights = peft_weights(adapter_state(model), attention.num_heads, attention.num_kv_heads)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -66,14 +62,30 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
     os.replace(draft, folder)
 
 
+def peft_weights(state: dict[str, torch.Tensor], num_heads: int, num_kv_heads: int) -> dict[str, torch.Tensor]:
+    """A state of `adapter_state` under PEFT's names, queries' and keys' rows in Hugging Face's order.
+
+    Args:
+        state: torchtune's names -> values.
+        num_heads: query heads.
+        num_kv_heads: key and value heads.
+    """
+    heads = {"q_proj": num_heads, "k_proj": num_kv_heads}
+    weights = {}
+    for name, value in state.items():
+        end = next(e for e in _PARAMETERS if name.endswith(e))
+        module = name.removesuffix(end)
+        rotated = heads.get(module.rpartition(".")[2]) if end != ".lora_a.weight" else None
+        theirs = f"base_model.model.{to_hugging_face(module)}{_PARAMETERS[end]}"
+        weights[theirs] = deinterleave(value, rotated) if rotated else value
+    return weights
+
+
 def peft_config(model_config: dict[str, Any], base_folder: str) -> dict[str, Any]:
     """PEFT's LoraConfig as a dict, for a torchtune LoRA builder's arguments."""
-    targets = get_lora_module_names(
-        list(model_config["lora_attn_modules"]),
-        model_config.get("apply_lora_to_mlp", False),
-        model_config.get("apply_lora_to_output", False),
-    )
-    targets = tune_to_peft_adapter_config({"target_modules": targets, "r": 0, "lora_alpha": 0})["target_modules"]
+    modules = [f"layers.0.attn.{name}" for name in model_config["lora_attn_modules"]]
+    modules += [f"layers.0.mlp.{name}" for name in ("w1", "w2", "w3") if model_config.get("apply_lora_to_mlp", False)]
+    modules += ["output"] if model_config.get("apply_lora_to_output", False) else []
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -81,12 +93,12 @@ def peft_config(model_config: dict[str, Any], base_folder: str) -> dict[str, Any
         "r": model_config["lora_rank"],
         "lora_alpha": model_config["lora_alpha"],
         "lora_dropout": model_config.get("lora_dropout", 0.0),
-        "target_modules": sorted(targets),
+        "target_modules": sorted(to_hugging_face(module).rpartition(".")[2] for module in modules),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
-        "use_dora": False,
+        "use_dora": model_config.get("use_dora", False),
         "use_rslora": False,
     }

@@ -1,6 +1,8 @@
 """The frozen base model: fetched, read once per process, and wrapped in fresh adapters for each run."""
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,16 @@ from omegaconf import OmegaConf
 
 from cruijff_kit.compat import (
     MODEL_KEY,
+    DoRALinear,
+    Llama3ScaledRoPE,
+    NF4Tensor,
+    RotaryPositionalEmbeddings,
     TransformerDecoder,
     get_adapter_params,
     instantiate,
     set_default_dtype,
     set_trainable_params,
+    to_nf4,
 )
 from cruijff_kit.errors import UserError
 from cruijff_kit.models.machine import Machine
@@ -21,23 +28,47 @@ from cruijff_kit.models.machine import Machine
 _held: dict[str, dict[str, torch.Tensor]] = {}  # at most one base model
 
 
-def read_base(checkpointer: dict[str, Any], machine: Machine) -> dict[str, torch.Tensor]:
+def read_base(
+    checkpointer: dict[str, Any], machine: Machine, quantize_base: bool = False
+) -> dict[str, torch.Tensor | NF4Tensor]:
     """The base weights under torchtune's names, kept in memory for the next run of this process.
 
     Args:
         checkpointer: the `checkpointer` node of a torchtune config.
         machine: the weights' device and dtype.
+        quantize_base: the layers' matrices in NF4, 4 bits (Dettmers et al. 2023, arXiv 2305.14314); the model node's
+            key of that name.
     Raises:
-        UserError: a file is missing.
+        UserError: a file is missing, broken, or of another architecture.
     """
     versions = [(str(f.absolute()), f.stat().st_mtime_ns, f.stat().st_size) for f in weight_files(checkpointer)]
-    key = json.dumps([versions, checkpointer["model_type"], str(machine.device), str(machine.dtype)])
+    parts = [versions, checkpointer["_component_"], checkpointer.get("model_type"), quantize_base]
+    key = json.dumps([*parts, str(machine.device), str(machine.dtype)])
     if key not in _held:
         _held.clear()
-        weights = instantiate(OmegaConf.create(checkpointer)).load_checkpoint()[MODEL_KEY]
-        # Popped one by one, so that the copy in the file's precision does not stay beside the converted one.
-        _held[key] = {k: weights.pop(k).to(machine.device, machine.dtype) for k in list(weights)}
+        held = {}
+        for name, tensor in _tensors(checkpointer):
+            tensor = tensor.to(machine.device, machine.dtype)
+            quantized = quantize_base and name.startswith("layers.") and tensor.ndim == 2
+            held[name] = _in_four_bits(tensor) if quantized else tensor
+        _held[key] = held
     return _held[key]
+
+
+def _in_four_bits(matrix: torch.Tensor) -> torch.Tensor | NF4Tensor:
+    """In NF4, each 64 values with a scale, up to 256 scales quantized together; as it is where 64 does not divide it."""
+    blocks, rest = divmod(matrix.numel(), 64)
+    return matrix if rest else to_nf4(matrix, 64, math.gcd(blocks, 256))
+
+
+def _tensors(checkpointer: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    reader = instantiate(OmegaConf.create(checkpointer))
+    if hasattr(reader, "tensors"):
+        yield from reader.tensors()
+        return
+    weights = reader.load_checkpoint()[MODEL_KEY]  # torchtune's own
+    # Popped one by one, so that the copy in the file's precision does not stay beside the converted one.
+    yield from ((name, weights.pop(name)) for name in list(weights))
 
 
 def weight_files(checkpointer: dict[str, Any]) -> list[Path]:
@@ -88,6 +119,9 @@ def build(model_config: dict[str, Any], base: dict[str, torch.Tensor], machine: 
             f"the weights do not fit model.builder {model_config['_component_']}: "
             f"{len(strangers)} names differ, for example {sorted(strangers)[0]}"
         )
+    for module in model.modules():
+        if isinstance(module, DoRALinear):
+            module.initialize_dora_magnitude()  # the norms of the base weights, which are there only now
     return model
 
 
@@ -95,10 +129,19 @@ def skeleton(model_config: dict[str, Any], dtype: torch.dtype = torch.float32) -
     """The model without any memory for its weights (on the meta device), for counting and for filling.
 
     Raises:
-        UserError: the builder refuses its arguments.
+        UserError: the builder refuses its arguments, or rotates positions in another way than our adapters are saved for.
     """
+    # In 4 bits are the weights that are filled in, not the outline.
+    config = {k: v for k, v in model_config.items() if k != "quantize_base"}
     with set_default_dtype(dtype), torch.device("meta"):
-        return instantiate(OmegaConf.create(model_config))
+        model = instantiate(OmegaConf.create(config))
+    rope = type(model.layers[0].attn.pos_embeddings)
+    if not issubclass(rope, (Llama3ScaledRoPE, RotaryPositionalEmbeddings)):
+        raise UserError(
+            f"model.builder {model_config['_component_']} rotates positions by {rope.__name__}, which our weights are not "
+            "ordered for; use cruijff_kit.models.llama.lora_hf_llama, which reads any Llama, Mistral or Qwen2.5 folder"
+        )
+    return model
 
 
 def count_parameters(model: TransformerDecoder) -> tuple[int, int]:

@@ -23,7 +23,13 @@ def fetch(model: ModelConfig) -> None:
             raise UserError(f"model.download={model.download} does not exist; {hint}")
         sources[model.download](Path(model.path))
     elif not Path(model.path).is_dir():
-        get = "put the model's files there"
+        get = "put the model's files there; or set model.path=DIR"
         if model.hub is not None:
-            get = f"type: hf download {model.hub} --local-dir {shlex.quote(model.path)} --exclude 'original/*'"
-        raise UserError(f"model.path: no such folder {model.path}; {get}; or set model.path=DIR")
+            get = f"type: {download_command(model)}; or set models_dir=DIR or model.path=DIR"
+        raise UserError(f"model.path: no such folder {model.path}; {get}")
+
+
+def download_command(model: ModelConfig) -> str:
+    """The shell command that downloads a model of the hub to where it is expected."""
+    exclude = f" --exclude '{model.hub_exclude}'" if model.hub_exclude else ""
+    return f"hf download {model.hub} --local-dir {shlex.quote(model.path)}{exclude}"

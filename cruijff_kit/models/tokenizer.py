@@ -3,14 +3,16 @@
 Training rows and evaluation prompts are both rendered here: an example is its prompt's ids followed by its answer's.
 """
 
-import functools
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 from cruijff_kit.errors import UserError
+from cruijff_kit.models.template import compile_template
 
 Message = dict[str, str]
+_MARK = "~answer~"  # stands where an answer would
 
 
 class ChatTokenizer:
@@ -20,11 +22,12 @@ class ChatTokenizer:
         path: folder with tokenizer.json and tokenizer_config.json.
         kind: "chat" renders with the template; "base" joins the messages' texts.
         max_seq_len: rows are cut to this many tokens; None for no limit.
+        date: YYYY-MM-DD, the day that a template is told when it asks (`strftime_now`); None: today.
     Raises:
         UserError: a file is missing, or a chat model has no template.
     """
 
-    def __init__(self, path: str, kind: str = "chat", max_seq_len: int | None = None) -> None:
+    def __init__(self, path: str, kind: str = "chat", max_seq_len: int | None = None, date: str | None = None) -> None:
         from tokenizers import Tokenizer
 
         folder = Path(path).expanduser()
@@ -33,13 +36,23 @@ class ChatTokenizer:
         self.kind, self.max_seq_len = kind, max_seq_len
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         settings = _read_json(folder / "tokenizer_config.json")
-        self._special = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        self._special = {name: text for name in settings if (text := _special_text(name, settings[name])) is not None}
         self.bos_id, self.eos_id = self._id("bos_token"), self._id("eos_token")
         if self.eos_id is None:
             raise UserError(f"{folder}/tokenizer_config.json names no eos_token, so an answer would have no end")
         self.pad_id = self._id("pad_token") if self._id("pad_token") is not None else self.eos_id
-        self.stop_tokens = sorted({self.eos_id, *_generation_stops(folder)})
-        self._template = _compile(_chat_template(folder, settings)) if kind == "chat" else None
+        self._adds_bos = self.bos_id is not None and self.encode("", add_special_tokens=True)[:1] == [self.bos_id]
+        # Tokenizers after SentencePiece write a space in front of whatever they are given.
+        self._adds_space = "".join(self._tokenizer.encode("a", add_special_tokens=False).tokens).startswith("\u2581")
+        source = _chat_template(folder, settings) if kind == "chat" else ""
+        day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
+        try:
+            self._template = compile_template(source, day) if kind == "chat" else None
+        except ValueError as error:
+            raise UserError(f"model.path: {folder}: {error}") from error
+        self.date_in_prompts = day.date().isoformat() if "strftime_now" in source else None
+        self._end_id = self._end_of_answer()
+        self.stop_tokens = sorted({self.eos_id, self._end_id, *_generation_stops(folder)})
 
     @property
     def vocab_size(self) -> int:
@@ -67,42 +80,73 @@ class ChatTokenizer:
         import jinja2
 
         try:
+            # What transformers passes; None is not the same as undefined.
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_texts
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
             )
         except jinja2.TemplateError as error:
             roles = " ".join(m["role"] for m in messages)
             raise UserError(f"the model's chat template refuses these messages ({roles}): {error}") from error
 
     def prompt(self, messages: list[Message]) -> list[int]:
-        """Ids that the model continues with its answer."""
+        """Ids that the model continues with its answer.
+
+        A template writes the beginning of text itself where the model wants one; plain text gets one where the tokenizer
+        adds one, and in no case an end of text.
+        """
         if self._template is None:
-            return self.encode("".join(m["content"] for m in messages), add_special_tokens=True)
+            ids = self.encode("".join(m["content"] for m in messages))
+            return [self.bos_id, *ids] if self._adds_bos and ids[:1] != [self.bos_id] else ids
         return self.encode(self.render(messages, add_generation_prompt=True))
 
     def example(self, messages: list[Message], answer: str) -> tuple[list[int], int]:
         """Ids of a prompt with its answer and end token, and how many of them are the prompt's.
 
-        What a template writes after the end token is left out: nothing that is learnt depends on it.
+        The end token is the one that the template writes behind an answer; what it writes after that is left out: nothing
+        that is learnt depends on it.
         """
         prompt = self.prompt(messages)
         if self._template is None:
-            return prompt + self.encode(answer) + [self.eos_id], len(prompt)
+            text = "".join(m["content"] for m in messages)
+            return prompt + self._continuation(prompt, text, answer) + [self.eos_id], len(prompt)
         opening = self.render(messages, add_generation_prompt=True)
         whole = self.render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(opening):
             raise UserError("the model's chat template writes a finished answer in another way than an open one")
-        completion = self.encode(whole[len(opening) :])
-        ends = [i for i, token in enumerate(completion) if token in self.stop_tokens]
-        completion = completion[: ends[-1] + 1] if ends else [*completion, self.eos_id]
+        completion = self._continuation(prompt, opening, whole[len(opening) :])
+        ends = [i for i, token in enumerate(completion) if token == self._end_id]
+        completion = completion[: ends[-1] + 1] if ends else [*completion, self._end_id]
         return prompt + completion, len(prompt)
 
-    @functools.cached_property
-    def _special_texts(self) -> dict[str, str]:
-        return {name: text for name, text in self._special.items() if text is not None}
+    def _continuation(self, prompt: list[int], before: str, text: str) -> list[int]:
+        """Ids of a text behind the prompt, which is `before` encoded."""
+        if not self._adds_space:
+            return self.encode(text)
+        for front, ids in ((before, prompt), ("\n", self.encode("\n"))):
+            together = self.encode(front + text)
+            together = [self.bos_id, *together] if ids[:1] == [self.bos_id] != together[:1] else together
+            if together[: len(ids)] == ids:
+                return together[len(ids) :]
+        return self.encode(text)
+
+    def _end_of_answer(self) -> int:
+        """The special token that the template writes first behind an answer; the end of text where it writes none."""
+        if self._template is None:
+            return self.eos_id
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        try:
+            behind = self.render(turns, add_generation_prompt=False).rpartition(_MARK)[2]
+        except UserError:  # a template that asks for something else in a chat; then its messages show
+            return self.eos_id
+        added = self._tokenizer.get_added_tokens_decoder()
+        return next((i for i in self.encode(behind) if i in added and added[i].special), self.eos_id)
 
     def _id(self, name: str) -> int | None:
-        text = self._special[name]
+        text = self._special.get(name)
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
@@ -113,8 +157,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"model.path: {path.parent} has no {path.name}") from error
 
 
-def _token_text(token: str | dict | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _special_text(name: str, token: Any) -> str | None:
+    """The text of a setting such as bos_token; None for any other setting."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if name.endswith("_token") and isinstance(text, str) else None
 
 
 def _generation_stops(folder: Path) -> list[int]:
@@ -129,25 +175,13 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     in_file = folder / "chat_template.jinja"  # where transformers 5 writes it
     template = in_file.read_text(encoding="utf-8") if in_file.exists() else settings.get("chat_template")
     if isinstance(template, list):  # several named templates
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
+        named = {t["name"]: t["template"] for t in template}
+        if "default" not in named:
+            raise UserError(
+                f"{folder} has chat templates named {', '.join(named)}, none of them default; "
+                "write the one to use into chat_template.jinja there"
+            )
+        template = named["default"]
     if not template:
         raise UserError(f"{folder} has no chat template; if this is a base model, set model.kind=base")
     return template
-
-
-def _compile(template: str):
-    # The environment that transformers renders chat templates in, so that templates behave the same.
-    import jinja2.ext
-    import jinja2.sandbox
-
-    def raise_exception(message: str):
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    # transformers also offers strftime_now, with which Llama 3's template writes today's date into every prompt; left out,
-    # the template takes a fixed date, and a run does not depend on the day.
-    return environment.from_string(template)

@@ -1,0 +1,112 @@
+"""An adapter of a run for use elsewhere: `python -m cruijff_kit.export RUN_DIR [--epoch N] [--merged] --to DIR [--json]`.
+
+Without --merged: the adapter in PEFT's format. With it: a whole model, base and adapter in one, that transformers loads.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cruijff_kit.command import run_command
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import RunFolder, folders_below
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the run, the epoch of its adapter (from 0), the base model's folder, and the new folder."""
+
+    run: str
+    epoch: int
+    base: str
+    merged: bool
+    to: str
+
+
+def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bool = False) -> Exported:
+    """Copy an adapter of a run, or merge it with its base model.
+
+    Args:
+        run: the run's folder.
+        to: folder to make.
+        epoch: counted from 0; None: the last one that was saved.
+        merged: write the whole model.
+    Raises:
+        UserError: no such run or epoch, `to` exists, or the base model is gone.
+    """
+    folder, to = RunFolder(run), Path(to).expanduser().absolute()
+    saved = _saved_epochs(folder)
+    if epoch is not None and epoch not in saved:
+        raise UserError(
+            f"{folder.path} holds no adapter of epoch {epoch}; there: {', '.join(map(str, saved))} (counted from 0)"
+        )
+    epoch = saved[-1] if epoch is None else epoch
+    if to.exists():
+        raise UserError(f"--to {to} exists already; choose another folder")
+    adapter = folder.epoch(epoch)
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if merged:
+        if not Path(base).is_dir():
+            raise UserError(
+                f"the base model of {adapter} was {base}, which is gone; put it back there, or its new place into "
+                f"base_model_name_or_path in {adapter}/adapter_config.json"
+            )
+        from cruijff_kit.models.merge import merge  # torch
+
+        merge(base, adapter, to)
+    else:
+        _copy(adapter, to)
+    return Exported(str(folder.path), epoch, base, merged, str(to))
+
+
+def _saved_epochs(folder: RunFolder) -> list[int]:
+    path = folder.path
+    if not path.is_dir():
+        raise UserError(f"no such folder: {path}")
+    names = [p.parent.name.removeprefix("epoch_") for p in path.glob("epoch_*/adapter_config.json")]
+    if saved := sorted(int(n) for n in names if n.isdigit()):
+        return saved
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{path} is an adapter; give the run's folder: {path.parent}")
+    if runs := sorted(set(folders_below(path, "result.json")) - {path}):
+        raise UserError(f"{path} holds several runs; give the folder of one, for example {runs[0]}")
+    raise UserError(f"{path} holds no saved adapter (epoch_N): is it a run, and did epochs_to_save keep one?")
+
+
+def _copy(adapter: Path, to: Path) -> None:
+    # Beside the target and renamed, so that the folder appears whole or not at all.
+    draft = to.with_name(f".{to.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        shutil.copytree(adapter, draft)
+        os.replace(draft, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m cruijff_kit.export", description="An adapter of a run, or a whole model."
+    )
+    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's folder")
+    parser.add_argument("--epoch", type=int, metavar="N", help="counted from 0; default: the last one that was saved")
+    parser.add_argument("--merged", action="store_true", help="base and adapter in one model, instead of the adapter")
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--json", action="store_true", help="say as JSON what was written")
+    options = parser.parse_args(argv)
+
+    def command() -> None:
+        done = export(options.run, options.to, options.epoch, options.merged)
+        what = "base model and adapter, merged," if done.merged else "adapter"
+        text = f"{what} of epoch {done.epoch} written to {done.to}"
+        print(json.dumps(asdict(done), indent=2) if options.json else text)
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
