@@ -30,6 +30,8 @@ LR_SCHEDULERS = {
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
 MODEL_KINDS = ("chat", "base")
+DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
+DATA_TYPES = ("chat", "text", "messages")
 _MOST_MINUTES = 240  # a time limit that is a plain number
 
 
@@ -99,14 +101,21 @@ class DatasetConfig:
 
     name: str = MISSING
     """What people call it; also the default experiment folder."""
-    path: str = MISSING
-    """JSON file: {"train": [row, ...], "validation": [...], "test": [...]}."""
+    path: Any = MISSING
+    """File with the splits inside, folder with a file for each, or {train: FILE, test: FILE} (data/layouts.py)."""
+    format: str | None = None
+    """json, jsonl, csv, parquet or arrow; null: as the names of the files say."""
+    split_column: str | None = "split"
+    """Column of a single file that names each row's split, where there is one; null: the file is one split."""
+    type: str | None = None
+    """chat: input and output are rendered with the model's chat template. text: they are plain text, then the end token.
+    messages: rows hold conversations. null: what the rows have and the model's kind demands."""
     generator: str | None = None
     """Built-in generator that writes the file from a seed; null: the file must exist."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The generator's arguments."""
     column_map: dict[str, str] = field(default_factory=lambda: {"input": "input", "output": "output"})
-    """Which column is the input and which the output (torchtune's column_map)."""
+    """Which column is the input and which the output (torchtune's column_map), or which holds the messages."""
     prompt: str = "{input}\n"
     """The user's message; {input} stands for the input column, {other} for any other column."""
     system_prompt: str = ""
@@ -119,15 +128,35 @@ class DatasetConfig:
     """Split that evaluation asks."""
     train_on_input: bool = False
     """Also learn to predict the prompt."""
+    train_on_last: bool = False
+    """Of a conversation, learn the assistant's last turn only, not all of its turns."""
     max_samples: int | None = None
-    """Use only the first rows of the training split."""
+    """Use at most so many rows of the training split."""
+    max_validation_samples: int | None = None
+    """Use at most so many rows of the validation split."""
+    max_test_samples: int | None = None
+    """Use at most so many rows of the test split."""
+    sample_seed: int | None = None
+    """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
     max_seq_len: int | None = 2048
     """Rows are cut to this many tokens."""
 
     def __post_init__(self) -> None:
         _at_least(1, dataset__max_samples=self.max_samples, dataset__max_seq_len=self.max_seq_len)
-        unknown = set(self.column_map) - {"input", "output"}
-        _require(not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output")
+        _at_least(1, dataset__max_validation_samples=self.max_validation_samples)
+        _at_least(1, dataset__max_test_samples=self.max_test_samples)
+        if isinstance(self.path, dict):
+            self.path = {str(split): str(file) for split, file in self.path.items()}
+        _require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is no path")
+        self.path = self.path if isinstance(self.path, dict) else str(self.path)
+        if self.format is not None:
+            _one_of("dataset.format", self.format, DATA_FORMATS)
+        if self.type is not None:
+            _one_of("dataset.type", self.type, DATA_TYPES)
+        unknown = set(self.column_map) - {"input", "output", "messages"}
+        _require(
+            not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output, messages"
+        )
         self.column_map = {"input": "input", "output": "output"} | self.column_map
 
 
@@ -395,6 +424,21 @@ class RunConfig:
             ),
         )
 
+        self._check_type()
+
+    def _check_type(self) -> None:
+        kind, base, asked = self.dataset.type, self.model.kind == "base", self.model.name
+        _require(
+            not base or kind in (None, "text"),
+            f"dataset.type={kind}, but {asked} is a base model, which has no chat template; "
+            "set dataset.type=text, or take a chat model",
+        )
+        _require(
+            base or kind != "text",
+            f"dataset.type=text, but {asked} is a chat model, which would be asked without the template that it knows; "
+            "set dataset.type=chat, or take a base model (model.kind=base treats this one as such)",
+        )
+
     @property
     def objective_name(self) -> str:
         """`objective`, or what it stands for when it is null."""
@@ -433,7 +477,7 @@ def _lr_scheduler_component(name: str) -> str:
 
 _RESOLVERS: dict[str, Callable] = {
     "times": lambda a, b: a * b,
-    "stem": lambda path: Path(path).stem,
+    "stem": lambda path: Path(path if isinstance(path, str) else str(next(iter(path.values())))).stem,
     "cached": lambda name: str(cache_dir() / name),
     "models": lambda name: str(Path(os.environ.get("CRUIJFF_MODELS") or "models").expanduser().absolute() / name),
     "generated": _generated,

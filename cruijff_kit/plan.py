@@ -49,7 +49,8 @@ def check(config: RunConfig) -> Plan:
         UserError: whatever cannot work, in one line.
     """
     from cruijff_kit.data.generators import generate
-    from cruijff_kit.data.rows import file_hash, read_split
+    from cruijff_kit.data.layouts import file_hash
+    from cruijff_kit.data.rows import read_split
     from cruijff_kit.models import sources
 
     if config.dataset.generator is not None:
@@ -58,9 +59,9 @@ def check(config: RunConfig) -> Plan:
     data = config.dataset
     for split in (data.train_split, data.validation_split, data.test_split if config.eval.tasks else None):
         if split is not None:
-            read_split(data.path, split)
+            read_split(data.path, split, data.format, data.split_column)
     # The same settings on the same data need no second look.
-    data_hash = file_hash(data.path)
+    data_hash = file_hash(data.path, data.format)
     key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
     if key not in _checked:
         _checked[key] = _work_out(config, data_hash)
