@@ -32,6 +32,7 @@ DTYPES = ("auto", "fp32", "bf16")
 MODEL_KINDS = ("chat", "base")
 DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
 DATA_TYPES = ("chat", "text", "messages")
+LEAKS = ("exact", "near")
 _MOST_MINUTES = 240  # a time limit that is a plain number
 
 
@@ -138,6 +139,10 @@ class DatasetConfig:
     """Use at most so many rows of the test split."""
     sample_seed: int | None = None
     """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
+    allow_leaks: list[str] = field(default_factory=list)
+    """Repetitions across splits that are meant: exact (the same prompts; else refused), near (else warned of)."""
+    packed: bool = False
+    """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
     max_seq_len: int | None = 2048
     """Rows are cut to this many tokens."""
 
@@ -153,6 +158,12 @@ class DatasetConfig:
             _one_of("dataset.format", self.format, DATA_FORMATS)
         if self.type is not None:
             _one_of("dataset.type", self.type, DATA_TYPES)
+        for kind in self.allow_leaks:
+            _one_of("dataset.allow_leaks", kind, LEAKS)
+        _require(
+            not self.packed or self.max_seq_len is not None,
+            "dataset.packed=true fills packs up to dataset.max_seq_len, which is null; set it to a number",
+        )
         unknown = set(self.column_map) - {"input", "output", "messages"}
         _require(
             not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output, messages"
@@ -540,7 +551,7 @@ def config_hash(config: RunConfig) -> str:
     tree = dataclasses.asdict(config)
     for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "force", "slurm"):
         del tree[name]
-    del tree["model"]["resources"]
+    del tree["model"]["resources"], tree["dataset"]["allow_leaks"]
     for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
         del tree[name], tree["torchtune"][name]
     tree["torchtune"]["metric_logger"].pop("append", None)

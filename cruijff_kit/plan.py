@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config import RunConfig
+from cruijff_kit.data.leaks import check_leaks
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.progress import say
@@ -22,8 +23,9 @@ from cruijff_kit.result import flat_metrics
 class Plan:
     """What a run will do.
 
-    steps: per_epoch, total, warmup updates. rows: of the training split. tokens: in all epochs. cut_rows: rows that
-    max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts compared with training.
+    steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
+    epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts
+    compared with training. leaks: "kind split split" -> rows that stand in both. warnings: what to know before it starts.
     """
 
     data_hash: str
@@ -37,6 +39,8 @@ class Plan:
     memory_bytes: int
     disk_bytes: int
     prompts_checked: dict[str, int]
+    leaks: dict[str, int]
+    warnings: list[str]
 
 
 _checked: dict[str, Plan] = {}
@@ -69,6 +73,7 @@ def check(config: RunConfig) -> Plan:
 
 
 def _work_out(config: RunConfig, data_hash: str) -> Plan:
+    leaks = check_leaks(config.dataset, bool(config.eval.tasks), data_hash)
     if "torch" not in sys.modules:
         say("loading torch, torchtune and inspect-ai")
     from cruijff_kit.evaluation.evaluate import check_tasks
@@ -85,8 +90,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     _check_memory_options(cfg, chosen.device.type)
     files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
-    if cfg["dataset_val"]["split"] is not None:
-        shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
+    held_out = [] if cfg["dataset_val"]["split"] is None else list(shared.dataset(cfg["dataset_val"], cfg["tokenizer"]))
     steps = Steps.of(cfg, len(examples))
     model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
@@ -109,7 +113,26 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
+        leaks={f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in leaks},
+        warnings=[*_cut(config, examples, held_out), *_leaks(config, leaks)],
     )
+
+
+def _cut(config: RunConfig, examples: list, held_out: list) -> list[str]:
+    """Lines about what max_seq_len cuts off."""
+    lines = []
+    for split, rows in ((config.dataset.train_split, examples), (config.dataset.validation_split, held_out)):
+        cut = [e.cut for e in rows if e.cut]
+        if cut:
+            lines.append(
+                f"{len(cut)} of {len(rows)} rows of split {split!r} are cut by dataset.max_seq_len="
+                f"{config.dataset.max_seq_len}, the worst by {max(cut)} tokens; their ends are not learnt"
+            )
+    return lines
+
+
+def _leaks(config: RunConfig, leaks: list) -> list[str]:
+    return [str(leak) for leak in leaks if leak.kind not in config.dataset.allow_leaks]
 
 
 def _machine_of(config: RunConfig) -> Any:

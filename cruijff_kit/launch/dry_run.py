@@ -110,9 +110,7 @@ def _cells(plan: Plan) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = []
-    if plan.cut_rows:
-        notes.append(f"{plan.cut_rows} rows are cut by dataset.max_seq_len")
+    notes = list(plan.warnings)
     if plan.steps["total"] < 3 * plan.steps["warmup"]:
         notes.append(f"warm-up takes {plan.steps['warmup']} of {plan.steps['total']} steps; a third at most is usual")
     return notes
