@@ -13,6 +13,7 @@ from typing import Any
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.data.leaks import check_leaks
+from cruijff_kit.data.packing import rows_of
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.progress import say
@@ -25,7 +26,8 @@ class Plan:
 
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
     epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts
-    compared with training. leaks: "kind split split" -> rows that stand in both. warnings: what to know before it starts.
+    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "kind split split" -> rows that
+    stand in both. warnings: what to know before it starts.
     """
 
     data_hash: str
@@ -39,6 +41,7 @@ class Plan:
     memory_bytes: int
     disk_bytes: int
     prompts_checked: dict[str, int]
+    packed_rows: int | None
     leaks: dict[str, int]
     warnings: list[str]
 
@@ -91,6 +94,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     held_out = [] if cfg["dataset_val"]["split"] is None else list(shared.dataset(cfg["dataset_val"], cfg["tokenizer"]))
+    rows = [row for e in examples for row in rows_of(e)]
     steps = Steps.of(cfg, len(examples))
     model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
@@ -107,14 +111,15 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         effective_batch=cfg["batch_size"] * cfg["gradient_accumulation_steps"],
         steps=dataclasses.asdict(steps),
         tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),
-        cut_rows=sum(e.cut > 0 for e in examples),
+        cut_rows=sum(e.cut > 0 for e in rows),
         trainable_parameters=trainable,
         total_parameters=total,
         memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
+        packed_rows=len(rows) if config.dataset.packed else None,
         leaks={f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in leaks},
-        warnings=[*_cut(config, examples, held_out), *_leaks(config, leaks)],
+        warnings=[*_cut(config, rows, held_out), *_leaks(config, leaks)],
     )
 
 
@@ -157,8 +162,9 @@ def _check_memory_options(cfg: dict[str, Any], device: str) -> None:
 
 def _check_lengths(config: RunConfig, longest: int, context: int) -> None:
     if longest > context:
+        what = "pack" if config.dataset.packed else "row"
         raise UserError(
-            f"the longest row has {longest} tokens, {config.model.name} reads at most {context}; "
+            f"the longest {what} has {longest} tokens, {config.model.name} reads at most {context}; "
             f"set dataset.max_seq_len={context}"
         )
 

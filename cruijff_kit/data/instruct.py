@@ -9,6 +9,8 @@ from typing import Any
 
 from cruijff_kit.data.conversations import DEFAULT_PROMPT, Conversation, conversations
 from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.packing import Pack
+from cruijff_kit.data.packing import packed as into_packs
 from cruijff_kit.errors import UserError
 from cruijff_kit.progress import progress
 
@@ -36,7 +38,7 @@ class Example:
 
 
 class InstructDataset:
-    """A split as token ids; a sequence of `Example`. Built by the torchtune config with the tokenizer first.
+    """A split as token ids; a sequence of `Example`, or of `Pack`. Built by the torchtune config with the tokenizer first.
 
     Args:
         tokenizer: turns messages and an answer into ids (`models.tokenizer.ChatTokenizer`).
@@ -50,6 +52,7 @@ class InstructDataset:
         train_on_last: of a conversation, learn the assistant's last turn only, not all of its turns.
         max_samples: at most so many rows.
         first: of these, only the first so many.
+        packed: put rows into packs of at most the tokenizer's max_seq_len.
     Raises:
         UserError: malformed data (file, split and row are named), or an answer that max_seq_len cuts off wholly.
     """
@@ -71,6 +74,7 @@ class InstructDataset:
         max_samples: int | None = None,
         sample_seed: int | None = None,
         first: int | None = None,
+        packed: bool = False,
     ) -> None:
         how = dict(format=format, split_column=split_column, type=type, sample_seed=sample_seed)
         asked = conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples, **how)[:first]
@@ -82,11 +86,13 @@ class InstructDataset:
                 "take a chat model, or rows with an input and an output"
             )
         with progress(f"tokenising {split}", len(asked)) if len(asked) > _LONG else contextlib.nullcontext() as bar:
-            self.examples = []
+            self.examples: list[Example | Pack] = []
             for c in asked:
                 self.examples.append(self._example(c))
                 if bar:
                     bar.advance()
+        if packed:
+            self.examples = into_packs(self.examples, tokenizer.max_seq_len)
 
     def _example(self, c: Conversation) -> Example:
         tokens, prompt_length = self.tokenizer.example(c.messages, c.answer)
@@ -108,5 +114,5 @@ class InstructDataset:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example | Pack:
         return self.examples[index]

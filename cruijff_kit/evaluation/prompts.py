@@ -82,7 +82,7 @@ def _rehearse(name: str, config: RunConfig) -> Rehearsal:
     """
     tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
     asked = {"split": config.dataset.test_split, "max_samples": config.dataset.max_test_samples, "first": _SAMPLES}
-    taught = config.torchtune["dataset"] | asked | {"train_on_input": False, "train_on_last": True}
+    taught = config.torchtune["dataset"] | asked | {"train_on_input": False, "train_on_last": True, "packed": False}
     examples = {e.row: e for e in shared.dataset(taught, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)

@@ -111,6 +111,8 @@ def _cells(plan: Plan) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     notes = list(plan.warnings)
+    if plan.packed_rows is not None:
+        notes.append(f"{plan.packed_rows} rows in {plan.rows} packs; a pack counts as a row")
     if plan.steps["total"] < 3 * plan.steps["warmup"]:
         notes.append(f"warm-up takes {plan.steps['warmup']} of {plan.steps['total']} steps; a third at most is usual")
     return notes

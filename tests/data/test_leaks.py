@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -156,5 +157,5 @@ def test_cut_rows_are_warned_of(compose, capsys):
     says = "of split '{}' are cut by dataset.max_seq_len=120, the worst by 21 tokens; their ends are not learnt"
     assert plan.cut_rows == 2
     assert plan.warnings == [f"2 of 3 rows {says.format('train')}", f"1 of 1 rows {says.format('validation')}"]
-    show([(config, {})], None)
+    show([(config, {})], Path())
     assert all(f"run: {line}" in capsys.readouterr().out for line in plan.warnings[:1])
