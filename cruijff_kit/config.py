@@ -30,6 +30,9 @@ LR_SCHEDULERS = {
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
 MODEL_KINDS = ("chat", "base")
+DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
+DATA_TYPES = ("chat", "text", "messages")
+LEAKS = ("exact", "near")
 _MOST_MINUTES = 240  # a time limit that is a plain number
 
 
@@ -114,14 +117,21 @@ class DatasetConfig:
 
     name: str = MISSING
     """What people call it; also the default experiment folder."""
-    path: str = MISSING
-    """JSON file: {"train": [row, ...], "validation": [...], "test": [...]}."""
+    path: Any = MISSING
+    """File with the splits inside, folder with a file for each, or {train: FILE, test: FILE} (data/layouts.py)."""
+    format: str | None = None
+    """json, jsonl, csv, parquet or arrow; null: as the names of the files say."""
+    split_column: str | None = "split"
+    """Column of a single file that names each row's split, where there is one; null: the file is one split."""
+    type: str | None = None
+    """chat: input and output are rendered with the model's chat template. text: they are plain text, then the end token.
+    messages: rows hold conversations. null: what the rows have and the model's kind demands."""
     generator: str | None = None
     """Built-in generator that writes the file from a seed; null: the file must exist."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The generator's arguments."""
     column_map: dict[str, str] = field(default_factory=lambda: {"input": "input", "output": "output"})
-    """Which column is the input and which the output (torchtune's column_map)."""
+    """Which column is the input and which the output (torchtune's column_map), or which holds the messages."""
     prompt: str = "{input}\n"
     """The user's message; {input} stands for the input column, {other} for any other column."""
     system_prompt: str = ""
@@ -134,15 +144,45 @@ class DatasetConfig:
     """Split that evaluation asks."""
     train_on_input: bool = False
     """Also learn to predict the prompt."""
+    train_on_last: bool = False
+    """Of a conversation, learn the assistant's last turn only, not all of its turns."""
     max_samples: int | None = None
-    """Use only the first rows of the training split."""
+    """Use at most so many rows of the training split."""
+    max_validation_samples: int | None = None
+    """Use at most so many rows of the validation split."""
+    max_test_samples: int | None = None
+    """Use at most so many rows of the test split."""
+    sample_seed: int | None = None
+    """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
+    allow_leaks: list[str] = field(default_factory=list)
+    """Repetitions across splits that are meant: exact (the same prompts; else refused), near (else warned of)."""
+    packed: bool = False
+    """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
     max_seq_len: int | None = 2048
     """Rows are cut to this many tokens."""
 
     def __post_init__(self) -> None:
         _at_least(1, dataset__max_samples=self.max_samples, dataset__max_seq_len=self.max_seq_len)
-        unknown = set(self.column_map) - {"input", "output"}
-        _require(not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output")
+        _at_least(1, dataset__max_validation_samples=self.max_validation_samples)
+        _at_least(1, dataset__max_test_samples=self.max_test_samples)
+        if isinstance(self.path, dict):
+            self.path = {str(split): str(file) for split, file in self.path.items()}
+        _require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is no path")
+        self.path = self.path if isinstance(self.path, dict) else str(self.path)
+        if self.format is not None:
+            _one_of("dataset.format", self.format, DATA_FORMATS)
+        if self.type is not None:
+            _one_of("dataset.type", self.type, DATA_TYPES)
+        for kind in self.allow_leaks:
+            _one_of("dataset.allow_leaks", kind, LEAKS)
+        _require(
+            not self.packed or self.max_seq_len is not None,
+            "dataset.packed=true fills packs up to dataset.max_seq_len, which is null; set it to a number",
+        )
+        unknown = set(self.column_map) - {"input", "output", "messages"}
+        _require(
+            not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output, messages"
+        )
         self.column_map = {"input": "input", "output": "output"} | self.column_map
 
 
@@ -431,6 +471,21 @@ class RunConfig:
             ),
         )
 
+        self._check_type()
+
+    def _check_type(self) -> None:
+        kind, base, asked = self.dataset.type, self.model.kind == "base", self.model.name
+        _require(
+            not base or kind in (None, "text"),
+            f"dataset.type={kind}, but {asked} is a base model, which has no chat template; "
+            "set dataset.type=text, or take a chat model",
+        )
+        _require(
+            base or kind != "text",
+            f"dataset.type=text, but {asked} is a chat model, which would be asked without the template that it knows; "
+            "set dataset.type=chat, or take a base model (model.kind=base treats this one as such)",
+        )
+
     @property
     def processes(self) -> int:
         """How many processes train this run together."""
@@ -492,7 +547,7 @@ def _lr_scheduler_component(name: str) -> str:
 
 _RESOLVERS: dict[str, Callable] = {
     "times": lambda a, b: a * b,
-    "stem": lambda path: Path(path).stem,
+    "stem": lambda path: Path(path if isinstance(path, str) else str(next(iter(path.values())))).stem,
     "cached": lambda name: str(cache_dir() / name),
     "models": _models,
     "today": lambda: datetime.date.today().isoformat(),
@@ -555,7 +610,7 @@ def config_hash(config: RunConfig) -> str:
     tree = dataclasses.asdict(config)
     for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "force", "slurm", "models_dir"):
         del tree[name]
-    del tree["model"]["resources"], tree["model"]["date"]
+    del tree["model"]["resources"], tree["model"]["date"], tree["dataset"]["allow_leaks"]
     tree["torchtune"]["tokenizer"].pop("date", None)
     for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
         del tree[name], tree["torchtune"][name]

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config import RunConfig
+from cruijff_kit.data.leaks import check_leaks
+from cruijff_kit.data.packing import rows_of
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.progress import say
@@ -22,8 +24,10 @@ from cruijff_kit.result import flat_metrics
 class Plan:
     """What a run will do.
 
-    steps: per_epoch, total, warmup updates. rows: of the training split. tokens: in all epochs. cut_rows: rows that
-    max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts compared with training.
+    steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
+    epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts
+    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "kind split split" -> rows that
+    stand in both. warnings: what to know before it starts.
     """
 
     data_hash: str
@@ -37,6 +41,9 @@ class Plan:
     memory_bytes: int
     disk_bytes: int
     prompts_checked: dict[str, int]
+    packed_rows: int | None
+    leaks: dict[str, int]
+    warnings: list[str]
 
     def in_words(self) -> str:
         """What was derived, in a line: rows, rows per step, steps, warm-up."""
@@ -58,7 +65,8 @@ def check(config: RunConfig) -> Plan:
         UserError: whatever cannot work, in one line.
     """
     from cruijff_kit.data.generators import generate
-    from cruijff_kit.data.rows import file_hash, read_split
+    from cruijff_kit.data.layouts import file_hash
+    from cruijff_kit.data.rows import read_split
     from cruijff_kit.models import sources
 
     if config.dataset.generator is not None:
@@ -67,9 +75,9 @@ def check(config: RunConfig) -> Plan:
     data = config.dataset
     for split in (data.train_split, data.validation_split, data.test_split if config.eval.tasks else None):
         if split is not None:
-            read_split(data.path, split)
+            read_split(data.path, split, data.format, data.split_column)
     # The same settings on the same data need no second look.
-    data_hash = file_hash(data.path)
+    data_hash = file_hash(data.path, data.format)
     key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
     if key not in _checked:
         _checked[key] = _work_out(config, data_hash)
@@ -77,6 +85,7 @@ def check(config: RunConfig) -> Plan:
 
 
 def _work_out(config: RunConfig, data_hash: str) -> Plan:
+    leaks = check_leaks(config.dataset, bool(config.eval.tasks), data_hash)
     if "torch" not in sys.modules:
         say("loading torch, torchtune and inspect-ai")
     from cruijff_kit.evaluation.evaluate import check_tasks
@@ -96,8 +105,8 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     model = shared.skeleton(cfg["model"], chosen.dtype)
     files = base.weight_files(cfg["checkpointer"])
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
-    if cfg["dataset_val"]["split"] is not None:
-        shared.dataset(cfg["dataset_val"], cfg["tokenizer"])
+    held_out = [] if cfg["dataset_val"]["split"] is None else list(shared.dataset(cfg["dataset_val"], cfg["tokenizer"]))
+    rows = [row for e in examples for row in rows_of(e)]
     custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), examples)
     steps = Steps.of(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in examples), model)
@@ -114,13 +123,40 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         effective_batch=steps.rows_per_update,
         steps=dataclasses.asdict(steps),
         tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),
-        cut_rows=sum(e.cut > 0 for e in examples),
+        cut_rows=sum(e.cut > 0 for e in rows),
         trainable_parameters=trainable,
         total_parameters=total,
         memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
+        packed_rows=len(rows) if config.dataset.packed else None,
+        leaks={f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in leaks},
+        warnings=[*_short(steps), *_cut(config, rows, held_out), *_leaks(config, leaks)],
     )
+
+
+def _short(steps: Any) -> list[str]:
+    if steps.total >= 3 * steps.warmup:
+        return []
+    few = f"warm-up takes {steps.warmup} of {steps.total} steps"
+    return [f"{few}; a third at most is usual: num_warmup_steps={steps.total // 3}"]
+
+
+def _cut(config: RunConfig, examples: list, held_out: list) -> list[str]:
+    """Lines about what max_seq_len cuts off."""
+    lines = []
+    for split, rows in ((config.dataset.train_split, examples), (config.dataset.validation_split, held_out)):
+        cut = [e.cut for e in rows if e.cut]
+        if cut:
+            lines.append(
+                f"{len(cut)} of {len(rows)} rows of split {split!r} are cut by dataset.max_seq_len="
+                f"{config.dataset.max_seq_len}, the worst by {max(cut)} tokens; their ends are not learnt"
+            )
+    return lines
+
+
+def _leaks(config: RunConfig, leaks: list) -> list[str]:
+    return [str(leak) for leak in leaks if leak.kind not in config.dataset.allow_leaks]
 
 
 def _machine_of(config: RunConfig) -> Any:
@@ -157,10 +193,11 @@ def _check_quantization(cfg: dict[str, Any], device: str) -> None:
 def _check_lengths(config: RunConfig, longest: int, model: Any) -> None:
     context = model.max_seq_len
     if longest > context:
+        what = "pack" if config.dataset.packed else "row"
         why = " (from there on its sliding window takes effect, which torchtune does not have)"
         why = why if getattr(model, "window", None) == context else ""
         raise UserError(
-            f"the longest row has {longest} tokens, {config.model.name} reads at most {context}{why}; "
+            f"the longest {what} has {longest} tokens, {config.model.name} reads at most {context}{why}; "
             f"set dataset.max_seq_len={context}"
         )
 

@@ -120,6 +120,8 @@ def _train_and_evaluate(
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
         recipe = _recipe(config)

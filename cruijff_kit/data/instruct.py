@@ -1,14 +1,16 @@
-"""The one path from a row to what the model reads, for training and evaluation alike.
+"""A split as the model reads it: token ids and which of them are learnt. Built by the torchtune config.
 
-`conversation` makes the messages of a row, `InstructDataset` their token ids. Evaluation tasks call `conversation` too,
-so a prompt cannot be worded in two ways.
+What a row asks and wants is `conversations`' affair, which evaluation uses too, so a prompt cannot be worded in two ways.
 """
 
 import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from cruijff_kit.data.rows import Row, fill, read_split, text
+from cruijff_kit.data.conversations import DEFAULT_PROMPT, Conversation, conversations
+from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.packing import Pack
+from cruijff_kit.data.packing import packed as into_packs
 from cruijff_kit.errors import UserError
 from cruijff_kit.progress import progress
 
@@ -16,17 +18,6 @@ _LONG = 5000  # rows that take more than a second to tokenise
 
 IGNORE = -100
 """Label of a position that is not learnt (torch's cross-entropy ignore_index)."""
-
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What a row asks, and the answer it wants."""
-
-    messages: list[Message]
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -37,6 +28,8 @@ class Example:
     labels: list[int]
     cut: int
     """Tokens that did not fit into max_seq_len."""
+    row: int = 0
+    """The row's number in its split."""
 
     @property
     def first_label(self) -> int:
@@ -44,48 +37,22 @@ class Example:
         return next(i for i, label in enumerate(self.labels) if label != IGNORE)
 
 
-def conversation(row: Row, column_map: dict[str, str], prompt: str, system_prompt: str, where: str) -> Conversation:
-    """The messages of a row and its answer.
-
-    Args:
-        row: the row.
-        column_map: {"input": column, "output": column}.
-        prompt: template of the user's message.
-        system_prompt: the system message; empty for none.
-        where: file, split and row number, for error messages.
-    Raises:
-        UserError: a column is missing, is not text, or the answer is empty.
-    """
-    answer = text(row, column_map["output"], where)
-    if not answer:
-        raise UserError(f"{where}: column {column_map['output']!r} is empty; there is nothing to learn")
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return Conversation([*system, {"role": "user", "content": fill(prompt, row, column_map, where)}], answer)
-
-
-def conversations(
-    path: str, split: str, column_map: dict[str, str], prompt: str, system_prompt: str, max_samples: int | None = None
-) -> list[Conversation]:
-    """`conversation` of each row of a split, in the file's order."""
-    rows = read_split(path, split)[:max_samples]
-    return [
-        conversation(row, column_map, prompt, system_prompt, f"{path}, split {split!r}, row {number}")
-        for number, row in enumerate(rows)
-    ]
-
-
 class InstructDataset:
-    """A split as token ids; a sequence of `Example`. Built by the torchtune config with the tokenizer first.
+    """A split as token ids; a sequence of `Example`, or of `Pack`. Built by the torchtune config with the tokenizer first.
 
     Args:
         tokenizer: turns messages and an answer into ids (`models.tokenizer.ChatTokenizer`).
-        data_files: JSON file.
+        data_files: a file, a folder, or {split: file}.
         split: name of the split.
-        column_map: {"input": column, "output": column}.
+        column_map: {"input": column, "output": column, "messages": column}.
         prompt: template of the user's message.
         system_prompt: the system message; empty for none.
+        format, split_column, type, sample_seed: as `conversations`.
         train_on_input: learn the prompt's tokens too.
-        max_samples: only the first rows.
+        train_on_last: of a conversation, learn the assistant's last turn only, not all of its turns.
+        max_samples: at most so many rows.
+        first: of these, only the first so many.
+        packed: put rows into packs of at most the tokenizer's max_seq_len.
     Raises:
         UserError: malformed data (file, split and row are named), or an answer that max_seq_len cuts off wholly.
     """
@@ -94,37 +61,58 @@ class InstructDataset:
         self,
         tokenizer: Any,
         *,
-        data_files: str,
+        data_files: DataPath,
         split: str,
         column_map: dict[str, str],
-        prompt: str,
-        system_prompt: str,
+        prompt: str = DEFAULT_PROMPT,
+        system_prompt: str = "",
+        format: str | None = None,
+        split_column: str | None = "split",
+        type: str | None = None,
         train_on_input: bool = False,
+        train_on_last: bool = False,
         max_samples: int | None = None,
+        sample_seed: int | None = None,
+        first: int | None = None,
+        packed: bool = False,
     ) -> None:
-        asked = conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples)
-        self.tokenizer, self.train_on_input = tokenizer, train_on_input
+        how = dict(format=format, split_column=split_column, type=type, sample_seed=sample_seed)
+        asked = conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples, **how)[:first]
+        self.tokenizer, self.train_on_input, self.train_on_last = tokenizer, train_on_input, train_on_last
+        self.place = f"{data_files}, split {split!r}"
+        if asked[0].whole and tokenizer.kind == "base":
+            raise UserError(
+                f"{self.place}: the rows hold conversations, which a base model has no template for; "
+                "take a chat model, or rows with an input and an output"
+            )
         with progress(f"tokenising {split}", len(asked)) if len(asked) > _LONG else contextlib.nullcontext() as bar:
-            self.examples = []
-            for number, c in enumerate(asked):
-                self.examples.append(self._example(c, f"{data_files}, split {split!r}, row {number}"))
+            self.examples: list[Example | Pack] = []
+            for c in asked:
+                self.examples.append(self._example(c))
                 if bar:
                     bar.advance()
+        if packed:
+            self.examples = into_packs(self.examples, tokenizer.max_seq_len)
 
-    def _example(self, c: Conversation, where: str) -> Example:
+    def _example(self, c: Conversation) -> Example:
         tokens, prompt_length = self.tokenizer.example(c.messages, c.answer)
         limit = self.tokenizer.max_seq_len or len(tokens)
-        if prompt_length >= limit:
+        several = c.whole and not self.train_on_last and any(m["role"] == "assistant" for m in c.messages)
+        learnt = set(self.tokenizer.answered(c.messages)) if several else set()
+        if min(learnt, default=prompt_length) >= limit:
             raise UserError(
-                f"{where}: the prompt alone has {prompt_length} tokens, so dataset.max_seq_len={limit} cuts off the "
-                f"whole answer; raise it to {len(tokens)}"
+                f"{self.place}, row {c.row}: the prompt alone has {min(learnt, default=prompt_length)} tokens, so "
+                f"dataset.max_seq_len={limit} cuts off the whole answer; raise it to {len(tokens)}"
             )
-        learnt = 1 if self.train_on_input else prompt_length
-        labels = [IGNORE] * learnt + tokens[learnt:]
-        return Example(tokens[:limit], labels[:limit], max(0, len(tokens) - limit))
+        if self.train_on_input:
+            labels = [IGNORE, *tokens[1:]]
+        else:
+            prompt = [t if i in learnt else IGNORE for i, t in enumerate(tokens[:prompt_length])]
+            labels = prompt + tokens[prompt_length:]
+        return Example(tokens[:limit], labels[:limit], max(0, len(tokens) - limit), c.row)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example | Pack:
         return self.examples[index]

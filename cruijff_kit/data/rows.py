@@ -1,98 +1,144 @@
-"""Rows as they stand in a user's file, checked before anything is loaded. No torch."""
+"""Rows as they stand in a user's files, checked before anything is loaded. No torch."""
 
-import functools
-import hashlib
-import json
+import random
 import re
-from pathlib import Path
 
+from cruijff_kit.data.layouts import DataPath, File, default_split, locate
+from cruijff_kit.data.readers import Row, read
 from cruijff_kit.errors import UserError
-from cruijff_kit.hints import did_you_mean
+from cruijff_kit.hints import did_you_mean, nearest
 
-Row = dict[str, object]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_HOW = {  # what to type where a number is not text, by its type
+    "float": "decimals can be written in many ways, so write them as text yourself, or round them to whole numbers",
+    "bool": "write text, for example yes and no, or 1 and 0",
+}
 
 
-def read_split(path: str, split: str) -> list[Row]:
-    """The rows of one split of a JSON file ``{"train": [...], "validation": [...], ...}``.
+def read_split(path: DataPath, split: str, format: str | None = None, split_column: str | None = "split") -> list[Row]:
+    """The rows of one split.
 
+    Args:
+        path: a file, a folder, or {split: file}.
+        split: the split's name.
+        format: json, jsonl, csv, parquet or arrow; None: as the names say.
+        split_column: of a single file, the column that names each row's split, where there is one; None: not looked for.
     Raises:
-        UserError: the file is missing, not UTF-8, not JSON or not of that layout, or the split is missing or empty.
+        UserError: the files are missing or malformed, or the split is missing or empty.
     """
-    splits = _read(str(path), *_version(path))
+    splits = read_splits(path, format, split_column, only=split)
+    shown = path if isinstance(path, str) else f"dataset.path={dict(path)}"
     if split not in splits:
-        raise UserError(f"{path} has no split {split!r}; {did_you_mean(split, [*splits])}")
+        if len(splits) == 1 and not nearest(split, [*splits]):
+            (single,) = splits
+            raise UserError(
+                f"{shown} has no split {split!r}: all its rows are {single!r}; "
+                f"{_without(split)}give the others too, or a column that names each row's split (dataset.split_column)"
+            )
+        raise UserError(f"{shown} has no split {split!r}; {did_you_mean(split, [*splits])}")
     if not splits[split]:
-        raise UserError(f"{path}: split {split!r} is empty")
+        raise UserError(f"{shown}: split {split!r} is empty")
     return splits[split]
 
 
-def file_hash(path: str) -> str:
-    """sha256 of the data file, 16 hex digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+def read_splits(
+    path: DataPath, format: str | None = None, split_column: str | None = "split", only: str | None = None
+) -> dict[str, list[Row]]:
+    """Every split with its rows; arguments and errors as `read_split`.
+
+    Args:
+        only: read the files of this split alone; the others are listed without rows.
+    """
+    layout = locate(path, format)
+    if layout.whole is None:
+        wanted = {s: layout.splits[s] if only in (None, s) else () for s in layout.splits}
+        return {split: [row for file in files for row in _rows(file)] for split, files in wanted.items()}
+    content = read(layout.whole)
+    if isinstance(content, dict):
+        return content
+    if split_column is None or not content or split_column not in content[0]:
+        return {default_split(layout.whole): content}
+    splits: dict[str, list[Row]] = {}
+    for number, row in enumerate(content):
+        splits.setdefault(text(row, split_column, f"{path}, row {number}"), []).append(row)
+    return splits
+
+
+def chosen(count: int, max_samples: int | None, seed: int | None, split: str) -> list[int]:
+    """Which rows of a split are used, in the file's order.
+
+    Args:
+        count: rows of the split.
+        max_samples: at most so many; None: all.
+        seed: None: the first ones; a number: drawn with it, so that a larger choice holds the smaller.
+        split: the split's name; each draws for itself.
+    """
+    if max_samples is None or max_samples >= count:
+        return list(range(count))
+    if seed is None:
+        return list(range(max_samples))
+    order = list(range(count))
+    random.Random(f"{seed} {split}").shuffle(order)
+    return sorted(order[:max_samples])
 
 
 def text(row: Row, column: str, where: str) -> str:
-    """One cell, which must be text.
+    """One cell as text: text as it is, whole numbers in digits; anything else is refused.
 
     Args:
         row: the row.
         column: the column's name.
         where: file, split and row number, for the message.
     Raises:
-        UserError: the column is missing or its value is not a string.
+        UserError: the column or the value is missing, or could be written in more than one way.
     """
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if column not in row:
         raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, [*row])}")
-    if not isinstance(row[column], str):
-        raise UserError(
-            f"{where}: column {column!r} must be text in quotes, not {type(row[column]).__name__} {row[column]!r:.40}"
-        )
-    return row[column]
+    if value is None:
+        raise UserError(f"{where}: column {column!r} is empty; fill it in, or leave the row out")
+    kind = type(value).__name__
+    hint = f"; {_HOW[kind]}" if kind in _HOW else ""
+    raise UserError(f"{where}: column {column!r} must be text or a whole number, not {kind} {value!r:.40}{hint}")
 
 
-def fill(prompt: str, row: Row, column_map: dict[str, str], where: str) -> str:
-    """The prompt with each ``{column}`` replaced by the row's value; other braces are kept as they are.
+def fill(prompt: str, row: Row, column_map: dict[str, str], where: str) -> tuple[str, list[str]]:
+    """The prompt with each ``{column}`` replaced by the row's value, and those values; other braces are kept as they are.
 
     Raises:
         UserError: the prompt names no column, or one that the row lacks.
     """
-    names = _PLACEHOLDER.findall(prompt)
-    if not names:
+    if not _PLACEHOLDER.search(prompt):
         raise UserError(f"dataset.prompt={prompt!r} names no column, so every row would ask the same; write {{input}}")
-    return _PLACEHOLDER.sub(lambda m: text(row, column_map.get(m[1], m[1]), where), prompt)
+    values: list[str] = []
+
+    def value(match: re.Match) -> str:
+        values.append(text(row, column_map.get(match[1], match[1]), where))
+        return values[-1]
+
+    return _PLACEHOLDER.sub(value, prompt), values
 
 
-def _version(path: str) -> tuple[int, int]:
-    file = Path(path)
-    if not file.exists():
-        raise UserError(f"dataset.path: no such file {path}")
-    if not file.is_file():
-        raise UserError(f"dataset.path: {path} is not a file; give one JSON file with the splits inside")
-    return file.stat().st_mtime_ns, file.stat().st_size
+def named_columns(prompt: str) -> list[str]:
+    """The columns that stand in a prompt's braces."""
+    return _PLACEHOLDER.findall(prompt)
 
 
-@functools.lru_cache(maxsize=4)
-def _read(path: str, mtime_ns: int, size: int) -> dict[str, list[Row]]:
-    raw = Path(path).read_bytes()
-    try:
-        splits = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is not a data set: its JSON is nested too deep") from error
-    layout = 'expected {"train": [{"input": ..., "output": ...}, ...], "validation": [...], "test": [...]}'
-    if not isinstance(splits, dict):
-        raise UserError(f"{path} holds a {type(splits).__name__}; {layout}")
-    for name, rows in splits.items():
-        if not isinstance(rows, list):
-            raise UserError(f"{path}: split {name!r} is a {type(rows).__name__}, not a list of rows; {layout}")
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}, split {name!r}, row {number}: a {type(row).__name__}, not an object; {layout}"
-                )
-    return splits
+def _rows(file: File) -> list[Row]:
+    content = read(file)
+    if isinstance(content, dict):
+        raise UserError(
+            f"{file.path} holds an object where a list of this split's rows is expected; if the splits are inside it, "
+            f"set dataset.path={file.path}"
+        )
+    return content
+
+
+def _without(split: str) -> str:
+    if split == "validation":
+        return "set dataset.validation_split=null to train without validation, "
+    return "set eval=none to train only, " if split == "test" else ""

@@ -64,7 +64,8 @@ def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str
         if f.suffix in (".safetensors", ".json", ".jinja")
     ]
     data = config.dataset
-    asked = [data.test_split, data.prompt, data.system_prompt, data.column_map]
+    asked = [data.test_split, data.prompt, data.system_prompt, data.column_map, data.format, data.split_column]
+    asked += [data.type, data.max_test_samples, data.sample_seed]
     machine = {k: v for k, v in chat_model.describe().items() if k != "threads"}
     identity = [
         name,

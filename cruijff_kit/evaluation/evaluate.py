@@ -86,6 +86,12 @@ def build_task(name: str, config: RunConfig) -> Task:
         system_prompt=dataset.system_prompt,
         input_column=dataset.column_map["input"],
         output_column=dataset.column_map["output"],
+        messages_column=dataset.column_map.get("messages"),
+        format=dataset.format,
+        split_column=dataset.split_column,
+        type=dataset.type,
+        max_samples=dataset.max_test_samples,
+        sample_seed=dataset.sample_seed,
     )
 
 

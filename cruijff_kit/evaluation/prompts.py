@@ -81,10 +81,9 @@ def _rehearse(name: str, config: RunConfig) -> Rehearsal:
         UserError: a prompt differs; its row and the first differing tokens are shown.
     """
     tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
-    rows = dict(
-        config.torchtune["dataset"], split=config.dataset.test_split, max_samples=_SAMPLES, train_on_input=False
-    )
-    examples = shared.dataset(rows, config.torchtune["tokenizer"])
+    asked = {"split": config.dataset.test_split, "max_samples": config.dataset.max_test_samples, "first": _SAMPLES}
+    taught = config.torchtune["dataset"] | asked | {"train_on_input": False, "train_on_last": True, "packed": False}
+    examples = {e.row: e for e in shared.dataset(taught, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     task.dataset = task.dataset[:_SAMPLES]

@@ -110,11 +110,9 @@ def _cells(plan: Plan) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = []
-    if plan.cut_rows:
-        notes.append(f"{plan.cut_rows} rows are cut by dataset.max_seq_len")
-    if plan.steps["total"] < 3 * plan.steps["warmup"]:
-        notes.append(f"warm-up takes {plan.steps['warmup']} of {plan.steps['total']} steps; a third at most is usual")
+    notes = list(plan.warnings)
+    if plan.packed_rows is not None:
+        notes.append(f"{plan.packed_rows} rows in {plan.rows} packs; a pack counts as a row")
     return notes
 
 

@@ -145,6 +145,36 @@ class ChatTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return next((i for i in self.encode(behind) if i in added and added[i].special), self.eos_id)
 
+    def answered(self, messages: list[Message]) -> list[int]:
+        """Which of the ids of `prompt(messages)` the assistant wrote: its turns among them, each with its end token.
+
+        A token that stands across a turn's beginning is not counted.
+
+        Raises:
+            UserError: the template writes a turn in another way once later ones follow, so that it cannot be found.
+        """
+        encoded = self._tokenizer.encode(self.render(messages, add_generation_prompt=True), add_special_tokens=False)
+        found: list[int] = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                start = len(self.render(messages[:i], add_generation_prompt=True))
+                end = len(self._closed(messages, i))
+                turn = [n for n, (at, _) in enumerate(encoded.offsets) if start <= at < end]
+                ends = [n for n in turn if encoded.ids[n] in self.stop_tokens]
+                found += range(turn[0], ends[-1] + 1) if ends else turn
+        return found
+
+    def _closed(self, messages: list[Message], turn: int) -> str:
+        """The chat up to the end of an assistant's turn, which must be how the whole chat begins."""
+        opening = self.render(messages[:turn], add_generation_prompt=True)
+        closed = self.render(messages[: turn + 1], add_generation_prompt=False)
+        if not (closed.startswith(opening) and self.render(messages, add_generation_prompt=True).startswith(closed)):
+            raise UserError(
+                "the model's chat template writes an earlier turn in another way once later ones follow; "
+                "set dataset.train_on_last=true"
+            )
+        return closed
+
     def _id(self, name: str) -> int | None:
         text = self._special.get(name)
         return None if text is None else self._tokenizer.token_to_id(text)

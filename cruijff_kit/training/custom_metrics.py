@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cruijff_kit.compat import get_component
 from cruijff_kit.data.instruct import IGNORE, Example
+from cruijff_kit.data.packing import Pack, rows_of
 from cruijff_kit.errors import UserError, one_line
 
 Metric = Callable[[torch.Tensor, torch.Tensor, Any, int], dict[str, float]]
@@ -50,14 +51,14 @@ class CustomMetrics:
         self.tokenizer = tokenizer
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name -> [sum of value x weight, weight]
 
-    def watching(self, loss_fn: Loss, examples: list[Example]) -> Loss:
+    def watching(self, loss_fn: Loss, examples: list[Example | Pack]) -> Loss:
         """The same loss, which also computes the metrics of the rows that it is called for."""
         if not self.functions:
             return loss_fn
 
         def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
             with torch.no_grad():
-                self.add(output(hidden.detach()).float(), targets, [_learnt(e) for e in examples])
+                self.add(output(hidden.detach()).float(), targets, _learnt(examples))
             return loss_fn(hidden, targets, output)
 
         return watched
@@ -92,7 +93,7 @@ class CustomMetrics:
         return means
 
 
-def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Example]) -> list[str]:
+def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Example | Pack]) -> list[str]:
     """Try every function on two rows with logits drawn at random; the names of what they return.
 
     Args:
@@ -102,15 +103,15 @@ def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Exampl
     Raises:
         UserError: as CustomMetrics.
     """
-    metrics, rows = CustomMetrics(names, tokenizer), examples[:2]
-    targets = torch.tensor([label for e in rows for label in e.labels[1:] if label != IGNORE])
+    metrics, some = CustomMetrics(names, tokenizer), examples[:2]
+    targets = torch.tensor([label for e in some for label in e.labels if label != IGNORE])
     if names:
-        metrics.add(torch.randn(len(targets), tokenizer.vocab_size), targets, [_learnt(e) for e in rows])
+        metrics.add(torch.randn(len(targets), tokenizer.vocab_size), targets, _learnt(some))
     return list(metrics.take())
 
 
-def _learnt(example: Example) -> int:
-    return sum(label != IGNORE for label in example.labels[1:])
+def _learnt(examples: list[Example | Pack]) -> list[int]:
+    return [sum(label != IGNORE for label in row.labels) for e in examples for row in rows_of(e)]
 
 
 def _function(name: str) -> Metric:

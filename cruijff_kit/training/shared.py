@@ -4,13 +4,13 @@
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from cruijff_kit.compat import instantiate
+from cruijff_kit.data.layouts import version
 from cruijff_kit.models import base
 
 _HELD = 16  # distinct settings kept
@@ -24,9 +24,8 @@ def tokenizer(cfg: dict[str, Any]) -> Any:
 
 def dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
     """A tokenised split: the `dataset` or `dataset_val` node of a torchtune config."""
-    file = Path(str(cfg.get("data_files")))
-    version = [file.stat().st_mtime_ns, file.stat().st_size] if file.is_file() else []
-    return _once([cfg, tokenizer_cfg, version], lambda: instantiate(OmegaConf.create(cfg), tokenizer(tokenizer_cfg)))
+    files = version(cfg["data_files"], cfg.get("format")) if "data_files" in cfg else []
+    return _once([cfg, tokenizer_cfg, files], lambda: instantiate(OmegaConf.create(cfg), tokenizer(tokenizer_cfg)))
 
 
 def skeleton(cfg: dict[str, Any], dtype: torch.dtype) -> Any:

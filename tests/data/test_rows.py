@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cruijff_kit.data.instruct import conversations
+from cruijff_kit.data.conversations import conversations
 from cruijff_kit.data.rows import read_split
 from cruijff_kit.errors import UserError
 
@@ -43,7 +43,12 @@ def test_good_data(tmp_path, encoding):
         (b'{"train": [\n{"input": "a",}]}', "at line 2, column 1"),
         ('{"train": [{"input": "caf\u00e9"}]}'.encode("latin-1"), "is not UTF-8 (line 1, byte 25)"),
         (b"\xff\xfe" + "{}".encode("utf-16-le"), "is not UTF-8"),
-        ([{"input": "a", "output": "b"}], 'holds a list; expected {"train": ['),
+        ([{"input": "a", "output": "b"}, 7], "row 1: a int, not an object"),
+        (
+            b'{"input": "a", "output": "b"}\n{"input": "a"}',
+            "if each line is a row of its own, add dataset.format=jsonl",
+        ),
+        (b'{"train": [{"input": "a", "input": "b"}]}', "the key 'input' stands twice"),
         ("text", "holds a str"),
         ({"train": {"input": "a"}}, "split 'train' is a dict, not a list of rows"),
         ({"train": ["a"]}, "split 'train', row 0: a str, not an object"),
@@ -52,12 +57,13 @@ def test_good_data(tmp_path, encoding):
         ({"trian": []}, "has no split 'train'; did you mean trian?"),
         ({"train": GOOD["train"] * 3 + [{"input": "a"}]}, "row 3: no column 'output'"),
         ({"train": [{"input": "a", "ouput": "b"}]}, "row 0: no column 'output'; did you mean ouput?"),
-        ({"train": [{"input": 5, "output": "b"}]}, "column 'input' must be text in quotes, not int 5"),
-        ({"train": [{"input": None, "output": "b"}]}, "not NoneType None"),
-        ({"train": [{"input": "a", "output": ["b"]}]}, "column 'output' must be text in quotes, not list"),
+        ({"train": [{"input": 5.0, "output": "b"}]}, "column 'input' must be text or a whole number, not float 5.0"),
+        ({"train": [{"input": True, "output": "b"}]}, "not bool True; write text, for example yes and no"),
+        ({"train": [{"input": None, "output": "b"}]}, "row 0: column 'input' is empty; fill it in"),
+        ({"train": [{"input": "a", "output": ["b"]}]}, "column 'output' must be text or a whole number, not list"),
         ({"train": [{"input": "a", "output": ""}]}, "row 0: column 'output' is empty"),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_malformed_data(tmp_path, content, says):
     path = write(tmp_path, content)
@@ -67,7 +73,7 @@ def test_malformed_data(tmp_path, content, says):
 
 def test_missing_file_and_folder(tmp_path):
     assert "no such file" in refused(tmp_path / "none.json")
-    assert "is not a file" in refused(tmp_path)
+    assert "holds no data; a file for each split is looked for, named SPLIT.json, " in refused(tmp_path)
 
 
 def test_deeply_nested_json(tmp_path):

@@ -2,17 +2,24 @@
 
 from inspect_ai import Task, task
 
+from cruijff_kit.data.layouts import DataPath
 from cruijff_kit.evaluation.tasks.answers import answers_task
 
 
 @task
 def capitalization(
-    data: str,
+    data: DataPath,
     split: str = "test",
     prompt: str = "Capitalize the word: {input}",
     system_prompt: str = "",
     input_column: str = "input",
     output_column: str = "output",
+    messages_column: str | None = None,
+    format: str | None = None,
+    split_column: str | None = "split",
+    type: str | None = None,
+    max_samples: int | None = None,
+    sample_seed: int | None = None,
 ) -> Task:
     """Does the model write the word with a capital letter?
 
@@ -21,6 +28,10 @@ def capitalization(
         split: the split to ask.
         prompt: template of the user's message.
         system_prompt: system message; empty for none.
-        input_column, output_column: names of the columns.
+        input_column, output_column, messages_column: names of the columns.
+        format, split_column, type, max_samples, sample_seed: as `data.conversations.conversations`.
     """
-    return answers_task(data, split, prompt, system_prompt, input_column, output_column)
+    return answers_task(
+        data, split, prompt, system_prompt, input_column, output_column, messages_column,
+        format=format, split_column=split_column, type=type, max_samples=max_samples, sample_seed=sample_seed,
+    )  # fmt: skip

@@ -1,0 +1,160 @@
+"""From a row to what is asked and what is wanted: the one path for training, evaluation, preview and checks. No torch.
+
+Three kinds of rows:
+
+columns      an output column, and a prompt that is filled from the others
+messages     [{"role", "content"}, ...] in a column messages, or conversations with from / value; or two lists in the
+             columns prompt and completion. The last assistant turn is the answer; what follows it is left out
+prompt and completion as text: columns under these names
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.readers import Row
+from cruijff_kit.data.rows import chosen, fill, read_split, text
+from cruijff_kit.errors import UserError
+from cruijff_kit.hints import did_you_mean
+
+Message = dict[str, str]
+"""{"role": "system" | "user" | "assistant", "content": text}"""
+
+DEFAULT_PROMPT = "{input}\n"
+_MESSAGES = ("messages", "conversations")  # where conversations stand, unless column_map.messages says otherwise
+_PAIR = {"input": "prompt", "output": "completion"}
+_ROLES = {r: r for r in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a row asks, and the answer it wants.
+
+    messages: all before the answer. values: what of them is the row's own, without the prompt's fixed words.
+    row: its number in the split. whole: the row holds a conversation, not columns.
+    """
+
+    messages: list[Message]
+    answer: str
+    values: list[str] = field(default_factory=list)
+    row: int = 0
+    whole: bool = False
+
+
+def conversations(
+    path: DataPath,
+    split: str,
+    column_map: dict[str, str],
+    prompt: str = DEFAULT_PROMPT,
+    system_prompt: str = "",
+    max_samples: int | None = None,
+    *,
+    format: str | None = None,
+    split_column: str | None = "split",
+    type: str | None = None,
+    sample_seed: int | None = None,
+) -> list[Conversation]:
+    """The rows of a split that are used, in the file's order.
+
+    Args:
+        path, split, format, split_column: as `rows.read_split`.
+        column_map: which columns are "input", "output" and "messages"; what is not named goes by that name.
+        prompt: template of the user's message.
+        system_prompt: the system message; empty for none, or for those of the rows.
+        max_samples, sample_seed: as `rows.chosen`.
+        type: "messages" reads conversations, "chat" and "text" columns; None: what the first row has.
+    Raises:
+        UserError: malformed data; file, split and row are named.
+    """
+    rows = read_split(path, split, format, split_column)
+    place = path if isinstance(path, str) else path[split]
+    made = _maker(rows[0], column_map, prompt, system_prompt, type, f"{place}, split {split!r}")
+    numbers = chosen(len(rows), max_samples, sample_seed, split)
+    return [made(rows[n], n, f"{place}, split {split!r}, row {n}") for n in numbers]
+
+
+def columns_of(path: DataPath, split: str, format: str | None = None, split_column: str | None = "split") -> list[str]:
+    """The columns of a split's first row. Raises UserError as `rows.read_split`."""
+    return [*read_split(path, split, format, split_column)[0]]
+
+
+def _maker(first: Row, column_map: dict[str, str], prompt: str, system_prompt: str, type: str | None, where: str):
+    """The function (row, number, where) -> Conversation that fits the rows of a split."""
+    columns = {"input": "input", "output": "output"} | column_map
+    renamed = columns["input"] != "input" or columns["output"] != "output"
+    if type != "messages" and not renamed and columns["output"] not in first and _holds_pair(first, str):
+        columns |= _PAIR
+    if type != "messages" and (columns["output"] in first or (type is not None) or not _conversational(first, columns)):
+        return lambda row, number, where: _from_columns(row, number, columns, prompt, system_prompt, where)
+    if prompt != DEFAULT_PROMPT:
+        raise UserError(
+            f"{where}: the rows hold whole conversations, in which dataset.prompt={prompt!r} has no place; leave it out, "
+            "or set dataset.type=chat and name the output column (dataset.column_map)"
+        )
+    return lambda row, number, where: _from_messages(row, number, columns, system_prompt, where)
+
+
+def _holds_pair(row: Row, kind: type) -> bool:
+    return all(isinstance(row.get(column), kind) for column in _PAIR.values())
+
+
+def _conversational(row: Row, columns: dict[str, str]) -> bool:
+    return "messages" in columns or any(c in row for c in _MESSAGES) or _holds_pair(row, list)
+
+
+def _from_columns(
+    row: Row, number: int, columns: dict[str, str], prompt: str, system_prompt: str, where: str
+) -> Conversation:
+    answer = text(row, columns["output"], where)
+    if not answer.strip():
+        raise UserError(f"{where}: column {columns['output']!r} is empty; there is nothing to learn")
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    asked, values = fill(prompt, row, columns, where)
+    return Conversation([*system, {"role": "user", "content": asked}], answer, values, number)
+
+
+def _from_messages(row: Row, number: int, columns: dict[str, str], system_prompt: str, where: str) -> Conversation:
+    column = columns.get("messages") or next((c for c in _MESSAGES if c in row), None)
+    if column is None and _holds_pair(row, list):
+        found = [m for c in _PAIR.values() for m in _messages(row, c, where)]
+    else:
+        found = _messages(row, column or "messages", where)
+    if system_prompt:
+        rest = [m for m in found if m["role"] != "system"]
+        found = [{"role": "system", "content": system_prompt}, *rest]
+    turns = [i for i, m in enumerate(found) if m["role"] == "assistant"]
+    if not turns:
+        raise UserError(f"{where}: no message of the assistant; there is nothing to learn")
+    for i in turns:
+        if not found[i]["content"].strip():
+            raise UserError(f"{where}, message {i}: the assistant's message is empty; there is nothing to learn")
+    asked = found[: turns[-1]]
+    if not any(m["role"] == "user" for m in found[: turns[0]]):
+        raise UserError(f"{where}: the conversation begins with the assistant; a message of the user must come first")
+    values = [m["content"] for m in asked if m["role"] != "system"]
+    return Conversation(asked, found[turns[-1]]["content"], values, number, whole=True)
+
+
+def _messages(row: Row, column: str, where: str) -> list[Message]:
+    if column not in row:
+        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, [*row])}")
+    if not isinstance(row[column], list) or not row[column]:
+        wanted = '{"role": ..., "content": ...}'
+        raise UserError(f"{where}: column {column!r} must be a list of messages {wanted}, not {row[column]!r:.40}")
+    return [_message(m, f"{where}, message {i}") for i, m in enumerate(row[column])]
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise UserError(f'{where}: must be {{"role": ..., "content": ...}}, not {message!r:.40}')
+    role, content = (
+        next((message[k] for k in keys if message.get(k) is not None), None)
+        for keys in (("role", "from"), ("content", "value"))
+    )
+    if role not in _ROLES:
+        raise UserError(f"{where}: the role {role!r:.40} is not known; valid: {', '.join(_ROLES)}")
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        content = "".join(p["text"] for p in content)
+    if not isinstance(content, str):
+        raise UserError(f"{where}: its content must be text, not {content!r:.40}")
+    return {"role": _ROLES[role], "content": content}

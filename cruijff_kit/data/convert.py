@@ -1,0 +1,131 @@
+"""Data in another format: `python -m cruijff_kit.data convert SOURCE FOLDER [--to parquet|jsonl|json] [--json]`.
+
+Any layout that can be read becomes a folder with a file for each split. What was written is read again and compared.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.command import run_command
+from cruijff_kit.data.layouts import FORMATS, file_hash
+from cruijff_kit.data.readers import Row
+from cruijff_kit.data.rows import read_splits
+from cruijff_kit.errors import UserError, one_line
+
+
+def convert(
+    source: str, target: Path, to: str = "parquet", format: str | None = None, split_column: str | None = "split"
+) -> dict[str, Any]:
+    """Write the splits of a data set into a new folder, one file each.
+
+    Args:
+        source, format, split_column: as `rows.read_splits`.
+        target: the folder; it must not exist, or be empty.
+        to: parquet, jsonl or json.
+    Returns:
+        source, target, files, rows (by split) and the hash of what was written.
+    Raises:
+        UserError: the source cannot be read, the folder is taken, or a column cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already; name a folder that does not exist")
+    splits = read_splits(source, format, split_column)
+    for split, rows in splits.items():
+        if not re.fullmatch(r"\w[\w.-]*", split):
+            raise UserError(f"{source}: a split called {split!r} cannot be the name of a file; rename it")
+        if not rows:
+            raise UserError(f"{source}: split {split!r} is empty")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        for split, rows in splits.items():
+            _WRITERS[to](rows, draft / f"{split}.{to}", f"{source}, split {split!r}")
+        _compare(source, splits, read_splits(str(draft), to))
+        if target.exists():
+            target.rmdir()
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    files = [str(target / f"{split}.{to}") for split in splits]
+    counts = {split: len(rows) for split, rows in splits.items()}
+    return {"source": source, "target": str(target), "files": files, "rows": counts, "hash": file_hash(str(target), to)}
+
+
+def _write_parquet(rows: list[Row], path: Path, where: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {}
+    for column in dict.fromkeys(c for row in rows for c in row):
+        try:
+            columns[column] = pyarrow.array([row.get(column) for row in rows])
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise UserError(f"{where}: column {column!r} does not fit into one column of Parquet: {one_line(error)}; "
+                            "make its values of one kind, or add --to jsonl") from error  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _write_jsonl(rows: list[Row], path: Path, where: str) -> None:
+    path.write_text("".join(_json(row, where) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_json(rows: list[Row], path: Path, where: str) -> None:
+    path.write_text("[\n" + ",\n".join(_json(row, where) for row in rows) + "\n]\n", encoding="utf-8")
+
+
+def _json(row: Row, where: str) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False)
+    except TypeError as error:
+        raise UserError(f"{where}: a value cannot be written as JSON: {one_line(error)}; add --to parquet") from error
+
+
+_WRITERS = {"parquet": _write_parquet, "jsonl": _write_jsonl, "json": _write_json}
+
+
+def _compare(source: str, splits: dict[str, list[Row]], written: dict[str, list[Row]]) -> None:
+    for split, rows in splits.items():
+        for number, (before, after) in enumerate(zip(rows, written[split], strict=True)):
+            if repr(_plain(before)) != repr(_plain(after)):
+                column = next(c for c in before if repr(_plain(before[c])) != repr(_plain(after.get(c))))
+                raise UserError(
+                    f"{source}, split {split!r}, row {number}: column {column!r} would become {after.get(column)!r:.40}, "
+                    f"not {before[column]!r:.40}; make its values of one kind, or add --to jsonl"
+                )
+
+
+def _plain(value: Any) -> Any:
+    """A value as it compares: a key without value is as good as none, in any order."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in sorted(value.items()) if v is not None}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m cruijff_kit.data convert", description=__doc__.splitlines()[0])
+    parser.add_argument("source", metavar="SOURCE", help="a file or a folder, as dataset.path")
+    parser.add_argument("target", metavar="FOLDER", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--to", choices=tuple(_WRITERS), default="parquet", help="format to write (default: parquet)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="format of the source (default: as its name says)")
+    parser.add_argument("--split-column", default="split", metavar="COLUMN", help="column that names each row's split")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(argv)
+
+    def command() -> None:
+        made = convert(options.source, options.target, options.to, options.format, options.split_column)
+        if options.json:
+            print(json.dumps(made, ensure_ascii=False))
+            return
+        for file, (split, count) in zip(made["files"], made["rows"].items(), strict=True):
+            print(f"{file}  {count} row{'s' * (count != 1)} of split {split!r}")
+
+    return run_command(command)

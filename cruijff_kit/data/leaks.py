@@ -1,0 +1,157 @@
+"""Rows that should not meet: prompts that stand twice, in one split or in two, and answers that stand in the prompt.
+
+exact   the same prompt, letter for letter. Across two splits it stops a run unless dataset.allow_leaks names it
+near    longer prompts that share most of their words in a row; across two splits a run warns of it. What many rows share
+        (a template, the words of a questionnaire) does not count, and prompts with little of their own are left out
+
+No torch; numpy where there are longer prompts. 100,000 rows of 50 words take some seconds.
+"""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cruijff_kit.data.conversations import Conversation, conversations
+from cruijff_kit.data.near import near_pairs
+from cruijff_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from cruijff_kit.config import DatasetConfig
+
+_SHORTEST_TARGET = 3  # letters; a shorter answer (a digit, a yes) stands in many prompts without giving anything away
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Rows of `second` whose prompt stands in `first` too (within a split the two are the same: a row's later copies).
+
+    kind: exact or near. rows: how many there are. of: rows of `second`. same_answer: how many of them want the same answer.
+    example: numbers of a row of `first` and one of `second`. prompt: what that row of `second` asks.
+    """
+
+    kind: str
+    first: str
+    second: str
+    rows: int
+    of: int
+    same_answer: int
+    example: tuple[int, int]
+    prompt: str
+
+    @property
+    def across(self) -> bool:
+        """Whether two splits are concerned."""
+        return self.first != self.second
+
+    def __str__(self) -> str:
+        how = "exactly" if self.kind == "exact" else "nearly"
+        where = f"{self.second} row {self.example[1]}, {self.first} row {self.example[0]}"
+        whose = f"what rows of {self.first!r} ask too" if self.across else "what another of its rows asks"
+        return (
+            f"{self.rows} of {self.of} rows of split {self.second!r} ask {how} {whose}, {self.same_answer} with the same "
+            f"answer (for example {where}: {self.prompt!r})"
+        )
+
+
+def find_leaks(splits: dict[str, list[Conversation]], within: bool = True) -> list[Leak]:
+    """Every kind of repetition in and between splits, the graver first.
+
+    Args:
+        splits: the rows that are used, by split; the training split first.
+        within: also look for repetitions inside a split.
+    """
+    found = [*_leaks("exact", splits, _exact_pairs(splits)), *_leaks("near", splits, near_pairs(splits))]
+    found = [leak for leak in found if leak.across or within]
+    return sorted(found, key=lambda leak: (not leak.across, leak.kind))
+
+
+def targets_in_prompts(rows: list[Conversation]) -> list[int]:
+    """Numbers of the rows whose answer, of three letters at least, stands as words of its own in what fills the prompt."""
+    found = []
+    for c in rows:
+        answer = c.answer.strip()
+        if len(answer) < _SHORTEST_TARGET or not any(answer in v for v in c.values):
+            continue
+        if any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", v) for v in c.values):
+            found.append(c.row)
+    return found
+
+
+def used_splits(data: "DatasetConfig", test: bool) -> dict[str, list[Conversation]]:
+    """The rows that a run uses, by split, the training split first.
+
+    Args:
+        data: the data set and what is used of it.
+        test: whether the test split is asked.
+    Raises:
+        UserError: malformed data.
+    """
+    limits = {data.train_split: data.max_samples}
+    if data.validation_split is not None:
+        limits.setdefault(data.validation_split, data.max_validation_samples)
+    if test:
+        limits.setdefault(data.test_split, data.max_test_samples)
+    how = {"format": data.format, "split_column": data.split_column, "type": data.type, "sample_seed": data.sample_seed}
+    asked = (data.column_map, data.prompt, data.system_prompt)
+    return {split: conversations(data.path, split, *asked, limit, **how) for split, limit in limits.items()}
+
+
+_checked: dict[str, list[Leak]] = {}
+
+
+def check_leaks(data: "DatasetConfig", test: bool, data_hash: str) -> list[Leak]:
+    """The leaks between the splits that a run uses; looked for once per process for the same data.
+
+    Raises:
+        UserError: there are exact ones, and dataset.allow_leaks does not name them.
+    """
+    settings = dataclasses.asdict(data)
+    del settings["allow_leaks"]
+    key = json.dumps([settings, test, data_hash], sort_keys=True, default=str)
+    if key not in _checked:
+        _checked[key] = find_leaks(used_splits(data, test), within=False)
+    if "exact" not in data.allow_leaks:
+        held_out = {"validation_split": data.validation_split, "test_split": data.test_split if test else None}
+        for name, split in held_out.items():
+            if split == data.train_split:
+                raise UserError(f"dataset.{name}={split} is what is trained on; choose another, or allow it on purpose: "
+                                "dataset.allow_leaks=[exact]")  # fmt: skip
+        for leak in _checked[key]:
+            if leak.kind == "exact":
+                raise UserError(f"{leak}; take them out of one of the two, or allow it: dataset.allow_leaks=[exact]")
+    return _checked[key]
+
+
+def _exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[tuple[str, Conversation, str, Conversation]]:
+    """(split, row, later split, row) with the same prompt; each row with the first one of each split before."""
+    seen: dict[str, dict[str, Conversation]] = {}
+    for split, rows in splits.items():
+        for c in rows:
+            asked = "\x1f".join(m["content"] for m in c.messages)
+            holders = seen.setdefault(asked, {})
+            for holder, earlier in holders.items():
+                yield holder, earlier, split, c
+            holders.setdefault(split, c)
+
+
+def _leaks(kind: str, splits: dict[str, list[Conversation]], pairs) -> Iterator[Leak]:
+    rows: Counter[tuple[str, str]] = Counter()
+    alike: Counter[tuple[str, str]] = Counter()
+    examples = {}
+    counted = set()
+    for first, a, second, b in pairs:
+        if (first, second, b.row) in counted:
+            continue
+        counted.add((first, second, b.row))
+        rows[first, second] += 1
+        alike[first, second] += a.answer == b.answer
+        examples.setdefault((first, second), (a, b))
+    for (first, second), count in rows.items():
+        a, b = examples[first, second]
+        prompt = " ".join(b.messages[-1]["content"].split())
+        shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+        yield Leak(kind, first, second, count, len(splits[second]), alike[first, second], (a.row, b.row), shown)
