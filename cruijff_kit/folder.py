@@ -4,8 +4,8 @@ multirun/<experiment>/<time>/<run>/
     config.yaml       the composed config, resolved          torchtune.yaml   what the recipe received
     swept.json        what distinguishes the run             checkpoint/      a state to resume from, while unfinished
     metrics.jsonl     a line per logged step                 epoch_0/ ...     adapters in PEFT's format
-    eval/             inspect-ai logs                        status.json      RunStatus: what the run is doing
-    result.json       RunResult, written last (also on failure)
+    eval/             inspect-ai logs                        merged/epoch_0/  whole models, where asked for
+    status.json       RunStatus: what the run is doing       result.json      RunResult, written last (also on failure)
 """
 
 import contextlib
@@ -70,6 +70,10 @@ class RunFolder:
     def epoch(self, number: int) -> Path:
         """Folder of the adapter saved after an epoch, counted from 0."""
         return self.path / f"epoch_{number}"
+
+    def merged(self, number: int) -> Path:
+        """Folder of the whole model after an epoch, counted from 0."""
+        return self.path / "merged" / f"epoch_{number}"
 
     def discard_partial_logs(self) -> None:
         """Remove what an evaluation that was cut short left."""

@@ -18,6 +18,7 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.progress import say
 from cruijff_kit.result import flat_metrics
+from cruijff_kit.training.steps import saved_epochs
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
     from cruijff_kit.training.custom_metrics import check_custom_metrics
-    from cruijff_kit.training.steps import Steps, saved_epochs
+    from cruijff_kit.training.steps import Steps
 
     cfg = config.torchtune
     check_components(cfg)
@@ -127,7 +128,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         trainable_parameters=trainable,
         total_parameters=total,
         memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
-        disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
+        disk_bytes=_disk(cfg, trainable, chosen.dtype.itemsize, files),
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
         leaks={f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in leaks},
@@ -219,6 +220,11 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]], 
         raise UserError(
             f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"
         )
+
+
+def _disk(cfg: dict[str, Any], trainable: int, size: int, files: list[Path]) -> int:
+    merged = sum(f.stat().st_size for f in files) if cfg["save_merged"] else 0
+    return len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * (trainable * size + merged)
 
 
 def _memory(

@@ -17,6 +17,7 @@ micro-batches.
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,7 @@ from cruijff_kit.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, cause_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
 from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
+from cruijff_kit.models.merge import merge
 from cruijff_kit.progress import progress, say
 from cruijff_kit.training import shared
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
@@ -309,10 +311,15 @@ class LoRAFinetuneRecipeSingleDevice:
         return validation_sums(self.model, batches, lambda examples: self._loss(examples)[:2])
 
     def save_checkpoint(self, epoch: int) -> None:
-        """Write the adapter of an epoch in PEFT's format."""
+        """Write the adapter of an epoch in PEFT's format, and with `save_merged` the whole model."""
         folder = self.folder.epoch(epoch)
         save_adapter(self.model, self.cfg["model"], self.cfg["checkpointer"]["checkpoint_dir"], folder)
         self.summary.adapters[epoch] = str(folder)
+        if self.cfg["save_merged"]:
+            merged = self.folder.merged(epoch)
+            shutil.rmtree(merged, ignore_errors=True)  # a resumed run may come to this epoch's end again
+            merge(self.cfg["checkpointer"]["checkpoint_dir"], folder, merged)
+            self.summary.merged[epoch] = str(merged)
 
     def save_state(self) -> None:
         """Write all that `load_checkpoint` needs; the checkpoint before goes when this one is whole.
@@ -354,6 +361,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.summary = TrainingSummary(**state["summary"])
         # The run's folder may have been moved since.
         self.summary.adapters = {epoch: str(self.folder.epoch(epoch)) for epoch in self.summary.adapters}
+        self.summary.merged = {epoch: str(self.folder.merged(epoch)) for epoch in self.summary.merged}
         self._set_random_state(state["random"])
 
     def cleanup(self) -> None:

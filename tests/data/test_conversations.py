@@ -1,6 +1,7 @@
 """Whole conversations: how rows may be written, what is learnt of them, and that evaluation asks what training teaches."""
 
 import json
+import shutil
 
 import pytest
 
@@ -143,13 +144,14 @@ def test_a_cut_conversation(tmp_path, tiny):
 
 def test_a_template_that_rewrites_earlier_turns(tmp_path, tiny):
     """As Qwen 3's, which drops what was thought in earlier turns."""
-    tokenizer = ChatTokenizer(str(tiny))
-    from cruijff_kit.models.tokenizer import _compile
-
-    tokenizer._template = _compile(
+    (folder := tmp_path / "rewriting").mkdir()
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, folder)
+    (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>{% endif %}"
         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
     )
+    tokenizer = ChatTokenizer(str(folder))
     path = write(tmp_path, ROWS["messages"])
     with pytest.raises(UserError, match="writes an earlier turn in another way.*set dataset.train_on_last=true"):
         dataset(tokenizer, path)

@@ -98,6 +98,20 @@ def test_epochs_to_save(train, value, saved):
     assert sorted(recipe.summary.adapters) == saved
 
 
+def test_whole_models_on_request(train, tiny):
+    """In a folder of its own, without an adapter beside it; transformers reads it and computes what is in memory."""
+    from transformers import AutoModelForCausalLM
+
+    recipe = train("a", "epochs=2", "epochs_to_save=last", "save_merged=true")
+    folder = recipe.folder.path / "merged" / "epoch_1"
+    assert recipe.summary.merged == {1: str(folder)} and not list(folder.glob("adapter*"))
+    ids = torch.tensor([recipe.val_data[0].tokens])
+    with torch.no_grad():
+        recipe.model.eval()
+        whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        assert torch.allclose(whole, recipe.model(ids), atol=2e-4)
+
+
 def test_accumulation_equals_the_larger_batch(train):
     order = ["group_by_length=false", "lora.dropout=0", "clip_grad_norm=0.5"]
     large = train("a", "batch_size=8", *order)
