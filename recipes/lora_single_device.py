@@ -46,6 +46,7 @@ from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
+from cruijff_kit.training.trackers import open_metrics
 from cruijff_kit.training.validation import validation_sums
 
 
@@ -115,7 +116,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.lr_scheduler = instantiate(
             OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
         )
-        self.metrics = instantiate(OmegaConf.create(cfg["metric_logger"]))
+        self.metrics = open_metrics(cfg)
         if cfg["resume_from_checkpoint"]:
             self.load_checkpoint()
         on = cfg["profiler"]["enabled"]
@@ -338,6 +339,6 @@ class LoRAFinetuneRecipeSingleDevice:
         set_random_state(state["random"])
 
     def cleanup(self) -> None:
-        """Close the metrics file."""
+        """Close the metrics file and the trackers."""
         if hasattr(self, "metrics"):
             self.metrics.close()
