@@ -59,6 +59,7 @@ DIFFERENCES = {
     "run_val_every_n_steps": VALIDATION,
     "loss": OUR_LOSS,
     "metric_logger": OUR_METRICS,
+    "trackers": "torchtune's other loggers, beside metrics.jsonl; torchtune takes one",
     "save_adapter_weights_only": "merged weights are never written: they are large, and equal to base and adapter",
     "checkpoint_every_n_steps": ADDED,
     "epochs_to_save": ADDED,

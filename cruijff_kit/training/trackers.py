@@ -1,7 +1,7 @@
 """TensorBoard, W&B and MLflow: what is written to metrics.jsonl also goes to those that `trackers=[...]` names.
 
-torchtune's own loggers do the logging; this module opens, resumes and closes them, so that each run of a process is a run of
-its own there. Nothing is ever read back from a tracker, and one that fails does not end the run. Without the user's own
+torchtune's own loggers do the logging; this module opens, resumes and closes them, so that each run of a process is a run
+of its own there. Nothing is ever read back from a tracker, and one that fails does not end the run. Without the user's own
 environment variables no tracker uses the network:
 
     tensorboard  event files in the run's folder, so that TensorBoard calls the run by its folder's name
@@ -163,10 +163,9 @@ class _MLflow:
 
 def _mlflow_store(run: Run) -> Path:
     """`mlruns` in the experiment's folder; else in the sweep's; else in the run's."""
-    for above in [*run.folder.parents][:2]:
-        if above.name == run.experiment or (above / "sweep.json").exists():
-            return above / "mlruns"
-    return run.folder / "mlruns"
+    named = [above for above in [*run.folder.parents][:2] if above.name == run.experiment]
+    sweep = run.folder.parent
+    return (named[0] if named else sweep if (sweep / "sweep.json").exists() else run.folder) / "mlruns"
 
 
 _KINDS: dict[str, Callable[[Run, str | None], Any]] = {
