@@ -57,12 +57,19 @@ from torchtune.training import (  # noqa: E402
     set_default_dtype,
     set_seed,
 )
+from torchtune.training.metric_logging import (  # noqa: E402
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandBLogger,
+    flatten_dict,
+)
 
 # torchtune logs each step of a set-up, through handlers of its own; what matters of it is said by us.
 for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torchtune")]:
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 __all__ = [
+    "MLFlowLogger",
     "MODEL_KEY",
     "DoRALinear",
     "FeedForward",
@@ -73,11 +80,14 @@ __all__ = [
     "NF4Tensor",
     "RMSNorm",
     "RotaryPositionalEmbeddings",
+    "TensorBoardLogger",
     "TiedLinear",
     "TransformerDecoder",
     "TransformerSelfAttentionLayer",
+    "WandBLogger",
     "compile_model",
     "disable_adapter",
+    "flatten_dict",
     "get_act_offloading_ctx_manager",
     "get_adapter_params",
     "get_component",

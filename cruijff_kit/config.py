@@ -33,6 +33,7 @@ MODEL_KINDS = ("chat", "base")
 DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
 DATA_TYPES = ("chat", "text", "messages")
 LEAKS = ("exact", "near")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 _MOST_MINUTES = 240  # a time limit that is a plain number
 
 
@@ -410,6 +411,8 @@ class RunConfig:
     """Write these epochs also as whole models (merged/epoch_N): the base with the adapter added to its weights."""
     custom_metrics: list[str] = field(default_factory=list)
     """Dotted names of functions (logits, labels, tokenizer, ignore_index) -> {name: value}: training/custom_metrics.py."""
+    trackers: list[str] = field(default_factory=list)
+    """Which get the metrics besides metrics.jsonl: tensorboard, wandb, mlflow (training/trackers.py)."""
     gpus: int | None = None
     """Processes that train a run together, a GPU each (with device=cpu: a share of the cores). null: as many as slurm.gpus
     asks for; 1 where nothing is submitted."""
@@ -453,6 +456,8 @@ class RunConfig:
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
+        for name in self.trackers:
+            _one_of("trackers", name, TRACKERS)
         self._check_epochs_to_save()
         asked = self.slurm.gpus if self.slurm.submit else None
         _require(
@@ -605,15 +610,30 @@ def _schema() -> DictConfig:
     return OmegaConf.structured(RunConfig)  # merge copies it
 
 
+# Where a run is made, what it is called and who is told.
+_NOT_COMPUTED = (
+    "output_dir",
+    "run_name",
+    "experiment",
+    "objective",
+    "dry_run",
+    "force",
+    "slurm",
+    "models_dir",
+    "trackers",
+)
+
+
 def config_hash(config: RunConfig) -> str:
     """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
     tree = dataclasses.asdict(config)
-    for name in ("output_dir", "run_name", "experiment", "objective", "dry_run", "force", "slurm", "models_dir"):
+    for name in _NOT_COMPUTED:
         del tree[name]
     del tree["model"]["resources"], tree["model"]["date"], tree["dataset"]["allow_leaks"]
     tree["torchtune"]["tokenizer"].pop("date", None)
     for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
         del tree[name], tree["torchtune"][name]
     tree["torchtune"]["metric_logger"].pop("append", None)
+    del tree["torchtune"]["trackers"]
     text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -58,7 +58,9 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
                     plan = plan or check(config)
                     say(plan.in_words())
                     folder.freeze(chosen, result.swept)
-                _train_and_evaluate(config, plan, folder, result, clock, start)
+                    recipe = _recipe(config)
+                with _cleaned_up(recipe, result):
+                    _train_and_evaluate(recipe, config, plan, folder, result, clock, start)
                 result.status = DONE
             except BaseException as error:
                 _note_end(result, error, clock.phase, start.stop)
@@ -111,7 +113,7 @@ def _refuse_taken(folder: RunFolder, resume: bool) -> None:
 
 
 def _train_and_evaluate(
-    config: RunConfig, plan: Plan, folder: RunFolder, result: RunResult, clock: "_Clock", start: Start
+    recipe: Any, config: RunConfig, plan: Plan, folder: RunFolder, result: RunResult, clock: "_Clock", start: Start
 ) -> None:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
@@ -124,7 +126,6 @@ def _train_and_evaluate(
             say(f"warning: {warning}")
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
-        recipe = _recipe(config)
         recipe.setup()
         result.machine = {"host": socket.gethostname(), **describe(recipe.machine)}
 
@@ -151,7 +152,6 @@ def _train_and_evaluate(
             say(f"{interrupted}; the state is saved: python -m cruijff_kit.resume {shlex.quote(str(folder.path))}")
             raise KeyboardInterrupt from interrupted
         finally:
-            recipe.cleanup()
             result.training = dataclasses.asdict(recipe.summary)
             result.changes |= recipe.changes
     start.heartbeat.set(state=EVALUATING)
@@ -174,6 +174,28 @@ def _recipe(config: RunConfig) -> Any:
     from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
 
     return LoRAFinetuneRecipeDistributed(config.torchtune)
+
+
+@contextmanager
+def _cleaned_up(recipe: Any, result: RunResult) -> Iterator[None]:
+    """The recipe's metrics stay open until the run ends, for what evaluation finds."""
+    from cruijff_kit.training.trackers import report
+
+    try:
+        yield
+        found = {"eval": result.evaluation, "untrained": result.baseline}
+        report(
+            recipe,
+            {
+                f"{kind}/{e.task}/{scorer}/{metric}": value
+                for kind, evaluations in found.items()
+                for e in evaluations
+                for scorer, values in e.metrics.items()
+                for metric, value in values.items()
+            },
+        )
+    finally:
+        recipe.cleanup()
 
 
 def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:

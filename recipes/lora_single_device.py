@@ -48,6 +48,7 @@ from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
+from cruijff_kit.training.trackers import open_metrics
 from cruijff_kit.training.validation import validation_batches, validation_sums
 
 
@@ -124,7 +125,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
 
     def _open_metrics(self) -> Any:
-        return instantiate(OmegaConf.create(self.cfg["metric_logger"]))
+        return open_metrics(self.cfg)
 
     def _build_model(self) -> TransformerDecoder:
         quantize = self.cfg["model"].get("quantize_base", False)
@@ -365,6 +366,6 @@ class LoRAFinetuneRecipeSingleDevice:
         self._set_random_state(state["random"])
 
     def cleanup(self) -> None:
-        """Close the metrics file."""
+        """Close the metrics file and the trackers."""
         if hasattr(self, "metrics"):
             self.metrics.close()

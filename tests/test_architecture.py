@@ -20,6 +20,9 @@ ALLOWED = {
     "submitit": ("cruijff_kit.launch.", "cruijff_kit.cluster.submit"),
     "transformers": (),
     "peft": (),
+    "tensorboard": ("cruijff_kit.training.trackers",),
+    "wandb": ("cruijff_kit.training.trackers",),
+    "mlflow": ("cruijff_kit.training.trackers",),
 }  # fmt: skip
 LOWER = ("recipes.", "cruijff_kit.evaluation.", "cruijff_kit.data.", "cruijff_kit.models.", "cruijff_kit.training.")
 UPPER = ("cruijff_kit.train", "cruijff_kit.run", "cruijff_kit.launch")

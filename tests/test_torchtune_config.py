@@ -126,6 +126,7 @@ DIFFERENCES = {
     "run_val_every_n_steps": VALIDATION,
     "loss": OUR_LOSS,
     "metric_logger": OUR_METRICS,
+    "trackers": "torchtune's other loggers, beside metrics.jsonl; torchtune takes one",
     "save_adapter_weights_only": "merged weights are large, and equal to base and adapter; save_merged asks for them",
     "save_merged": ADDED,
     "custom_metrics": ADDED,

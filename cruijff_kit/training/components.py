@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from cruijff_kit.compat import ModelType, get_component, instantiate
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.hints import did_you_mean
+from cruijff_kit.training.trackers import check_trackers
 
 # Arguments that the recipe itself gives to a component.
 _GIVEN = {
@@ -16,6 +17,7 @@ _GIVEN = {
     "lr_scheduler": ("optimizer", "num_training_steps", "last_epoch"),
     "dataset": ("tokenizer",),
     "dataset_val": ("tokenizer",),
+    "trackers": ("config", "again"),
 }
 
 
@@ -34,6 +36,7 @@ def check_components(cfg: dict[str, Any]) -> None:
     known = [*ModelType.__members__]
     if model_type not in known:
         raise UserError(f"model.model_type={model_type} does not exist; {did_you_mean(str(model_type), known)}")
+    check_trackers(cfg["trackers"]["names"])
     _try_out(cfg)
 
 

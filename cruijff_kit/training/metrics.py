@@ -33,10 +33,16 @@ class MetricsFile:
         """Bytes written so far."""
         return self._file.tell()
 
-    def rewind(self, size: int) -> None:
-        """Forget what was written after the first `size` bytes."""
+    def rewind(self, size: int) -> int:
+        """Forget what was written after the first `size` bytes; returns how many lines that were."""
+        lost = self.path.read_bytes()[size:].count(b"\n")
         self._file.truncate(size)
         self._file.seek(size)
+        return lost
+
+    def lines(self) -> list[dict[str, float]]:
+        """What is written, read back."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def close(self) -> None:
         """Close the file; safe to call again."""
