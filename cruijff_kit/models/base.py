@@ -97,6 +97,8 @@ def build(model_config: dict[str, Any], base: dict[str, torch.Tensor], machine: 
     Raises:
         UserError: the weights do not fit the builder.
     """
+    quantized = any(isinstance(weight, NF4Tensor) for weight in base.values())
+    assert quantized == model_config.get("quantize_base", False), "read_base was told something else"
     model = skeleton(model_config, machine.dtype)
     adapters = get_adapter_params(model)
     set_trainable_params(model, adapters)
