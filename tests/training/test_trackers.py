@@ -1,5 +1,6 @@
 """TensorBoard, W&B and MLflow hold what metrics.jsonl holds: read back with their own readers, and never over a network."""
 
+import gc
 import json
 import os
 import shutil
@@ -190,6 +191,18 @@ def test_runs_of_a_process_are_runs_of_their_own(overrides, monkeypatch):
         assert len(results) >= 4
         assert in_wandb(run)[0] == expected == in_mlflow(run, monkeypatch)[0]
         assert in_tensorboard(run)[0] == rounded(expected)
+
+
+def test_a_run_that_is_forgotten_late_does_not_end_the_next(recipe, monkeypatch):
+    """torchtune's loggers end whatever run is open when they are collected."""
+    first = recipe("one")
+    finish(first)
+    second = recipe("two")
+    run = second.folder.path
+    del first
+    gc.collect()
+    finish(second)
+    assert_all_hold(run, monkeypatch)
 
 
 def stop_at(recipe, step: int, error: BaseException | None) -> None:
