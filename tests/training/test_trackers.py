@@ -1,5 +1,6 @@
 """TensorBoard, W&B and MLflow hold what metrics.jsonl holds: read back with their own readers, and never over a network."""
 
+import gc
 import json
 import os
 import shutil
@@ -192,6 +193,18 @@ def test_runs_of_a_process_are_runs_of_their_own(overrides, monkeypatch):
         assert in_tensorboard(run)[0] == rounded(expected)
 
 
+def test_a_run_that_is_forgotten_late_does_not_end_the_next(recipe, monkeypatch):
+    """torchtune's loggers end whatever run is open when they are collected."""
+    first = recipe("one")
+    finish(first)
+    second = recipe("two")
+    run = second.folder.path
+    del first
+    gc.collect()
+    finish(second)
+    assert_all_hold(run, monkeypatch)
+
+
 def stop_at(recipe, step: int, error: BaseException | None) -> None:
     """Ask it to stop in a step, or fail after it as a machine does that dies: nothing is saved."""
     update = recipe._update
@@ -213,14 +226,14 @@ def stop_at(recipe, step: int, error: BaseException | None) -> None:
 
 def test_a_resumed_run_goes_on_in_the_same_run_and_no_step_is_there_twice(recipe, monkeypatch):
     options = ["epochs=2", "checkpoint_every_n_steps=3"]
-    begun = recipe("run", *options)
+    begun = recipe("a", *options)
     run = begun.folder.path
     stop_at(begun, 5, MemoryError("as if killed"))
     ids = json.loads((run / "trackers.json").read_text())
     assert set(ids) == {"wandb", "mlflow"}
     first = in_metrics(run)
-    stop_at(recipe("run", *options, "resume_from_checkpoint=true"), 8, None)
-    last = recipe("run", *options, "resume_from_checkpoint=true")
+    stop_at(recipe("a", *options, "resume_from_checkpoint=true"), 8, None)
+    last = recipe("a", *options, "resume_from_checkpoint=true")
     assert last.global_step == 8
     finish(last)
     assert json.loads((run / "trackers.json").read_text()) == ids
@@ -238,7 +251,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_and_no_step_is_there_twice(recipe
 
 def test_results_of_a_recipe_that_trained_in_other_processes(recipe, monkeypatch):
     """It has no metrics open here: what the run came to is added to what they closed."""
-    there = recipe("run")
+    there = recipe("a")
     finish(there)
     run, trained = there.folder.path, in_metrics(there.folder.path)
     report(SimpleNamespace(cfg=there.cfg, summary=there.summary), {"eval/task/match/accuracy": 0.5})
@@ -250,7 +263,7 @@ def test_results_of_a_recipe_that_trained_in_other_processes(recipe, monkeypatch
 
 def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(recipe, monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("CRUIJFF_QUIET", raising=False)
-    failing = recipe("run")
+    failing = recipe("a")
     ids = json.loads((failing.folder.path / "trackers.json").read_text())
     update = failing._update
 
@@ -274,7 +287,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(recipe, monkeypat
 
 def test_a_tracker_that_cannot_be_opened_does_not_end_the_run(recipe, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuchscheme://there")
-    done = recipe("run")
+    done = recipe("a")
     finish(done)
     assert capsys.readouterr().err.count("mlflow failed") == 1
     assert in_wandb(done.folder.path)[0] == in_metrics(done.folder.path)
@@ -285,7 +298,7 @@ def test_a_tracker_that_cannot_be_opened_does_not_end_the_run(recipe, monkeypatc
 def test_a_missing_package_is_refused_before_anything_is_made(set_up_recipe, overrides, monkeypatch, tmp_path, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"trackers={name} .*: pip install 'cruijff_kit\[{name}\]'$"):
-        set_up_recipe(*overrides("run", f"trackers=[{name}]"))
+        set_up_recipe(*overrides("a", f"trackers=[{name}]"))
     assert not (tmp_path / "capitalization").exists()
 
 
@@ -309,12 +322,12 @@ def test_a_folder_of_that_name_is_no_package(set_up_recipe, overrides, monkeypat
 )
 def test_what_cannot_be_meant_is_refused(set_up_recipe, overrides, override, says):
     with pytest.raises(UserError, match=says) as refused:
-        set_up_recipe(*overrides("run", "trackers=[]", override))
+        set_up_recipe(*overrides("a", "trackers=[]", override))
     assert "\n" not in str(refused.value)
 
 
 def test_trackers_do_not_make_another_run(overrides):
-    with_all, without = (cruijff_kit.compose(overrides("run", *more)) for more in ((), ("trackers=[]",)))
+    with_all, without = (cruijff_kit.compose(overrides("a", *more)) for more in ((), ("trackers=[]",)))
     assert config_hash(with_all) == config_hash(without)
 
 
