@@ -33,6 +33,7 @@ MODEL_KINDS = ("chat", "base")
 DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
 DATA_TYPES = ("chat", "text", "messages")
 LEAKS = ("exact", "near")
+COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
 _MOST_MINUTES = 240  # a time limit that is a plain number
 
 
@@ -115,7 +116,7 @@ class DatasetConfig:
     """Built-in generator that writes the file from a seed; null: the file must exist."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The generator's arguments."""
-    column_map: dict[str, str] = field(default_factory=lambda: {"input": "input", "output": "output"})
+    column_map: dict[str, str | None] = field(default_factory=lambda: dict(COLUMN_MAP))
     """Which column is the input and which the output (torchtune's column_map), or which holds the messages."""
     prompt: str = "{input}\n"
     """The user's message; {input} stands for the input column, {other} for any other column."""
@@ -164,11 +165,13 @@ class DatasetConfig:
             not self.packed or self.max_seq_len is not None,
             "dataset.packed=true fills packs up to dataset.max_seq_len, which is null; set it to a number",
         )
-        unknown = set(self.column_map) - {"input", "output", "messages"}
+        unknown = set(self.column_map) - set(COLUMN_MAP)
         _require(
             not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output, messages"
         )
-        self.column_map = {"input": "input", "output": "output"} | self.column_map
+        self.column_map = COLUMN_MAP | self.column_map
+        for name in ("input", "output"):
+            _require(self.column_map[name] is not None, f"dataset.column_map.{name} is null; name a column")
 
 
 @dataclass
