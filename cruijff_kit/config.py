@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from cruijff_kit.cache import cache_dir
+from cruijff_kit.data.layouts import FORMATS
 from cruijff_kit.errors import UserError
 from cruijff_kit.torchtune_config import check_torchtune
 
@@ -30,7 +31,6 @@ LR_SCHEDULERS = {
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
 MODEL_KINDS = ("chat", "base")
-DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
 DATA_TYPES = ("chat", "text", "messages")
 LEAKS = ("exact", "near")
 COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
@@ -156,7 +156,7 @@ class DatasetConfig:
         _require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is no path")
         self.path = self.path if isinstance(self.path, dict) else str(self.path)
         if self.format is not None:
-            _one_of("dataset.format", self.format, DATA_FORMATS)
+            _one_of("dataset.format", self.format, tuple(FORMATS))
         if self.type is not None:
             _one_of("dataset.type", self.type, DATA_TYPES)
         for kind in self.allow_leaks:

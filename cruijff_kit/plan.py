@@ -97,7 +97,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     rows = [row for e in examples for row in rows_of(e)]
     steps = Steps.of(cfg, len(examples))
     model = shared.skeleton(cfg["model"], chosen.dtype)
-    _check_lengths(config, max(len(e.tokens) for e in examples), model.max_seq_len)
+    _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model.max_seq_len)
     trainable, total = base.count_parameters(model)
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
@@ -170,6 +170,10 @@ def _check_lengths(config: RunConfig, longest: int, context: int) -> None:
 
 
 def _check_answers(name: str, config: RunConfig, prompt: int, context: int) -> None:
+    if prompt >= context:
+        raise UserError(
+            f"the longest prompt of {name} has {prompt} tokens, {config.model.name} reads at most {context}; shorten it"
+        )
     if prompt + config.eval.max_tokens > context:
         raise UserError(
             f"eval.max_tokens={config.eval.max_tokens}: with prompts of {prompt} tokens in {name}, {config.model.name} "

@@ -147,6 +147,13 @@ def test_near_leaks_are_warned_of(compose, capsys):
     assert check(compose(near, "dataset.allow_leaks=[near]")).warnings == []
 
 
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_found_wherever_it_stands(compose):
+    long = SPLITS | {"test": [*(f"test {n}" for n in range(60)), "long " * 120]}
+    with pytest.raises(UserError, match="longest prompt of match has 6.. tokens, llama reads at most 512; shorten"):
+        check(compose(long, "eval.limit=null"))
+    check(compose(long, "eval.limit=20"))
+
+
 def test_cut_rows_are_warned_of(compose, capsys):
     """Rows of 12 and of 60 letters, which are also the answers."""
     from cruijff_kit.launch.dry_run import show
