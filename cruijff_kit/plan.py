@@ -26,8 +26,8 @@ class Plan:
 
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
     epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts
-    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "kind split split" -> rows that
-    stand in both. warnings: what to know before it starts.
+    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "exact train test" -> rows
+    that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it starts.
     """
 
     data_hash: str
@@ -118,8 +118,11 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         disk_bytes=len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * trainable * chosen.dtype.itemsize,
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
-        leaks={f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in leaks},
-        warnings=[*_cut(config, rows, held_out), *_leaks(config, leaks)],
+        leaks=leaks.counts(),
+        warnings=[
+            *_cut(config, rows, held_out),
+            *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
+        ],
     )
 
 
@@ -134,10 +137,6 @@ def _cut(config: RunConfig, examples: list, held_out: list) -> list[str]:
                 f"{config.dataset.max_seq_len}, the worst by {max(cut)} tokens; their ends are not learnt"
             )
     return lines
-
-
-def _leaks(config: RunConfig, leaks: list) -> list[str]:
-    return [str(leak) for leak in leaks if leak.kind not in config.dataset.allow_leaks]
 
 
 def _machine_of(config: RunConfig) -> Any:
