@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from cruijff_kit.cache import cache_dir
+from cruijff_kit.data.layouts import FORMATS
 from cruijff_kit.errors import UserError
 from cruijff_kit.torchtune_config import check_torchtune
 
@@ -30,9 +31,9 @@ LR_SCHEDULERS = {
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
 MODEL_KINDS = ("chat", "base")
-DATA_FORMATS = ("json", "jsonl", "csv", "parquet", "arrow")
 DATA_TYPES = ("chat", "text", "messages")
 LEAKS = ("exact", "near")
+COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 _MOST_MINUTES = 240  # a time limit that is a plain number
 
@@ -131,7 +132,7 @@ class DatasetConfig:
     """Built-in generator that writes the file from a seed; null: the file must exist."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The generator's arguments."""
-    column_map: dict[str, str] = field(default_factory=lambda: {"input": "input", "output": "output"})
+    column_map: dict[str, str | None] = field(default_factory=lambda: dict(COLUMN_MAP))
     """Which column is the input and which the output (torchtune's column_map), or which holds the messages."""
     prompt: str = "{input}\n"
     """The user's message; {input} stands for the input column, {other} for any other column."""
@@ -171,7 +172,7 @@ class DatasetConfig:
         _require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is no path")
         self.path = self.path if isinstance(self.path, dict) else str(self.path)
         if self.format is not None:
-            _one_of("dataset.format", self.format, DATA_FORMATS)
+            _one_of("dataset.format", self.format, tuple(FORMATS))
         if self.type is not None:
             _one_of("dataset.type", self.type, DATA_TYPES)
         for kind in self.allow_leaks:
@@ -180,11 +181,13 @@ class DatasetConfig:
             not self.packed or self.max_seq_len is not None,
             "dataset.packed=true fills packs up to dataset.max_seq_len, which is null; set it to a number",
         )
-        unknown = set(self.column_map) - {"input", "output", "messages"}
+        unknown = set(self.column_map) - set(COLUMN_MAP)
         _require(
             not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output, messages"
         )
-        self.column_map = {"input": "input", "output": "output"} | self.column_map
+        self.column_map = COLUMN_MAP | self.column_map
+        for name in ("input", "output"):
+            _require(self.column_map[name] is not None, f"dataset.column_map.{name} is null; name a column")
 
 
 @dataclass

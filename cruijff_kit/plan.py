@@ -27,8 +27,8 @@ class Plan:
 
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
     epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts
-    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "kind split split" -> rows that
-    stand in both. warnings: what to know before it starts.
+    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "exact train test" -> rows
+    that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it starts.
     """
 
     data_hash: str
@@ -110,7 +110,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     rows = [row for e in examples for row in rows_of(e)]
     custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), examples)
     steps = Steps.of(cfg, len(examples))
-    _check_lengths(config, max(len(e.tokens) for e in examples), model)
+    _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base.count_parameters(model)
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
@@ -131,8 +131,12 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         disk_bytes=_disk(cfg, trainable, chosen.dtype.itemsize, files),
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
-        leaks={f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in leaks},
-        warnings=[*_short(steps), *_cut(config, rows, held_out), *_leaks(config, leaks)],
+        leaks=leaks.counts(),
+        warnings=[
+            *_short(steps),
+            *_cut(config, rows, held_out),
+            *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
+        ],
     )
 
 
@@ -154,10 +158,6 @@ def _cut(config: RunConfig, examples: list, held_out: list) -> list[str]:
                 f"{config.dataset.max_seq_len}, the worst by {max(cut)} tokens; their ends are not learnt"
             )
     return lines
-
-
-def _leaks(config: RunConfig, leaks: list) -> list[str]:
-    return [str(leak) for leak in leaks if leak.kind not in config.dataset.allow_leaks]
 
 
 def _machine_of(config: RunConfig) -> Any:
@@ -204,6 +204,10 @@ def _check_lengths(config: RunConfig, longest: int, model: Any) -> None:
 
 
 def _check_answers(name: str, config: RunConfig, prompt: int, context: int) -> None:
+    if prompt >= context:
+        raise UserError(
+            f"the longest prompt of {name} has {prompt} tokens, {config.model.name} reads at most {context}; shorten it"
+        )
     if prompt + config.eval.max_tokens > context:
         raise UserError(
             f"eval.max_tokens={config.eval.max_tokens}: with prompts of {prompt} tokens in {name}, {config.model.name} "

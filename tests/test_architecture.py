@@ -121,6 +121,8 @@ def test_the_command_starts_light():
         "cruijff_kit.doctor",
         "cruijff_kit.export",
         "cruijff_kit.cluster.job",
+        "cruijff_kit.data.convert",
+        "cruijff_kit.data.preview",
         "cruijff_kit.train",
     ],
 )

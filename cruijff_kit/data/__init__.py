@@ -1,4 +1,7 @@
 """Data: rows read from files or drawn by generators, rendered to token ids, and put into batches.
 
-Rows and generators know nothing of torch; `batches` does. Called by recipes and evaluation.
+    layouts, readers, rows   files to rows          instruct, packing, batches   to tokens, packs and tensors
+    conversations            to what is asked       leaks, preview, convert      checks and commands
+
+Only `batches` knows torch. Called by the plan, recipes and evaluation; `python -m cruijff_kit.data` are its commands.
 """

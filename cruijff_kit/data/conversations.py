@@ -44,7 +44,7 @@ class Conversation:
 def conversations(
     path: DataPath,
     split: str,
-    column_map: dict[str, str],
+    column_map: dict[str, str | None],
     prompt: str = DEFAULT_PROMPT,
     system_prompt: str = "",
     max_samples: int | None = None,
@@ -78,9 +78,11 @@ def columns_of(path: DataPath, split: str, format: str | None = None, split_colu
     return [*read_split(path, split, format, split_column)[0]]
 
 
-def _maker(first: Row, column_map: dict[str, str], prompt: str, system_prompt: str, type: str | None, where: str):
+def _maker(
+    first: Row, column_map: dict[str, str | None], prompt: str, system_prompt: str, type: str | None, where: str
+):
     """The function (row, number, where) -> Conversation that fits the rows of a split."""
-    columns = {"input": "input", "output": "output"} | column_map
+    columns = {"input": "input", "output": "output"} | {k: v for k, v in column_map.items() if v is not None}
     renamed = columns["input"] != "input" or columns["output"] != "output"
     if type != "messages" and not renamed and columns["output"] not in first and _holds_pair(first, str):
         columns |= _PAIR

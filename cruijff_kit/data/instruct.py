@@ -63,7 +63,7 @@ class InstructDataset:
         *,
         data_files: DataPath,
         split: str,
-        column_map: dict[str, str],
+        column_map: dict[str, str | None],
         prompt: str = DEFAULT_PROMPT,
         system_prompt: str = "",
         format: str | None = None,
@@ -92,6 +92,8 @@ class InstructDataset:
                 if bar:
                     bar.advance()
         if packed:
+            if tokenizer.max_seq_len is None:
+                raise UserError("dataset.packed=true fills packs up to max_seq_len, but the tokenizer has none; set it")
             self.examples = into_packs(self.examples, tokenizer.max_seq_len)
 
     def _example(self, c: Conversation) -> Example:

@@ -100,12 +100,29 @@ def used_splits(data: "DatasetConfig", test: bool) -> dict[str, list[Conversatio
     return {split: conversations(data.path, split, *asked, limit, **how) for split, limit in limits.items()}
 
 
-_checked: dict[str, list[Leak]] = {}
+@dataclass(frozen=True)
+class Checked:
+    """What a run's data came to: leaks between its splits, and how many rows of a split hold their answer in the prompt."""
+
+    leaks: list[Leak]
+    targets: dict[str, int]
+
+    def counts(self) -> dict[str, int]:
+        """Rows by what is the matter with them, where there are any: "exact train test", "target train"."""
+        found = {f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in self.leaks}
+        return found | {f"target {split}": count for split, count in self.targets.items() if count}
 
 
-def check_leaks(data: "DatasetConfig", test: bool, data_hash: str) -> list[Leak]:
-    """The leaks between the splits that a run uses; looked for once per process for the same data.
+_checked: dict[str, Checked] = {}
 
+
+def check_leaks(data: "DatasetConfig", test: bool, data_hash: str) -> Checked:
+    """Look for leaks in what a run uses; once per process for the same data.
+
+    Args:
+        data: the data set and what is used of it.
+        test: whether the test split is asked.
+        data_hash: of the data set's files.
     Raises:
         UserError: there are exact ones, and dataset.allow_leaks does not name them.
     """
@@ -113,17 +130,25 @@ def check_leaks(data: "DatasetConfig", test: bool, data_hash: str) -> list[Leak]
     del settings["allow_leaks"]
     key = json.dumps([settings, test, data_hash], sort_keys=True, default=str)
     if key not in _checked:
-        _checked[key] = find_leaks(used_splits(data, test), within=False)
+        used = used_splits(data, test)
+        targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
+        _checked[key] = Checked(find_leaks(used, within=False), targets)
     if "exact" not in data.allow_leaks:
-        held_out = {"validation_split": data.validation_split, "test_split": data.test_split if test else None}
-        for name, split in held_out.items():
-            if split == data.train_split:
-                raise UserError(f"dataset.{name}={split} is what is trained on; choose another, or allow it on purpose: "
-                                "dataset.allow_leaks=[exact]")  # fmt: skip
-        for leak in _checked[key]:
-            if leak.kind == "exact":
-                raise UserError(f"{leak}; take them out of one of the two, or allow it: dataset.allow_leaks=[exact]")
+        _refuse_exact(data, test, _checked[key].leaks)
     return _checked[key]
+
+
+def _refuse_exact(data: "DatasetConfig", test: bool, leaks: list[Leak]) -> None:
+    held_out = {"validation_split": data.validation_split, "test_split": data.test_split if test else None}
+    for name, split in held_out.items():
+        if split == data.train_split:
+            raise UserError(
+                f"dataset.{name}={split} is what is trained on; choose another, or allow it on purpose: "
+                "dataset.allow_leaks=[exact]"
+            )
+    for leak in leaks:
+        if leak.kind == "exact":
+            raise UserError(f"{leak}; take them out of one of the two, or allow it: dataset.allow_leaks=[exact]")
 
 
 def _exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[tuple[str, Conversation, str, Conversation]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SIMILAR = 0.8  # Jaccard similarity of the threes of two rows, from which on they are near duplicates
 _WORDS = 12  # a shorter text is no longer prompt
-_MOST_WORDS = 200  # of a text are looked at
+_LETTERS = 50_000_000  # of all texts together are looked at: of each its beginning and its end
 _OWN = 8  # fewest threes that a row must have beside what many rows share
 _COMMON = 0.05  # a three that stands in a larger share of the rows (and in more than _FEW) is shared by many
 _FEW = 5
@@ -29,7 +29,8 @@ def near_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
     """(split, row, the same or a later split, row): alike, not the same. A lower bound where very many are alike."""
     rows = [(split, c) for split, of_split in splits.items() for c in of_split]
     long = [r for r in rows if sum(map(len, r[1].values)) >= 2 * _WORDS]
-    words = [_WORD.findall(" ".join(c.values).casefold())[:_MOST_WORDS] for _, c in long]
+    most = max(400, _LETTERS // max(1, len(long)))
+    words = [_WORD.findall(_ends(" ".join(c.values), most).casefold()) for _, c in long]
     kept = [i for i, w in enumerate(words) if len(w) >= _WORDS]
     if len(kept) < 2:
         return
@@ -38,6 +39,10 @@ def near_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
         (first, one), (second, other) = long[kept[a]], long[kept[b]]
         if one.messages != other.messages and _similarity(threes[a], threes[b]) >= SIMILAR:
             yield first, one, second, other
+
+
+def _ends(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} {text[-(most // 2) :]}"
 
 
 def _threes(words: list[list[str]]) -> "list[numpy.ndarray]":

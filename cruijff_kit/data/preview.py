@@ -86,7 +86,7 @@ def _unused_columns(data: DatasetConfig, first: Conversation, split: str) -> lis
     if first.whole:
         return []
     columns = columns_of(data.path, split, data.format, data.split_column)
-    used = {data.column_map.get(name, name) for name in [*named_columns(data.prompt), "output"]}
+    used = {data.column_map.get(name) or name for name in [*named_columns(data.prompt), "output"]}
     used |= {"prompt", "completion"} if data.column_map["output"] not in columns else set()
     return [c for c in columns if c not in used and c != data.split_column]
 

@@ -8,6 +8,7 @@ import csv
 import functools
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _parsed(text: str) -> Any:
+    content = json.loads(text, object_pairs_hook=_unique_keys)
+    if "\\ud" in text or "\\uD" in text:  # escapes can name half a character, which no tokenizer takes
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start].encode("unicode-escape").decode()
+            raise UserError(f"{half} stands alone, which is half a character; write the whole one") from error
+    return content
+
+
 def _read_json(path: Path) -> Any:
     try:
-        content = json.loads(_utf8(path), object_pairs_hook=_unique_keys)
+        content = _parsed(_utf8(path))
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data" and "; if each line is a row of its own, add dataset.format=jsonl"
         where = f"line {error.lineno}, column {error.colno}"
@@ -85,7 +97,7 @@ def _read_jsonl(path: Path) -> list[Row]:
             continue
         where = f"{path}, row {len(rows)} (line {number})"
         try:
-            row = json.loads(line, object_pairs_hook=_unique_keys)
+            row = _parsed(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
         except RecursionError as error:
@@ -127,7 +139,7 @@ def _delimiter(path: Path, text: str) -> str:
     """Tab in a .tsv; else what separates most names in the first line: comma, semicolon (many spreadsheets) or tab."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    first = text.partition("\n")[0]
+    first = re.split("[\r\n]", text, maxsplit=1)[0]
     return max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
 
 
@@ -143,6 +155,7 @@ def _read_table(path: Path, opened: Any) -> list[Row]:
     for column, count in Counter(opened.column_names).items():
         if count > 1:
             raise UserError(f"{path}: {count} columns are called {column!r}; rename them")
+    opened.validate(full=True)  # else damaged offsets end the process
     return opened.to_pylist()
 
 
@@ -153,7 +166,7 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         # One file by itself: a folder named a=b above it is no column.
         return _read_table(path, pyarrow.parquet.ParquetFile(path).read())
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not Parquet: {one_line(error)}") from error
 
 
@@ -169,7 +182,7 @@ def _read_arrow(path: Path) -> list[Row]:
                 source.seek(0)
                 table = pyarrow.ipc.open_file(source).read_all()
             return _read_table(path, table)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not Arrow: {one_line(error)}") from error
 
 

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspect_ai.model import ChatMessage
+
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.engine import Answer, Request
 from cruijff_kit.evaluation.evaluate import build_task, run_inspect
-from cruijff_kit.evaluation.provider import open_model
+from cruijff_kit.evaluation.provider import as_messages, open_model
 from cruijff_kit.training import shared
 
 _SAMPLES = 32  # prompts compared per task
+_WORDIEST = 8  # further ones, those of most letters, whose tokens are counted
 
 
 class _Recorder:
@@ -86,6 +89,7 @@ def _rehearse(name: str, config: RunConfig) -> Rehearsal:
     examples = {e.row: e for e in shared.dataset(taught, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
+    wordiest = sorted(task.dataset[: config.eval.limit], key=lambda s: len(str(s.input)))[-_WORDIEST:]
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
         try:
@@ -99,7 +103,12 @@ def _rehearse(name: str, config: RunConfig) -> Rehearsal:
     for row, prompt in asked.items():
         example = examples[row]
         _compare(name, row, prompt, example.tokens[: example.first_label], tokenizer)
-    return Rehearsal(len(asked), max(map(len, asked.values())), metrics)
+    longest = max(map(len, [*asked.values(), *(tokenizer.prompt(_messages(s.input)) for s in wordiest)]))
+    return Rehearsal(len(asked), longest, metrics)
+
+
+def _messages(asked: str | list[ChatMessage]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) else as_messages(asked)
 
 
 def _compare(name: str, row: int, asked: list[int], taught: list[int], tokenizer) -> None:

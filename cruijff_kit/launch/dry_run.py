@@ -111,6 +111,9 @@ def _cells(plan: Plan) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     notes = list(plan.warnings)
+    for found, count in plan.leaks.items():
+        if found.startswith("target "):
+            notes.append(f"in {count} rows of split {found.removeprefix('target ')!r} the answer stands in the prompt")
     if plan.packed_rows is not None:
         notes.append(f"{plan.packed_rows} rows in {plan.rows} packs; a pack counts as a row")
     return notes

@@ -153,27 +153,27 @@ class ChatTokenizer:
         Raises:
             UserError: the template writes a turn in another way once later ones follow, so that it cannot be found.
         """
-        encoded = self._tokenizer.encode(self.render(messages, add_generation_prompt=True), add_special_tokens=False)
+        whole = self.render(messages, add_generation_prompt=True)
+        encoded = self._tokenizer.encode(whole, add_special_tokens=False)
         found: list[int] = []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                start = len(self.render(messages[:i], add_generation_prompt=True))
-                end = len(self._closed(messages, i))
+                start, end = self._turn(messages, i, whole)
                 turn = [n for n, (at, _) in enumerate(encoded.offsets) if start <= at < end]
                 ends = [n for n in turn if encoded.ids[n] in self.stop_tokens]
                 found += range(turn[0], ends[-1] + 1) if ends else turn
         return found
 
-    def _closed(self, messages: list[Message], turn: int) -> str:
-        """The chat up to the end of an assistant's turn, which must be how the whole chat begins."""
+    def _turn(self, messages: list[Message], turn: int, whole: str) -> tuple[int, int]:
+        """Where in the whole chat's text an assistant's turn begins and ends."""
         opening = self.render(messages[:turn], add_generation_prompt=True)
         closed = self.render(messages[: turn + 1], add_generation_prompt=False)
-        if not (closed.startswith(opening) and self.render(messages, add_generation_prompt=True).startswith(closed)):
+        if not (closed.startswith(opening) and whole.startswith(closed)):
             raise UserError(
                 "the model's chat template writes an earlier turn in another way once later ones follow; "
                 "set dataset.train_on_last=true"
             )
-        return closed
+        return len(opening), len(closed)
 
     def _id(self, name: str) -> int | None:
         text = self._special.get(name)

@@ -44,6 +44,10 @@ def test_system_prompt_and_column(tmp_path):
     path = write(tmp_path, {"talk": CHAT, "output": "x"})
     (made,) = conversations(path, "train", {"messages": "talk"}, system_prompt="Answer.", type="messages")
     assert made.messages == [{"role": "system", "content": "Answer."}, *CHAT[1:4]]
+    config = cruijff_kit.compose(
+        ["dataset=files", "dataset.path=x", "dataset.column_map.messages=talk", "output_dir=x"]
+    )
+    assert config.dataset.column_map == {"input": "input", "output": "output", "messages": "talk"}
     (by_column,) = conversations(path, "train", {"messages": "talk"}, "{output}?")
     assert by_column.messages[0]["content"] == "x?", "an output column is taken first"
 

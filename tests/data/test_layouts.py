@@ -1,8 +1,10 @@
 """Every layout gives the same rows; what is unclear or broken is refused in one line with file, split and row."""
 
 import json
+import random
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -84,6 +86,7 @@ LAYOUTS = ["one json", "one jsonl with a split column", "one csv with a split co
 def test_every_layout_gives_the_same_rows(tmp_path, layout):
     path = write(tmp_path, layout)
     path = path if isinstance(path, dict) else str(path)
+    (tmp_path / "dataset_info.json").write_text("{}")  # stands beside data on the hub
     for split, rows in ROWS.items():
         made = conversations(path, split, {}, "Q: {input}")
         assert [c.answer for c in made] == [r["output"] for r in rows]
@@ -176,6 +179,13 @@ BROKEN = [
     ("train.json", b'{"train": [{"input": "a", "output": "b"}]}', "holds an object where a list of this split's rows"),
     ("train.parquet", b"PAR1 no", "is not Parquet: "),
     ("train.arrow", b"no", "is not Arrow: "),
+    ("train.csv", b"input,output\ra,\r", "split 'train', row 0: column 'output' is empty"),
+    (
+        "train.jsonl",
+        b'{"input": "\\ud83d", "output": "b"}',
+        "row 0 (line 1): \\ud83d stands alone, which is half a char",
+    ),
+    ("train.json", b'[{"input": "\\ud83d\\ude00 \\uDE00", "output": "b"}]', "\\ude00 stands alone"),
 ]
 
 
@@ -186,6 +196,30 @@ def test_broken_files(tmp_path, name, content, says):
         conversations(str(tmp_path), "train", {})
     message = str(caught.value)
     assert says in message and "\n" not in message and str(tmp_path) in message
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_damaged_files_are_refused(tmp_path, format):
+    """Bytes changed one by one: rows, or a refusal in a line; never another error, nor the end of the process."""
+    path, table = tmp_path / f"train.{format}", pyarrow.Table.from_pylist(ROWS["train"] * 5)
+    if format == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as opened:
+            opened.write_table(table)
+    whole, refused = path.read_bytes(), 0
+    draw = random.Random(1)
+    for number in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        other = tmp_path / f"{number}.{format}"
+        other.write_bytes(damaged)
+        try:
+            conversations(str(other), "train", {})
+        except UserError as error:
+            refused += 1
+            assert str(other) in str(error) and "\n" not in str(error)
+    assert refused > 30
 
 
 def test_columns_of_one_name_in_parquet(tmp_path):

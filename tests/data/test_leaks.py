@@ -147,6 +147,13 @@ def test_near_leaks_are_warned_of(compose, capsys):
     assert check(compose(near, "dataset.allow_leaks=[near]")).warnings == []
 
 
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_found_wherever_it_stands(compose):
+    long = SPLITS | {"test": [*(f"test {n}" for n in range(60)), "long " * 120]}
+    with pytest.raises(UserError, match="longest prompt of match has 6.. tokens, llama reads at most 512; shorten"):
+        check(compose(long, "eval.limit=null"))
+    check(compose(long, "eval.limit=20"))
+
+
 def test_cut_rows_are_warned_of(compose, capsys):
     """Rows of 12 and of 60 letters, which are also the answers."""
     from cruijff_kit.launch.dry_run import show
@@ -155,7 +162,9 @@ def test_cut_rows_are_warned_of(compose, capsys):
     config = compose(texts, "dataset.column_map.output=input", "dataset.max_seq_len=120", "eval=none")
     plan = check(config)
     says = "of split '{}' are cut by dataset.max_seq_len=120, the worst by 21 tokens; their ends are not learnt"
-    assert plan.cut_rows == 2
+    assert plan.cut_rows == 2 and plan.leaks == {"target train": 3, "target validation": 1}
     assert plan.warnings == [f"2 of 3 rows {says.format('train')}", f"1 of 1 rows {says.format('validation')}"]
     show([(config, {})], Path())
-    assert all(f"run: {line}" in capsys.readouterr().out for line in plan.warnings[:1])
+    out = capsys.readouterr().out
+    assert all(f"run: {line}\n" in out for line in plan.warnings)
+    assert "run: in 3 rows of split 'train' the answer stands in the prompt\n" in out

@@ -34,8 +34,7 @@ def answers_task(
     Raises:
         UserError: malformed data; file, split and row are named.
     """
-    columns = {"input": input_column, "output": output_column}
-    columns |= {} if messages_column is None else {"messages": messages_column}
+    columns = {"input": input_column, "output": output_column, "messages": messages_column}
     samples = [
         Sample(
             id=c.row, input=[_message(m) for m in c.messages], target=c.answer, metadata={"split": split, "row": c.row}
