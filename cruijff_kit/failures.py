@@ -26,6 +26,8 @@ def cause_of(error: BaseException) -> str:
         return OUT_OF_GPU_MEMORY
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return OUT_OF_MEMORY
+    if type(error).__name__ == "WorkerDied":
+        return KILLED
     return NOT_FINITE if isinstance(error, FloatingPointError) else ERROR
 
 

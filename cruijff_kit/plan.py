@@ -38,6 +38,15 @@ class Plan:
     disk_bytes: int
     prompts_checked: dict[str, int]
 
+    def in_words(self) -> str:
+        """What was derived, in a line: rows, rows per step, steps, warm-up."""
+        steps = self.steps
+        split = f" ({steps['processes']} processes)" if steps["processes"] > 1 else ""
+        return (
+            f"{self.rows} rows, {self.effective_batch} per step{split}: {steps['total']} steps, "
+            f"{steps['warmup']} of warm-up"
+        )
+
 
 _checked: dict[str, Plan] = {}
 
@@ -119,7 +128,9 @@ def _machine_of(config: RunConfig) -> Any:
 
     cfg, slurm = config.torchtune, config.slurm
     if not slurm.submit:
-        return machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+        chosen = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+        machine.check_devices(chosen.device, config.processes)
+        return chosen
     gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
     if cfg["device"].startswith("cuda") and not gpu:
         raise UserError(f"device={cfg['device']} needs a GPU, and none is asked for; add slurm.gpus=1")
@@ -163,7 +174,7 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]], 
 def _memory(
     model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int], files: list[Path]
 ) -> int:
-    """Peak of a run, bytes: on a GPU the GPU's memory, on a CPU the process's.
+    """Peak of a run, bytes: on a GPU the GPU's memory (of each, where several share the base), on a CPU the processes'.
 
     Training holds the weights, the adapters' gradients and two AdamW moments, and the activations of one batch. Per layer
     and token about 16 values of the model's width and 5 of the MLP's stay for the backward pass (inputs of norms,
@@ -175,8 +186,9 @@ def _memory(
     tokens = cfg["batch_size"] * max(lengths)
     kept_layers = 2 * math.sqrt(len(model.layers)) if cfg["enable_activation_checkpointing"] else len(model.layers)
     activations = tokens * kept_layers * (16 * width + 5 * mlp) * size
-    training = (total + 3 * trainable) * size + activations
+    processes = cfg["nproc_per_node"]
+    training = (total / processes + 3 * trainable) * size + activations
     if machine.device.type != "cpu":
         return round(training)
     reading = sum(f.stat().st_size for f in files) + total * size
-    return round(max(training, reading) + 0.5e9)
+    return round(max(processes * training, reading) + 0.5e9 * processes)

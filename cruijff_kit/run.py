@@ -56,6 +56,7 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
             try:
                 with clock("setup"):
                     plan = plan or check(config)
+                    say(plan.in_words())
                     folder.freeze(chosen, result.swept)
                     recipe = _recipe(config)
                 with _cleaned_up(recipe, result):
@@ -116,6 +117,7 @@ def _train_and_evaluate(
 ) -> None:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
+    from cruijff_kit.models.machine import describe
     from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 
     with clock("setup"):
@@ -123,11 +125,16 @@ def _train_and_evaluate(
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
         recipe.setup()
-        chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-        result.machine = {"host": socket.gethostname(), **chat_model.describe()}
-    with clock("baseline"):
-        if config.eval.baseline:
-            result.baseline = baseline.evaluate_untrained(chat_model, config, plan, folder)
+        result.machine = {"host": socket.gethostname(), **describe(recipe.machine)}
+
+    def ask_untrained() -> None:
+        with clock("baseline"):
+            if config.eval.baseline:
+                chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
+                result.baseline = baseline.evaluate_untrained(chat_model, config, plan, folder)
+
+    if config.processes == 1:  # else the model is here only when the workers have gone
+        ask_untrained()
     with clock("train"):
         result.resumed_at_step = recipe.global_step or None
         start.heartbeat.set(first_step=recipe.global_step, training_since=now())
@@ -146,9 +153,12 @@ def _train_and_evaluate(
             result.training = dataclasses.asdict(recipe.summary)
             result.changes |= recipe.changes
     start.heartbeat.set(state=EVALUATING)
+    if config.processes > 1:
+        ask_untrained()
     with clock("evaluate"):
         folder.discard_partial_logs()
         epoch = recipe.summary.epochs - 1
+        chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
     result.objective = result.metrics()[result.objective_name]
     shutil.rmtree(folder.checkpoints, ignore_errors=True)

@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -47,7 +47,7 @@ from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
-from cruijff_kit.training.validation import validation_sums
+from cruijff_kit.training.validation import validation_batches, validation_sums
 
 
 @dataclass
@@ -116,17 +116,23 @@ class LoRAFinetuneRecipeSingleDevice:
         self.lr_scheduler = instantiate(
             OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
         )
-        self.metrics = open_metrics(cfg)
+        self.metrics = self._open_metrics()
         if cfg["resume_from_checkpoint"]:
             self.load_checkpoint()
         on = cfg["profiler"]["enabled"]
         self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
 
+    def _open_metrics(self) -> Any:
+        return open_metrics(self.cfg)
+
+    def _build_model(self) -> TransformerDecoder:
+        weights = base.read_base(self.cfg["checkpointer"], self.machine)
+        set_seed(self.cfg["seed"])
+        return base.build(self.cfg["model"], weights, self.machine)
+
     def _setup_model(self) -> TransformerDecoder:
         cfg = self.cfg
-        weights = base.read_base(cfg["checkpointer"], self.machine)
-        set_seed(cfg["seed"])
-        model = base.build(cfg["model"], weights, self.machine)
+        model = self._build_model()
         self.summary.trainable_parameters, self.summary.total_parameters = base.count_parameters(model)
         # Where dropout draws per row, rows must not share what they would draw apart.
         self.draws = cfg["model"].get("lora_dropout", 0.0) > 0
@@ -292,20 +298,23 @@ class LoRAFinetuneRecipeSingleDevice:
 
     def validate(self, epoch: int) -> float:
         """Mean loss per labelled token of the whole validation split; also written to the metrics."""
-        loss, labels = validation_sums(self.model, self.val_data, lambda examples: self._loss(examples)[:2])
+        loss, labels = self._validation_sums()
         self.summary.custom_metrics = {f"validation_{k}": v for k, v in self.custom_metrics.take().items()}
         values = {"validation_loss": loss / labels, **self.summary.custom_metrics}
         self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
         return loss / labels
 
-    def save_checkpoint(self, epoch: int) -> Path:
+    def _validation_sums(self) -> tuple[float, int]:
+        batches = validation_batches(self.val_data)
+        return validation_sums(self.model, batches, lambda examples: self._loss(examples)[:2])
+
+    def save_checkpoint(self, epoch: int) -> None:
         """Write the adapter of an epoch in PEFT's format."""
         folder = self.folder.epoch(epoch)
         save_adapter(self.model, self.cfg["model"], self.cfg["checkpointer"]["checkpoint_dir"], folder)
         self.summary.adapters[epoch] = str(folder)
-        return folder
 
-    def save_state(self) -> Path:
+    def save_state(self) -> None:
         """Write all that `load_checkpoint` needs; the checkpoint before goes when this one is whole.
 
         After the last epoch that is the adapter alone: a run that is stopped in evaluation need not train again.
@@ -315,12 +324,21 @@ class LoRAFinetuneRecipeSingleDevice:
             "adapter": adapter_state(self.model),
             "optimizer": None if trained else self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
-            "random": random_state(),
+            "random": self._random_state(),
             "position": [self.epoch, self.updates_done, self.global_step],
             "summary": asdict(self.summary),
             "metrics_bytes": self.metrics.tell(),
         }
-        return write_checkpoint(self.folder.checkpoints, self.global_step, state)
+        self._write_state(state)
+
+    def _random_state(self) -> Any:
+        return random_state()
+
+    def _set_random_state(self, state: Any) -> None:
+        set_random_state(state)
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        write_checkpoint(self.folder.checkpoints, self.global_step, state)
 
     def load_checkpoint(self) -> None:
         """Go back to the newest saved state, if there is one; metrics.jsonl is cut to what it held then."""
@@ -336,7 +354,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.summary = TrainingSummary(**state["summary"])
         # The run's folder may have been moved since.
         self.summary.adapters = {epoch: str(self.folder.epoch(epoch)) for epoch in self.summary.adapters}
-        set_random_state(state["random"])
+        self._set_random_state(state["random"])
 
     def cleanup(self) -> None:
         """Close the metrics file and the trackers."""

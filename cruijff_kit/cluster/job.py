@@ -98,6 +98,10 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
         return _after_signal(run, heartbeat, stop)
     except Exception as error:
         cause = failures.cause_of(error)
+        if cause == failures.KILLED and _was_over_memory(heartbeat.status.memory_bytes):
+            heartbeat.__exit__()
+            _ask_for_more_memory(run)
+            return 1
         heartbeat.set(state=FAILED, reason=f"{type(error).__name__}: {one_line(error)}", cause=cause)
         say(f"failed: {type(error).__name__}: {one_line(error)}")
         return 1
