@@ -153,6 +153,7 @@ class _MLflow:
                 failed = "FAILED" if error is not None and issubclass(error, Exception) else "KILLED"
                 self._mlflow.end_run("FINISHED" if error is None else failed)
         finally:
+            os.environ.pop("MLFLOW_RUN_ID", None)  # where it could not be resumed
             if hasattr(self, "logger") and hasattr(self.logger, "_mlflow"):
                 del self.logger._mlflow  # as with W&B
             if self._ours:
@@ -199,7 +200,7 @@ class Trackers:
             except Exception as error:
                 _warn(name, error)
         if names:
-            write_text(kept, json.dumps({name: t.id for name, t in self._open.items() if t.id}) + "\n")
+            write_text(kept, json.dumps(ids | {name: t.id for name, t in self._open.items() if t.id}) + "\n")
 
     def log_dict(self, payload: Mapping[str, float], step: int) -> None:
         """Send one step's values to each."""

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +20,7 @@ from cruijff_kit.config import config_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 from cruijff_kit.result import read_result
-from cruijff_kit.training.trackers import check_trackers, report
+from cruijff_kit.training.trackers import check_trackers
 
 ALL = "trackers=[tensorboard,wandb,mlflow]"
 SMALL = [
@@ -249,16 +248,34 @@ def test_a_resumed_run_goes_on_in_the_same_run_and_no_step_is_there_twice(recipe
     assert found.info.status == "FINISHED"
 
 
-def test_results_of_a_recipe_that_trained_in_other_processes(recipe, monkeypatch):
-    """It has no metrics open here: what the run came to is added to what they closed."""
-    there = recipe("a")
-    finish(there)
-    run, trained = there.folder.path, in_metrics(there.folder.path)
-    report(SimpleNamespace(cfg=there.cfg, summary=there.summary), {"eval/task/match/accuracy": 0.5})
-    found = Counter({("eval/task/match/accuracy", 5, 0.5): 1})
-    assert in_mlflow(run, monkeypatch)[0] == trained + found and in_tensorboard(run)[0] == rounded(trained + found)
-    first, second = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_ctime)
+def test_a_run_of_several_processes(overrides, monkeypatch):
+    """Worker 0 logs, and has closed its trackers when the run has results: these are added."""
+    config = cruijff_kit.compose(overrides("a", "gpus=2", "batch_size=4"))
+    result = cruijff_kit.train_then_eval(config)
+    run = Path(config.output_dir)
+    sent = in_mlflow(run, monkeypatch)[0]
+    results = Counter({key: n for key, n in sent.items() if key[0].startswith(("eval/", "untrained/"))})
+    assert ("eval/capitalization/match/accuracy", 5, result.metrics()["match/accuracy"]) in results
+    assert sent - results == in_metrics(run) and in_tensorboard(run)[0] == rounded(sent)
+    first, second = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     assert first.name == second.name, "two files of one run"
+
+
+def test_what_was_uploaded_is_kept(recipe):
+    """`wandb sync` marks what it has sent; a resumed run then begins a second file of that run, with the rest."""
+    options = ["checkpoint_every_n_steps=2"]
+    begun = recipe("a", *options)
+    stop_at(begun, 3, MemoryError("as if killed"))
+    run = begun.folder.path
+    in_wandb(run)
+    (first,) = run.glob("wandb/offline-run-*/*.wandb")
+    first.with_name(f"{first.name}.synced").touch()
+    last = recipe("a", *options, "resume_from_checkpoint=true")
+    assert last.global_step == 2
+    finish(last)
+    assert first.exists()
+    first.parent.rename(run / "first")
+    assert {step for _, step, _ in in_wandb(run)[0]} == {4, 5}
 
 
 def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(recipe, monkeypatch, capsys, tmp_path):
