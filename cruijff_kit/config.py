@@ -385,6 +385,13 @@ class RunConfig:
     """Go on from the newest saved state in output_dir, if there is one."""
     epochs_to_save: Any = "all"
     """all, none, last, or a list of 0-indexed epochs whose adapter is kept."""
+    save_merged: bool = False
+    """Write these epochs also as whole models (merged/epoch_N): the base with the adapter added to its weights."""
+    custom_metrics: list[str] = field(default_factory=list)
+    """Dotted names of functions (logits, labels, tokenizer, ignore_index) -> {name: value}: training/custom_metrics.py."""
+    gpus: int | None = None
+    """Processes that train a run together, a GPU each (with device=cpu: a share of the cores). null: as many as slurm.gpus
+    asks for; 1 where nothing is submitted."""
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
@@ -408,7 +415,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, log_every_n_steps=self.log_every_n_steps)
         _at_least(1, gradient_accumulation_steps=self.gradient_accumulation_steps, threads=self.threads)
-        _at_least(1, max_steps_per_epoch=self.max_steps_per_epoch)
+        _at_least(1, max_steps_per_epoch=self.max_steps_per_epoch, gpus=self.gpus)
         _at_least(0, num_warmup_steps=self.num_warmup_steps, weight_decay=self.weight_decay, seed=self.seed)
         _at_least(0, run_val_every_n_steps=self.run_val_every_n_steps)
         _at_least(0, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
@@ -426,6 +433,11 @@ class RunConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
         self._check_epochs_to_save()
+        asked = self.slurm.gpus if self.slurm.submit else None
+        _require(
+            not self.gpus or not asked or self.gpus <= asked,
+            f"gpus={self.gpus}, but slurm.gpus={asked} is what the cluster is asked for; set slurm.gpus={self.gpus}",
+        )
         _require(
             not self.run_val_every_n_steps or self.dataset.validation_split is not None,
             "run_val_every_n_steps asks for validation, but dataset.validation_split is null",
@@ -452,6 +464,16 @@ class RunConfig:
             f"dataset.type=text, but {asked} is a chat model, which would be asked without the template that it knows; "
             "set dataset.type=chat, or take a base model (model.kind=base treats this one as such)",
         )
+
+    @property
+    def processes(self) -> int:
+        """How many processes train this run together."""
+        return _nproc(self.gpus, self.slurm.submit, self.slurm.gpus)
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows per update."""
+        return self.batch_size * self.gradient_accumulation_steps * self.processes
 
     @property
     def objective_name(self) -> str:
@@ -484,6 +506,10 @@ def _safetensors(folder: str) -> ListConfig:
     return ListConfig(sorted(p.name for p in Path(folder).expanduser().glob("*.safetensors")) or ["model.safetensors"])
 
 
+def _nproc(gpus: int | None, submit: bool, slurm_gpus: int | None) -> int:
+    return gpus or (slurm_gpus if submit else None) or 1
+
+
 def _lr_scheduler_component(name: str) -> str:
     # An unknown name passes here and is refused by RunConfig, which says what is valid.
     return LR_SCHEDULERS.get(name, name)
@@ -497,6 +523,7 @@ _RESOLVERS: dict[str, Callable] = {
     "generated": _generated,
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,
+    "nproc": _nproc,
 }
 
 
@@ -538,8 +565,6 @@ def literal(tree: Any) -> Any:
 
 
 def _resolved(node: Any) -> Any:
-    if OmegaConf.is_config(node) and not node._is_interpolation():
-        return OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
     node = node._dereference_node() if node._is_interpolation() else node
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
 

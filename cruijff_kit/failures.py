@@ -1,7 +1,9 @@
 """Why runs end before they are done, and what starting again would change: the causes that retries distinguish."""
 
+import dataclasses
 from typing import Any
 
+from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 
 OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
@@ -24,18 +26,17 @@ def cause_of(error: BaseException) -> str:
         return OUT_OF_GPU_MEMORY
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return OUT_OF_MEMORY
+    if type(error).__name__ == "WorkerDied":
+        return KILLED
     return NOT_FINITE if isinstance(error, FloatingPointError) else ERROR
 
 
-def smaller_micro_batch(batch_size: int, gradient_accumulation_steps: int) -> dict[str, Any] | None:
-    """Half the rows per forward pass and twice the passes: the same rows per update. None if one row is left.
+def how_it_ended(exit_code: int) -> str:
+    """An exit code in words; 128 + N stands for signal N."""
+    return f"killed by signal {exit_code - 128}" if exit_code > 128 else f"exit code {exit_code}"
 
-    An odd batch is divided by its smallest divisor.
-    """
-    divisor = next((d for d in range(2, batch_size + 1) if batch_size % d == 0), None)
-    if divisor is None:
-        return None
-    return {
-        "batch_size": batch_size // divisor,
-        "gradient_accumulation_steps": gradient_accumulation_steps * divisor,
-    }
+
+def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The config with the micro-batch that memory allowed before, in both places where it stands."""
+    changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
+    return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config

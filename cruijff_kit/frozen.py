@@ -24,8 +24,10 @@ def frozen(run: Path, slurm: dict[str, Any] | None = None) -> RunConfig:
         text = (run / "config.yaml").read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{run} has no config.yaml, so it cannot be started again") from None
-    began_in = OmegaConf.to_container(OmegaConf.create(text))["output_dir"]
-    tree = OmegaConf.to_container(OmegaConf.create(text.replace(began_in, str(run.absolute()))))
+    tree = OmegaConf.to_container(OmegaConf.create(text))
+    began_in, lies_in = tree["output_dir"], str(run.absolute())
+    if began_in != lies_in:
+        tree = OmegaConf.to_container(OmegaConf.create(text.replace(began_in, lies_in)))
     cfg = OmegaConf.create(literal(tree))
     cfg.resume_from_checkpoint = cfg.torchtune.resume_from_checkpoint = True
     cfg.torchtune.metric_logger.append = True

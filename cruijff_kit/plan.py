@@ -45,6 +45,15 @@ class Plan:
     leaks: dict[str, int]
     warnings: list[str]
 
+    def in_words(self) -> str:
+        """What was derived, in a line: rows, rows per step, steps, warm-up."""
+        steps = self.steps
+        split = f" ({steps['processes']} processes)" if steps["processes"] > 1 else ""
+        return (
+            f"{self.rows} rows, {self.effective_batch} per step{split}: {steps['total']} steps, "
+            f"{steps['warmup']} of warm-up"
+        )
+
 
 _checked: dict[str, Plan] = {}
 
@@ -84,6 +93,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     from cruijff_kit.models import base
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
+    from cruijff_kit.training.custom_metrics import check_custom_metrics
     from cruijff_kit.training.steps import Steps, saved_epochs
 
     cfg = config.torchtune
@@ -95,6 +105,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     held_out = [] if cfg["dataset_val"]["split"] is None else list(shared.dataset(cfg["dataset_val"], cfg["tokenizer"]))
     rows = [row for e in examples for row in rows_of(e)]
+    custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), rows)
     steps = Steps.of(cfg, len(examples))
     model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model.max_seq_len)
@@ -102,13 +113,13 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
     for name, r in rehearsals.items():
         _check_answers(name, config, r.longest, model.max_seq_len)
-    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()})
-    rows_used = min(len(examples), steps.per_epoch * cfg["batch_size"] * cfg["gradient_accumulation_steps"])
+    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()}, custom)
+    rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
     lengths = [len(e.tokens) for e in examples]
     return Plan(
         data_hash=data_hash,
         rows=len(examples),
-        effective_batch=cfg["batch_size"] * cfg["gradient_accumulation_steps"],
+        effective_batch=steps.rows_per_update,
         steps=dataclasses.asdict(steps),
         tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),
         cut_rows=sum(e.cut > 0 for e in rows),
@@ -145,7 +156,9 @@ def _machine_of(config: RunConfig) -> Any:
 
     cfg, slurm = config.torchtune, config.slurm
     if not slurm.submit:
-        return machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+        chosen = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+        machine.check_devices(chosen.device, config.processes)
+        return chosen
     gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
     if cfg["device"].startswith("cuda") and not gpu:
         raise UserError(f"device={cfg['device']} needs a GPU, and none is asked for; add slurm.gpus=1")
@@ -180,8 +193,9 @@ def _check_answers(name: str, config: RunConfig, prompt: int, context: int) -> N
         )
 
 
-def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]]) -> None:
-    losses = ["loss"] + ["validation_loss"] * (config.torchtune["dataset_val"]["split"] is not None)
+def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]], custom: list[str]) -> None:
+    validated = config.torchtune["dataset_val"]["split"] is not None
+    losses = ["loss", *(["validation_loss", *(f"validation_{name}" for name in custom)] if validated else custom)]
     names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in tasks.items()}
     measured = [*losses, *flat_metrics(names)]
     if config.objective_name not in measured:
@@ -193,7 +207,7 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]]) 
 def _memory(
     model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int], files: list[Path]
 ) -> int:
-    """Peak of a run, bytes: on a GPU the GPU's memory, on a CPU the process's.
+    """Peak of a run, bytes: on a GPU the GPU's memory (of each, where several share the base), on a CPU the processes'.
 
     Training holds the weights, the adapters' gradients and two AdamW moments, and the activations of one batch. Per layer
     and token about 16 values of the model's width and 5 of the MLP's stay for the backward pass (inputs of norms,
@@ -205,8 +219,9 @@ def _memory(
     tokens = cfg["batch_size"] * max(lengths)
     kept_layers = 2 * math.sqrt(len(model.layers)) if cfg["enable_activation_checkpointing"] else len(model.layers)
     activations = tokens * kept_layers * (16 * width + 5 * mlp) * size
-    training = (total + 3 * trainable) * size + activations
+    processes = cfg["nproc_per_node"]
+    training = (total / processes + 3 * trainable) * size + activations
     if machine.device.type != "cpu":
         return round(training)
     reading = sum(f.stat().st_size for f in files) + total * size
-    return round(max(training, reading) + 0.5e9)
+    return round(max(processes * training, reading) + 0.5e9 * processes)

@@ -74,9 +74,10 @@ class RunResult:
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds: setup, baseline, train, evaluate, total."""
     steps: dict[str, int] = field(default_factory=dict)
-    """per_epoch, total, warmup."""
+    """Steps of training/steps.py: per_epoch, total, warmup, rows_per_update, processes."""
     training: dict[str, Any] = field(default_factory=dict)
-    """The recipe's summary: loss, validation_loss, steps, tokens, trainable_parameters, peak_memory_bytes, adapters."""
+    """The recipe's summary (recipes/lora_single_device.py, TrainingSummary): loss, validation_loss, best_epoch, tokens,
+    trainable_parameters, peak_memory_bytes, adapters, ..."""
     baseline: list[Evaluation] = field(default_factory=list)
     """The untrained model, one entry per task."""
     evaluation: list[Evaluation] = field(default_factory=list)
@@ -98,8 +99,9 @@ class RunResult:
     paths: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """All numbers that can be an objective, by name: loss, validation_loss, and flat_metrics' names."""
+        """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names."""
         flat = {k: self.training[k] for k in ("loss", "validation_loss") if self.training.get(k) is not None}
+        flat |= self.training.get("custom_metrics", {})
         return flat | flat_metrics({e.task: e.metrics for e in self.evaluation})
 
 

@@ -88,9 +88,6 @@ def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: d
 
 def _changes(view: RunView, config: RunConfig) -> dict[str, Any]:
     """What a run that failed for want of memory is given besides."""
-    if view.cause == failures.OUT_OF_GPU_MEMORY:
-        used = {k: view.changes.get(k, getattr(config, k)) for k in ("batch_size", "gradient_accumulation_steps")}
-        return failures.smaller_micro_batch(**used) or {}
     if view.cause == failures.OUT_OF_MEMORY:
         from cruijff_kit.cluster.request import more_memory
 

@@ -7,13 +7,13 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.failures import cause_of
+from cruijff_kit.failures import cause_of, with_changes
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
@@ -47,8 +47,8 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
             plan = check(config)  # what is refused here leaves nothing behind
         start = Start(Heartbeat(folder.path), StopSignals(signal.SIGINT, signal.SIGTERM))
     status = start.heartbeat.status
-    result.restarts, result.changes = status.restarts, status.changes
-    result.effective_batch = config.batch_size * config.gradient_accumulation_steps
+    result.restarts, result.changes = status.restarts, dict(status.changes)
+    result.effective_batch = config.effective_batch
     chosen, config = config, with_changes(config, status.changes)
     start.stop.listen()
     try:
@@ -56,6 +56,7 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
             try:
                 with clock("setup"):
                     plan = plan or check(config)
+                    say(plan.in_words())
                     folder.freeze(chosen, result.swept)
                 _train_and_evaluate(config, plan, folder, result, clock, start)
                 result.status = DONE
@@ -73,19 +74,10 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
 
 @dataclasses.dataclass
 class Start:
-    """What belongs to one start of a run: its heartbeat, the signals that ask it to stop, and whether it will start again
-    by itself after a failure of some cause (then its status does not say that it failed).
-    """
+    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop."""
 
     heartbeat: Heartbeat
     stop: StopSignals
-    goes_again: Callable[[str], bool] = lambda cause: False
-
-
-def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """The config with another micro-batch: `failures.smaller_micro_batch`, in both places where it stands."""
-    changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
-    return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config
 
 
 def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
@@ -106,8 +98,7 @@ def _note_status(result: RunResult, start: Start) -> None:
     elif result.status == INTERRUPTED:
         reason = f"stopped by {start.stop.received.name}" if start.stop.received else "interrupted"
         cause = "stopped"
-    if not (result.status == FAILED and start.goes_again(cause)):
-        start.heartbeat.set(state=result.status, reason=reason, cause=cause)
+    start.heartbeat.set(state=result.status, reason=reason, cause=cause)
 
 
 def _refuse_taken(folder: RunFolder, resume: bool) -> None:
@@ -124,7 +115,8 @@ def _train_and_evaluate(
 ) -> None:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
-    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
+    from cruijff_kit.models.machine import describe
+    from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
@@ -132,17 +124,22 @@ def _train_and_evaluate(
             say(f"warning: {warning}")
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
-        recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
+        recipe = _recipe(config)
         recipe.setup()
-        chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-        result.machine = {"host": socket.gethostname(), **chat_model.describe()}
-    with clock("baseline"):
-        if config.eval.baseline:
-            result.baseline = baseline.evaluate_untrained(chat_model, config, plan, folder)
+        result.machine = {"host": socket.gethostname(), **describe(recipe.machine)}
+
+    def ask_untrained() -> None:
+        with clock("baseline"):
+            if config.eval.baseline:
+                chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
+                result.baseline = baseline.evaluate_untrained(chat_model, config, plan, folder)
+
+    if config.processes == 1:  # else the model is here only when the workers have gone
+        ask_untrained()
     with clock("train"):
         result.resumed_at_step = recipe.global_step or None
         start.heartbeat.set(first_step=recipe.global_step, training_since=now())
-        start.heartbeat.follow(lambda: {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss})
+        start.heartbeat.follow(lambda: _progress_of(recipe, result))
         try:
             with start.stop.asking(recipe):
                 recipe.train()
@@ -156,13 +153,33 @@ def _train_and_evaluate(
         finally:
             recipe.cleanup()
             result.training = dataclasses.asdict(recipe.summary)
+            result.changes |= recipe.changes
     start.heartbeat.set(state=EVALUATING)
+    if config.processes > 1:
+        ask_untrained()
     with clock("evaluate"):
         folder.discard_partial_logs()
         epoch = recipe.summary.epochs - 1
+        chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
     result.objective = result.metrics()[result.objective_name]
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _recipe(config: RunConfig) -> Any:
+    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+
+    if config.processes == 1:
+        return LoRAFinetuneRecipeSingleDevice(config.torchtune)
+    from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
+
+    return LoRAFinetuneRecipeDistributed(config.torchtune)
+
+
+def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
+    """What status.json says of a recipe under way."""
+    seen = {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss}
+    return seen | {"changes": result.changes | recipe.changes}
 
 
 def _begin(config: RunConfig, swept: dict) -> RunResult:
@@ -180,6 +197,7 @@ def _begin(config: RunConfig, swept: dict) -> RunResult:
             "lr": config.lr,
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "processes": config.processes,
             "epochs": config.epochs,
             "seed": config.seed,
         },

@@ -62,7 +62,7 @@ class RunStatus:
     retries: int = 0
     """Of those, by itself and without getting further: what slurm.max_retries limits."""
     memory_bytes: int | None = None
-    """Most host memory that the process held in this start."""
+    """Most host memory that the process and its workers held in this start."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Settings that retries changed: batch_size, gradient_accumulation_steps, slurm.mem."""
     notes: list[str] = field(default_factory=list)
@@ -186,8 +186,16 @@ class Heartbeat:
 
 
 def _resident_bytes() -> int:
+    me = os.getpid()
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):  # not Linux
+        children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    except OSError:  # not Linux
+        children = []
+    return sum(_pages(pid) for pid in (me, *children)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pages(pid: int | str) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):  # it has gone, or this is not Linux
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

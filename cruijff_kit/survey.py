@@ -111,12 +111,13 @@ def _in_ledger_above(run: Path) -> Known:
     return Known(run)
 
 
-def survey(runs: list[Known], remember: bool = True) -> tuple[list[RunView], str | None]:
+def survey(runs: list[Known]) -> tuple[list[RunView], str | None]:
     """The state of each run, and why SLURM could not be asked, if it could not.
+
+    What only SLURM knows, which forgets, is written into status.json: that a run died, and how.
 
     Args:
         runs: `known_below`.
-        remember: write into status.json what only SLURM knows, which forgets: that a run died, and how.
     """
     runs = [_owner(k) for k in runs]
     statuses = [_status(k) for k in runs]
@@ -136,7 +137,7 @@ def survey(runs: list[Known], remember: bool = True) -> tuple[list[RunView], str
             status = _status(known)  # it may have ended between our look at it and SLURM's
         merged = _merge(status, info, job_id) if asked else _alone(status, job_id)
         silent = seconds_since(status.heartbeat) or 0
-        if remember and merged.state in (FAILED, CANCELLED) and merged != status and silent > SILENT_SECONDS:
+        if merged.state in (FAILED, CANCELLED) and merged != status and silent > SILENT_SECONDS:
             write_status(known.folder, merged)
         views.append(_view(known, merged, job_id, info))
     return views, trouble
@@ -204,9 +205,7 @@ def _after_end(status: RunStatus, info: JobInfo) -> RunStatus:
         return status
     cause, reason = _CAUSES.get(info.state, (failures.KILLED, None))
     if reason is None:
-        code = info.exit_code or 0
-        how = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
-        reason = f"ended without a result ({how})"
+        reason = f"ended without a result ({failures.how_it_ended(info.exit_code or 0)})"
     return dataclasses.replace(status, state=FAILED, reason=reason, cause=cause)
 
 

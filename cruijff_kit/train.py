@@ -6,6 +6,7 @@ python -m cruijff_kit.train --help
 """
 
 import gc
+import os
 import sys
 
 import hydra
@@ -34,6 +35,10 @@ def main() -> int:
         sys.argv[1:] = hydra_arguments(sys.argv[1:])
         train()
 
+    if (
+        os.getcwd() not in sys.path
+    ):  # the user's own modules; `python -m` looks there by itself, an installed script does not
+        sys.path.insert(0, os.getcwd())
     code = run_command(command)
     gc.freeze()  # else the interpreter looks through millions of objects before it goes: seconds
     return code

@@ -11,37 +11,43 @@ The method names and config keys are torchtune's (its lora_finetune_single_devic
 validation over the whole split after each epoch and every `run_val_every_n_steps`; the loss on labelled positions only;
 no dropped rows: the last batch of an epoch may be smaller, and so may the last accumulation; adapters saved in PEFT's
 format, one folder per epoch; the model stays in memory for evaluation; a state every `checkpoint_every_n_steps` steps, from
-which a resumed run goes on exactly (torchtune resumes at epochs).
+which a resumed run goes on exactly (torchtune resumes at epochs); when memory runs out, the same update again in smaller
+micro-batches.
 """
 
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cruijff_kit.compat import (
+    TransformerDecoder,
     TransformerSelfAttentionLayer,
     compile_model,
     get_act_offloading_ctx_manager,
     instantiate,
-    scale_grads,
     set_activation_checkpointing,
     set_seed,
 )
-from cruijff_kit.data.batches import batch_order, make_batch
+from cruijff_kit.data.batches import Batch, batch_order, make_batch
+from cruijff_kit.data.instruct import Example
+from cruijff_kit.data.packing import rows_of
+from cruijff_kit.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, cause_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
 from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
-from cruijff_kit.progress import progress
+from cruijff_kit.progress import progress, say
 from cruijff_kit.training import shared
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
+from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
-from cruijff_kit.training.steps import Steps, saved_epochs
-from cruijff_kit.training.validation import validation_loss
+from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
+from cruijff_kit.training.validation import validation_batches, validation_sums
 
 
 @dataclass
@@ -49,12 +55,16 @@ class TrainingSummary:
     """What training came to.
 
     loss: mean loss per labelled token of the last update. validation_loss: of the last epoch, None without validation.
-    validation_losses: by epoch. tokens: trained on, prompts included. adapters: saved folders by epoch.
+    validation_losses: by epoch. best_epoch: that with the smallest of them, counted from 0. custom_metrics: of the last
+    epoch's validation (else of the last update), by name. tokens: trained on, prompts included. adapters: saved folders by
+    epoch; merged: folders of whole models, likewise.
     """
 
     loss: float | None = None
     validation_loss: float | None = None
     validation_losses: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    custom_metrics: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     epochs: int = 0
     tokens: int = 0
@@ -62,6 +72,7 @@ class TrainingSummary:
     total_parameters: int = 0
     peak_memory_bytes: int = 0
     adapters: dict[int, str] = field(default_factory=dict)
+    merged: dict[int, str] = field(default_factory=dict)
 
 
 class TrainingInterrupted(Exception):
@@ -69,7 +80,10 @@ class TrainingInterrupted(Exception):
 
 
 class LoRAFinetuneRecipeSingleDevice:
-    """Trains a LoRA adapter on a frozen base model; afterwards `model` holds both."""
+    """Trains a LoRA adapter on a frozen base model; afterwards `model` holds both.
+
+    Its steps are methods, so that `lora_distributed` can spread them over processes.
+    """
 
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
@@ -77,6 +91,8 @@ class LoRAFinetuneRecipeSingleDevice:
         self.machine = machine.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
         self.global_step, self.epoch, self.updates_done = 0, 0, 0  # updates_done: of the epoch
+        self.batch_size = self.cfg["batch_size"]  # rows per forward pass; less after memory has run out
+        self.changes: dict[str, int] = {}  # settings that running out of memory changed
         self.stop_reason: str | None = None
 
     def setup(self) -> None:
@@ -91,49 +107,57 @@ class LoRAFinetuneRecipeSingleDevice:
         self.train_data = shared.dataset(cfg["dataset"], cfg["tokenizer"])
         validate = cfg["dataset_val"]["split"] is not None
         self.val_data = shared.dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
-        weights = base.read_base(cfg["checkpointer"], self.machine)
-        set_seed(cfg["seed"])
-        self.model = base.build(cfg["model"], weights, self.machine)
-        self._setup_model()
+        self.model = self._setup_model()
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.loss_fn = instantiate(OmegaConf.create(cfg["loss"]))
+        self.custom_metrics = CustomMetrics(cfg["custom_metrics"], self.tokenizer)
         self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
         self.steps = Steps.of(cfg, len(self.train_data))
         self.lr_scheduler = instantiate(
             OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
         )
-        self.metrics = instantiate(OmegaConf.create(cfg["metric_logger"]))
+        self.metrics = self._open_metrics()
         if cfg["resume_from_checkpoint"]:
             self.load_checkpoint()
         on = cfg["profiler"]["enabled"]
         self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
 
-    def _setup_model(self) -> None:
+    def _open_metrics(self) -> Any:
+        return instantiate(OmegaConf.create(self.cfg["metric_logger"]))
+
+    def _build_model(self) -> TransformerDecoder:
+        weights = base.read_base(self.cfg["checkpointer"], self.machine)
+        set_seed(self.cfg["seed"])
+        return base.build(self.cfg["model"], weights, self.machine)
+
+    def _setup_model(self) -> TransformerDecoder:
         cfg = self.cfg
-        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.summary.trainable_parameters, self.summary.total_parameters = base.count_parameters(self.model)
+        model = self._build_model()
+        self.summary.trainable_parameters, self.summary.total_parameters = base.count_parameters(model)
         # Where dropout draws per row, rows must not share what they would draw apart.
-        self.share_prefix = cfg["model"].get("lora_dropout", 0.0) == 0
-        self.attention_cost = attention_cost(self.model)
+        self.draws = cfg["model"].get("lora_dropout", 0.0) > 0
+        self.attention_cost = attention_cost(model)
         if cfg["compile"]:
-            compile_model(self.model, verbose=False)
+            compile_model(model, verbose=False)
         if cfg["enable_activation_checkpointing"]:
-            set_activation_checkpointing(self.model, auto_wrap_policy={TransformerSelfAttentionLayer})
-        self.activations = get_act_offloading_ctx_manager(self.model, cfg["enable_activation_offloading"])
+            set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
+        self.activations = get_act_offloading_ctx_manager(model, cfg["enable_activation_offloading"])
+        return model
 
     def train(self) -> None:
         """All epochs that are left, with validation and saving at the end of each.
 
         Raises:
             TrainingInterrupted: `stop_reason` was set; the state is saved, and a resumed run goes on from there.
-            FloatingPointError: the loss is not a number.
+            FloatingPointError: the loss or a gradient is not a finite number; the state before that step is saved.
         """
-        epochs = self.cfg["epochs"]
         self.model.train()
         with progress("training", self.steps.total) as bar, self.profiler or contextlib.nullcontext():
             bar.advance(steps=self.global_step)
-            while self.epoch < epochs:
-                for micro_batches in self._updates(self.epoch)[self.updates_done :]:
-                    self._update(self.epoch, micro_batches, bar)
+            while self.epoch < self.cfg["epochs"]:
+                for rows in self._updates(self.epoch)[self.updates_done :]:
+                    self._update(rows)
+                    bar.advance(f"loss {self.summary.loss:.3f}")
                     self.updates_done += 1
                     self._after_update()
                 self._end_epoch()
@@ -143,94 +167,155 @@ class LoRAFinetuneRecipeSingleDevice:
     def _after_update(self) -> None:
         if self.profiler is not None:
             self.profiler.step()
+        self._agree_on_stopping()
         every = self.cfg["checkpoint_every_n_steps"]
         if self.stop_reason is not None or (every and self.global_step % every == 0):
             self.save_state()
         if self.stop_reason is not None:
             raise TrainingInterrupted(f"{self.stop_reason} at step {self.global_step} of {self.steps.total}")
 
+    def _agree_on_stopping(self) -> None:
+        """Whoever is asked to stop stops; several processes must do so at one step."""
+
     def _end_epoch(self) -> None:
-        self.summary.epochs = self.epoch + 1
+        summary = self.summary
+        summary.epochs = self.epoch + 1
         if self.val_data is not None:
-            loss = self.validate(self.epoch)
-            self.summary.validation_losses.append(loss)
-            self.summary.validation_loss = loss
+            summary.validation_loss = self.validate(self.epoch)
+            summary.validation_losses.append(summary.validation_loss)
+            summary.best_epoch = min(range(summary.epochs), key=summary.validation_losses.__getitem__)
         if self.epoch in saved_epochs(self.cfg["epochs_to_save"], self.cfg["epochs"]):
             self.save_checkpoint(self.epoch)
 
-    def _updates(self, epoch: int) -> list[list[list[int]]]:
-        """Row numbers of an epoch: per update, per micro-batch.
+    def _updates(self, epoch: int) -> list[list[int]]:
+        """Row numbers of each update of an epoch.
 
-        The rows of an update do not depend on how it is split, so that a smaller micro-batch changes no result.
+        They do not depend on how an update is split, so that smaller micro-batches change no result.
         """
         cfg = self.cfg
-        size = cfg["batch_size"]
         updates = batch_order(
             [len(e.tokens) for e in self.train_data],
-            size * cfg["gradient_accumulation_steps"],
+            self.steps.rows_per_update,
             seed=cfg["seed"],
             epoch=epoch,
             shuffle=cfg["shuffle"],
             group_by_length=cfg["group_by_length"],
         )
-        split = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in updates]
-        return split[: self.steps.per_epoch]
+        return updates[: self.steps.per_epoch]
 
-    def _update(self, epoch: int, micro_batches: list[list[int]], bar) -> None:
-        """One step of the optimiser: gradients of the mean loss per labelled token over all micro-batches.
+    def _update(self, rows: list[int]) -> None:
+        """One step of the optimiser: gradients of the mean loss per labelled token over all its rows.
 
         Raises:
-            FloatingPointError: the loss is not a number; the step is not taken.
+            FloatingPointError: the loss or a gradient is not finite; the step is not taken.
         """
         started = time.perf_counter()
-        total, labels, tokens = 0.0, 0, 0
-        for rows in micro_batches:
-            batch = make_batch([self.train_data[r] for r in rows], self.attention_cost, self.share_prefix)
-            batch = batch.to(self.machine.device)
-            with self.activations:
-                loss = batch_loss(self.model, batch, self.loss_fn)
-            loss.backward()
-            total += loss.item()
-            labels += len(batch.targets)
-            tokens += batch.num_tokens
-        scale_grads(self.model, torch.tensor(1 / labels))
-        if not math.isfinite(total):
-            raise FloatingPointError(f"the loss is {total} at step {self.global_step + 1}; try a smaller lr")
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable])
+        loss, labels, tokens = self._gradients(rows)
+        gradients = [p.grad for p in self.trainable]
+        torch._foreach_mul_(gradients, 1 / labels)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss, grad_norm = torch.stack([loss / labels, norm.double()]).tolist()  # the one wait for a GPU in a step
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            self._refuse(loss, grad_norm)
         if self.cfg["clip_grad_norm"] is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.trainable, self.cfg["clip_grad_norm"], grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(self.trainable, self.cfg["clip_grad_norm"], norm)
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.lr_scheduler.step()
         self.global_step += 1
-        self.summary.loss, self.summary.steps = total / labels, self.global_step
+        self.summary.loss, self.summary.steps = loss, self.global_step
         self.summary.tokens += tokens
-        bar.advance(f"loss {total / labels:.3f}")
+        self.summary.custom_metrics = self.custom_metrics.take()
         if self.global_step % self.cfg["log_every_n_steps"] == 0:
-            values = {"loss": total / labels, "lr": lr, "grad_norm": grad_norm.item()}
-            values["tokens_per_second_per_gpu"] = tokens / (time.perf_counter() - started)
+            values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self.summary.custom_metrics}
+            values["tokens_per_second_per_gpu"] = tokens / (time.perf_counter() - started) / self.steps.processes
             if self.cfg["log_peak_memory_stats"]:
                 values["peak_memory_bytes"] = machine.peak_memory(self.machine.device)
-            self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
+            self.metrics.log_dict({"epoch": self.epoch, **values}, step=self.global_step)
         every = self.cfg["run_val_every_n_steps"]
         if every and self.global_step % every == 0 and self.global_step % self.steps.per_epoch:
-            self.validate(epoch)
+            self.validate(self.epoch)
+
+    def _refuse(self, loss: float, grad_norm: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.save_state()
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+        raise FloatingPointError(
+            f"{what} at step {self.global_step + 1} of {self.steps.total}; the state of step {self.global_step} is kept in "
+            f"{self.folder.checkpoints}; try a smaller lr, or clip_grad_norm=1"
+        )
+
+    def _gradients(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
+        """As `_backward`, again in smaller micro-batches when memory runs out.
+
+        Raises:
+            RuntimeError: one row at a time is too much (torch's OutOfMemoryError on a GPU), or another error.
+        """
+        random = random_state() if self.draws else None
+        while True:
+            try:
+                return self._backward(rows)
+            except (RuntimeError, MemoryError) as error:
+                if cause_of(error) not in (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY):
+                    raise
+                smaller = smaller_micro_batch(self.batch_size, self.steps.rows_per_update // self.steps.processes)
+                if smaller is None:
+                    raise
+            # The exception is gone, and with it what it kept in memory.
+            self.optimizer.zero_grad(set_to_none=True)
+            self.custom_metrics.take()
+            machine.free_memory(self.machine.device)
+            if random is not None:
+                set_random_state(random)
+            self.changes, self.batch_size = smaller, smaller["batch_size"]
+            words = " ".join(f"{k}={v}" for k, v in smaller.items())
+            say(f"out of memory at step {self.global_step + 1}; again with {words}, the same rows per update")
+
+    def _backward(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
+        """Adds the gradients of the rows' summed loss; returns that loss (fp64 scalar), labelled tokens, tokens."""
+        total, labels, tokens = torch.zeros((), dtype=torch.float64, device=self.machine.device), 0, 0
+        for part in self._micro_batches(rows):
+            loss, some_labels, some_tokens = self._loss([self.train_data[r] for r in part])
+            loss.backward()
+            total += loss.detach()
+            labels, tokens = labels + some_labels, tokens + some_tokens
+        return total, labels, tokens
+
+    def _micro_batches(self, rows: list[int]) -> list[list[int]]:
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def _loss(self, examples: list[Example]) -> tuple[torch.Tensor, int, int]:
+        """One forward pass: summed loss of the labelled tokens (scalar, with a graph), their number, all tokens."""
+        share_prefix = not (self.draws and self.model.training)
+        batch = make_batch(examples, self.attention_cost, share_prefix).to(self.machine.device)
+        with self.activations:
+            rows = [row for e in examples for row in rows_of(e)]
+            loss = self._forward(batch, self.custom_metrics.watching(self.loss_fn, rows))
+        return loss, len(batch.targets), batch.num_tokens
+
+    def _forward(self, batch: Batch, loss_fn: Callable) -> torch.Tensor:
+        return batch_loss(self.model, batch, loss_fn)
 
     def validate(self, epoch: int) -> float:
         """Mean loss per labelled token of the whole validation split; also written to the metrics."""
-        loss = validation_loss(self.model, self.val_data, self.loss_fn, self.machine.device)
-        self.metrics.log_dict({"epoch": epoch, "validation_loss": loss}, step=self.global_step)
-        return loss
+        loss, labels = self._validation_sums()
+        self.summary.custom_metrics = {f"validation_{k}": v for k, v in self.custom_metrics.take().items()}
+        values = {"validation_loss": loss / labels, **self.summary.custom_metrics}
+        self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
+        return loss / labels
 
-    def save_checkpoint(self, epoch: int) -> Path:
+    def _validation_sums(self) -> tuple[float, int]:
+        batches = validation_batches(self.val_data)
+        return validation_sums(self.model, batches, lambda examples: self._loss(examples)[:2])
+
+    def save_checkpoint(self, epoch: int) -> None:
         """Write the adapter of an epoch in PEFT's format."""
         folder = self.folder.epoch(epoch)
         save_adapter(self.model, self.cfg["model"], self.cfg["checkpointer"]["checkpoint_dir"], folder)
         self.summary.adapters[epoch] = str(folder)
-        return folder
 
-    def save_state(self) -> Path:
+    def save_state(self) -> None:
         """Write all that `load_checkpoint` needs; the checkpoint before goes when this one is whole.
 
         After the last epoch that is the adapter alone: a run that is stopped in evaluation need not train again.
@@ -240,12 +325,21 @@ class LoRAFinetuneRecipeSingleDevice:
             "adapter": adapter_state(self.model),
             "optimizer": None if trained else self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
-            "random": random_state(),
+            "random": self._random_state(),
             "position": [self.epoch, self.updates_done, self.global_step],
             "summary": asdict(self.summary),
             "metrics_bytes": self.metrics.tell(),
         }
-        return write_checkpoint(self.folder.checkpoints, self.global_step, state)
+        self._write_state(state)
+
+    def _random_state(self) -> Any:
+        return random_state()
+
+    def _set_random_state(self, state: Any) -> None:
+        set_random_state(state)
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        write_checkpoint(self.folder.checkpoints, self.global_step, state)
 
     def load_checkpoint(self) -> None:
         """Go back to the newest saved state, if there is one; metrics.jsonl is cut to what it held then."""
@@ -261,7 +355,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.summary = TrainingSummary(**state["summary"])
         # The run's folder may have been moved since.
         self.summary.adapters = {epoch: str(self.folder.epoch(epoch)) for epoch in self.summary.adapters}
-        set_random_state(state["random"])
+        self._set_random_state(state["random"])
 
     def cleanup(self) -> None:
         """Close the metrics file."""

@@ -23,7 +23,16 @@ ALLOWED = {
 }  # fmt: skip
 LOWER = ("recipes.", "cruijff_kit.evaluation.", "cruijff_kit.data.", "cruijff_kit.models.", "cruijff_kit.training.")
 UPPER = ("cruijff_kit.train", "cruijff_kit.run", "cruijff_kit.launch")
-TOP_OF_TRAIN = {"gc", "sys", "hydra", "omegaconf", "cruijff_kit.command", "cruijff_kit.config", "cruijff_kit.launch"}
+TOP_OF_TRAIN = {
+    "gc",
+    "os",
+    "sys",
+    "hydra",
+    "omegaconf",
+    "cruijff_kit.command",
+    "cruijff_kit.config",
+    "cruijff_kit.launch",
+}
 
 
 def modules() -> dict[str, ast.Module]:

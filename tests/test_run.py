@@ -44,7 +44,8 @@ def test_what_a_run_leaves(compose, tmp_path):
         written["seconds"]["total"], abs=0.2
     )
     assert written["seeds"] == {"seed": 1234, "dataset.arguments.seed": 0}
-    assert written["steps"] == {"per_epoch": 2, "total": 2, "warmup": 1} and written["training"]["steps"] == 2
+    derived = {"per_epoch": 2, "total": 2, "warmup": 1, "rows_per_update": 8, "processes": 1}
+    assert written["steps"] == derived and written["training"]["steps"] == 2
     assert {"torch", "torchtune", "inspect-ai", "cruijff_kit"} <= set(written["versions"])
     assert yaml.safe_load((folder / "config.yaml").read_text())["lora"]["alpha"] == 8
     assert yaml.safe_load((folder / "torchtune.yaml").read_text())["model"]["lora_rank"] == 4

@@ -26,7 +26,7 @@ class JobInfo:
     """What SLURM says about a job.
 
     job_id: 17 or 17_3. state: SLURM's word, such as PENDING. reason: why it waits or ended. exit_code: None while unknown;
-    128 + N for a signal. seconds_left: until the time limit.
+    128 + N for a signal.
     """
 
     job_id: str
@@ -34,7 +34,6 @@ class JobInfo:
     reason: str | None = None
     node: str | None = None
     exit_code: int | None = None
-    seconds_left: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -110,7 +109,7 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
 
 
 def _squeue(job_ids: set[str]) -> dict[str, JobInfo]:
-    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L", "--jobs", ",".join(_bases(job_ids))]
+    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(_bases(job_ids))]
     try:
         text = call(*command)
     except ClusterError as error:
@@ -119,9 +118,9 @@ def _squeue(job_ids: set[str]) -> dict[str, JobInfo]:
         raise
     infos = {}
     for line in text.splitlines():
-        job_id, state, reason, node, left = line.split("|")
+        job_id, state, reason, node = line.split("|")
         waits = reason if state == "PENDING" and reason != "None" else None
-        infos[job_id] = JobInfo(job_id, state, waits, node or None, None, seconds(left))
+        infos[job_id] = JobInfo(job_id, state, waits, node or None)
     return infos
 
 

@@ -3,8 +3,8 @@
     srun python -m cruijff_kit.cluster.job RUNS.json              the run of this array task
     python -m cruijff_kit.cluster.job RUNS.json --ended CODE      afterwards, if that failed: why, and whether to go again
 
-Retries, by cause: out of GPU memory goes again at once with a smaller micro-batch; over host memory is requeued with twice
-the memory; what a signal stopped is requeued and goes on from its checkpoint; everything else is left as it is.
+Retries, by cause: over host memory is requeued with twice the memory; what a signal stopped is requeued and goes on from
+its checkpoint; everything else is left as it is. (Out of GPU memory is the recipe's to mend: smaller micro-batches.)
 """
 
 import argparse
@@ -93,17 +93,15 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     try:
         from cruijff_kit.run import Start, train_then_eval
 
-        start = Start(
-            heartbeat, stop, goes_again=lambda cause: cause == failures.OUT_OF_GPU_MEMORY and bool(_smaller(run))
-        )
-        result = train_then_eval(frozen(run), frozen_swept(run), start)
+        result = train_then_eval(frozen(run), frozen_swept(run), Start(heartbeat, stop))
     except KeyboardInterrupt:
         return _after_signal(run, heartbeat, stop)
     except Exception as error:
         cause = failures.cause_of(error)
-        if cause == failures.OUT_OF_GPU_MEMORY and (smaller := _smaller(run)):
+        if cause == failures.KILLED and _was_over_memory(heartbeat.status.memory_bytes):
             heartbeat.__exit__()
-            _go_again_smaller(run, smaller)
+            _ask_for_more_memory(run)
+            return 1
         heartbeat.set(state=FAILED, reason=f"{type(error).__name__}: {one_line(error)}", cause=cause)
         say(f"failed: {type(error).__name__}: {one_line(error)}")
         return 1
@@ -111,27 +109,6 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
         heartbeat.__exit__()
     say(f"done: {result.objective_name} {result.objective}")
     return 0
-
-
-def _smaller(run: Path) -> dict[str, int] | None:
-    """The micro-batch to try after the GPU's memory was too small; None if there is none, or no retry is left."""
-    config, status = frozen(run), read_status(run)
-    used = {k: status.changes.get(k, getattr(config, k)) for k in ("batch_size", "gradient_accumulation_steps")}
-    return failures.smaller_micro_batch(**used) if status.retries < config.slurm.max_retries else None
-
-
-def _go_again_smaller(run: Path, smaller: dict[str, int]) -> NoReturn:
-    """Start this program over, as a fresh process of this job, with a smaller micro-batch."""
-    status = read_status(run)
-    status.retries += 1
-    status.state, status.cause, status.reason = FAILED, failures.OUT_OF_GPU_MEMORY, "out of GPU memory"
-    reason = (
-        f"out of GPU memory; again with batch_size={smaller['batch_size']} "
-        f"gradient_accumulation_steps={smaller['gradient_accumulation_steps']}, the same rows per update"
-    )
-    queued_again(run, reason, smaller, status)
-    say(reason)
-    os.execv(sys.executable, [sys.executable, "-u", "-m", "cruijff_kit.cluster.job", *sys.argv[1:]])
 
 
 def _after_signal(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
@@ -179,7 +156,7 @@ def _after_death(run: Path, code: int) -> int:
         return 0
     if status.state in UNDER_WAY and status.job_id != slurm_job_id():
         return 0
-    how = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+    how = failures.how_it_ended(code)
     if code == 128 + signal.SIGKILL and _was_over_memory(status.memory_bytes):
         return _ask_for_more_memory(run)
     if (

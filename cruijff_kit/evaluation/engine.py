@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cruijff_kit.compat import TransformerDecoder, disable_adapter
-from cruijff_kit.models.machine import Machine, short_name
+from cruijff_kit.models.machine import Machine, describe
 from cruijff_kit.training.loss import hidden_states
 
 
@@ -61,9 +61,7 @@ class ChatModel:
 
     def describe(self) -> dict[str, str | int]:
         """device, dtype and threads, for the record."""
-        m = self.machine
-        name = torch.cuda.get_device_name(m.device) if m.device.type == "cuda" else "cpu"
-        return {"device": name, "dtype": short_name(m.dtype), "threads": m.threads}
+        return describe(self.machine)
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
@@ -124,6 +122,7 @@ class _Rows:
         return self.k[:, :, : self.used], self.v[:, :, : self.used]
 
     def keep(self, rows: torch.Tensor) -> None:
+        rows = rows.to(self.k.device)
         self.k, self.v = self.k[rows], self.v[rows]
 
 
@@ -232,7 +231,8 @@ class _Decoding:
         ]
 
     def _columns(self, source, prefix, packs, room: int) -> torch.Tensor:
-        own = torch.cat(packs, 2)[0][:, source].transpose(0, 1)  # [rows, heads, columns, dim]
+        own = torch.cat(packs, 2)[0]
+        own = own[:, source.to(own.device)].transpose(0, 1)  # [rows, heads, columns, dim]
         rows, heads, columns, dim = own.shape
         cache = own.new_zeros(rows, heads, self.prefix + columns + room, dim)
         if self.prefix:

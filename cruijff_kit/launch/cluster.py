@@ -80,11 +80,7 @@ def submit_alone(config: RunConfig) -> None:
     find_earlier([job], folder)
     if job.earlier is None:
         write_down([job], folder, sys.argv[1:])
-        submit_jobs([job], folder)
-    elif config.slurm.wait and job.earlier_state != DONE:
-        from cruijff_kit.launch.wait import wait_for
-
-        wait_for(job.earlier, [job.earlier])
+    submit_jobs([job], job.earlier or folder)
     if config.slurm.wait or job.earlier_state == DONE:
         from cruijff_kit.launch.callback import show_end
 

@@ -1,5 +1,6 @@
 """What the machine offers: device, precision and threads, chosen once per run and recorded with it."""
 
+import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -42,10 +43,26 @@ def choose(device: str, dtype: str, threads: int | None) -> Machine:
     return Machine(chosen, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], threads)
 
 
+def check_devices(device: torch.device, processes: int) -> None:
+    """Refuse more processes than there are GPUs, if GPUs are what they compute on.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    if device.type == "cuda" and processes > torch.cuda.device_count():
+        raise UserError(f"gpus={processes}, but torch sees {torch.cuda.device_count()} here; set gpus to that at most")
+
+
 def expect(device: str, dtype: str, threads: int) -> Machine:
     """As `choose`, of another machine: nothing is looked at or set. auto: the CPU, and bf16."""
     chosen = torch.device("cpu" if device == "auto" else device)
     return Machine(chosen, torch.float32 if dtype == "fp32" else torch.bfloat16, threads)
+
+
+def describe(machine: Machine) -> dict[str, str | int]:
+    """device (its name), dtype and threads, for the record."""
+    name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else "cpu"
+    return {"device": name, "dtype": short_name(machine.dtype), "threads": machine.threads}
 
 
 def short_name(dtype: torch.dtype) -> str:
@@ -67,6 +84,13 @@ def reset_peak_memory(device: torch.device) -> None:
     """Count the GPU's peak from here; a process's peak cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more, so that it can be had in other pieces."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _processors() -> int:

@@ -9,11 +9,13 @@ from cruijff_kit.errors import UserError
 
 @dataclass(frozen=True)
 class Steps:
-    """Updates of the optimiser."""
+    """Updates of the optimiser, and the rows that each takes, which `processes` share."""
 
     per_epoch: int
     total: int
     warmup: int
+    rows_per_update: int
+    processes: int
 
     @classmethod
     def of(cls, cfg: dict[str, Any], rows: int) -> "Steps":
@@ -22,15 +24,17 @@ class Steps:
         Raises:
             UserError: warm-up that would never end.
         """
-        batches = math.ceil(rows / cfg["batch_size"])
-        per_epoch = math.ceil(batches / cfg["gradient_accumulation_steps"])
+        processes = cfg["nproc_per_node"]
+        each = cfg["batch_size"] * cfg["gradient_accumulation_steps"] * processes
+        per_epoch = math.ceil(rows / each)
         if cfg["max_steps_per_epoch"] is not None:
             per_epoch = min(per_epoch, cfg["max_steps_per_epoch"])
-        steps = cls(per_epoch, per_epoch * cfg["epochs"], cfg["lr_scheduler"].get("num_warmup_steps", 0))
+        warmup = cfg["lr_scheduler"].get("num_warmup_steps", 0)
+        steps = cls(per_epoch, per_epoch * cfg["epochs"], warmup, each, processes)
         if steps.warmup >= steps.total:
             raise UserError(
                 f"num_warmup_steps={steps.warmup} never ends: training has {steps.total} steps "
-                f"({rows} rows, {cfg['batch_size'] * cfg['gradient_accumulation_steps']} per step, "
+                f"({rows} rows, {each} per step, "
                 f"{cfg['epochs']} epochs); set num_warmup_steps to at most {max(0, steps.total // 3)}"
             )
         return steps
@@ -45,3 +49,21 @@ def saved_epochs(epochs_to_save: str | list[int], epochs: int) -> set[int]:
     """
     named = {"all": range(epochs), "none": (), "last": [epochs - 1]}
     return set(named[epochs_to_save] if isinstance(epochs_to_save, str) else epochs_to_save)
+
+
+def smaller_micro_batch(batch_size: int, rows_per_update: int) -> dict[str, int] | None:
+    """Half the rows per forward pass, for when memory has run out; None if one row is left.
+
+    An odd batch is divided by its smallest divisor.
+
+    Args:
+        batch_size: rows per forward pass until now.
+        rows_per_update: of one process; they stay.
+    Returns:
+        batch_size and gradient_accumulation_steps.
+    """
+    divisor = next((d for d in range(2, batch_size + 1) if batch_size % d == 0), None)
+    if divisor is None:
+        return None
+    size = batch_size // divisor
+    return {"batch_size": size, "gradient_accumulation_steps": rows_per_update // size}

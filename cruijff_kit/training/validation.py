@@ -1,32 +1,38 @@
-"""Validation loss over a whole split."""
+"""Validation over a whole split."""
+
+from collections.abc import Callable
 
 import torch
 
 from cruijff_kit.compat import TransformerDecoder
-from cruijff_kit.data.batches import make_batch
 from cruijff_kit.data.instruct import Example
-from cruijff_kit.training.loss import LabelledCrossEntropy, attention_cost, batch_loss
 
 _ROWS = 32  # rows per forward pass; without a backward pass memory is small
 
 
-@torch.inference_mode()
-def validation_loss(
-    model: TransformerDecoder, examples: list[Example], loss_fn: LabelledCrossEntropy, device: torch.device
-) -> float:
-    """Mean loss per labelled token over all examples: sum of losses / number of labelled tokens.
+def validation_batches(examples: list[Example]) -> list[list[Example]]:
+    """Rows of like length together; every row once, the last batch may be smaller."""
+    by_length = sorted(examples, key=lambda e: len(e.tokens))
+    return [by_length[i : i + _ROWS] for i in range(0, len(by_length), _ROWS)]
 
-    Every row counts once, also those of the last, smaller batch. The model's training mode is put back.
+
+@torch.no_grad()
+def validation_sums(
+    model: TransformerDecoder,
+    batches: list[list[Example]],
+    loss: Callable[[list[Example]], tuple[torch.Tensor, int]],
+) -> tuple[float, int]:
+    """Summed loss of all labelled tokens, and their number.
+
+    Args:
+        model: put into eval mode meanwhile.
+        batches: of the split.
+        loss: summed loss (scalar) and labelled tokens of some examples.
     """
     training = model.training
     model.eval()
     try:
-        by_length = sorted(examples, key=lambda e: len(e.tokens))
-        total, count, cost = 0.0, 0, attention_cost(model)
-        for i in range(0, len(by_length), _ROWS):
-            batch = make_batch(by_length[i : i + _ROWS], cost).to(device)
-            total += batch_loss(model, batch, loss_fn).item()
-            count += len(batch.targets)
-        return total / count
+        sums = [loss(batch) for batch in batches]
+        return sum(total.item() for total, _ in sums), sum(labels for _, labels in sums)
     finally:
         model.train(training)

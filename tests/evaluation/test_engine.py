@@ -1,5 +1,6 @@
 """The engine's answers are transformers' answers, alone and in any batch."""
 
+import copy
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from cruijff_kit.compat import get_adapter_params, set_seed
 from cruijff_kit.evaluation.engine import ChatModel, Request
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.placement import spread
 from cruijff_kit.models.tokenizer import ChatTokenizer
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
@@ -135,3 +137,14 @@ def test_the_model_is_left_as_it_was(chat):
 def test_too_long_a_prompt_is_refused(chat):
     with pytest.raises(ValueError, match="context of 512"):
         chat.generate([Request([5] * 510, 4)])
+
+
+def test_a_model_over_several_devices_answers_the_same(chat):
+    """As on GPUs, but the devices are one: layers in two stretches, each with its own table of rotations."""
+    asked = [Request(p, 6) for p in prompts(chat, 5)]
+    whole = [generated(a) for a in chat.generate(asked)]
+    model = copy.deepcopy(chat.model)
+    spread(model, [CPU.device, CPU.device])
+    first, last = model.layers[0].attn, model.layers[-1].attn
+    assert first.pos_embeddings is not last.pos_embeddings
+    assert [generated(a) for a in ChatModel(model, chat.tokenizer, CPU).generate(asked)] == whole

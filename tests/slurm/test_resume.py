@@ -127,13 +127,32 @@ def test_out_of_gpu_memory_halves_the_micro_batch(shell):
         "        return super().forward(outputs, targets, *more)\n"
     )
     options = [*TINY, "batch_size=8", "torchtune.loss._component_=own.Large", "hydra.run.dir=out"]
-    done = shell.run("train", "slurm=cluster", *options, PYTHONPATH=str(shell.cwd))
+    done = shell.run("train", "slurm=cluster", *options)
     assert done.returncode == 0, done.stderr
     (view,) = shell.wait_all(shell.cwd / "out", "done", "failed").values()
     result = read_result(shell.cwd / "out" / "result.json")
     assert result.status == "done" and result.effective_batch == 8
     changes = result.changes
     assert changes["batch_size"] * changes["gradient_accumulation_steps"] == 8 and changes["batch_size"] < 8
-    history = json.loads((shell.cwd / "out" / "status.json").read_text())["history"]
-    assert [h["cause"] for h in history] == ["out_of_gpu_memory"] * len(history) and history
-    assert view["job_id"] == history[0]["job_id"] and "batch_size=" in shell.run("status", "out").stdout
+    status = json.loads((shell.cwd / "out" / "status.json").read_text())
+    assert status["changes"] == changes and status["restarts"] == 0 and view["restarts"] == 0
+    assert "batch_size=" in shell.run("status", "out").stdout
+
+
+def test_two_gpus_are_two_workers_in_one_task(shell):
+    """slurm.gpus=2 trains on two processes (here on the CPU); asked to stop, it saves, and goes on where it was."""
+    gpus = ["device=cpu", "slurm.gpus=2", "slurm.cpus=2", "slurm.partition=gpu"]
+    folder = shell.submit("two", *LONG, *gpus, "run_name=one")
+    view = shell.wait(folder, lambda views: all((v["step"] or 0) > 5 for v in views.values()))["one"]
+    allotted = shell.cluster.run("squeue", "--noheader", "--format=%C %D", "--jobs", view["job_id"]).stdout.split()
+    assert allotted == ["2", "1"], "CPUs, nodes"
+    shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
+    at = shell.wait(folder, lambda v: v["one"]["state"] == "queued")["one"]["step"]
+    assert at > 5
+    shell.wait(folder, lambda v: v["one"]["state"] == "running" and v["one"]["step"] > at, seconds=240)
+    steps = steps_of(folder / "one")
+    assert steps == list(range(1, len(steps) + 1)), "each step once"
+    shell.cluster.run("scancel", view["job_id"])
+    shell.wait(folder, lambda v: v["one"]["state"] == "cancelled")
+    shell.wait_for_file(folder / "one" / "result.json")
+    assert read_result(folder / "one" / "result.json").settings["processes"] == 2

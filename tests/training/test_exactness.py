@@ -12,7 +12,7 @@ from cruijff_kit.data.instruct import IGNORE, Example
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.training.loss import LabelledCrossEntropy, attention_cost, batch_loss
-from cruijff_kit.training.validation import validation_loss
+from cruijff_kit.training.validation import validation_batches, validation_sums
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 FREE = 0.0  # attention that costs nothing, so that sharing a prefix always pays
@@ -120,10 +120,16 @@ def test_cheaper_layout_is_chosen(model):
 
 def test_validation_loss_is_the_mean_over_labelled_tokens_of_every_row(model):
     examples = rows(11, 75, prefix=9)  # more than two batches, the last one smaller
-    labels = sum(label != IGNORE for e in examples for label in e.labels)
     model.train()
-    loss = validation_loss(model, examples, LabelledCrossEntropy(), CPU.device)
-    assert loss == pytest.approx(plain_loss(model, examples).item() / labels, rel=1e-5)
+
+    def loss(some: list[Example]) -> tuple[torch.Tensor, int]:
+        assert not model.training
+        batch = make_batch(some, attention_cost(model))
+        return batch_loss(model, batch, LabelledCrossEntropy()), len(batch.targets)
+
+    total, labels = validation_sums(model, validation_batches(examples), loss)
+    assert labels == sum(label != IGNORE for e in examples for label in e.labels)
+    assert total == pytest.approx(plain_loss(model, examples).item(), rel=1e-5)
     assert model.training
 
 

@@ -1,13 +1,18 @@
 """The single-device recipe, run on the tiny model: what it writes, what it repeats, what it leaves alone."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cruijff_kit.errors import UserError
 from cruijff_kit.models import base
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+from cruijff_kit.training.checkpoint import newest_checkpoint
 
 SMALL = ["dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32"]
 
@@ -114,7 +119,6 @@ def test_max_steps_per_epoch(train):
 
 def test_dropout_learns_and_repeats(train):
     first, again = train("a", "lora.dropout=0.3"), train("b", "lora.dropout=0.3")
-    assert not first.share_prefix
     assert adapter(first) == adapter(again) != adapter(train("c"))
 
 
@@ -133,5 +137,102 @@ def test_schedules(train, name):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(train):
-    with pytest.raises(FloatingPointError, match=r"at step \d+; try a smaller lr"):
-        train("a", "lr=1e20", "epochs=3", "lr_scheduler=constant")
+    options = ["lr=1e20", "epochs=3", "lr_scheduler=constant"]
+    with pytest.raises(FloatingPointError, match=r"at step \d+ of 15; .* try a smaller lr") as stopped:
+        train("a", *options)
+    kept = newest_checkpoint(Path(re.search(r"kept in (.*?);", str(stopped.value))[1]))
+    assert kept["position"][2] == kept["summary"]["steps"] >= 1
+    assert all(torch.isfinite(v).all() for v in kept["adapter"].values()), "the last good state"
+
+
+ROOMY = """
+import torch
+from cruijff_kit.training.loss import LabelledCrossEntropy
+
+class Small(LabelledCrossEntropy):
+    '''Memory for four answers at once.'''
+    def forward(self, hidden, targets, output):
+        if torch.is_grad_enabled() and len(targets) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(hidden, targets, output)
+
+class None_(LabelledCrossEntropy):
+    def forward(self, hidden, targets, output):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a module of the user's: name, text."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write
+
+
+@pytest.mark.parametrize("dropout", [0, 0.2])
+def test_out_of_memory_goes_on_in_smaller_micro_batches(train, own, dropout):
+    """The same update again, and the same rows in every update after it."""
+    own("roomy", ROOMY)
+    options = ["batch_size=8", f"lora.dropout={dropout}", "gradient_accumulation_steps=2"]
+    whole, small = train("a", *options), train("b", *options, "torchtune.loss._component_=roomy.Small")
+    assert small.changes["batch_size"] in (1, 2, 4) and whole.changes == {}
+    assert small.changes["batch_size"] * small.changes["gradient_accumulation_steps"] == 16
+    losses = [[line["loss"] for line in lines(r) if "loss" in line] for r in (whole, small)]
+    assert len(losses[0]) == len(losses[1]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4 if not dropout else 0.5)
+    with pytest.raises(torch.OutOfMemoryError):
+        train("c", "torchtune.loss._component_=roomy.None_")
+
+
+METRICS = """
+def answers(logits, labels, tokenizer, ignore_index):
+    right = (logits.argmax(-1) == labels) | (labels == ignore_index)
+    assert logits.shape[:2] == labels.shape and logits.shape[2] == tokenizer.vocab_size
+    return {"whole": right.all(1).float().mean(), "rows": len(labels)}
+
+def token_accuracy(logits, labels, tokenizer, ignore_index):
+    kept = labels != ignore_index
+    return {"token_accuracy": (logits.argmax(-1)[kept] == labels[kept]).float().mean().item()}
+
+def raises(logits, labels, tokenizer, ignore_index):
+    return {"x": 1 / 0}
+
+def ours(logits, labels, tokenizer, ignore_index):
+    return {"loss": 1.0}
+"""
+
+
+def test_custom_metrics_in_training_and_validation(train, own):
+    own("mine", METRICS)
+    plain = train("a", "epochs=2")
+    recipe = train("b", "epochs=2", "custom_metrics=[mine.answers,mine.token_accuracy]", "run_val_every_n_steps=2")
+    steps = [line for line in lines(recipe) if "loss" in line]
+    assert all(0 <= line["token_accuracy"] <= 1 and line["rows"] == 8 for line in steps)
+    checks = [line for line in lines(recipe) if "validation_loss" in line]
+    assert len(checks) > 2 and all(0 <= line["validation_whole"] <= 1 for line in checks)
+    last = {k: v for k, v in checks[-1].items() if k.startswith("validation_") and k != "validation_loss"}
+    assert recipe.summary.custom_metrics == last and recipe.summary.best_epoch in (0, 1)
+    assert adapter(plain, 1) == adapter(recipe, 1), "looking changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mine.raises", "mine.raises raised ZeroDivisionError"),
+        ("mine.ours", "mine.ours calls a value 'loss', which is ours"),
+        ("mine.METRICS", "cannot be imported"),
+        ("broken.f", "broken.f cannot be imported: No module named 'nowhere'"),
+        ("json.codecs", "json.codecs is a module, not a function"),
+    ],
+)
+def test_custom_metrics_that_cannot_work_are_refused_first(train, own, tmp_path, name, says):
+    own("mine", METRICS)
+    own("broken", "import nowhere")
+    with pytest.raises(UserError, match=re.escape(says)):
+        train("a", f"custom_metrics=[{name}]")
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,124 @@
+"""Metrics of the user's own, computed from the logits in training and in validation.
+
+A metric is a function (logits, labels, tokenizer, ignore_index) -> {name: value}, named by its dotted path:
+
+    logits        [rows, positions, vocabulary] fp32
+    labels        [rows, positions]: labels[r, p] is the token that logits[r, p] predicts, or ignore_index
+    tokenizer     the run's (models.tokenizer.ChatTokenizer: encode, decode, eos_id)
+
+Only positions that are learnt are there, each row's from its first on; rows with fewer end in ignore_index. What the
+functions return is averaged over batches, weighted by labelled tokens.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from cruijff_kit.compat import get_component
+from cruijff_kit.data.instruct import IGNORE, Example
+from cruijff_kit.errors import UserError, one_line
+
+Metric = Callable[[torch.Tensor, torch.Tensor, Any, int], dict[str, float]]
+Loss = Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
+_TAKEN = {
+    "epoch",
+    "step",
+    "loss",
+    "lr",
+    "grad_norm",
+    "validation_loss",
+    "tokens_per_second_per_gpu",
+    "peak_memory_bytes",
+}
+
+
+class CustomMetrics:
+    """The metrics of a run: watches the loss, remembers means until they are taken.
+
+    Args:
+        names: dotted paths of the functions.
+        tokenizer: handed to them.
+    Raises:
+        UserError: a function that cannot be imported or is none.
+    """
+
+    def __init__(self, names: list[str], tokenizer: Any) -> None:
+        self.functions: dict[str, Metric] = {name: _function(name) for name in names}
+        self.tokenizer = tokenizer
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name -> [sum of value x weight, weight]
+
+    def watching(self, loss_fn: Loss, examples: list[Example]) -> Loss:
+        """The same loss, which also computes the metrics of the rows that it is called for."""
+        if not self.functions:
+            return loss_fn
+
+        def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
+            with torch.no_grad():
+                self.add(output(hidden.detach()).float(), targets, [_learnt(e) for e in examples])
+            return loss_fn(hidden, targets, output)
+
+        return watched
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, learnt: list[int]) -> None:
+        """Compute all metrics of a batch.
+
+        Args:
+            logits: [n, vocabulary] of the learnt positions, row by row.
+            targets: [n] the tokens that they predict.
+            learnt: how many of the n belong to each row.
+        Raises:
+            UserError: a function raised, or returned something else than named numbers.
+        """
+        by_row = pad_sequence(logits.split(learnt), batch_first=True)
+        labels = pad_sequence(targets.split(learnt), batch_first=True, padding_value=IGNORE)
+        for name, function in self.functions.items():
+            try:
+                values = {str(k): float(v) for k, v in function(by_row, labels, self.tokenizer, IGNORE).items()}
+            except Exception as error:
+                raise UserError(f"custom_metrics: {name} raised {type(error).__name__}: {one_line(error)}") from error
+            if taken := _TAKEN.intersection(values):
+                raise UserError(f"custom_metrics: {name} calls a value {min(taken)!r}, which is ours; rename it")
+            for key, value in values.items():
+                self.sums[key][0] += value * len(targets)
+                self.sums[key][1] += len(targets)
+
+    def take(self) -> dict[str, float]:
+        """The means since they were last taken."""
+        means = {name: total / weight for name, (total, weight) in self.sums.items()}
+        self.sums.clear()
+        return means
+
+
+def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Example]) -> list[str]:
+    """Try every function on two rows with logits drawn at random; the names of what they return.
+
+    Args:
+        names: dotted paths.
+        tokenizer: the run's.
+        examples: rows of the run.
+    Raises:
+        UserError: as CustomMetrics.
+    """
+    metrics, rows = CustomMetrics(names, tokenizer), examples[:2]
+    targets = torch.tensor([label for e in rows for label in e.labels[1:] if label != IGNORE])
+    if names:
+        metrics.add(torch.randn(len(targets), tokenizer.vocab_size), targets, [_learnt(e) for e in rows])
+    return list(metrics.take())
+
+
+def _learnt(example: Example) -> int:
+    return sum(label != IGNORE for label in example.labels[1:])
+
+
+def _function(name: str) -> Metric:
+    try:
+        function = get_component(name)
+    except Exception as error:  # torchtune raises InstantiationError for any failure to import
+        cause = error.__cause__ or error
+        raise UserError(f"custom_metrics: {name} cannot be imported: {one_line(cause)}") from error
+    if not callable(function):
+        raise UserError(f"custom_metrics: {name} is a {type(function).__name__}, not a function")
+    return function

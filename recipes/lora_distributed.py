@@ -1,0 +1,331 @@
+"""LoRA fine-tuning on several devices: the base model sharded by FSDP2, the adapters whole on each.
+
+Chosen by `gpus=N` (on a cluster by slurm.gpus=N). The same training as lora_single_device.py, to rounding:
+
+    the rows of an update     dealt out to N worker processes, which this recipe starts inside the run's one task
+    the base model            frozen, each layer sharded; gathered when a forward or a backward pass comes to it
+    the adapters              the same on every worker; their gradients are summed once per update
+    what is written           by worker 0 alone: metrics, adapters, the state to resume from
+
+Started as the single-device recipe is: `setup` reads no weights, `train` starts the workers, watches them, and then reads
+the base with the trained adapter into this process, where evaluation finds it in `model`. (torchtune's
+lora_finetune_distributed shards the adapters too, and needs a task per GPU.)
+"""
+
+import os
+import traceback
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from cruijff_kit.compat import TransformerDecoder, get_adapter_params, set_seed
+from cruijff_kit.data.batches import Batch
+from cruijff_kit.data.instruct import Example
+from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, cause_of
+from cruijff_kit.folder import RunFolder
+from cruijff_kit.models import base, machine
+from cruijff_kit.models.adapter import load_adapter_state
+from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.placement import spread
+from cruijff_kit.progress import say
+from cruijff_kit.recipes.lora_single_device import (
+    LoRAFinetuneRecipeSingleDevice,
+    TrainingInterrupted,
+    TrainingSummary,
+)
+from cruijff_kit.training import shared
+from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state
+from cruijff_kit.training.loss import batch_loss
+from cruijff_kit.training.steps import Steps, smaller_micro_batch
+from cruijff_kit.training.validation import validation_batches, validation_sums
+from cruijff_kit.training.workers import Boss, Workers
+
+_INTERRUPTED = "interrupted"
+
+
+class LoRAFinetuneRecipeDistributed:
+    """The recipe as the run sees it: starts and watches the workers, each of which is a `WorkerRecipe`."""
+
+    def __init__(self, cfg: DictConfig | dict) -> None:
+        self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
+        self.folder = RunFolder(self.cfg["output_dir"])
+        self.machine = machine.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
+        self.summary = TrainingSummary()
+        self.global_step, self.epoch = 0, 0
+        self.changes: dict[str, int] = {}
+        self.stop_reason: str | None = None
+
+    def setup(self) -> None:
+        """Tokenise the data, and look where a resumed run goes on.
+
+        Raises:
+            UserError: files that are missing or do not fit.
+        """
+        self.tokenizer = shared.tokenizer(self.cfg["tokenizer"])
+        self.steps = Steps.of(self.cfg, len(shared.dataset(self.cfg["dataset"], self.cfg["tokenizer"])))
+        state = newest_checkpoint(self.folder.checkpoints) if self.cfg["resume_from_checkpoint"] else None
+        if state is not None:
+            self.epoch, _, self.global_step = state["position"]
+
+    def train(self) -> None:
+        """Train in workers; again from the last saved state, in smaller micro-batches, when memory has run out.
+
+        Raises:
+            TrainingInterrupted, FloatingPointError: as the single-device recipe's.
+            WorkerDied: a worker was killed.
+            RuntimeError: a worker failed; its traceback is a note of the exception.
+        """
+        size = self.cfg["batch_size"]
+        while True:
+            try:
+                self._train_once()
+                break
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                smaller = smaller_micro_batch(size, self.steps.rows_per_update // self.steps.processes)
+                if smaller is None:
+                    raise
+                say(f"{one_line(error)}; again with batch_size={smaller['batch_size']}, the same rows per update")
+            self.changes, size = smaller, smaller["batch_size"]
+        self._read_trained()
+
+    def _train_once(self) -> None:
+        n = self.steps.processes
+        cfg = {**self.cfg, **self.changes, "threads": max(1, self.machine.threads // n)}
+        cfg["resume_from_checkpoint"] = cfg["resume_from_checkpoint"] or bool(self.changes)
+        tasks = [{"cfg": cfg, "rank": rank, "size": n} for rank in range(n)]
+        quiet = [{"OMP_NUM_THREADS": str(cfg["threads"])} | ({"CRUIJFF_QUIET": "1"} if r else {}) for r in range(n)]
+        asked = False
+        with Workers("cruijff_kit.recipes.lora_distributed", tasks, quiet) as workers:
+            for message in workers.messages():
+                if self.stop_reason is not None and not asked:
+                    asked = True
+                    workers.ask_to_stop(self.stop_reason)
+                if message is not None:
+                    self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "step" in message:
+            self.global_step, self.epoch, self.summary.loss = message["step"], message["epoch"], message["loss"]
+        elif "summary" in message:
+            self.summary = TrainingSummary(**message["summary"])
+            for name in ("adapters", "merged"):  # JSON has no numbers for keys
+                setattr(self.summary, name, {int(k): v for k, v in getattr(self.summary, name).items()})
+        elif "error" in message:
+            raise self._error(**message)
+
+    def _error(self, worker: int, error: str, cause: str, kind: str, trace: str) -> Exception:
+        if cause == _INTERRUPTED:
+            return TrainingInterrupted(f"{self.stop_reason} at step {self.global_step} of {self.steps.total}")
+        kinds = {
+            NOT_FINITE: FloatingPointError,
+            USER_ERROR: UserError,
+            OUT_OF_GPU_MEMORY: torch.OutOfMemoryError,
+            OUT_OF_MEMORY: MemoryError,
+        }
+        made = kinds[cause](error) if cause in kinds else RuntimeError(f"{kind}: {error}")
+        made.add_note(f"in worker {worker} of {self.steps.processes}:\n{trace}")
+        return made
+
+    def _read_trained(self) -> None:
+        host = Machine(torch.device("cpu"), self.machine.dtype, self.machine.threads)
+        self.model = base.build(self.cfg["model"], base.read_base(self.cfg["checkpointer"], host), host)
+        load_adapter_state(self.model, newest_checkpoint(self.folder.checkpoints)["adapter"])
+        gpus = [torch.device("cuda", n) for n in range(self.steps.processes)]
+        spread(self.model, gpus if self.machine.device.type == "cuda" else [self.machine.device])
+
+    def save_state(self) -> None:
+        """Nothing: worker 0 saved it when training ended."""
+
+    def cleanup(self) -> None:
+        """Nothing: the workers have gone."""
+
+
+class _Loss(nn.Module):
+    """The model and its loss as one module, so that FSDP gathers what the loss uses of the model: the output projection."""
+
+    def __init__(self, model: TransformerDecoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, loss_fn) -> torch.Tensor:
+        return batch_loss(self.model, batch, loss_fn)
+
+
+class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
+    """What one worker does of the training: the single-device recipe, on its share of each update's rows."""
+
+    def __init__(self, cfg: dict[str, Any], rank: int, boss: Boss) -> None:
+        super().__init__(cfg)
+        self.rank, self.size, self.boss = rank, dist.get_world_size(), boss
+
+    def _build_model(self) -> TransformerDecoder:
+        """Base weights are read by worker 0 alone, into host memory."""
+        host = Machine(torch.device("cpu"), self.machine.dtype, self.machine.threads)
+        weights = base.read_base(self.cfg["checkpointer"], host) if self.rank == 0 else None
+        outline = [{k: (v.shape, v.dtype) for k, v in weights.items()} if weights else None]
+        dist.broadcast_object_list(outline, src=0)
+        if weights is None:  # tensors of the right shapes that take no memory, until the layers' turn comes
+            weights = {k: torch.zeros(1, dtype=dtype).expand(shape) for k, (shape, dtype) in outline[0].items()}
+        set_seed(self.cfg["seed"])
+        return base.build(self.cfg["model"], weights, host)
+
+    def _setup_model(self) -> TransformerDecoder:
+        model = super()._setup_model()
+        adapters = dict.fromkeys(
+            get_adapter_params(model).values()
+        )  # a set would have an order of its own on each worker
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.to(self.machine.device), persistent=False)
+        self._from_first(adapters)
+        self.loss_module = _Loss(model)
+        for module in [*model.layers, self.loss_module]:
+            self._from_first(p for p in module.parameters() if p not in adapters and not hasattr(p, "full_tensor"))
+            fully_shard(module, ignored_params=set(adapters))
+        base.release()
+        if self.rank:  # dropout draws apart
+            torch.manual_seed(self.cfg["seed"] + self.rank)
+        return model
+
+    def _from_first(self, parameters) -> None:
+        """Bring worker 0's parameters to every worker's device."""
+        for p in parameters:
+            p.data = p.data.to(self.machine.device).contiguous()
+            dist.broadcast(p.data, src=0)
+
+    def _open_metrics(self) -> Any:
+        return super()._open_metrics() if self.rank == 0 else _NoMetrics()
+
+    def _micro_batches(self, rows: list[int]) -> list[list[int]]:
+        """This worker's share, in as many parts as every worker has: the last ones may be empty."""
+        passes = -(-len(rows) // (self.size * self.batch_size))
+        share = rows[self.rank :: self.size]
+        return [share[i * self.batch_size : (i + 1) * self.batch_size] for i in range(passes)]
+
+    def _loss(self, examples: list[Example]) -> tuple[torch.Tensor, int, int]:
+        if examples:
+            return super()._loss(examples)
+        # The layers are gathered by all workers together, so that one without rows must pass through them too.
+        watch, self.custom_metrics.functions = self.custom_metrics.functions, {}
+        loss, _, _ = super()._loss([self.train_data[0]])
+        self.custom_metrics.functions = watch
+        return loss * 0, 0, 0
+
+    def _forward(self, batch: Batch, loss_fn) -> torch.Tensor:
+        return self.loss_module(batch, loss_fn)
+
+    def _gradients(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
+        # Out of memory on one worker leaves the others waiting: the run's process starts all of them again.
+        loss, labels, tokens = self._backward(rows)
+        gradients = [p.grad for p in self.trainable]
+        flat = torch.cat([g.flatten() for g in gradients]).float()
+        dist.all_reduce(flat)
+        for g, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            g.copy_(summed.view_as(g))
+        loss, labels, tokens = self._summed(loss, labels, tokens)
+        self._share_metrics()
+        return loss, int(labels), int(tokens)
+
+    def _summed(self, loss: torch.Tensor | float, *counts: int) -> list[torch.Tensor]:
+        device = self.machine.device
+        values = torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
+        values[0] += torch.as_tensor(loss, device=device)
+        dist.all_reduce(values)
+        return list(values)
+
+    def _share_metrics(self) -> None:
+        if not self.custom_metrics.functions:
+            return
+        everyones: list[Any] = [None] * self.size
+        dist.all_gather_object(everyones, dict(self.custom_metrics.sums))
+        self.custom_metrics.take()
+        for sums in everyones:
+            for name, (total, weight) in sums.items():
+                self.custom_metrics.sums[name][0] += total
+                self.custom_metrics.sums[name][1] += weight
+
+    def _validation_sums(self) -> tuple[float, int]:
+        batches = validation_batches(self.val_data)
+        batches += [[]] * (-len(batches) % self.size)
+        mine = batches[self.rank :: self.size]
+        loss, labels = self._summed(*validation_sums(self.model, mine, lambda examples: self._loss(examples)[:2]))
+        self._share_metrics()
+        return loss.item(), int(labels)
+
+    def _agree_on_stopping(self) -> None:
+        self.boss.tell(step=self.global_step, epoch=self.epoch, loss=self.summary.loss) if self.rank == 0 else None
+        asked = torch.tensor(float(self.boss.stop_reason is not None), device=self.machine.device)
+        dist.broadcast(asked, src=0)
+        self.stop_reason = "asked to stop" if asked else None
+
+    def save_checkpoint(self, epoch: int) -> None:
+        if self.rank == 0:
+            super().save_checkpoint(epoch)
+
+    def _random_state(self) -> list[dict[str, Any]]:
+        states: list[Any] = [None] * self.size
+        dist.all_gather_object(states, random_state())
+        return states
+
+    def _set_random_state(self, states: list[dict[str, Any]]) -> None:
+        set_random_state(states[self.rank])
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        if self.rank == 0:
+            super()._write_state(state)
+
+
+class _NoMetrics:
+    """The metrics of a worker that writes none."""
+
+    def log_dict(self, payload: dict[str, float], step: int) -> None: ...
+
+    def tell(self) -> int:
+        return 0
+
+    def rewind(self, size: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def work(boss: Boss) -> None:
+    """One worker, from its task to its end."""
+    cfg, rank, size = (boss.task[k] for k in ("cfg", "rank", "size"))
+    cuda = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(rank)
+        cfg["device"] = f"cuda:{rank}"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the workers share a machine
+    meeting = f"file://{boss.task['rendezvous']}"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=size)
+    recipe = WorkerRecipe(cfg, rank, boss)
+    recipe.setup()
+    recipe.train()
+    recipe.save_state()
+    recipe.cleanup()
+    if rank == 0:
+        boss.tell(summary=asdict(recipe.summary))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """The program of a worker."""
+    boss = Boss()
+    try:
+        work(boss)
+    except BaseException as error:
+        cause = _INTERRUPTED if isinstance(error, TrainingInterrupted) else cause_of(error)
+        trace = "".join(traceback.format_exception(error))
+        boss.tell(error=one_line(error), cause=cause, kind=type(error).__name__, trace=trace)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
