@@ -105,7 +105,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     examples = list(shared.dataset(cfg["dataset"], cfg["tokenizer"]))
     held_out = [] if cfg["dataset_val"]["split"] is None else list(shared.dataset(cfg["dataset_val"], cfg["tokenizer"]))
     rows = [row for e in examples for row in rows_of(e)]
-    custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), rows)
+    custom = check_custom_metrics(cfg["custom_metrics"], shared.tokenizer(cfg["tokenizer"]), examples)
     steps = Steps.of(cfg, len(examples))
     model = shared.skeleton(cfg["model"], chosen.dtype)
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model.max_seq_len)

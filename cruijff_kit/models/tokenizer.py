@@ -58,36 +58,6 @@ class ChatTokenizer:
         """The vocabulary's own spelling of an id (a leading space may be shown as another character)."""
         return self._tokenizer.id_to_token(token_id) or f"<{token_id}>"
 
-    def answered(self, messages: list[Message]) -> list[int]:
-        """Which of the ids of `prompt(messages)` the assistant wrote: its turns among them, each with its end token.
-
-        A token that stands across a turn's beginning is not counted.
-
-        Raises:
-            UserError: the template writes a turn in another way once later ones follow, so that it cannot be found.
-        """
-        whole = self.render(messages, add_generation_prompt=True)
-        encoded = self._tokenizer.encode(whole, add_special_tokens=False)
-        found: list[int] = []
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                start, end = self._turn(messages, i, whole)
-                turn = [n for n, (at, _) in enumerate(encoded.offsets) if start <= at < end]
-                ends = [n for n in turn if encoded.ids[n] in self.stop_tokens]
-                found += range(turn[0], ends[-1] + 1) if ends else turn
-        return found
-
-    def _turn(self, messages: list[Message], turn: int, whole: str) -> tuple[int, int]:
-        """Where in the whole chat's text an assistant's turn begins and ends."""
-        opening = self.render(messages[:turn], add_generation_prompt=True)
-        closed = self.render(messages[: turn + 1], add_generation_prompt=False)
-        if not (closed.startswith(opening) and whole.startswith(closed)):
-            raise UserError(
-                "the model's chat template writes an earlier turn in another way once later ones follow; "
-                "set dataset.train_on_last=true"
-            )
-        return len(opening), len(closed)
-
     def render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         """A chat as text, by the model's template (transformers' apply_chat_template with tokenize=False).
 
@@ -126,6 +96,36 @@ class ChatTokenizer:
         ends = [i for i, token in enumerate(completion) if token in self.stop_tokens]
         completion = completion[: ends[-1] + 1] if ends else [*completion, self.eos_id]
         return prompt + completion, len(prompt)
+
+    def answered(self, messages: list[Message]) -> list[int]:
+        """Which of the ids of `prompt(messages)` the assistant wrote: its turns among them, each with its end token.
+
+        A token that stands across a turn's beginning is not counted.
+
+        Raises:
+            UserError: the template writes a turn in another way once later ones follow, so that it cannot be found.
+        """
+        whole = self.render(messages, add_generation_prompt=True)
+        encoded = self._tokenizer.encode(whole, add_special_tokens=False)
+        found: list[int] = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                start, end = self._turn(messages, i, whole)
+                turn = [n for n, (at, _) in enumerate(encoded.offsets) if start <= at < end]
+                ends = [n for n in turn if encoded.ids[n] in self.stop_tokens]
+                found += range(turn[0], ends[-1] + 1) if ends else turn
+        return found
+
+    def _turn(self, messages: list[Message], turn: int, whole: str) -> tuple[int, int]:
+        """Where in the whole chat's text an assistant's turn begins and ends."""
+        opening = self.render(messages[:turn], add_generation_prompt=True)
+        closed = self.render(messages[: turn + 1], add_generation_prompt=False)
+        if not (closed.startswith(opening) and whole.startswith(closed)):
+            raise UserError(
+                "the model's chat template writes an earlier turn in another way once later ones follow; "
+                "set dataset.train_on_last=true"
+            )
+        return len(opening), len(closed)
 
     @functools.cached_property
     def _special_texts(self) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Whole conversations: how rows may be written, what is learnt of them, and that evaluation asks what training teaches."""
 
 import json
-import shutil
 
 import pytest
 
@@ -148,14 +147,13 @@ def test_a_cut_conversation(tmp_path, tiny):
 
 def test_a_template_that_rewrites_earlier_turns(tmp_path, tiny):
     """As Qwen 3's, which drops what was thought in earlier turns."""
-    template = (
+    tokenizer = ChatTokenizer(str(tiny))
+    from cruijff_kit.models.tokenizer import _compile
+
+    tokenizer._template = _compile(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>{% endif %}"
         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
     )
-    folder = shutil.copytree(tiny, tmp_path / "model")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
-    tokenizer = ChatTokenizer(str(folder))
     path = write(tmp_path, ROWS["messages"])
     with pytest.raises(UserError, match="writes an earlier turn in another way.*set dataset.train_on_last=true"):
         dataset(tokenizer, path)
