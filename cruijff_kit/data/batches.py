@@ -137,3 +137,48 @@ def _batch(tokens, positions, mask, predicting, targets, examples) -> Batch:
     return Batch(
         tokens, positions, mask, torch.tensor(predicting), torch.tensor(targets), sum(len(e.tokens) for e in examples)
     )
+
+
+_PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's
+
+
+def _packed(packs: list[tuple[Example, ...]], share_prefix: bool) -> Batch:
+    """[packs, longest]: packs of rows (`packing`), each laid out as the shared layout lays out a whole batch."""
+    laid = [_lay(rows, common_prefix(rows) if share_prefix and len(rows) > 1 else 0) for rows in packs]
+    longest = max(len(one.tokens) for one in laid)
+    tokens, positions = (torch.zeros(len(packs), longest, dtype=torch.long) for _ in range(2))
+    whose = torch.full((len(packs), longest), _PAD)
+    predicting, targets = [], []
+    for p, one in enumerate(laid):
+        end = len(one.tokens)
+        tokens[p, :end], positions[p, :end] = torch.tensor(one.tokens), torch.tensor(one.positions)
+        whose[p, :end] = torch.tensor(one.whose)
+        predicting += [p * longest + i for i in one.predicting]
+        targets += one.targets
+    # Pad tokens see each other: a token that saw nothing would have no attention to share out.
+    mask = ((whose[:, :, None] == whose[:, None, :]) | (whose[:, None, :] == _PREFIX)).tril()
+    return _batch(tokens, positions, mask, predicting, targets, [e for rows in packs for e in rows])
+
+
+@dataclass
+class _Laid:
+    """A pack's tokens, their positions and whose they are; which of them predict, and what."""
+
+    tokens: list[int]
+    positions: list[int]
+    whose: list[int]
+    predicting: list[int]
+    targets: list[int]
+
+
+def _lay(rows: tuple[Example, ...], prefix: int) -> _Laid:
+    laid = _Laid(list(rows[0].tokens[:prefix]), list(range(prefix)), [_PREFIX] * prefix, [], [])
+    for number, e in enumerate(rows):
+        shift = len(laid.tokens) - prefix
+        learnt = [i for i in range(max(1, e.first_label), len(e.labels)) if e.labels[i] != IGNORE]
+        laid.predicting += [shift + i - 1 for i in learnt]
+        laid.targets += [e.labels[i] for i in learnt]
+        laid.tokens += e.tokens[prefix:-1]
+        laid.positions += range(prefix, len(e.tokens) - 1)
+        laid.whose += [number] * (len(e.tokens) - 1 - prefix)
+    return laid
