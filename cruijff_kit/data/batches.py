@@ -3,24 +3,21 @@
 Two layouts give the same losses:
 
 padded   [rows, longest]. Right-padded; causality keeps the pad tokens from mattering.
-packed   [packs, longest]. The tokens that all rows of a pack begin with stand once, each row's own follow; a mask lets a
-         row see the prefix and itself, and its positions continue the prefix's.
+shared   [1, prefix + all the rest]. The tokens that all rows begin with stand once, each row's own follow; a mask lets a
+         row see the prefix and itself, and its positions continue the prefix's. No pad tokens, the prefix computed once.
 
-Of rows the cheaper one is taken: padded, or all of them as one pack, which has no pad tokens and computes the prefix once.
-Packs (`packing`) are laid out as they are. In both, a row's last token is left out: nothing is predicted from it.
+The cheaper one is taken. In both, a row's last token is left out: nothing is predicted from it.
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cruijff_kit.data.instruct import IGNORE, Example
-from cruijff_kit.data.packing import Pack, rows_of
+from cruijff_kit.data.packing import rows_of
 
 _CHUNK = 50  # batches among which rows are sorted by length: enough to find like rows, few enough to stay random
-_PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's
 
 
 @dataclass
@@ -75,30 +72,29 @@ def batch_order(
     return batches
 
 
-def make_batch(examples: list[Example | Pack], attention_cost: float, share_prefix: bool = True) -> Batch:
+def make_batch(examples: list[Example], attention_cost: float, share_prefix: bool = True) -> Batch:
     """Lay out a batch in the cheaper way.
 
     Args:
-        examples: the rows, or packs of rows.
+        examples: the rows.
         attention_cost: cost of one (token, token) pair of attention in units of one token through the linear layers.
-        share_prefix: False forces a layout where each row has its prefix to itself (needed where rows must differ on it,
-            as with dropout).
+        share_prefix: False forces the padded layout (needed where rows must differ on the prefix, as with dropout).
     """
     packs = [rows_of(e) for e in examples]
-    if any(len(rows) > 1 for rows in packs):
+    if max(map(len, packs)) > 1:
         return _packed(packs, share_prefix)
-    rows = [row for (row,) in packs]
-    prefix = common_prefix(rows)
-    own = [len(e.tokens) - 1 - prefix for e in rows]
+    examples = [row for (row,) in packs]
+    prefix = common_prefix(examples)
+    own = [len(e.tokens) - 1 - prefix for e in examples]
     shared, longest = prefix + sum(own), prefix + max(own)
     cost_shared = shared + attention_cost * shared**2
-    cost_padded = len(rows) * (longest + attention_cost * longest**2)
-    if share_prefix and len(rows) > 1 and cost_shared < cost_padded:
-        return _packed([rows], share_prefix)
-    return _padded(rows, longest)
+    cost_padded = len(examples) * (longest + attention_cost * longest**2)
+    if share_prefix and len(examples) > 1 and cost_shared < cost_padded:
+        return _shared(examples, prefix)
+    return _padded(examples, longest)
 
 
-def common_prefix(examples: Sequence[Example]) -> int:
+def common_prefix(examples: list[Example]) -> int:
     """How many tokens all rows begin with, short of the token that predicts the first learnt one."""
     first = examples[0].tokens
     limit = min(e.first_label - 1 for e in examples)
@@ -120,21 +116,47 @@ def _padded(examples: list[Example], longest: int) -> Batch:
     return _batch(tokens, None, None, predicting, targets, examples)
 
 
-def _packed(packs: list[Sequence[Example]], share_prefix: bool) -> Batch:
-    """Each pack as one row of the batch: the prefix of its rows once, then each row's own tokens."""
+def _shared(examples: list[Example], prefix: int) -> Batch:
+    tokens, positions, rows = examples[0].tokens[:prefix], list(range(prefix)), [-1] * prefix
+    predicting, targets = [], []
+    for r, e in enumerate(examples):
+        shift = len(tokens) - prefix
+        for i in range(max(1, e.first_label), len(e.labels)):
+            if e.labels[i] != IGNORE:
+                predicting.append(shift + i - 1)
+                targets.append(e.labels[i])
+        tokens = tokens + e.tokens[prefix:-1]
+        positions += range(prefix, len(e.tokens) - 1)
+        rows += [r] * (len(e.tokens) - 1 - prefix)
+    row = torch.tensor(rows)
+    mask = ((row[:, None] == row[None, :]) | (row[None, :] == -1)).tril()
+    return _batch(torch.tensor([tokens]), torch.tensor([positions]), mask[None], predicting, targets, examples)
+
+
+def _batch(tokens, positions, mask, predicting, targets, examples) -> Batch:
+    return Batch(
+        tokens, positions, mask, torch.tensor(predicting), torch.tensor(targets), sum(len(e.tokens) for e in examples)
+    )
+
+
+_PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's
+
+
+def _packed(packs: list[tuple[Example, ...]], share_prefix: bool) -> Batch:
+    """[packs, longest]: packs of rows (`packing`), each laid out as the shared layout lays out a whole batch."""
     laid = [_lay(rows, common_prefix(rows) if share_prefix and len(rows) > 1 else 0) for rows in packs]
     longest = max(len(one.tokens) for one in laid)
-    tokens, positions = (torch.zeros(len(laid), longest, dtype=torch.long) for _ in range(2))
-    row = torch.full((len(laid), longest), _PAD)
+    tokens, positions = (torch.zeros(len(packs), longest, dtype=torch.long) for _ in range(2))
+    whose = torch.full((len(packs), longest), _PAD)
     predicting, targets = [], []
     for p, one in enumerate(laid):
         end = len(one.tokens)
         tokens[p, :end], positions[p, :end] = torch.tensor(one.tokens), torch.tensor(one.positions)
-        row[p, :end] = torch.tensor(one.rows)
+        whose[p, :end] = torch.tensor(one.whose)
         predicting += [p * longest + i for i in one.predicting]
         targets += one.targets
     # Pad tokens see each other: a token that saw nothing would have no attention to share out.
-    mask = ((row[:, :, None] == row[:, None, :]) | (row[:, None, :] == _PREFIX)).tril()
+    mask = ((whose[:, :, None] == whose[:, None, :]) | (whose[:, None, :] == _PREFIX)).tril()
     return _batch(tokens, positions, mask, predicting, targets, [e for rows in packs for e in rows])
 
 
@@ -144,26 +166,19 @@ class _Laid:
 
     tokens: list[int]
     positions: list[int]
-    rows: list[int]
+    whose: list[int]
     predicting: list[int]
     targets: list[int]
 
 
-def _lay(examples: Sequence[Example], prefix: int) -> _Laid:
-    laid = _Laid(list(examples[0].tokens[:prefix]), list(range(prefix)), [_PREFIX] * prefix, [], [])
-    for r, e in enumerate(examples):
+def _lay(rows: tuple[Example, ...], prefix: int) -> _Laid:
+    laid = _Laid(list(rows[0].tokens[:prefix]), list(range(prefix)), [_PREFIX] * prefix, [], [])
+    for number, e in enumerate(rows):
         shift = len(laid.tokens) - prefix
-        for i in range(max(1, e.first_label), len(e.labels)):
-            if e.labels[i] != IGNORE:
-                laid.predicting.append(shift + i - 1)
-                laid.targets.append(e.labels[i])
+        learnt = [i for i in range(max(1, e.first_label), len(e.labels)) if e.labels[i] != IGNORE]
+        laid.predicting += [shift + i - 1 for i in learnt]
+        laid.targets += [e.labels[i] for i in learnt]
         laid.tokens += e.tokens[prefix:-1]
         laid.positions += range(prefix, len(e.tokens) - 1)
-        laid.rows += [r] * (len(e.tokens) - 1 - prefix)
+        laid.whose += [number] * (len(e.tokens) - 1 - prefix)
     return laid
-
-
-def _batch(tokens, positions, mask, predicting, targets, examples) -> Batch:
-    return Batch(
-        tokens, positions, mask, torch.tensor(predicting), torch.tensor(targets), sum(len(e.tokens) for e in examples)
-    )

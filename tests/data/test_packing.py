@@ -1,5 +1,6 @@
 """Packs: every row once, none split, and the same loss and gradients as the rows by themselves."""
 
+import json
 import random
 
 import pytest
@@ -158,6 +159,21 @@ def _stop_at(recipe, step: int):
         usual()
 
     return after_update
+
+
+def test_custom_metrics_see_rows(recipe, tmp_path, monkeypatch):
+    """Not packs: one row of logits and labels for each row of the data, its own answer in it."""
+    (tmp_path / "seen.py").write_text(
+        "def rows(logits, labels, tokenizer, ignore_index):\n"
+        "    texts = [tokenizer.decode([t for t in row.tolist() if t != ignore_index]) for row in labels]\n"
+        "    return {'rows': len(labels), 'words': sum(t.isalpha() and t[0].isupper() for t in texts)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = recipe("dataset.packed=true", "custom_metrics=[seen.rows]", "dataset.validation_split=null")
+    made.train()
+    made.cleanup()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(line["words"] == line["rows"] > 2 for line in lines)
 
 
 def test_plan_and_refusals(tiny, tmp_path):
