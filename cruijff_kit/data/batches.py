@@ -3,12 +3,14 @@
 Two layouts give the same losses:
 
 padded   [rows, longest]. Right-padded; causality keeps the pad tokens from mattering.
-shared   [1, prefix + all the rest]. The tokens that all rows begin with stand once, each row's own follow; a mask lets a
-         row see the prefix and itself, and its positions continue the prefix's. No pad tokens, the prefix computed once.
+shared   [1, prefix + all the rest]. The tokens that all rows begin with stand once, each row's own follow; a row sees the
+         prefix and itself, and its positions continue the prefix's. No pad tokens, the prefix computed once.
+         Attention goes over everything, with a mask, or (where calls are cheap) row by row, without one.
 
-The cheaper one is taken. In both, a row's last token is left out: nothing is predicted from it.
+The cheapest is taken. In each, a row's last token is left out: nothing is predicted from it.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -19,18 +21,42 @@ from cruijff_kit.data.instruct import IGNORE, Example
 _CHUNK = 50  # batches among which rows are sorted by length: enough to find like rows, few enough to stay random
 
 
+@dataclass(frozen=True)
+class AttentionCost:
+    """What attention costs, in units of one token through the linear layers.
+
+    pair: of one query and one key. call: of each call beside its pairs, as pairs; None: attention cannot go row by row.
+    """
+
+    pair: float
+    call: float | None = None
+
+
+@dataclass(frozen=True)
+class Spans:
+    """In place of a mask: the first `prefix` tokens are shared, then follow `own` tokens of each row."""
+
+    prefix: int
+    own: tuple[int, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Queries times keys, row by row."""
+        return self.prefix**2 + sum(n * (self.prefix + n) for n in self.own)
+
+
 @dataclass
 class Batch:
     """Rows ready for the model.
 
-    tokens: [b, s] ids. positions: [b, s] or None for 0..s-1. mask: [b, s, s], True where attention is allowed, or None
-    for causal. predicting: [n] indices into the flattened [b * s] of the positions that predict a learnt token.
+    tokens: [b, s] ids. positions: [b, s] or None for 0..s-1. mask: [b, s, s], True where attention is allowed; None for
+    causal; Spans for attention row by row (`training.attention`). predicting: [n] indices into the flattened [b * s] of the positions that predict a learnt token.
     targets: [n] those tokens. num_tokens: tokens of the rows, as if each stood alone.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor | None
-    mask: torch.Tensor | None
+    mask: torch.Tensor | Spans | None
     predicting: torch.Tensor
     targets: torch.Tensor
     num_tokens: int
@@ -71,22 +97,26 @@ def batch_order(
     return batches
 
 
-def make_batch(examples: list[Example], attention_cost: float, share_prefix: bool = True) -> Batch:
-    """Lay out a batch in the cheaper way.
+def make_batch(examples: list[Example], attention_cost: AttentionCost, share_prefix: bool = True) -> Batch:
+    """Lay out a batch in the cheapest way.
 
     Args:
         examples: the rows.
-        attention_cost: cost of one (token, token) pair of attention in units of one token through the linear layers.
+        attention_cost: of the model on its device.
         share_prefix: False forces the padded layout (needed where rows must differ on the prefix, as with dropout).
     """
     prefix = common_prefix(examples)
-    own = [len(e.tokens) - 1 - prefix for e in examples]
-    shared, longest = prefix + sum(own), prefix + max(own)
-    cost_shared = shared + attention_cost * shared**2
-    cost_padded = len(examples) * (longest + attention_cost * longest**2)
-    if share_prefix and len(examples) > 1 and cost_shared < cost_padded:
-        return _shared(examples, prefix)
-    return _padded(examples, longest)
+    own = tuple(len(e.tokens) - 1 - prefix for e in examples)
+    shared, longest, pair = prefix + sum(own), prefix + max(own), attention_cost.pair
+    spans = Spans(prefix, own)
+    padded = len(examples) * (longest + pair * longest**2)
+    masked = shared + pair * shared**2
+    by_rows = math.inf
+    if attention_cost.call is not None:
+        by_rows = shared + pair * (spans.pairs + attention_cost.call * len(examples))
+    if not share_prefix or len(examples) == 1 or padded <= min(masked, by_rows):
+        return _padded(examples, longest)
+    return _shared(examples, spans, by_rows < masked)
 
 
 def common_prefix(examples: list[Example]) -> int:
@@ -111,7 +141,8 @@ def _padded(examples: list[Example], longest: int) -> Batch:
     return _batch(tokens, None, None, predicting, targets, examples)
 
 
-def _shared(examples: list[Example], prefix: int) -> Batch:
+def _shared(examples: list[Example], spans: Spans, by_rows: bool) -> Batch:
+    prefix = spans.prefix
     tokens, positions, rows = examples[0].tokens[:prefix], list(range(prefix)), [-1] * prefix
     predicting, targets = [], []
     for r, e in enumerate(examples):
@@ -123,9 +154,12 @@ def _shared(examples: list[Example], prefix: int) -> Batch:
         tokens = tokens + e.tokens[prefix:-1]
         positions += range(prefix, len(e.tokens) - 1)
         rows += [r] * (len(e.tokens) - 1 - prefix)
-    row = torch.tensor(rows)
-    mask = ((row[:, None] == row[None, :]) | (row[None, :] == -1)).tril()
-    return _batch(torch.tensor([tokens]), torch.tensor([positions]), mask[None], predicting, targets, examples)
+    mask = spans if by_rows else _mask(torch.tensor(rows))
+    return _batch(torch.tensor([tokens]), torch.tensor([positions]), mask, predicting, targets, examples)
+
+
+def _mask(row: torch.Tensor) -> torch.Tensor:
+    return ((row[:, None] == row[None, :]) | (row[None, :] == -1)).tril()[None]
 
 
 def _batch(tokens, positions, mask, predicting, targets, examples) -> Batch:
