@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.data.batches import AttentionCost, Batch, Spans
-from cruijff_kit.training.attention import attend_by_rows
+from cruijff_kit.training.attention import attend_on_cpu
 
 # On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
 # and a call of attention, forward and back, as long as this many pairs.
@@ -61,8 +61,8 @@ def hidden_states(
     model: TransformerDecoder, tokens: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | Spans | None
 ) -> torch.Tensor:
     """The decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
-    if isinstance(mask, Spans):
-        attend_by_rows(model)
+    if tokens.device.type == "cpu":
+        attend_on_cpu(model)
     h = model.tok_embeddings(tokens)
     for layer in model.layers:
         h = layer(h, mask=mask, input_pos=positions)

@@ -39,7 +39,9 @@ class Turns:
         self.left -= 1
         if self.left == 0:
             synchronize(self.device)
-            self._answer({"seconds": time.perf_counter() - self.began, "losses": self.losses, **self._stop_profiler()})
+            seconds, processor = time.perf_counter() - self.began, time.process_time() - self.processor_began
+            answer = {"seconds": seconds, "processor_seconds": processor, "losses": self.losses}
+            self._answer(answer | self._stop_profiler())
             self._wait()
 
     def log_config(self, config) -> None:
@@ -54,7 +56,7 @@ class Turns:
             if order in ("steps", "profile"):
                 self.left, self.losses = int(count), []
                 self.profiler = start_profiler() if order == "profile" else None
-                self.began = time.perf_counter()
+                self.began, self.processor_began = time.perf_counter(), time.process_time()
                 return
             if order == "peak":
                 self._answer({"flops": matmul_flops(self.device, self.dtype)})
