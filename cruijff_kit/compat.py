@@ -34,6 +34,7 @@ from torchtune.models.convert_weights import tune_to_peft_adapter_config, tune_t
 from torchtune.models.llama3_2._component_builders import llama3_2, lora_llama3_2  # noqa: E402
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer  # noqa: E402
 from torchtune.modules.peft import (  # noqa: E402
+    LoRALinear,
     disable_adapter,
     get_adapter_params,
     get_lora_module_names,
@@ -55,6 +56,7 @@ for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torcht
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 __all__ = [
+    "LoRALinear",
     "MODEL_KEY",
     "ModelType",
     "TransformerDecoder",

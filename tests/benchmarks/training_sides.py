@@ -189,7 +189,10 @@ def train_peft(case: dict) -> None:
     modules = ["o_proj" if m == "output_proj" else m for m in cfg["model"]["lora_attn_modules"]]
     modules += ["gate_proj", "up_proj", "down_proj"] if cfg["model"]["apply_lora_to_mlp"] else []
     lora = LoraConfig(
-        r=cfg["model"]["lora_rank"], lora_alpha=cfg["model"]["lora_alpha"], target_modules=modules, task_type="CAUSAL_LM"
+        r=cfg["model"]["lora_rank"],
+        lora_alpha=cfg["model"]["lora_alpha"],
+        target_modules=modules,
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, lora, autocast_adapter_dtype=False)  # adapters in the model's precision, as elsewhere
     model.train()
@@ -275,7 +278,10 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
-    import resource
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    import resource  # counts the process that started this one too
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

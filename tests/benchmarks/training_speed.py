@@ -115,10 +115,10 @@ def main() -> None:
         parser.error(f"unknown cases {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
     report = {}
     for name in args.cases or cases:
-        print(name, file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             case = replace(cases[name], dtype=args.dtype or cases[name].dtype)
             report[name] = measure(case, Path(folder), args)
+        print(name, in_short(report[name]), file=sys.stderr, flush=True)
     print(json.dumps(report, indent=2)) if args.json else show(report)
     missed = [line for name, r in report.items() for line in floors(name, cases[name], r)]
     print("\n".join(missed), file=sys.stderr)
@@ -139,6 +139,8 @@ def measure(case: Case, folder: Path, args: argparse.Namespace) -> dict[str, Any
     (folder / "case.json").write_text(json.dumps(settings), encoding="utf-8")
     with ExitStack() as stack:
         sides = {side: stack.enter_context(worker(side, folder)) for side in SIDES}
+        for side in sides.values():
+            side.answer()  # set up
         return {**take_turns(sides, case, rows, args), "dtype": settings["dtype"], "case": asdict(case)}
 
 
@@ -178,6 +180,13 @@ def take_turns(sides: dict[str, "Worker"], case: Case, rows: list[dict], args: a
     return result
 
 
+def in_short(r: dict[str, Any]) -> str:
+    """A line of progress."""
+    memory = {name: round(m["training"] / 1e6) for name, m in r["memory"].items()}
+    ratios = [{name: round(value, 2) for name, value in r[key].items()} for key in ("ratio", "processor_ratio")]
+    return f"ratio {ratios[0]}, of processor seconds {ratios[1]}, MB {memory}, first losses {r['first_loss']}"
+
+
 def median_ratio(others: list[float], ours: list[float]) -> float:
     """How many times as long the other side takes."""
     return statistics.median(a / b for a, b in zip(others, ours, strict=True))
@@ -215,7 +224,7 @@ class Worker:
 
 @contextmanager
 def worker(side: str, folder: Path) -> Iterator[Worker]:
-    """A side, set up and waiting for orders."""
+    """A side's process, which sets itself up and says when it is ready."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     log = folder / f"{side}.txt"
@@ -225,10 +234,8 @@ def worker(side: str, folder: Path) -> Iterator[Worker]:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             env=kept | {"GOMP_SPINCOUNT": SPIN, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "CRUIJFF_QUIET": "1"},
         )  # fmt: skip
-    it = Worker(process, log)
     try:
-        it.answer()
-        yield it
+        yield Worker(process, log)
     finally:
         process.stdin.close()
         process.wait()
@@ -328,7 +335,11 @@ def show(report: dict[str, Any]) -> None:
     table = Table(caption="share: of the peak of matrix products, 4P + 6p operations per token of the rows")
     for column in ("case", "tokens per step", "tokens/s: ours", "stock", "peft", "ours / stock", "ours / peft"):
         table.add_column(column, justify="left" if column == "case" else "right")
-    for column in ("share: ours / stock / peft", "MB in training: ours / stock / peft", *(["GPU busy"] if busy else [])):
+    for column in (
+        "share: ours / stock / peft",
+        "MB in training: ours / stock / peft",
+        *(["GPU busy"] if busy else []),
+    ):
         table.add_column(column, justify="right")
     for name, r in report.items():
         cells = [name, f"{r['tokens_per_step']:.0f}", *(f"{r['tokens_per_second'][s]:.0f}" for s in SIDES)]
