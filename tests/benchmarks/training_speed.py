@@ -119,6 +119,9 @@ def main() -> None:
             case = replace(cases[name], dtype=args.dtype or cases[name].dtype)
             report[name] = measure(case, Path(folder), args)
         print(name, in_short(report[name]), file=sys.stderr, flush=True)
+    for r in report.values():  # on a busy machine only the best of all cases comes near the peak
+        peak = max(other["peak_flops"] for other in report.values() if other["dtype"] == r["dtype"])
+        r["share_of_peak"] = {name: flops / peak for name, flops in r["flops"].items()}
     print(json.dumps(report, indent=2)) if args.json else show(report)
     missed = [line for name, r in report.items() for line in floors(name, cases[name], r)]
     print("\n".join(missed), file=sys.stderr)
@@ -170,7 +173,7 @@ def take_turns(sides: dict[str, "Worker"], case: Case, rows: list[dict], args: a
         "tokens_per_second": speed,
         "ratio": {name: median_ratio(seconds[name], seconds["ours"]) for name in sides if name != "ours"},
         "processor_ratio": {name: median_ratio(processor[name], processor["ours"]) for name in sides if name != "ours"},
-        "share_of_peak": {name: speed[name] * flops / max(peaks) for name in sides},
+        "flops": {name: speed[name] * flops for name in sides},
         "peak_flops": max(peaks),
         "memory": memory,
         "first_loss": first,
