@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="blocks of steps of each side (default 9)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (default: all)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 where the machine computes in it")
-    parser.add_argument("--stock-loss", choices=("one_chunk", "plain", "chunked"), help="default one_chunk, the fastest on a CPU")
+    parser.add_argument(
+        "--stock-loss", choices=("one_chunk", "plain", "chunked"), help="default one_chunk, the fastest"
+    )
     parser.add_argument("--check", action="store_true", help="end with 1 where ours is below a floor")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
