@@ -41,7 +41,7 @@ from cruijff_kit.recipes.lora_single_device import (
 )
 from cruijff_kit.training import shared
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state
-from cruijff_kit.training.loss import batch_loss
+from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.steps import Steps, smaller_micro_batch
 from cruijff_kit.training.validation import validation_batches, validation_sums
 from cruijff_kit.training.workers import Boss, Workers
@@ -189,6 +189,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
             self._from_first(p for p in module.parameters() if p not in adapters and not hasattr(p, "full_tensor"))
             fully_shard(module, ignored_params=set(adapters))
         base.release()
+        self.attention_cost = attention_cost(model)  # where it lies now
         if self.rank:  # dropout draws apart
             torch.manual_seed(self.cfg["seed"] + self.rank)
         return model

@@ -3,35 +3,64 @@
 Two layouts give the same losses:
 
 padded   [rows, longest]. Right-padded; causality keeps the pad tokens from mattering.
-shared   [1, prefix + all the rest]. The tokens that all rows begin with stand once, each row's own follow; a mask lets a
-         row see the prefix and itself, and its positions continue the prefix's. No pad tokens, the prefix computed once.
+shared   [1, prefix + all the rest]. The tokens that all rows begin with stand once, each row's own follow; a row sees the
+         prefix and itself, and its positions continue the prefix's. No pad tokens, the prefix computed once.
+         Attention goes over everything, with a mask, or (where calls are cheap) row by row, without one.
+         Rows that are packed (`packing`) stand so pack by pack: [packs, longest pack].
 
-The cheaper one is taken. In both, a row's last token is left out: nothing is predicted from it.
+The cheapest is taken. In each, a row's last token is left out: nothing is predicted from it.
 """
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cruijff_kit.data.instruct import IGNORE, Example
-from cruijff_kit.data.packing import rows_of
+from cruijff_kit.data.packing import Pack, rows_of
 
+_PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's
 _CHUNK = 50  # batches among which rows are sorted by length: enough to find like rows, few enough to stay random
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """What attention costs, in units of one token through the linear layers.
+
+    pair: of one query and one key. call: of each call beside its pairs, as pairs; None: attention cannot go row by row.
+    """
+
+    pair: float
+    call: float | None = None
+
+
+@dataclass(frozen=True)
+class Spans:
+    """In place of a mask: the first `prefix` tokens are shared, then follow `own` tokens of each row."""
+
+    prefix: int
+    own: tuple[int, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Queries times keys, row by row."""
+        return self.prefix**2 + sum(n * (self.prefix + n) for n in self.own)
 
 
 @dataclass
 class Batch:
     """Rows ready for the model.
 
-    tokens: [b, s] ids. positions: [b, s] or None for 0..s-1. mask: [b, s, s], True where attention is allowed, or None
-    for causal. predicting: [n] indices into the flattened [b * s] of the positions that predict a learnt token.
-    targets: [n] those tokens. num_tokens: tokens of the rows, as if each stood alone.
+    tokens: [b, s] ids. positions: [b, s] or None for 0..s-1. mask: [b, s, s], True where attention is allowed; None for
+    causal; Spans for attention row by row (`training.attention`). predicting: [n] indices into the flattened [b * s] of
+    the positions that predict a learnt token. targets: [n] those tokens. num_tokens: of the rows, as if each stood alone.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor | None
-    mask: torch.Tensor | None
+    mask: torch.Tensor | Spans | None
     predicting: torch.Tensor
     targets: torch.Tensor
     num_tokens: int
@@ -72,29 +101,32 @@ def batch_order(
     return batches
 
 
-def make_batch(examples: list[Example], attention_cost: float, share_prefix: bool = True) -> Batch:
-    """Lay out a batch in the cheaper way.
+def make_batch(examples: list[Example | Pack], attention_cost: AttentionCost, share_prefix: bool = True) -> Batch:
+    """Lay out a batch in the cheapest way.
 
     Args:
-        examples: the rows.
-        attention_cost: cost of one (token, token) pair of attention in units of one token through the linear layers.
+        examples: the rows, or packs of rows; where attention goes row by row, what is packed with what does not matter.
+        attention_cost: of the model on its device.
         share_prefix: False forces the padded layout (needed where rows must differ on the prefix, as with dropout).
     """
     packs = [rows_of(e) for e in examples]
-    if max(map(len, packs)) > 1:
-        return _packed(packs, share_prefix)
-    examples = [row for (row,) in packs]
-    prefix = common_prefix(examples)
-    own = [len(e.tokens) - 1 - prefix for e in examples]
-    shared, longest = prefix + sum(own), prefix + max(own)
-    cost_shared = shared + attention_cost * shared**2
-    cost_padded = len(examples) * (longest + attention_cost * longest**2)
-    if share_prefix and len(examples) > 1 and cost_shared < cost_padded:
-        return _shared(examples, prefix)
-    return _padded(examples, longest)
+    rows = tuple(row for pack in packs for row in pack)
+    if len(rows) > len(packs) and attention_cost.call is None:
+        return _laid_out(packs, share_prefix)
+    prefix = common_prefix(rows)
+    spans = Spans(prefix, tuple(len(e.tokens) - 1 - prefix for e in rows))
+    together, longest, pair = prefix + sum(spans.own), prefix + max(spans.own), attention_cost.pair
+    padded = len(rows) * (longest + pair * longest**2)
+    masked = together + pair * together**2
+    by_rows = math.inf
+    if attention_cost.call is not None:
+        by_rows = together + pair * (spans.pairs + attention_cost.call * len(rows))
+    if not share_prefix or len(rows) == 1 or padded <= min(masked, by_rows):
+        return _padded(rows, longest)
+    return _laid_out([rows], share_prefix, spans if by_rows < masked else None)
 
 
-def common_prefix(examples: list[Example]) -> int:
+def common_prefix(examples: Sequence[Example]) -> int:
     """How many tokens all rows begin with, short of the token that predicts the first learnt one."""
     first = examples[0].tokens
     limit = min(e.first_label - 1 for e in examples)
@@ -104,7 +136,7 @@ def common_prefix(examples: list[Example]) -> int:
     return limit
 
 
-def _padded(examples: list[Example], longest: int) -> Batch:
+def _padded(examples: Sequence[Example], longest: int) -> Batch:
     tokens = torch.zeros(len(examples), longest, dtype=torch.long)
     predicting, targets = [], []
     for r, e in enumerate(examples):
@@ -116,34 +148,14 @@ def _padded(examples: list[Example], longest: int) -> Batch:
     return _batch(tokens, None, None, predicting, targets, examples)
 
 
-def _shared(examples: list[Example], prefix: int) -> Batch:
-    tokens, positions, rows = examples[0].tokens[:prefix], list(range(prefix)), [-1] * prefix
-    predicting, targets = [], []
-    for r, e in enumerate(examples):
-        shift = len(tokens) - prefix
-        for i in range(max(1, e.first_label), len(e.labels)):
-            if e.labels[i] != IGNORE:
-                predicting.append(shift + i - 1)
-                targets.append(e.labels[i])
-        tokens = tokens + e.tokens[prefix:-1]
-        positions += range(prefix, len(e.tokens) - 1)
-        rows += [r] * (len(e.tokens) - 1 - prefix)
-    row = torch.tensor(rows)
-    mask = ((row[:, None] == row[None, :]) | (row[None, :] == -1)).tril()
-    return _batch(torch.tensor([tokens]), torch.tensor([positions]), mask[None], predicting, targets, examples)
-
-
 def _batch(tokens, positions, mask, predicting, targets, examples) -> Batch:
     return Batch(
         tokens, positions, mask, torch.tensor(predicting), torch.tensor(targets), sum(len(e.tokens) for e in examples)
     )
 
 
-_PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's
-
-
-def _packed(packs: list[tuple[Example, ...]], share_prefix: bool) -> Batch:
-    """[packs, longest]: packs of rows (`packing`), each laid out as the shared layout lays out a whole batch."""
+def _laid_out(packs: list[tuple[Example, ...]], share_prefix: bool, spans: Spans | None = None) -> Batch:
+    """[packs, longest]: the shared layout, for each pack of rows; with `spans` in place of a mask, for a single one."""
     laid = [_lay(rows, common_prefix(rows) if share_prefix and len(rows) > 1 else 0) for rows in packs]
     longest = max(len(one.tokens) for one in laid)
     tokens, positions = (torch.zeros(len(packs), longest, dtype=torch.long) for _ in range(2))
@@ -155,9 +167,13 @@ def _packed(packs: list[tuple[Example, ...]], share_prefix: bool) -> Batch:
         whose[p, :end] = torch.tensor(one.whose)
         predicting += [p * longest + i for i in one.predicting]
         targets += one.targets
+    rows = [e for pack in packs for e in pack]
+    return _batch(tokens, positions, _mask(whose) if spans is None else spans, predicting, targets, rows)
+
+
+def _mask(whose: torch.Tensor) -> torch.Tensor:
     # Pad tokens see each other: a token that saw nothing would have no attention to share out.
-    mask = ((whose[:, :, None] == whose[:, None, :]) | (whose[:, None, :] == _PREFIX)).tril()
-    return _batch(tokens, positions, mask, predicting, targets, [e for rows in packs for e in rows])
+    return ((whose[:, :, None] == whose[:, None, :]) | (whose[:, None, :] == _PREFIX)).tril()
 
 
 @dataclass

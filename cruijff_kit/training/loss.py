@@ -8,7 +8,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cruijff_kit.compat import TransformerDecoder
-from cruijff_kit.data.batches import Batch
+from cruijff_kit.data.batches import AttentionCost, Batch, Spans
+from cruijff_kit.training.attention import attend_on_cpu
+from cruijff_kit.training.lora import fuse_lora
+
+# On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
+# and a call of attention, forward and back, as long as this many pairs.
+_SLOWER_ON_CPU, _CALL = 2, 1500
 
 
 class LabelledCrossEntropy(nn.Module):
@@ -53,9 +59,12 @@ def _cross_entropy(hidden: torch.Tensor, targets: torch.Tensor, output: Callable
 
 
 def hidden_states(
-    model: TransformerDecoder, tokens: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
+    model: TransformerDecoder, tokens: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | Spans | None
 ) -> torch.Tensor:
     """The decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
+    if tokens.device.type == "cpu":
+        attend_on_cpu(model)
+        fuse_lora(model)
     h = model.tok_embeddings(tokens)
     for layer in model.layers:
         h = layer(h, mask=mask, input_pos=positions)
@@ -68,8 +77,10 @@ def batch_loss(model: TransformerDecoder, batch: Batch, loss_fn: LabelledCrossEn
     return loss_fn(hidden.flatten(0, 1)[batch.predicting], batch.targets, model.output)
 
 
-def attention_cost(model: TransformerDecoder) -> float:
-    """One (query, key) pair of attention over all layers, in units of one token through all linear layers."""
+def attention_cost(model: TransformerDecoder) -> AttentionCost:
+    """What attention costs in this model on its device, for the choice of a batch's layout."""
     per_token = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
-    per_pair = 2 * len(model.layers) * model.num_heads * model.head_dim
-    return per_pair / per_token
+    pair = 2 * len(model.layers) * model.num_heads * model.head_dim / per_token
+    if next(model.parameters()).device.type != "cpu":
+        return AttentionCost(pair)  # a kernel's launch costs more than the pairs that it saves
+    return AttentionCost(_SLOWER_ON_CPU * pair, _CALL)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import cruijff_kit
 from cruijff_kit.compat import get_adapter_params
-from cruijff_kit.data.batches import make_batch
+from cruijff_kit.data.batches import AttentionCost, make_batch
 from cruijff_kit.data.instruct import IGNORE, Example
 from cruijff_kit.data.packing import packed, rows_of
 from cruijff_kit.errors import UserError
@@ -67,30 +67,37 @@ def gradients(model, loss: torch.Tensor) -> list[torch.Tensor]:
     return [p.grad.clone() for p in get_adapter_params(model).values()]
 
 
+MASKS, BY_ROWS = AttentionCost(0.0), AttentionCost(1.0, call=0.0)  # as on a GPU, and as on a CPU
+
+
+@pytest.mark.parametrize("cost", [MASKS, BY_ROWS])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("prefix", [0, 12])
-def test_loss_and_gradients_are_those_of_the_rows(recipe, share, prefix):
+def test_loss_and_gradients_are_those_of_the_rows(recipe, share, prefix, cost):
     model = recipe().model
     for name, p in get_adapter_params(model).items():
         if "lora_b" in name:
             torch.nn.init.normal_(p, std=0.05)
     examples = rows(prefix, 19, prefix)
-    batch = make_batch(packs := packed(examples, 200), 0.0, share)
-    assert len(batch.tokens) == len(packs) > 2 and batch.num_tokens == sum(len(e.tokens) for e in examples)
-    assert batch.tokens.shape[1] <= 200 and bool(batch.mask.any(-1).all())
+    batch = make_batch(packs := packed(examples, 200), cost, share)
+    assert len(packs) > 2 and batch.num_tokens == sum(len(e.tokens) for e in examples)
+    if cost is MASKS:
+        assert len(batch.tokens) == len(packs)
+        assert batch.tokens.shape[1] <= 200 and bool(batch.mask.any(-1).all())
     loss, plain = batch_loss(model, batch, LabelledCrossEntropy()), plain_loss(model, examples)
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-5)
     for a, b in zip(gradients(model, loss), gradients(model, plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_no_row_sees_another(recipe):
+@pytest.mark.parametrize("cost", [MASKS, BY_ROWS])
+def test_no_row_sees_another(recipe, cost):
     """Changing one row of a pack leaves the loss of the others bit by bit as it was."""
     model, loss = recipe().model, LabelledCrossEntropy()
     examples = rows(3, 6)
 
     def losses(changed: list[Example]) -> torch.Tensor:
-        batch = make_batch(packed(changed, 500), 0.0)
+        batch = make_batch(packed(changed, 500), cost)
         each = torch.nn.CrossEntropyLoss(reduction="none")
         loss.forward = lambda hidden, targets, output: each(output(hidden), targets)
         return batch_loss(model, batch, loss)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cruijff_kit.compat import get_adapter_params, set_seed
-from cruijff_kit.data.batches import batch_order, common_prefix, make_batch
+from cruijff_kit.data.batches import AttentionCost, Spans, batch_order, common_prefix, make_batch
 from cruijff_kit.data.instruct import IGNORE, Example
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
@@ -15,7 +15,8 @@ from cruijff_kit.training.loss import LabelledCrossEntropy, attention_cost, batc
 from cruijff_kit.training.validation import validation_batches, validation_sums
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
-FREE = 0.0  # attention that costs nothing, so that sharing a prefix always pays
+FREE = AttentionCost(0.0)  # attention that costs nothing, so that sharing a prefix always pays
+BY_ROWS = AttentionCost(1.0, call=0.0)  # so expensive that it goes row by row
 
 
 @pytest.fixture
@@ -69,13 +70,13 @@ def gradients(model, loss: torch.Tensor) -> list[torch.Tensor]:
     return [p.grad.clone() for p in get_adapter_params(model).values()]
 
 
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "padded"])
+@pytest.mark.parametrize("layout", ["masked", "by rows", "padded"])
 @pytest.mark.parametrize("prefix", [0, 1, 7, 40])
 @pytest.mark.parametrize("scattered", [False, True])
-def test_loss_and_gradients_equal_the_plain_computation(model, share, prefix, scattered):
+def test_loss_and_gradients_equal_the_plain_computation(model, layout, prefix, scattered):
     examples = rows(prefix, 6, prefix, scattered=scattered)
-    batch = make_batch(examples, FREE, share)
-    assert (batch.mask is not None) == share
+    batch = make_batch(examples, BY_ROWS if layout == "by rows" else FREE, layout != "padded")
+    assert isinstance(batch.mask, {"masked": torch.Tensor, "by rows": Spans, "padded": type(None)}[layout])
     ours = batch_loss(model, batch, LabelledCrossEntropy())
     plain = plain_loss(model, examples)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
@@ -87,8 +88,9 @@ def test_a_row_that_is_all_prefix_of_another(model):
     long = Example([5, 6, 7, 8, 9, 10], [IGNORE] * 3 + [8, 9, 10], 0)
     short = Example([5, 6, 7, 8], [IGNORE] * 3 + [8], 0)
     for examples in ([long, short], [short, short], [short, long, long]):
-        batch = make_batch(examples, FREE)
-        torch.testing.assert_close(batch_loss(model, batch, LabelledCrossEntropy()), plain_loss(model, examples))
+        for cost in (FREE, BY_ROWS):
+            loss = batch_loss(model, make_batch(examples, cost), LabelledCrossEntropy())
+            torch.testing.assert_close(loss, plain_loss(model, examples))
 
 
 def test_learning_the_input_too(model):
