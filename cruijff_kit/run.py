@@ -118,7 +118,6 @@ def _train_and_evaluate(
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
     from cruijff_kit.models.machine import describe
-    from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
@@ -138,22 +137,7 @@ def _train_and_evaluate(
     if config.processes == 1:  # else the model is here only when the workers have gone
         ask_untrained()
     with clock("train"):
-        result.resumed_at_step = recipe.global_step or None
-        start.heartbeat.set(first_step=recipe.global_step, training_since=now())
-        start.heartbeat.follow(lambda: _progress_of(recipe, result))
-        try:
-            with start.stop.asking(recipe):
-                recipe.train()
-            if config.eval.tasks:
-                recipe.save_state()
-                if start.stop.received is not None:  # it came too late for a step
-                    raise KeyboardInterrupt
-        except TrainingInterrupted as interrupted:
-            say(f"{interrupted}; the state is saved: python -m cruijff_kit.resume {shlex.quote(str(folder.path))}")
-            raise KeyboardInterrupt from interrupted
-        finally:
-            result.training = dataclasses.asdict(recipe.summary)
-            result.changes |= recipe.changes
+        _train(recipe, bool(config.eval.tasks), folder, result, start)
     start.heartbeat.set(state=EVALUATING)
     if config.processes > 1:
         ask_untrained()
@@ -164,6 +148,27 @@ def _train_and_evaluate(
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
     result.objective = result.metrics()[result.objective_name]
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResult, start: Start) -> None:
+    from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
+
+    result.resumed_at_step = recipe.global_step or None
+    start.heartbeat.set(first_step=recipe.global_step, training_since=now())
+    start.heartbeat.follow(lambda: _progress_of(recipe, result))
+    try:
+        with start.stop.asking(recipe):
+            recipe.train()
+        if then_evaluate:
+            recipe.save_state()
+            if start.stop.received is not None:  # it came too late for a step
+                raise KeyboardInterrupt
+    except TrainingInterrupted as interrupted:
+        say(f"{interrupted}; the state is saved: python -m cruijff_kit.resume {shlex.quote(str(folder.path))}")
+        raise KeyboardInterrupt from interrupted
+    finally:
+        result.training = dataclasses.asdict(recipe.summary)
+        result.changes |= recipe.changes
 
 
 def _recipe(config: RunConfig) -> Any:
