@@ -37,7 +37,6 @@ from cruijff_kit.compat import (
 )
 from cruijff_kit.data.batches import Batch, batch_order, make_batch
 from cruijff_kit.data.instruct import Example
-from cruijff_kit.data.packing import rows_of
 from cruijff_kit.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, cause_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
@@ -294,8 +293,7 @@ class LoRAFinetuneRecipeSingleDevice:
         share_prefix = not (self.draws and self.model.training)
         batch = make_batch(examples, self.attention_cost, share_prefix).to(self.machine.device)
         with self.activations:
-            rows = [row for e in examples for row in rows_of(e)]
-            loss = self._forward(batch, self.custom_metrics.watching(self.loss_fn, rows))
+            loss = self._forward(batch, self.custom_metrics.watching(self.loss_fn, examples))
         return loss, len(batch.targets), batch.num_tokens
 
     def _forward(self, batch: Batch, loss_fn: Callable) -> torch.Tensor:

@@ -215,7 +215,11 @@ def stock_config(config: Any, place: Path) -> dict[str, Any]:
     return {
         **{key: ours[key] for key in same},
         "output_dir": str(place),
-        "checkpointer": {**ours["checkpointer"], "output_dir": str(place)},
+        "checkpointer": {
+            **ours["checkpointer"],
+            "_component_": "torchtune.training.FullModelHFCheckpointer",
+            "output_dir": str(place),
+        },
         "save_adapter_weights_only": False,
         "dataset": {**ours["dataset"], "_component_": "naive_train.ChatRows"},
         # Its default of 8 chunks copies the output weights for each of them, which on a CPU costs most of the step.
