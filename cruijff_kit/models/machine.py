@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -74,6 +75,9 @@ def peak_memory(device: torch.device) -> int:
     """Most memory held so far, bytes: of the GPU since `reset_peak_memory`, else of the process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss counts the process that started this one, too
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
