@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from cruijff_kit.compat import TransformerDecoder, get_adapter_params, set_seed
-from cruijff_kit.data.batches import Batch
+from cruijff_kit.data.batches import Batch, make_batch
 from cruijff_kit.data.instruct import Example
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, cause_of
@@ -111,7 +111,8 @@ class LoRAFinetuneRecipeDistributed:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "step" in message:
-            self.global_step, self.epoch, self.summary.loss = message["step"], message["epoch"], message["loss"]
+            self.global_step = self.summary.steps = message["step"]
+            self.epoch, self.summary.loss = message["epoch"], message["loss"]
         elif "summary" in message:
             self.summary = TrainingSummary(**message["summary"])
             for name in ("adapters", "merged"):  # JSON has no numbers for keys
@@ -213,10 +214,8 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         if examples:
             return super()._loss(examples)
         # The layers are gathered by all workers together, so that one without rows must pass through them too.
-        watch, self.custom_metrics.functions = self.custom_metrics.functions, {}
-        loss, _, _ = super()._loss([self.train_data[0]])
-        self.custom_metrics.functions = watch
-        return loss * 0, 0, 0
+        batch = make_batch([self.train_data[0]], self.attention_cost).to(self.machine.device)
+        return self._forward(batch, self.loss_fn) * 0, 0, 0
 
     def _forward(self, batch: Batch, loss_fn) -> torch.Tensor:
         return self.loss_module(batch, loss_fn)
@@ -260,7 +259,8 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         return loss.item(), int(labels)
 
     def _agree_on_stopping(self) -> None:
-        self.boss.tell(step=self.global_step, epoch=self.epoch, loss=self.summary.loss) if self.rank == 0 else None
+        if self.rank == 0:
+            self.boss.tell(step=self.global_step, epoch=self.epoch, loss=self.summary.loss)
         asked = torch.tensor(float(self.boss.stop_reason is not None), device=self.machine.device)
         dist.broadcast(asked, src=0)
         self.stop_reason = "asked to stop" if asked else None
