@@ -245,8 +245,8 @@ class LoRAFinetuneRecipeSingleDevice:
         self.save_state()
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
         raise FloatingPointError(
-            f"{what} at step {self.global_step + 1} of {self.steps.total}; the state of step {self.global_step} is kept in "
-            f"{self.folder.checkpoints}; try a smaller lr, or clip_grad_norm=1"
+            f"{what} at step {self.global_step + 1} of {self.steps.total}; try a smaller lr, or clip_grad_norm=1 "
+            f"(the state of step {self.global_step} is kept in {self.folder.checkpoints.name}/)"
         )
 
     def _gradients(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
