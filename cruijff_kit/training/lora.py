@@ -6,7 +6,7 @@ The same sums as torchtune's LoRALinear, rounded less often. In a module of its 
 import torch
 from torch import nn
 
-from cruijff_kit.compat import LoRALinear, TransformerDecoder
+from cruijff_kit.compat import LoRALinear, NF4Tensor, TransformerDecoder
 
 
 class FusedLoRALinear(LoRALinear):
@@ -41,7 +41,8 @@ def fuse_lora(model: TransformerDecoder) -> None:
     if getattr(model, "lora_is_fused", False):
         return
     for module in model.modules():
-        plain = type(module) is LoRALinear and module.bias is None and not module._quantize_base
-        if plain and isinstance(module.dropout, nn.Identity):
+        plain = type(module) is LoRALinear and module.bias is None
+        in_four_bits = plain and isinstance(module.weight.data, NF4Tensor)
+        if plain and not in_four_bits and isinstance(module.dropout, nn.Identity):
             module.__class__ = FusedLoRALinear
     model.lora_is_fused = True

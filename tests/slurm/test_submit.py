@@ -135,7 +135,7 @@ def test_dry_run_shows_and_submits_nothing(shell):
         ("slurm.partition=nowhere", "(there are: cpu, gpu, preempt)"),
         ("slurm.qos=gold", "Invalid qos specification; override slurm.qos"),
         ("slurm.mem=900G", "override slurm.mem"),
-        ("slurm.gpus=4", "override slurm.mem, slurm.cpus, slurm.gpus"),
+        ("slurm.gpus=4 num_warmup_steps=0", "override slurm.mem, slurm.cpus, slurm.gpus"),
         ("slurm.constraint=h100", "override slurm.constraint"),
         ("slurm.dependency=afterok", "override slurm.dependency"),
         ("slurm.time=9-00:00:00", "slurm.time=9-00:00:00 is more than the partition gives (cpu 1-00:00:00)"),
@@ -144,7 +144,7 @@ def test_dry_run_shows_and_submits_nothing(shell):
     ],
 )
 def test_refusals_are_one_line(shell, override, words):
-    done = shell.run("train", "slurm=cluster", *TINY, override)
+    done = shell.run("train", "slurm=cluster", *TINY, *override.split())
     assert done.returncode == 2 and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert words in line and line.endswith("; nothing was submitted")
