@@ -41,8 +41,8 @@ def _value(score: Score) -> float | None:
 def group_rows(log: str, group: str) -> list[dict[str, Any]]:
     """The scored samples of a log whose metadata name a group.
 
-    Of the first scorer that gives risks, else the first one. Keys: group; correct, the score; positive (whether the label is
-    the last option) and risk = P(last option), None where the scorer gives none.
+    Of the first scorer that gives risks, else the first one. Keys: group; correct, the score; positive (whether the label
+    is the last option) and risk = P(last option), None where the scorer gives none.
     """
     samples = summaries(log)
     scorers = dict.fromkeys(name for s in samples for name in s.scores or {})
