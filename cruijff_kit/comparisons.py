@@ -63,10 +63,11 @@ def compare_runs(results: list[RunResult], best: RunResult | None) -> list[list[
 
 
 def _compared(result: RunResult, others: list[Evaluation], against: str) -> Iterator[Comparison]:
-    for own in result.evaluation:
-        other = next((e for e in others if e.task == own.task), None)
-        if other is None:
+    last = {e.task: e for e in others}  # of several epochs the last one
+    for own in {e.task: e for e in result.evaluation}.values():
+        if own.task not in last:
             continue
+        other = last[own.task]
         mine, theirs = items_of(own.log), items_of(other.log)
         for scorer in own.metrics:
             a, b = mine.get(scorer, {}), theirs.get(scorer, {})

@@ -73,7 +73,7 @@ def _together(runs: list[RunResult]) -> Replicates:
 def _numbers(result: RunResult) -> list[tuple[str, float, float | None]]:
     """Every number of a run with its standard error over items."""
     found = [(k, result.training.get(k), None) for k in ("loss", "validation_loss")]
-    for e in result.evaluation:
+    for e in {e.task: e for e in result.evaluation}.values():  # of several epochs the last one
         for scorer, values in e.metrics.items():
             for metric, value in values.items():
                 error = values.get("stderr") if metric in ("accuracy", "mean") else None

@@ -181,7 +181,7 @@ def headline_name(results: list[RunResult], task: str, scorer: str) -> str:
 
 
 def _score(evaluations: list[Evaluation], task: str, scorer: str) -> str:
-    for e in evaluations:
+    for e in reversed(evaluations):  # the last epoch
         values = e.metrics.get(scorer, {}) if e.task == task else {}
         if (name := headline(values)) is not None and values[name] is not None:
             error = values.get("stderr")

@@ -131,6 +131,12 @@ def test_from_logs_to_the_table(sweep, capsys):
     assert frame["versus best count/match/difference"].isna().tolist() == [False, True]
 
 
+def test_of_several_epochs_the_last_counts(sweep):
+    a, b = table.read_results(sweep)
+    a.evaluation.insert(0, b.evaluation[0])
+    assert [c.difference for c in compare_runs([a], None)[0]] == [pytest.approx(10 / 12)]
+
+
 def test_read_once_and_gone_later(sweep, cache, capsys):
     run = table.read_results(sweep)[0]
     path = Path(run.evaluation[0].log)
