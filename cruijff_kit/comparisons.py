@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.cache import cache_dir
@@ -101,13 +102,14 @@ def compare_pairs(pairs: list[tuple[float, float]]) -> tuple[float, float, float
     return (_paired_t if len(own) > _MANY else _bootstrap)(own - other)
 
 
+@functools.lru_cache(maxsize=4096)
 def _mcnemar(gained: int, lost: int, items: int) -> tuple[float, float, float, float, str]:
     """Exact McNemar test; interval of Agresti & Min (2005, Statistics in Medicine 24): half an item more in each cell."""
-    from scipy.stats import binomtest, norm
+    from scipy.stats import binomtest
 
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     shift, changed, total = gained - lost, gained + lost + 1, items + 2
-    reach = norm.ppf((1 + _LEVEL) / 2) * math.sqrt(changed - shift**2 / total) / total
+    reach = NormalDist().inv_cdf((1 + _LEVEL) / 2) * math.sqrt(changed - shift**2 / total) / total
     low, high = max(-1.0, shift / total - reach), min(1.0, shift / total + reach)
     return shift / items, float(low), float(high), float(p), "McNemar, exact"
 

@@ -156,8 +156,9 @@ def _spelling(state: TaskState, options: list[str]) -> dict[str, str]:
 
     Spelling is one to one with ids (ChatTokenizer.token), so comparing spellings is comparing ids.
     """
-    tokenizer = getattr(getattr(get_model().api, "chat_model", None), "tokenizer", None)
-    if tokenizer is None:
+    try:
+        tokenizer = getattr(get_model().api, "chat_model").tokenizer  # noqa: B009 (other models have none)
+    except (ValueError, AttributeError):  # no model at all, when a log is scored anew; or another one
         return {}
     asked = list(state.messages)
     while asked and asked[-1].role == "assistant":
