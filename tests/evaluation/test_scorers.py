@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from inspect_ai import Task, eval
+from inspect_ai import Task, eval, score
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import GenerateConfig, Logprob, Logprobs, ModelOutput, ModelUsage, TopLogprob, get_model
@@ -216,6 +216,10 @@ def test_risk_of_the_model_in_memory(compose, with_task):
         odds = math.exp(top["1"] - top["0"])
         assert sample.scores["risk_scorer"].metadata["risk"] == pytest.approx(odds / (1 + odds))
     assert result.baseline[0].metrics["risk_scorer"]["coverage"] == 1
+    again = score(log, risk_scorer(("1", "0")), action="overwrite", display="none")  # the model is gone
+    for old, new in zip(log.samples, again.samples, strict=True):
+        risks = [s.scores["risk_scorer"].metadata["risk"] for s in (old, new)]
+        assert sum(risks) == pytest.approx(1)
 
 
 def test_refused_before_training(compose, with_task):
