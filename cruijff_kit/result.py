@@ -120,7 +120,7 @@ def flat_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, flo
 def higher_is_better(objective: str) -> bool:
     """Whether an objective is to be maximised: everything but losses and errors."""
     last = objective.rpartition("/")[2]
-    return not (last.endswith("loss") or last in ("mae", "rmse", "brier", "ece", "stderr"))
+    return not (last.endswith("loss") or last in ("mae", "rmse", "brier", "c_ece", "r_ece", "stderr"))
 
 
 def now() -> str:

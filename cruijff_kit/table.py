@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.command import run_command
+from cruijff_kit.comparisons import Comparison, as_dicts, columns, compare_runs
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import folders_below, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
-from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
+from cruijff_kit.replicates import replicate_cells, replicates
+from cruijff_kit.result import Evaluation, RunResult, read_result
+from cruijff_kit.table_cells import best_run, cell, table_cells
 
 if TYPE_CHECKING:
     import pandas
@@ -51,20 +54,11 @@ def unfinished_runs(folder: Path) -> list[str]:
     return [e.name for d, e in entries if not (run_folder(d, e) / "result.json").exists()]
 
 
-def best_run(results: list[RunResult]) -> RunResult | None:
-    """The run with the best objective among those that are done; None where there is nothing to compare."""
-    done = [r for r in results if r.status == "done" and r.objective is not None]
-    names = {r.objective_name for r in done}
-    if len(results) < 2 or len(names) != 1:
-        return None
-    pick = max if higher_is_better(names.pop()) else min
-    return pick(done, key=lambda r: r.objective)
-
-
 def read_sweep(folder: str | Path) -> "pandas.DataFrame":
     """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
 
-    Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC".
+    Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", comparisons
+    "versus untrained TASK/SCORER/difference" (low, high, p, p_holm, items) and "versus best ...".
 
     Raises:
         UserError: as read_results.
@@ -77,10 +71,11 @@ def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
     import pandas
 
     best = best_run(results)
-    return pandas.DataFrame([_row(r, best) for r in results])
+    compared = compare_runs(results, best)
+    return pandas.DataFrame([_row(r, best, c) for r, c in zip(results, compared, strict=True)])
 
 
-def _row(result: RunResult, best: RunResult | None) -> dict[str, Any]:
+def _row(result: RunResult, best: RunResult | None, compared: list[Comparison]) -> dict[str, Any]:
     training, settings = result.training, result.settings
     return {
         "Run Name": result.name,
@@ -95,6 +90,7 @@ def _row(result: RunResult, best: RunResult | None) -> dict[str, Any]:
         "validation_loss": training.get("validation_loss"),
         **dict(_metrics(result.baseline, "untrained ")),
         **dict(_metrics(result.evaluation, "")),
+        **columns(compared),
         "samples": result.evaluation[0].samples if result.evaluation else None,
         "seconds": result.seconds.get("total"),
         "best": result is best,
@@ -119,51 +115,20 @@ def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
     shown_by_v1 = ("run", "status", "lora.rank", "lr", "batch_size", "epochs", "model")
     extra = [i for i, name in enumerate(header) if name not in shown_by_v1]
     body = [
-        [*(_cell(record[name]) for name in _V1_COLUMNS), *(cells[i] for i in extra)]
+        [*(cell(record[name]) for name in _V1_COLUMNS), *(cells[i] for i in extra)]
         for record, cells in zip(frame.to_dict("records"), rows, strict=True)
     ]
     header = [*_V1_COLUMNS, *(header[i] for i in extra)]
-    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in body)]
-    title = f"# {results[0].experiment}\n\n{len(results)} runs, {sum(r.status == 'done' for r in results)} done.\n\n"
-    write_text(sweep_dir / "experiment_summary.md", title + "\n".join(f"| {line} |" for line in lines) + "\n")
+    text = f"# {results[0].experiment}\n\n{len(results)} runs, {sum(r.status == 'done' for r in results)} done.\n\n"
+    text += _markdown(header, body)
+    if groups := replicates(results):
+        text += "\n" + _markdown(*replicate_cells(groups))
+    write_text(sweep_dir / "experiment_summary.md", text)
 
 
-def table_cells(results: list[RunResult]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table that people see."""
-    best = best_run(results)
-    swept = list(dict.fromkeys(k for r in results for k in r.swept))
-    tasks = list(dict.fromkeys((e.task, s) for r in results for e in r.evaluation + r.baseline for s in e.metrics))
-    header = ["run", *swept, "loss", "validation loss"]
-    for task, scorer in tasks:
-        name = f"{task} {scorer}" if len({t for t, _ in tasks}) > 1 else scorer
-        header += [f"{name} accuracy before", f"{name} accuracy after"]
-    rows = []
-    for r in results:
-        cells = [("* " if r is best else "") + r.name, *(_cell(r.swept.get(k)) for k in swept)]
-        cells += [_cell(r.training.get("loss")), _cell(r.training.get("validation_loss"))]
-        for task, scorer in tasks:
-            cells += [_score(r.baseline, task, scorer), _score(r.evaluation, task, scorer)]
-        rows.append([*cells, _seconds(r), r.status])
-    return [*header, "seconds", "status"], rows
-
-
-def _score(evaluations: list[Evaluation], task: str, scorer: str) -> str:
-    for e in evaluations:
-        values = e.metrics.get(scorer, {}) if e.task == task else {}
-        if values:
-            first = values.get("accuracy", next(iter(values.values())))
-            return f"{first:.3f}" + (f" ± {values['stderr']:.3f}" if "stderr" in values else "")
-    return ""
-
-
-def _seconds(result: RunResult) -> str:
-    return f"{result.seconds['total']:.1f}" if "total" in result.seconds else ""
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in rows)]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
 def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
@@ -189,6 +154,16 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     wide = None if sys.stdout.isatty() else 200
     console = Console(width=wide, highlight=False)
     console.print(table)
+    if any(" versus " in name for name in header):
+        console.print("versus: difference [95% interval] over the same items, p corrected for the runs shown (Holm)")
+    if groups := replicates(results):
+        header, rows = replicate_cells(groups)
+        over_seeds = Table(caption="mean [95% interval over seeds]; items: standard error over test items")
+        for column in header:
+            over_seeds.add_column(column, overflow="fold")
+        for cells in rows:
+            over_seeds.add_row(*cells)
+        console.print(over_seeds)
     if best is not None:
         console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")
     if missing := unfinished_runs(folder):
@@ -201,18 +176,30 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
             console.print(f"{r.name} {r.status} in {r.error.phase}: {r.error.type}: {r.error.message}", markup=False)
 
 
+def _dicts(results: list[RunResult]) -> list[dict[str, Any]]:
+    compared = compare_runs(results, best_run(results))
+    of_run = {config: asdict(g) for g in replicates(results) for config in g.config_hashes}
+    more = (
+        {"comparisons": as_dicts(c), "replicates": of_run.get(r.config_hash)}
+        for r, c in zip(results, compared, strict=True)
+    )
+    return [asdict(r) | m for r, m in zip(results, more, strict=True)]
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser("python -m cruijff_kit.table", description="Results of the runs below a folder.")
     parser.add_argument("folder", metavar="DIR", help="a run, a sweep, or any folder above them")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="every result.json, as one JSON list")
+    form.add_argument(
+        "--json", action="store_true", help="every result.json with comparisons and replicates, as one JSON list"
+    )
     form.add_argument("--csv", action="store_true", help="one line per run, as results.csv has it")
     options = parser.parse_args(argv)
 
     def command() -> None:
         if options.json:
-            print(json.dumps([asdict(r) for r in read_results(options.folder)], indent=2))
+            print(json.dumps(_dicts(read_results(options.folder)), indent=2))
         elif options.csv:
             print(read_sweep(options.folder).to_csv(index=False), end="")
         else:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "torchtune", "torchao", "inspect_ai", "submitit", "transformers", "peft")
+HEAVY = ("torch", "torchtune", "torchao", "inspect_ai", "submitit", "transformers", "peft", "sklearn", "scipy",
+         "matplotlib")  # fmt: skip
 # Foreign package -> the only modules that may import it; a name that ends in "." stands for all below it.
 ALLOWED = {
     "torch": ("recipes.", "cruijff_kit.models.", "cruijff_kit.training.", "cruijff_kit.data.batches",
@@ -23,6 +24,8 @@ ALLOWED = {
     "tensorboard": ("cruijff_kit.training.trackers",),
     "wandb": ("cruijff_kit.training.trackers",),
     "mlflow": ("cruijff_kit.training.trackers",),
+    "sklearn": ("cruijff_kit.evaluation.metrics", "cruijff_kit.heterogeneity"),
+    "matplotlib": ("cruijff_kit.heterogeneity",),
 }  # fmt: skip
 LOWER = ("recipes.", "cruijff_kit.evaluation.", "cruijff_kit.data.", "cruijff_kit.models.", "cruijff_kit.training.")
 UPPER = ("cruijff_kit.train", "cruijff_kit.run", "cruijff_kit.launch")
@@ -120,6 +123,9 @@ def test_the_command_starts_light():
         "cruijff_kit.resume",
         "cruijff_kit.doctor",
         "cruijff_kit.export",
+        "cruijff_kit.comparisons",
+        "cruijff_kit.replicates",
+        "cruijff_kit.heterogeneity",
         "cruijff_kit.cluster.job",
         "cruijff_kit.data.convert",
         "cruijff_kit.data.preview",

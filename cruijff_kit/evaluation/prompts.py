@@ -40,7 +40,8 @@ class _NumberTokenizer:
     """Encodes as the model's tokenizer; decodes an id to its number."""
 
     def __init__(self, tokenizer) -> None:
-        self.prompt = tokenizer.prompt
+        self.prompt, self.example, self.token = tokenizer.prompt, tokenizer.example, tokenizer.token
+        self.stop_tokens = tokenizer.stop_tokens
 
     def decode(self, ids: list[int]) -> str:
         return str(ids[0])

@@ -3,6 +3,7 @@
 `answers.py` has the common part. A new task: a module here with an @task function, and its name in TASKS.
 """
 
+import cruijff_kit.evaluation.scorers  # noqa: F401 (inspect-ai's entry point: scorers and metrics register themselves)
 from cruijff_kit.evaluation.tasks.capitalization import capitalization
 from cruijff_kit.evaluation.tasks.match import match
 
