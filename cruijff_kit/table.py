@@ -148,7 +148,7 @@ def table_cells(results: list[RunResult]) -> tuple[list[str], list[list[str]]]:
 
 
 def _score(evaluations: list[Evaluation], task: str, scorer: str) -> str:
-    for e in evaluations:
+    for e in reversed(evaluations):  # the last epoch
         values = e.metrics.get(scorer, {}) if e.task == task else {}
         if values:
             first = values.get("accuracy", next(iter(values.values())))

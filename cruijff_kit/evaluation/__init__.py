@@ -3,4 +3,5 @@
 engine      knows torch: decodes batches of prompts          provider   knows inspect-ai: its model API over an engine
 evaluate    runs tasks, checks that nothing is missing       baseline   the untrained model, cached
 prompts     proves that evaluation asks what training taught  tasks/    the tasks that ship with cruijff_kit
+names       what the entries of eval.tasks mean              foreign   tasks of the user's, or of a package
 """
