@@ -242,7 +242,7 @@ def test_a_task_of_an_installed_package(run_cli, tiny, tmp_path):
         *SMALL,
         "model=hf_llama",
         f"model.path={tiny}",
-        f"output_dir={tmp_path / 'run'}",
+        f"hydra.run.dir={tmp_path / 'run'}",
         "eval.task_args.to=Ann",
     ]
     where = {"cwd": tmp_path, "PYTHONPATH": str(tmp_path / "site")}
@@ -250,7 +250,7 @@ def test_a_task_of_an_installed_package(run_cli, tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     (entry,) = read_result(tmp_path / "run" / "result.json").evaluation
     assert entry.task == "greeting" and [s.input for s in read_eval_log(entry.log).samples] == ["Hello Ann"]
-    settings[-2] = f"output_dir={tmp_path / 'other'}"
+    settings[-2] = f"hydra.run.dir={tmp_path / 'other'}"
     refused = run_cli(*settings, "eval.tasks=[polite_evals/meeting]", **where)
     assert refused.returncode == 2 and "polite_evals has no task meeting; did you mean greeting?" in refused.stderr
 
