@@ -691,5 +691,8 @@ def config_hash(config: RunConfig) -> str:
         del tree[name], tree["torchtune"][name]
     tree["torchtune"]["metric_logger"].pop("append", None)
     del tree["torchtune"]["trackers"]
+    # A task that was edited is another one.
+    files = [name.file for name in config.eval.names if name.file is not None and name.file.is_file()]
+    tree["eval"]["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -151,6 +151,22 @@ def test_the_untrained_models_answers_are_asked_again_when_a_task_changes(compos
     assert not cached("d")
 
 
+def test_a_run_whose_task_was_edited_is_another_run(compose, sums):
+    from cruijff_kit.config import config_hash
+
+    config = compose(f"eval.tasks=['{sums}@sums']")
+    before = config_hash(config)
+    assert before == config_hash(compose(f"eval.tasks=['{sums}@sums']"))
+    Path(sums).write_text(SUMS + "# edited\n")
+    assert config_hash(config) != before
+
+
+def test_a_task_that_asks_each_sample_twice(compose, sums):
+    Path(sums).write_text(SUMS.replace("scorer=match())", "scorer=match(), epochs=2)"))
+    (entry,) = cruijff_kit.train_then_eval(compose(f"eval.tasks=['{sums}@sums']")).evaluation
+    assert entry.samples == 12 and entry.coverage == {"match": 1.0}
+
+
 REFUSED = [
     ("eval.tasks=['{sums}']", r"name the task in it: .*sums.py@TASK"),
     ("eval.tasks=['{sums}@sum']", r"sums.py has no task sum; did you mean sums\?"),
