@@ -47,6 +47,6 @@ def test_every_command_passes_every_check(command, tiny, tmp_path, monkeypatch):
 
 
 def test_there_are_commands_and_every_data_set_is_named():
-    assert len(commands()) == 11
+    assert len(commands()) == 12
     shipped = {p.stem for p in (Path(__file__).parents[2] / "conf/dataset").glob("*.yaml")} - {"files", "json"}
     assert set(re.findall(r"^\| `(\w+)`", SECTIONS, flags=re.MULTILINE)) == shipped
