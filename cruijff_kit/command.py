@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from cruijff_kit.errors import UserError, one_line
 
-_FREE = "slurm.additional_parameters."  # any key may be set there, so no plus is asked for
+# Any key may be set there, so no plus is asked for.
+_FREE = ("slurm.additional_parameters.", "eval.task_args.", "eval.task_args=")
 DONE, RUN_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -35,8 +36,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     parser.error = _refuse_flag  # argparse would print its usage and exit
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
-    arguments = [f"++{a}" if a.startswith(_FREE) else a for a in arguments]
-    settings = [f"++{s}" if s.startswith(_FREE) else s for s in settings]
+    arguments, settings = freed(arguments), freed(settings)
     flags, left = [], list(settings)
     for argument in arguments:
         if left and argument == left[0]:
@@ -56,6 +56,11 @@ def _refuse_flag(message: str) -> NoReturn:
     raise UserError(f"{message}; --help shows every flag")
 
 
+def freed(settings: list[str]) -> list[str]:
+    """Settings with the plus that Hydra wants where any key may be set."""
+    return [f"++{s}" if s.startswith(_FREE) else s for s in settings]
+
+
 def _refuse_added(settings: list[str]) -> None:
     added = [match[1] for s in settings if (match := re.match(r"\+{1,2}([\w.]+)=", s))]
     if not added:
@@ -65,9 +70,9 @@ def _refuse_added(settings: list[str]) -> None:
     known = valid_keys()
     for key in added:
         parent = key.rpartition(".")[0]
-        # The arguments of generators, of torchtune's components and of sbatch are known to those alone; groups have no dot.
-        known_elsewhere = parent.startswith(("torchtune", "dataset.arguments", "slurm.additional_parameters"))
-        if key not in known and parent in known and not known_elsewhere:
+        # Arguments of generators, tasks, torchtune's components and sbatch are known to those alone; groups have no dot.
+        elsewhere = ("torchtune", "dataset.arguments", "eval.task_args", "slurm.additional_parameters")
+        if key not in known and parent in known and not parent.startswith(elsewhere):
             raise UserError(unknown_key(key))
 
 

@@ -21,7 +21,9 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.data.layouts import FORMATS
 from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.names import TaskName, task_names
 from cruijff_kit.torchtune_config import check_torchtune
+from cruijff_kit.training.steps import saved_epochs
 
 LR_SCHEDULERS = {
     "cosine": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
@@ -229,7 +231,11 @@ class EvalConfig:
     """Which inspect-ai tasks the trained model answers, and how it decodes (greedily)."""
 
     tasks: list[str] = field(default_factory=list)
-    """Names of tasks; none: train only."""
+    """Names of tasks, FILE.py@TASK, or PACKAGE/TASK (evaluation/names.py); none: train only."""
+    task_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of tasks: {argument: value} for all of them, {task: {argument: value}} for one."""
+    epochs: Any = "last"
+    """Whose adapters are evaluated: last, all (that are saved), or a list of saved epochs, counted from 0."""
     max_tokens: int = 32
     """Longest answer, in tokens."""
     limit: int | None = None
@@ -246,6 +252,19 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least(1, eval__max_tokens=self.max_tokens, eval__limit=self.limit, eval__batch_size=self.batch_size)
         _at_least(1, eval__top_logprobs=self.top_logprobs)
+        # A run that goes on elsewhere must find a task's file again.
+        self.tasks = [str(name) for name in task_names(self.tasks)]
+
+    @property
+    def names(self) -> list[TaskName]:
+        """The tasks, read."""
+        return task_names(self.tasks)
+
+    def arguments_of(self, name: TaskName) -> dict[str, Any]:
+        """What `task_args` gives to a task: what is for all, and what is under its own name."""
+        labels = [n.label for n in self.names]
+        own = {k: v for k, v in self.task_args.items() if k in labels and isinstance(v, dict)}
+        return {k: v for k, v in self.task_args.items() if k not in own} | own.get(name.label, {})
 
 
 @dataclass
@@ -480,6 +499,8 @@ class RunConfig:
         )
 
         self._check_type()
+        if self.eval.tasks:
+            self._check_eval_epochs()
 
     def _check_type(self) -> None:
         kind, base, asked = self.dataset.type, self.model.kind == "base", self.model.name
@@ -510,6 +531,38 @@ class RunConfig:
         if self.objective is not None:
             return self.objective
         return "accuracy" if self.eval.tasks else "loss" if self.dataset.validation_split is None else "validation_loss"
+
+    @property
+    def evaluated_epochs(self) -> list[int]:
+        """Epochs whose adapters the tasks are asked of, counted from 0, in order."""
+        last = self.epochs - 1
+        if isinstance(self.eval.epochs, str):
+            return [last] if self.eval.epochs == "last" else sorted(saved_epochs(self.epochs_to_save, self.epochs))
+        return sorted(set(self.eval.epochs))
+
+    @property
+    def test_splits(self) -> list[str]:
+        """Splits that evaluation asks: those of the tasks that ship."""
+        return [*dict.fromkeys(n.split or self.dataset.test_split for n in self.eval.names if n.ships)]
+
+    def _check_eval_epochs(self) -> None:
+        chosen, saved = self.eval.epochs, saved_epochs(self.epochs_to_save, self.epochs)
+        listed = isinstance(chosen, list) and all(isinstance(e, int) and not isinstance(e, bool) for e in chosen)
+        _require(
+            chosen in ("last", "all") or listed,
+            f"eval.epochs={chosen} is not last, all or a list of epochs such as [0,2]",
+        )
+        _require(
+            bool(self.evaluated_epochs),
+            f"eval.epochs={chosen} leaves nothing to evaluate with epochs_to_save={self.epochs_to_save}; "
+            "set eval.epochs=last, or epochs_to_save=all",
+        )
+        for epoch in self.evaluated_epochs:  # the last one is in memory, saved or not
+            _require(
+                epoch in saved or epoch == self.epochs - 1,
+                f"eval.epochs={chosen}: epoch {epoch} is not saved (epochs_to_save={self.epochs_to_save}, epochs="
+                f"{self.epochs}, counted from 0)",
+            )
 
     def _check_epochs_to_save(self) -> None:
         chosen = self.epochs_to_save
@@ -638,5 +691,8 @@ def config_hash(config: RunConfig) -> str:
         del tree[name], tree["torchtune"][name]
     tree["torchtune"]["metric_logger"].pop("append", None)
     del tree["torchtune"]["trackers"]
+    # A task that was edited is another one.
+    files = [name.file for name in config.eval.names if name.file is not None and name.file.is_file()]
+    tree["eval"]["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
     return hashlib.sha256(text.encode()).hexdigest()[:16]

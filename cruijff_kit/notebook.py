@@ -3,6 +3,7 @@
 from datetime import datetime
 from pathlib import Path
 
+from cruijff_kit.command import freed
 from cruijff_kit.config import RunConfig, load, register
 from cruijff_kit.hints import explained
 
@@ -19,7 +20,7 @@ def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
     plugin.register()
     search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     with explained(), initialize_config_module("cruijff_kit.conf", version_base="1.3"):
-        cfg = hydra_compose("config", overrides=[*search, *overrides])
+        cfg = hydra_compose("config", overrides=[*search, *freed(overrides)])
     if not any(o.lstrip("+").startswith("output_dir=") for o in overrides):
         with open_dict(cfg):
             time = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"

@@ -74,7 +74,7 @@ def check(config: RunConfig) -> Plan:
         generate(config.dataset.generator, config.dataset.arguments)
     sources.fetch(config.model)
     data = config.dataset
-    for split in (data.train_split, data.validation_split, data.test_split if config.eval.tasks else None):
+    for split in dict.fromkeys((data.train_split, data.validation_split, *config.test_splits)):
         if split is not None:
             read_split(data.path, split, data.format, data.split_column)
     # The same settings on the same data need no second look.
@@ -86,7 +86,7 @@ def check(config: RunConfig) -> Plan:
 
 
 def _work_out(config: RunConfig, data_hash: str) -> Plan:
-    leaks = check_leaks(config.dataset, bool(config.eval.tasks), data_hash)
+    leaks = check_leaks(config.dataset, config.test_splits, data_hash)
     if "torch" not in sys.modules:
         say("loading torch, torchtune and inspect-ai")
     from cruijff_kit.evaluation.evaluate import check_tasks
@@ -112,9 +112,9 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     steps = Steps.of(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base.count_parameters(model)
-    rehearsals = {name: rehearse(name, config, data_hash) for name in config.eval.tasks}
+    rehearsals = {name.label: rehearse(name, config, data_hash) for name in config.eval.names}
     for name, r in rehearsals.items():
-        _check_answers(name, config, r.longest, model.max_seq_len)
+        _check_answers(name, config, r.longest, r.max_tokens, model.max_seq_len)
     _check_objective(config, {name: r.metrics for name, r in rehearsals.items()}, custom)
     rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
     lengths = [len(e.tokens) for e in examples]
@@ -203,23 +203,26 @@ def _check_lengths(config: RunConfig, longest: int, model: Any) -> None:
         )
 
 
-def _check_answers(name: str, config: RunConfig, prompt: int, context: int) -> None:
+def _check_answers(name: str, config: RunConfig, prompt: int, answer: int, context: int) -> None:
     if prompt >= context:
         raise UserError(
             f"the longest prompt of {name} has {prompt} tokens, {config.model.name} reads at most {context}; shorten it"
         )
-    if prompt + config.eval.max_tokens > context:
+    if prompt + answer > context:
         raise UserError(
-            f"eval.max_tokens={config.eval.max_tokens}: with prompts of {prompt} tokens in {name}, {config.model.name} "
+            f"eval.max_tokens={answer}: with prompts of {prompt} tokens in {name}, {config.model.name} "
             f"has room for {context - prompt}; set eval.max_tokens={max(1, context - prompt)}"
         )
 
 
-def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]]], custom: list[str]) -> None:
+def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | None], custom: list[str]) -> None:
     validated = config.torchtune["dataset_val"]["split"] is not None
     losses = ["loss", *(["validation_loss", *(f"validation_{name}" for name in custom)] if validated else custom)]
-    names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in tasks.items()}
+    known = {t: scorers for t, scorers in tasks.items() if scorers is not None}
+    names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in known.items()}
     measured = [*losses, *flat_metrics(names)]
+    if len(known) < len(tasks) or config.objective is None and config.eval.tasks:
+        return  # what a task measures may show when it has run; without a wish the first metric counts
     if config.objective_name not in measured:
         raise UserError(
             f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"

@@ -20,10 +20,12 @@ RECORDED_PACKAGES = ("cruijff_kit", "torch", "torchtune", "torchao", "hydra-core
 
 @dataclass
 class Evaluation:
-    """One task answered once.
+    """One cell: one task answered once by the adapter of one epoch.
 
-    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered and scored.
-    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...). log: the .eval file.
+    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered.
+    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over what the scorer scored.
+    log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
+    ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
     prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
     the cache, not computed in this run.
     """
@@ -36,6 +38,9 @@ class Evaluation:
     seconds: float
     prompts_checked: int = 0
     cached: bool = False
+    unscored: dict[str, int] = field(default_factory=dict)
+    coverage: dict[str, float] = field(default_factory=dict)
+    ceiling: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,7 +86,7 @@ class RunResult:
     baseline: list[Evaluation] = field(default_factory=list)
     """The untrained model, one entry per task."""
     evaluation: list[Evaluation] = field(default_factory=list)
-    """The trained model, one entry per task."""
+    """The trained model, one entry per evaluated epoch and task, in this order."""
     machine: dict[str, Any] = field(default_factory=dict)
     """host, device, dtype, threads."""
     seeds: dict[str, int] = field(default_factory=dict)
@@ -99,7 +104,10 @@ class RunResult:
     paths: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names."""
+        """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
+
+        Of several evaluated epochs the last one counts.
+        """
         flat = {k: self.training[k] for k in ("loss", "validation_loss") if self.training.get(k) is not None}
         flat |= self.training.get("custom_metrics", {})
         return flat | flat_metrics({e.task: e.metrics for e in self.evaluation})

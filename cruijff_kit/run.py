@@ -146,8 +146,19 @@ def _train_and_evaluate(
         epoch = recipe.summary.epochs - 1
         chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
-    result.objective = result.metrics()[result.objective_name]
+    _note_objective(result, config)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _note_objective(result: RunResult, config: RunConfig) -> None:
+    found = result.metrics()
+    if result.objective_name not in found and config.objective is None:  # a task that has no accuracy
+        first = result.evaluation[0]
+        scorer, metrics = next(iter(first.metrics.items()))
+        result.objective_name = f"{first.task}/{scorer}/{next(iter(metrics))}"
+    if result.objective_name not in found:
+        raise ValueError(f"objective={result.objective_name} was not measured; there are {', '.join(found)}")
+    result.objective = found[result.objective_name]
 
 
 def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResult, start: Start) -> None:
@@ -192,7 +203,7 @@ def _cleaned_up(recipe: Any, result: RunResult) -> Iterator[None]:
         report(
             recipe,
             {
-                f"{kind}/{e.task}/{scorer}/{metric}": value
+                f"{kind}/{e.task}/{scorer}/{metric}": value  # of several epochs the last one
                 for kind, evaluations in found.items()
                 for e in evaluations
                 for scorer, values in e.metrics.items()

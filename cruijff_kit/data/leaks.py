@@ -81,20 +81,20 @@ def targets_in_prompts(rows: list[Conversation]) -> list[int]:
     return found
 
 
-def used_splits(data: "DatasetConfig", test: bool) -> dict[str, list[Conversation]]:
+def used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conversation]]:
     """The rows that a run uses, by split, the training split first.
 
     Args:
         data: the data set and what is used of it.
-        test: whether the test split is asked.
+        tests: splits that evaluation asks.
     Raises:
         UserError: malformed data.
     """
     limits = {data.train_split: data.max_samples}
     if data.validation_split is not None:
         limits.setdefault(data.validation_split, data.max_validation_samples)
-    if test:
-        limits.setdefault(data.test_split, data.max_test_samples)
+    for split in tests:
+        limits.setdefault(split, data.max_test_samples)
     how = {"format": data.format, "split_column": data.split_column, "type": data.type, "sample_seed": data.sample_seed}
     asked = (data.column_map, data.prompt, data.system_prompt)
     return {split: conversations(data.path, split, *asked, limit, **how) for split, limit in limits.items()}
@@ -116,34 +116,34 @@ class Checked:
 _checked: dict[str, Checked] = {}
 
 
-def check_leaks(data: "DatasetConfig", test: bool, data_hash: str) -> Checked:
+def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Checked:
     """Look for leaks in what a run uses; once per process for the same data.
 
     Args:
         data: the data set and what is used of it.
-        test: whether the test split is asked.
+        tests: splits that evaluation asks.
         data_hash: of the data set's files.
     Raises:
         UserError: there are exact ones, and dataset.allow_leaks does not name them.
     """
     settings = dataclasses.asdict(data)
     del settings["allow_leaks"]
-    key = json.dumps([settings, test, data_hash], sort_keys=True, default=str)
+    key = json.dumps([settings, tests, data_hash], sort_keys=True, default=str)
     if key not in _checked:
-        used = used_splits(data, test)
+        used = used_splits(data, tests)
         targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
         _checked[key] = Checked(find_leaks(used, within=False), targets)
     if "exact" not in data.allow_leaks:
-        _refuse_exact(data, test, _checked[key].leaks)
+        _refuse_exact(data, tests, _checked[key].leaks)
     return _checked[key]
 
 
-def _refuse_exact(data: "DatasetConfig", test: bool, leaks: list[Leak]) -> None:
-    held_out = {"validation_split": data.validation_split, "test_split": data.test_split if test else None}
-    for name, split in held_out.items():
+def _refuse_exact(data: "DatasetConfig", tests: list[str], leaks: list[Leak]) -> None:
+    held_out = {split: "eval.tasks: split " if split != data.test_split else "dataset.test_split=" for split in tests}
+    for split, name in ({data.validation_split: "dataset.validation_split="} | held_out).items():
         if split == data.train_split:
             raise UserError(
-                f"dataset.{name}={split} is what is trained on; choose another, or allow it on purpose: "
+                f"{name}{split} is what is trained on; choose another, or allow it on purpose: "
                 "dataset.allow_leaks=[exact]"
             )
     for leak in leaks:

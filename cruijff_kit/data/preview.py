@@ -48,7 +48,7 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
         generate(data.generator, data.arguments)
     sources.fetch(config.model)
     tokenizer = _made(config.torchtune["tokenizer"])
-    used = used_splits(data, test=bool(config.eval.tasks))
+    used = used_splits(data, config.test_splits)
     shown = split or data.train_split
     if shown not in used:
         how = {"format": data.format, "split_column": data.split_column, "type": data.type}
@@ -69,7 +69,8 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
 
 def _examples(config: RunConfig, split: str, tokenizer: Any, count: int) -> list[Example]:
     data, node = config.dataset, dict(config.torchtune["dataset"])
-    held_out = {data.validation_split: data.max_validation_samples, data.test_split: data.max_test_samples}
+    held_out = {s: data.max_test_samples for s in (data.test_split, *config.test_splits)}
+    held_out |= {data.validation_split: data.max_validation_samples}
     node["max_samples"] = data.max_samples if split == data.train_split else held_out.get(split)
     return list(_made(node | {"split": split, "packed": False}, tokenizer))
 

@@ -11,7 +11,9 @@ from filelock import FileLock
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.config import RunConfig
 from cruijff_kit.evaluation.engine import ChatModel
-from cruijff_kit.evaluation.evaluate import run_task
+from cruijff_kit.evaluation.evaluate import build_task, run_task
+from cruijff_kit.evaluation.foreign import source_files
+from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.folder import RunFolder, write_text
 from cruijff_kit.plan import Plan
 from cruijff_kit.progress import say
@@ -24,10 +26,10 @@ def evaluate_untrained(chat_model: ChatModel, config: RunConfig, plan: Plan, fol
     Raises:
         EvaluationError: as evaluate.run_task.
     """
-    return [_one(name, chat_model, config, plan, folder) for name in config.eval.tasks]
+    return [_one(name, chat_model, config, plan, folder) for name in config.eval.names]
 
 
-def _one(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder) -> Evaluation:
+def _one(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder) -> Evaluation:
     kept = cache_dir() / "baseline" / _key(name, chat_model, config, plan)
     kept.mkdir(parents=True, exist_ok=True)
     with FileLock(kept / "lock"):
@@ -35,11 +37,13 @@ def _one(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan, folder
         if entry is None:
             metadata = {"run": "untrained", "data_hash": plan.data_hash, "adapter": None}
             with chat_model.untrained():
-                entry = run_task(name, chat_model, config, kept, None, metadata, plan.prompts_checked.get(name, 0))
+                entry = run_task(
+                    name, chat_model, config, kept, None, metadata, plan.prompts_checked.get(name.label, 0)
+                )
             write_text(kept / "evaluation.json", json.dumps(dataclasses.asdict(entry), indent=2))
         else:
             entry.cached = True
-            say(f"{name}, untrained model: from the cache")
+            say(f"{name.label}, untrained model: from the cache")
     logs = folder.eval / "untrained"
     logs.mkdir(parents=True, exist_ok=True)
     entry.log = str(shutil.copy(entry.log, logs))
@@ -54,10 +58,11 @@ def _read(path: Path) -> Evaluation | None:
     return entry if Path(entry.log).is_file() else None
 
 
-def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str:
+def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str:
     """Everything that the untrained model's answers depend on."""
     decoding = dataclasses.asdict(config.eval)
-    del decoding["tasks"], decoding["baseline"], decoding["batch_size"]
+    for other in ("tasks", "task_args", "epochs", "baseline", "batch_size"):
+        del decoding[other]
     model = [
         (f.name, f.stat().st_size, f.stat().st_mtime_ns)
         for f in sorted(Path(config.model.path).iterdir())
@@ -68,7 +73,9 @@ def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str
     asked += [data.type, data.max_test_samples, data.sample_seed]
     machine = {k: v for k, v in chat_model.describe().items() if k != "threads"}
     identity = [
-        name,
+        str(name),
+        config.eval.arguments_of(name),
+        None if name.ships else _asked_by(name, config),
         str(Path(config.model.path).absolute()),
         model,
         config.model.kind,
@@ -82,3 +89,10 @@ def _key(name: str, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str
         versions(),
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _asked_by(name: TaskName, config: RunConfig) -> list[str]:
+    """What a task that is not ours depends on besides its arguments: its samples and the code beside it, as hashes."""
+    samples = "".join(s.model_dump_json() for s in build_task(name, config).dataset)
+    code = b"".join(file.read_bytes() for file in source_files(name))
+    return [hashlib.sha256(samples.encode()).hexdigest(), hashlib.sha256(code).hexdigest()]

@@ -11,12 +11,16 @@ from inspect_ai import Task, eval
 from inspect_ai.log import EvalLog
 
 from cruijff_kit.config import RunConfig
+from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.engine import ChatModel
+from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
+from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.hints import did_you_mean
+from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter_state
 from cruijff_kit.plan import Plan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
@@ -27,24 +31,56 @@ class EvaluationError(RuntimeError):
 
 
 def evaluate(
-    chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder, epoch: int, config_hash: str
+    chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder, last: int, config_hash: str
 ) -> list[Evaluation]:
-    """Every task of the config, answered by the trained model.
+    """Every cell: each task of the config, answered with the adapter of each epoch that is asked for.
 
+    Args:
+        chat_model: the trained model; afterwards it is what it was.
+        last: the epoch whose adapter it holds; those before are read from their folders.
+        config_hash: of the run, for the logs.
     Raises:
-        EvaluationError: a task raised, or left a sample unanswered or unscored.
+        EvaluationError: an adapter is missing, there is nothing to do, or a task raised, or left a sample unanswered or all
+            of them unscored.
     """
+    if not config.eval.tasks:
+        return []
+    trained, cells = adapter_state(chat_model.model), []
+    try:
+        for epoch in config.evaluated_epochs:
+            if epoch != last:
+                _load(chat_model, folder, epoch)
+            else:
+                load_adapter_state(chat_model.model, trained)
+            cells += [_cell(name, chat_model, config, plan, folder, epoch, config_hash) for name in config.eval.names]
+    finally:
+        load_adapter_state(chat_model.model, trained)
+    expected = len(config.eval.tasks) * len(config.evaluated_epochs)
+    if not expected or len(cells) != expected:
+        raise EvaluationError(f"{len(cells)} evaluations were made, {expected} were asked for")
+    return cells
+
+
+def _load(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
+    try:
+        load_adapter(chat_model.model, folder.epoch(epoch))
+    except FileNotFoundError as error:
+        raise EvaluationError(f"the adapter of epoch {epoch} is missing: {folder.epoch(epoch)}") from error
+    except Exception as error:
+        raise EvaluationError(f"the adapter of epoch {epoch} cannot be read: {one_line(error)}") from error
+
+
+def _cell(
+    name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder, epoch: int, hash: str
+) -> Evaluation:
     saved = str(folder.epoch(epoch)) if folder.epoch(epoch).exists() else None
     adapter = {"rank": config.lora.rank, "alpha": config.lora.alpha, "epoch": epoch, "folder": saved}
-    metadata = {"run": config.run_name, "config_hash": config_hash, "data_hash": plan.data_hash, "adapter": adapter}
-    return [
-        run_task(name, chat_model, config, folder.eval, epoch, metadata, plan.prompts_checked.get(name, 0))
-        for name in config.eval.tasks
-    ]
+    metadata = {"run": config.run_name, "config_hash": hash, "data_hash": plan.data_hash, "adapter": adapter}
+    return run_task(name, chat_model, config, folder.eval, epoch, metadata, plan.prompts_checked.get(name.label, 0))
 
 
 def run_task(
-    name: str,
+    name: TaskName,
     chat_model: ChatModel,
     config: RunConfig,
     log_dir: Path,
@@ -55,54 +91,75 @@ def run_task(
     """One task, one .eval log, one Evaluation.
 
     Raises:
-        EvaluationError: the task raised, or left a sample unanswered or unscored.
+        EvaluationError: the task raised, or left a sample unanswered or all of them unscored.
     """
     started = time.monotonic()
-    task = build_task(name, config)
+    task, label = build_task(name, config), name.label
     who = "untrained model" if epoch is None else f"epoch {epoch}"
-    with progress(f"{name}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
+    with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
         model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance)
-        log = run_inspect(task, model, config, log_dir, {"base_model": config.model.path, **metadata})
-    samples = _check(name, log)
+        log = run_inspect(
+            task, model, config, log_dir, {"base_model": config.model.path, "task": str(name), **metadata}
+        )
+    scored = _check(label, log)
+    samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
     seconds = round(time.monotonic() - started, 3)
     first = next(iter(metrics.values()), {})
-    say(f"{name}, {who}: " + ", ".join(f"{m} {v:.3f}" for m, v in first.items()) + f" ({samples} samples, {seconds} s)")
-    return Evaluation(name, epoch, samples, metrics, log.location, seconds, prompts_checked)
+    say(
+        f"{label}, {who}: " + ", ".join(f"{m} {v:.3f}" for m, v in first.items()) + f" ({samples} samples, {seconds} s)"
+    )
+    return Evaluation(
+        label, epoch, samples, metrics, log.location, seconds, prompts_checked,
+        unscored={s: samples - n for s, n in scored.items()},
+        coverage={s: n / samples for s, n in scored.items()},
+        ceiling=_ceiling(name, config),
+    )  # fmt: skip
 
 
-def build_task(name: str, config: RunConfig) -> Task:
-    """The inspect-ai task of a name, with the run's data and prompt.
+def _ceiling(name: TaskName, config: RunConfig) -> dict[str, float]:
+    data = config.dataset
+    return ceiling_of(data.generator, data.arguments, name.split or data.test_split) if name.ships else {}
+
+
+def build_task(name: TaskName, config: RunConfig) -> Task:
+    """The inspect-ai task of a name; one that ships gets the run's data and prompt.
 
     Raises:
-        UserError: no such task, or malformed data.
+        UserError: no such task, a wrong argument, malformed data, or whatever a task of the user's does wrong.
     """
-    check_tasks(config)
-    dataset = config.dataset
-    return TASKS[name](
-        data=dataset.path,
-        split=dataset.test_split,
-        prompt=dataset.prompt,
-        system_prompt=dataset.system_prompt,
-        input_column=dataset.column_map["input"],
-        output_column=dataset.column_map["output"],
-        messages_column=dataset.column_map.get("messages"),
-        format=dataset.format,
-        split_column=dataset.split_column,
-        type=dataset.type,
-        max_samples=dataset.max_test_samples,
-        sample_seed=dataset.sample_seed,
-    )
+    arguments, dataset = config.eval.arguments_of(name), config.dataset
+    if not name.ships:
+        return build_foreign(name, arguments)
+    if name.task not in TASKS:
+        raise UserError(f"eval.tasks: {name.task} does not exist; {did_you_mean(name.task, [*TASKS])}")
+    of_the_run = {
+        "data": dataset.path,
+        "split": name.split or dataset.test_split,
+        "prompt": dataset.prompt,
+        "system_prompt": dataset.system_prompt,
+        "input_column": dataset.column_map["input"],
+        "output_column": dataset.column_map["output"],
+        "messages_column": dataset.column_map.get("messages"),
+        "format": dataset.format,
+        "split_column": dataset.split_column,
+        "type": dataset.type,
+        "max_samples": dataset.max_test_samples,
+        "sample_seed": dataset.sample_seed,
+    }
+    check_arguments(name, TASKS[name.task], arguments, tuple(of_the_run))
+    return TASKS[name.task](**of_the_run, **arguments)
 
 
 def check_tasks(config: RunConfig) -> None:
-    """Raises UserError if a task of the config does not exist."""
-    for name in config.eval.tasks:
-        if name not in TASKS:
-            raise UserError(f"eval.tasks: {name} does not exist; {did_you_mean(name, [*TASKS])}")
+    """Build every task of the config once; raises UserError as `build_task`."""
+    for name in config.eval.names:
+        build_task(name, config)
 
 
-def run_inspect(task: Task, model, config: RunConfig, log_dir: Path, metadata: dict[str, Any]) -> EvalLog:
+def run_inspect(
+    task: Task, model, config: RunConfig, log_dir: Path, metadata: dict[str, Any], score: bool = True
+) -> EvalLog:
     """inspect-ai's eval with what must hold in a job: no display, no server, no retries; the first error ends it."""
     settings = config.eval
     options: dict[str, Any] = {
@@ -117,10 +174,10 @@ def run_inspect(task: Task, model, config: RunConfig, log_dir: Path, metadata: d
         "display": "none",
         "ctl_server": False,
         "fail_on_error": True,
-        "score": True,
+        "score": score,
         "max_samples": settings.batch_size,
         "max_connections": settings.batch_size,
-        "max_tokens": settings.max_tokens,
+        "max_tokens": task.config.max_tokens or settings.max_tokens,
         "logprobs": True if settings.logprobs or settings.top_logprobs else None,
         "top_logprobs": settings.top_logprobs,
     }
@@ -144,8 +201,8 @@ def _outside_event_loop(call: Callable[[], Any]) -> Any:
         return pool.submit(call).result()
 
 
-def _check(name: str, log: EvalLog) -> int:
-    """Number of samples that were answered and scored: all of them."""
+def _check(name: str, log: EvalLog) -> dict[str, int]:
+    """scorer -> samples that it scored; all of them were answered, and none of the scorers left all of them out."""
     if log.status == "cancelled":  # inspect-ai took the Ctrl-C
         raise KeyboardInterrupt
     if log.status != "success":
@@ -155,9 +212,15 @@ def _check(name: str, log: EvalLog) -> int:
     failed = [s for s in samples if s.error]
     if failed:
         raise EvaluationError(
-            f"task {name}: {len(failed)} of {expected} samples failed, first: {failed[0].error.message}"
+            f"task {name}: {len(failed)} of {expected} samples failed, first: {one_line(failed[0].error.message)}"
         )
-    scored = [s for s in samples if s.scores]
-    if not expected or len(scored) != expected:
-        raise EvaluationError(f"task {name}: {len(scored)} of {expected} samples were scored")
-    return expected
+    if not expected or len(samples) != expected:
+        raise EvaluationError(f"task {name}: {len(samples)} of {expected} samples were answered")
+    if not log.results.scores:
+        raise EvaluationError(f"task {name} has no scorer: 0 of {expected} samples were scored")
+    scored = {}
+    for score in log.results.scores:
+        scored[score.name] = expected - (score.unscored_samples or 0)
+        if not (score.scored_samples and scored[score.name]):
+            raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples")
+    return scored

@@ -11,16 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspect_ai import Task
+from inspect_ai.dataset import Sample
+from inspect_ai.log import EvalLog
 from inspect_ai.model import ChatMessage
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.engine import Answer, Request
 from cruijff_kit.evaluation.evaluate import build_task, run_inspect
+from cruijff_kit.evaluation.foreign import measured
+from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.provider import as_messages, open_model
 from cruijff_kit.training import shared
 
 _SAMPLES = 32  # prompts compared per task
+_FEW = 2  # samples of a task that is not ours
 _WORDIEST = 8  # further ones, those of most letters, whose tokens are counted
 
 
@@ -51,18 +57,20 @@ class _NumberTokenizer:
 class Rehearsal:
     """What a task did with the recorder.
 
-    prompts: how many were compared with training. longest: tokens of the longest one. metrics: scorer -> its metrics.
+    prompts: how many were compared with training. longest: tokens of the longest one. metrics: scorer -> its metrics; None
+    where they are not known before the task has run. max_tokens: the longest answer.
     """
 
     prompts: int
     longest: int
-    metrics: dict[str, list[str]]
+    metrics: dict[str, list[str]] | None
+    max_tokens: int
 
 
 _rehearsed: dict[str, Rehearsal] = {}
 
 
-def rehearse(name: str, config: RunConfig, data_hash: str) -> Rehearsal:
+def rehearse(name: TaskName, config: RunConfig, data_hash: str) -> Rehearsal:
     """Run a task without the model and compare its prompts with the same rows as training would read them.
 
     Once per process for the same task, data, prompts and tokenizer: ranks and learning rates change no prompt.
@@ -72,40 +80,66 @@ def rehearse(name: str, config: RunConfig, data_hash: str) -> Rehearsal:
     """
     nodes = [config.torchtune["dataset"], config.torchtune["tokenizer"]]
     settings = [dataclasses.asdict(config.dataset), dataclasses.asdict(config.eval), config.model.name, data_hash]
-    key = json.dumps([name, nodes, settings], sort_keys=True)
+    key = json.dumps([str(name), nodes, settings], sort_keys=True)
     if key not in _rehearsed:
-        _rehearsed[key] = _rehearse(name, config)
+        _rehearsed[key] = _rehearse(name, config) if name.ships else _rehearse_foreign(name, config)
     return _rehearsed[key]
 
 
-def _rehearse(name: str, config: RunConfig) -> Rehearsal:
+def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
     """As `rehearse`, without its memory.
 
     Raises:
         UserError: a prompt differs; its row and the first differing tokens are shown.
     """
     tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
-    asked = {"split": config.dataset.test_split, "max_samples": config.dataset.max_test_samples, "first": _SAMPLES}
+    asked = {
+        "split": name.split or config.dataset.test_split,
+        "max_samples": config.dataset.max_test_samples,
+        "first": _SAMPLES,
+    }
     taught = config.torchtune["dataset"] | asked | {"train_on_input": False, "train_on_last": True, "packed": False}
     examples = {e.row: e for e in shared.dataset(taught, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
-    wordiest = sorted(task.dataset[: config.eval.limit], key=lambda s: len(str(s.input)))[-_WORDIEST:]
+    wordiest = _wordiest(task, config)
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
-        try:
-            log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, Path(logs), {})
-        except Exception as error:  # whatever a task of the user's does wrong
-            raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {one_line(error)}") from error
-        if log.status != "success":
-            raise UserError(f"eval task {name} cannot run: {one_line(log.error.message if log.error else log.status)}")
+        log = _run(name, task, recorder, config, Path(logs))
         metrics = {s.name: list(s.metrics) for s in log.results.scores}
         asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
     for row, prompt in asked.items():
         example = examples[row]
-        _compare(name, row, prompt, example.tokens[: example.first_label], tokenizer)
+        _compare(name.label, row, prompt, example.tokens[: example.first_label], tokenizer)
     longest = max(map(len, [*asked.values(), *(tokenizer.prompt(_messages(s.input)) for s in wordiest)]))
-    return Rehearsal(len(asked), longest, metrics)
+    return Rehearsal(len(asked), longest, metrics, task.config.max_tokens or config.eval.max_tokens)
+
+
+def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
+    """Run a few samples of a task that is not ours, without its scorer: it asks what it likes, but it must run."""
+    tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
+    recorder = _Recorder(tokenizer)
+    task = build_task(name, config)
+    wordiest = [tokenizer.prompt(_messages(s.input)) for s in _wordiest(task, config)]
+    metrics, limit = measured(task), task.config.max_tokens or config.eval.max_tokens
+    task.dataset = task.dataset[:_FEW]
+    with tempfile.TemporaryDirectory() as logs:
+        _run(name, task, recorder, config, Path(logs), score=False)
+    return Rehearsal(0, max(map(len, [*recorder.prompts, *wordiest])), metrics, limit)
+
+
+def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, logs: Path, score: bool = True) -> EvalLog:
+    try:
+        log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, logs, {}, score)
+    except Exception as error:  # whatever a task of the user's does wrong
+        raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {one_line(error)}") from error
+    if log.status != "success":
+        raise UserError(f"eval task {name} cannot run: {one_line(log.error.message if log.error else log.status)}")
+    return log
+
+
+def _wordiest(task: Task, config: RunConfig) -> list[Sample]:
+    return sorted(task.dataset[: config.eval.limit], key=lambda s: len(str(s.input)))[-_WORDIEST:]
 
 
 def _messages(asked: str | list[ChatMessage]) -> list[dict[str, str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cruijff_kit.compat import TransformerDecoder, get_adapter_params
-from cruijff_kit.models.weights import deinterleave, to_hugging_face
+from cruijff_kit.models.weights import deinterleave, interleave, to_hugging_face
 
 # Parameters of an adapter, torchtune's name -> PEFT's.
 _PARAMETERS = {
@@ -62,6 +62,39 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
     os.replace(draft, folder)
 
 
+def load_adapter(model: TransformerDecoder, folder: Path) -> None:
+    """Put an adapter that `save_adapter` wrote back into the model's adapters, in place.
+
+    Args:
+        model: built with the same `model` node.
+        folder: of the adapter.
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is of another adapter: other modules, or another rank.
+    """
+    weights = load_file(folder / "adapter_model.safetensors")
+    attention = model.layers[0].attn
+    heads = {"q_proj": attention.num_heads, "k_proj": attention.num_kv_heads}
+    state = {}
+    for name, p in _parameters(model).items():
+        theirs, rotated = _peft_name(name, heads)
+        value = weights.pop(theirs, None)
+        if value is None or value.shape != p.shape:
+            raise ValueError(f"{folder} does not fit the model: {theirs} is not there in the shape {tuple(p.shape)}")
+        state[name] = interleave(value, rotated) if rotated else value
+    if weights:
+        raise ValueError(f"{folder} does not fit the model, which has no {next(iter(weights))}")
+    load_adapter_state(model, state)
+
+
+def _peft_name(name: str, heads: dict[str, int]) -> tuple[str, int | None]:
+    """PEFT's name of an adapter's parameter, and the number of heads whose rows stand in another order there, if any."""
+    end = next(e for e in _PARAMETERS if name.endswith(e))
+    module = name.removesuffix(end)
+    rotated = heads.get(module.rpartition(".")[2]) if end != ".lora_a.weight" else None
+    return f"base_model.model.{to_hugging_face(module)}{_PARAMETERS[end]}", rotated
+
+
 def peft_weights(state: dict[str, torch.Tensor], num_heads: int, num_kv_heads: int) -> dict[str, torch.Tensor]:
     """A state of `adapter_state` under PEFT's names, queries' and keys' rows in Hugging Face's order.
 
@@ -73,10 +106,7 @@ def peft_weights(state: dict[str, torch.Tensor], num_heads: int, num_kv_heads: i
     heads = {"q_proj": num_heads, "k_proj": num_kv_heads}
     weights = {}
     for name, value in state.items():
-        end = next(e for e in _PARAMETERS if name.endswith(e))
-        module = name.removesuffix(end)
-        rotated = heads.get(module.rpartition(".")[2]) if end != ".lora_a.weight" else None
-        theirs = f"base_model.model.{to_hugging_face(module)}{_PARAMETERS[end]}"
+        theirs, rotated = _peft_name(name, heads)
         weights[theirs] = deinterleave(value, rotated) if rotated else value
     return weights
 

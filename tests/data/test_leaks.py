@@ -8,13 +8,13 @@ import pytest
 
 import cruijff_kit
 from cruijff_kit.data.conversations import Conversation
-from cruijff_kit.data.generators import draw_capitalization
+from cruijff_kit.data.generators.capitalization import draw_capitalization
 from cruijff_kit.data.leaks import find_leaks, targets_in_prompts
 from cruijff_kit.errors import UserError
 from cruijff_kit.plan import check
 
 DRAW = random.Random(5)
-VOCABULARY = [w["input"] for rows in draw_capitalization(num_words=1300).values() for w in rows]
+VOCABULARY = [w["input"] for rows in draw_capitalization(num_words=1300).splits.values() for w in rows]
 
 
 def words(count: int) -> str:
@@ -60,7 +60,7 @@ def test_what_all_rows_share_is_no_repetition():
 
 
 def test_short_and_synthetic_prompts_pass():
-    splits = draw_capitalization()
+    splits = draw_capitalization().splits
     template = words(60) + " {}"
     assert found(**{s: rows([r["input"] for r in of], template) for s, of in splits.items()}) == {}
     numbers = [", ".join(f"{DRAW.gauss(0, 1):.2f}" for _ in range(24)) for _ in range(300)]

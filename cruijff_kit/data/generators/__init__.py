@@ -1,0 +1,134 @@
+"""Data sets that are drawn from a seed and written once: one module a data set, `drawing` is what they share.
+
+A generator's file lies in the cache in a folder named by its arguments, so that the same arguments are the same file.
+Beside it lies NAME.meta.json: the arguments, what was drawn besides the rows, and each split's ceiling.
+No torch here: the config resolves `dataset.path` through `generated_path`.
+"""
+
+import hashlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.cache import cache_dir
+from cruijff_kit.data.generators.capitalization import draw_capitalization, name_capitalization, word_list
+from cruijff_kit.data.generators.census import draw_census
+from cruijff_kit.data.generators.drawing import Ceiling, Drawn
+from cruijff_kit.data.generators.organisms import draw_model_organisms
+from cruijff_kit.data.generators.small import draw_bit_sequences, draw_predictable_or_not
+from cruijff_kit.data.generators.twins import draw_synthetic_twins
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import write_text
+from cruijff_kit.hints import did_you_mean
+
+__all__ = ["GENERATORS", "Drawn", "ceiling_of", "generate", "generated_path", "word_list"]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A way to draw a data set: draw takes `dataset.arguments`, and filename too, where the file has a name of its own."""
+
+    draw: Callable[..., Drawn]
+    filename: Callable[..., str] | None = None
+
+
+GENERATORS = {
+    "capitalization": Generator(draw_capitalization, name_capitalization),
+    "synthetic_twins": Generator(draw_synthetic_twins),
+    "bit_sequences": Generator(draw_bit_sequences),
+    "predictable_or_not": Generator(draw_predictable_or_not),
+    "model_organisms": Generator(draw_model_organisms),
+    "census": Generator(draw_census),
+}
+
+
+def generated_path(generator: str | None, arguments: dict) -> Path:
+    """Where the file of these arguments lies, whether or not it has been written yet.
+
+    Raises:
+        UserError: no such generator, or an argument it does not take.
+    """
+    if generator not in GENERATORS:
+        raise UserError(f"dataset.generator={generator} does not exist; {did_you_mean(str(generator), [*GENERATORS])}")
+    identity = json.dumps(_all_arguments(generator, arguments))
+    folder = cache_dir() / "data" / generator / hashlib.sha256(identity.encode()).hexdigest()[:12]
+    name = GENERATORS[generator].filename
+    return folder / (name(**arguments) if name else f"{generator}.json")
+
+
+def generate(generator: str, arguments: dict) -> Path:
+    """Write the file of these arguments unless it is there, and return its path.
+
+    Splits never share an input, unless the design is that they do.
+
+    Raises:
+        UserError: as the generator and `generated_path`.
+    """
+    path = generated_path(generator, arguments)
+    if path.exists():
+        return path
+    drawn = GENERATORS[generator].draw(**arguments)
+    _check_disjoint(drawn)
+    meta = {
+        "generator": generator,
+        "arguments": _all_arguments(generator, arguments),
+        "rows": {split: len(rows) for split, rows in drawn.splits.items()},
+        "ceiling": drawn.ceiling,
+        "facts": drawn.facts,
+    }
+    write_text(_meta(path), json.dumps(meta, indent=1))  # first: where the data is, this is
+    return write_text(path, json.dumps(drawn.splits, indent=1))
+
+
+def ceiling_of(generator: str | None, arguments: dict, split: str) -> Ceiling:
+    """Metric -> the best value that any model can expect on a split of a generated file; empty where it is not known."""
+    if generator is None:
+        return {}
+    meta = _meta(generated_path(generator, arguments))
+    return json.loads(meta.read_text(encoding="utf-8"))["ceiling"].get(split, {}) if meta.exists() else {}
+
+
+def _meta(path: Path) -> Path:
+    return path.with_suffix(".meta.json")
+
+
+def _check_disjoint(drawn: Drawn) -> None:
+    seen: set[str] = set()
+    for rows in drawn.splits.values():
+        inputs = {row["input"] for row in rows}
+        assert len(inputs) == len(rows), "a generator's split holds an input twice"
+        assert drawn.repeats or not inputs & seen, "a generator's splits overlap"
+        seen |= inputs
+
+
+def _all_arguments(generator: str, arguments: dict) -> dict[str, Any]:
+    """The arguments with the defaults of those that are not given, in the generator's order.
+
+    Raises:
+        UserError: one that it does not take, or of the wrong type.
+    """
+    known = {p.name: p for p in inspect.signature(GENERATORS[generator].draw).parameters.values()}
+    for name, value in arguments.items():
+        if name not in known:
+            raise UserError(f"unknown key dataset.arguments.{name}; {did_you_mean(name, [*known])}")
+        wanted = known[name].annotation
+        if not _fits(value, wanted):
+            shown = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else wanted
+            raise UserError(f"dataset.arguments.{name} must be of type {shown}, not {value!r}")
+    return {n: arguments.get(n, p.default) for n, p in known.items()}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of a parameter's type; a whole number is a number too, true and false are none."""
+    if isinstance(wanted, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(wanted))
+    if typing.get_origin(wanted) is list:
+        return isinstance(value, list) and all(_fits(v, typing.get_args(wanted)[0]) for v in value)
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)

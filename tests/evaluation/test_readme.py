@@ -1,0 +1,52 @@
+"""What the README says about data sets that ship and about evaluation can be typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import cruijff_kit
+from cruijff_kit.plan import check
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+NAMES = ("## Data sets that ship\n", "## Evaluation\n")
+SECTIONS = "\n".join(README.partition(name)[2].partition("\n## ")[0] for name in NAMES)
+TASKS = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+
+@task
+def sums(most: int = 3):
+    return Task(dataset=[Sample(input=f"{n} + 1 =", target=str(n + 1)) for n in range(most)], scorer=match())
+"""
+
+
+def commands() -> list[list[str]]:
+    joined = re.sub(r" \\\n\s+", " ", SECTIONS)
+    return [shlex.split(line, comments=True)[2:] for line in joined.splitlines() if line.startswith("    python -m ")]
+
+
+@pytest.mark.parametrize("command", commands(), ids=str)
+def test_every_command_passes_every_check(command, tiny, tmp_path, monkeypatch):
+    """Of a sweep, with the first of its values. A package's task is not installed here."""
+    assert command[0] == "cruijff_kit.train"
+    settings = [s for s in command[1:] if s != "-m"]
+    if "-m" in command:
+        settings = [s if "[" in s else s.partition(",")[0] for s in settings]
+    monkeypatch.chdir(tmp_path)
+    Path("my_tasks.py").write_text(TASKS)
+    small = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "output_dir=run", "num_warmup_steps=0"]
+    small += ["dataset.arguments.wording=terse"] if "dataset=census" in settings else []
+    config = cruijff_kit.compose([*settings, *small])
+    if any("some_evals" in s for s in settings):
+        assert [n.task for n in config.eval.names] == ["some_evals/task"]
+    else:
+        assert check(config).steps["total"] > 0
+
+
+def test_there_are_commands_and_every_data_set_is_named():
+    assert len(commands()) == 12
+    shipped = {p.stem for p in (Path(__file__).parents[2] / "conf/dataset").glob("*.yaml")} - {"files", "json"}
+    assert set(re.findall(r"^\| `(\w+)`", SECTIONS, flags=re.MULTILINE)) == shipped
