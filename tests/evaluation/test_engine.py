@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cruijff_kit.compat import get_adapter_params, set_seed
-from cruijff_kit.evaluation.engine import ChatModel, Request
+from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.models.placement import spread
@@ -135,8 +136,14 @@ def test_the_model_is_left_as_it_was(chat):
 
 
 def test_too_long_a_prompt_is_refused(chat):
-    with pytest.raises(ValueError, match="context of 512"):
-        chat.generate([Request([5] * 510, 4)])
+    with pytest.raises(UserError, match="context of 512"):
+        chat.generate([Request([5] * 512, 4)])
+
+
+def test_an_answer_that_fills_the_context_says_so(chat):
+    ids = random.Random(1).choices(range(3, 250), k=509)
+    (answer,) = chat.generate([Request(ids, 9, sampling=Sampling(bias={2: -99.0}))])
+    assert (len(answer.ids), answer.stop_reason) == (3, "model_length")
 
 
 def test_a_model_over_several_devices_answers_the_same(chat):
