@@ -141,7 +141,7 @@ def model_of(side: str, folder: Path, args: argparse.Namespace) -> Any:
     from inspect_ai.model import get_model
 
     if side == "inspect":
-        return get_model("mockllm/model")
+        return instant_model()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     device = torch.device(args.device)
     if side != "ours":
@@ -157,13 +157,27 @@ def model_of(side: str, folder: Path, args: argparse.Namespace) -> Any:
     machine = Machine(device, dtype, args.threads)
     reader = {
         "_component_": "torchtune.training.FullModelHFCheckpointer", "checkpoint_dir": str(folder),
-        "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None, "output_dir": str(folder),
+        "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None, "output_dir": tempfile.gettempdir(),
         "model_type": "LLAMA3_2",
     }  # fmt: skip
     config = {"_component_": "cruijff_kit.models.llama.lora_hf_llama", "checkpoint_dir": str(folder), "lora_rank": 8,
               "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"], "apply_lora_to_mlp": True}  # fmt: skip
     model = build(config, read_base(reader, machine), machine)
     return open_model(ChatModel(model, ChatTokenizer(str(folder)), machine), "model", 128)
+
+
+def instant_model() -> Any:
+    """Answers at once."""
+    from inspect_ai.model import ModelAPI, ModelOutput, ModelUsage, get_model, modelapi
+
+    class Instant(ModelAPI):
+        async def generate(self, input, tools, tool_choice, config):
+            output = ModelOutput.from_content(self.model_name, "yes")
+            output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+            return output
+
+    modelapi(name="instant")(Instant)
+    return get_model("instant/model", memoize=False)
 
 
 def model_folder(name: str, folder: Path, args: argparse.Namespace) -> Path:
