@@ -115,6 +115,7 @@ def run_inspect(task: Task, model, config: RunConfig, log_dir: Path, metadata: d
         "log_realtime": False,
         "log_level": "warning",
         "display": "none",
+        "score_display": False,  # metrics of the samples so far, after each: nobody sees them
         "ctl_server": False,
         "fail_on_error": True,
         "score": True,

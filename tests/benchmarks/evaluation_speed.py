@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=1, help="of each side; the fastest counts")
+    parser.add_argument("--samples", type=int, help="default: 1000 and 200; floors hold for these")
     parser.add_argument("--check", action="store_true", help="end with 1 where a ratio is below its floor")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -58,7 +59,10 @@ def main() -> None:
 
 def compare(model: str, workload: str, args: argparse.Namespace) -> float:
     """One line per side; how many times longer the best hf takes than we do."""
-    print(f"{model}, {workload} ({args.device}, {args.dtype}, {args.threads} threads):", flush=True)
+    print(
+        f"{model}, {args.samples or COUNT[workload]} {workload} ({args.device}, {args.dtype}, {args.threads} threads):",
+        flush=True,
+    )
     found = {}
     for side in ["inspect", "ours", *(f"hf {n}" for n in args.connections)]:
         rounds = [ask(side, model, workload, args) for _ in range(args.rounds)]
@@ -82,8 +86,14 @@ def compare(model: str, workload: str, args: argparse.Namespace) -> float:
 def ask(side: str, model: str, workload: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a side's process measured."""
     command = [sys.executable, __file__, "--side", side, "--models", model, "--workloads", workload]
+    command += ["--samples", str(args.samples or COUNT[workload])]
     command += ["--device", args.device, "--dtype", args.dtype, "--threads", str(args.threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(args.threads),
+        "GOMP_SPINCOUNT": "1000",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side}, {model}, {workload}: {done.stderr[-2000:]}")
@@ -103,7 +113,7 @@ def serve(args: argparse.Namespace) -> dict[str, Any]:
         if args.device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
-        log = evaluate(made, workload, COUNT[workload], connections, folder)
+        log = evaluate(made, workload, args.samples, connections, folder)
         seconds = time.perf_counter() - started
         assert log.status == "success", log.error
         choices = [s.output.choices[0] for s in sorted(log.samples, key=lambda s: s.id)]
@@ -121,7 +131,7 @@ def evaluate(model: Any, workload: str, count: int, connections: int, folder: st
     samples = [Sample(input=q, target="yes", id=n) for n, q in enumerate(questions(workload, count))]
     return eval(
         Task(MemoryDataset(samples), solver=generate(), scorer=includes()), model=model, log_dir=folder, display="none",
-        log_realtime=False, ctl_server=False, max_samples=connections, max_connections=connections,
+        log_realtime=False, ctl_server=False, score_display=False, max_samples=connections, max_connections=connections,
         max_tokens=1 if workload == "one-token" else 20, logprobs=True if workload == "one-token" else None,
         top_logprobs=5 if workload == "one-token" else None,
     )[0]  # fmt: skip
