@@ -172,6 +172,7 @@ def run_inspect(
         "log_realtime": False,
         "log_level": "warning",
         "display": "none",
+        "score_display": False,  # metrics of the samples so far, after each: nobody sees them
         "ctl_server": False,
         "fail_on_error": True,
         "score": score,
@@ -220,7 +221,10 @@ def _check(name: str, log: EvalLog) -> dict[str, int]:
         raise EvaluationError(f"task {name} has no scorer: 0 of {expected} samples were scored")
     scored = {}
     for score in log.results.scores:
-        scored[score.name] = expected - (score.unscored_samples or 0)
+        # Our own scorers say themselves what they left out: inspect-ai would keep such samples from their metrics.
+        share = next((score.metrics[m].value for m in ("coverage", "parse_rate") if m in score.metrics), None)
+        left_out = score.unscored_samples or 0
+        scored[score.name] = expected - left_out if share is None else round(share * expected)
         if not (score.scored_samples and scored[score.name]):
             raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples")
     return scored

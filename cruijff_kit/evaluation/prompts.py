@@ -22,7 +22,8 @@ from cruijff_kit.evaluation.engine import Answer, Request
 from cruijff_kit.evaluation.evaluate import build_task, run_inspect
 from cruijff_kit.evaluation.foreign import measured
 from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.evaluation.provider import as_messages, open_model
+from cruijff_kit.evaluation.provider import open_model
+from cruijff_kit.evaluation.settings import as_messages
 from cruijff_kit.training import shared
 
 _SAMPLES = 32  # prompts compared per task
@@ -34,12 +35,24 @@ class _Recorder:
     """Stands where the model stands: answers each prompt with the number under which it was recorded."""
 
     def __init__(self, tokenizer) -> None:
-        self.tokenizer, self.prompts = _NumberTokenizer(tokenizer), []
+        self.tokenizer: _NumberTokenizer = _NumberTokenizer(tokenizer)
+        self.prompts: list[list[int]] = []
 
-    def generate(self, requests: list[Request], finished: Callable[[], object]) -> list[Answer]:
-        answers = [Answer([len(self.prompts) + i]) for i in range(len(requests))]
-        self.prompts += [r.ids for r in requests]
-        return answers
+    def session(self, most_rows: int | None) -> "_Recorder":
+        return self
+
+    def add(self, request: Request, done: Callable[[Answer], object], wanted: Callable[[], bool]) -> None:
+        self.prompts.append(request.ids)
+        done(Answer([len(self.prompts) - 1]))
+
+    def step(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
 
 
 class _NumberTokenizer:

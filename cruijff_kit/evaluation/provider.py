@@ -1,11 +1,13 @@
-"""An inspect-ai model over a model in memory: requests become batches, decoded by one worker thread."""
+"""An inspect-ai model over a model in memory. The engine runs on inspect-ai's own event loop, a pass at a time.
+
+Samples that can go on do so between two passes, and what they ask meanwhile joins the next one: nothing polls, waits for
+a time, or changes threads (where the threads of torch and of Python would wait for each other). While nothing is asked,
+nothing runs.
+"""
 
 import asyncio
-import queue
-import threading
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -24,26 +26,19 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.engine import Answer, ChatModel, Request
+from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session
+from cruijff_kit.evaluation.settings import (
+    DEFAULT_MAX_TOKENS,
+    as_messages,
+    as_requests,
+    check,
+    sampling_key,
+    temperature,
+)
 
 PROVIDER = "cruijff_kit"
-_DEFAULT_MAX_TOKENS = 32
-# Samples of a task arrive within milliseconds of each other; waiting this long for the next one fills the batch.
-_LINGER_SECONDS = 0.02
-# Greedy decoding honours none of these, so a task that asks for one is refused rather than answered otherwise.
-_NOT_HONOURED = (
-    "top_p",
-    "top_k",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "best_of",
-    "stop_seqs",
-    "response_schema",
-    "reasoning_effort",
-    "reasoning_tokens",
-)
+# A sample comes from one question to the next in about as many turns of the event loop; a turn of an idle one takes 10 us.
+_QUIET_TURNS = 25
 
 
 def open_model(
@@ -62,14 +57,8 @@ def open_model(
     )
 
 
-@dataclass
-class _Waiting:
-    request: Request
-    future: "Future[Answer]"
-
-
 class InMemoryAPI(ModelAPI):
-    """inspect-ai's ModelAPI over a `ChatModel`. Greedy; settings that it cannot honour are refused by name."""
+    """inspect-ai's ModelAPI over a `ChatModel`. Greedy by default; `settings` says what it honours and what it refuses."""
 
     def __init__(
         self,
@@ -84,8 +73,10 @@ class InMemoryAPI(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.chat_model, self.batch_size, self.finished = chat_model, batch_size, finished
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue()
-        self._worker: threading.Thread | None = None
+        self._session: Session | None = None
+        self._open: set[asyncio.Future[Answer]] = set()
+        self._quiet = 0
+        self._asked: Counter[str] = Counter()
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -93,79 +84,118 @@ class InMemoryAPI(ModelAPI):
         """Answer one chat.
 
         Raises:
-            UserError: tools, or a setting that greedy decoding cannot honour.
+            UserError: tools, a setting that cannot be honoured, or a chat that the model cannot read.
         """
-        _refuse(tools, config)
+        check(tools, tool_choice, config)
         ids = self.chat_model.tokenizer.prompt(as_messages(input))
-        top = (config.top_logprobs or 0) if config.logprobs else 0
-        waiting = _Waiting(Request(ids, config.max_tokens or _DEFAULT_MAX_TOKENS, top), Future())
-        self._queue.put(waiting)
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, daemon=True, name="cruijff_kit-engine")
-            self._worker.start()
-        answer = await asyncio.wrap_future(waiting.future)
-        return self._output(ids, answer, bool(config.logprobs))
+        asked_before = 0
+        if temperature(config):
+            key = sampling_key(ids, config)
+            asked_before, self._asked[key] = self._asked[key], self._asked[key] + 1
+        answers = await self._answers(as_requests(ids, config, asked_before))
+        self.finished()
+        return self._output(ids, answers, config)
 
-    def _output(self, ids: list[int], answer: Answer, logprobs: bool) -> ModelOutput:
-        tokenizer = self.chat_model.tokenizer
-        message = ChatMessageAssistant(content=tokenizer.decode(answer.ids), model=self.model_name, source="generate")
-        content = [
-            Logprob(
-                token=tokenizer.token(t.token),
-                logprob=t.logprob,
-                top_logprobs=[TopLogprob(token=tokenizer.token(i), logprob=p) for i, p in t.top] or None,
-            )
-            for t in answer.logprobs
-        ]
+    async def score(self, input: list[ChatMessage], choices: list[str]) -> list[list[float]]:
+        """Log-probabilities of each choice's tokens, its end token last, as the answer to a chat. Nothing is decoded.
+
+        Raises:
+            UserError: a chat that the model cannot read.
+        """
+        messages = as_messages(input)
+        examples = [self.chat_model.tokenizer.example(messages, choice) for choice in choices]
+        requests = [Request(ids, 0, score=len(ids) - prompt) for ids, prompt in examples]
+        return [answer.scored for answer in await self._answers(requests)]
+
+    async def _answers(self, requests: list[Request]) -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        if self._session is None:
+            self._session = self.chat_model.session(self.batch_size)
+            loop.call_soon(self._turn, loop)
+        self._quiet = 0
+        futures = []
+        for request in requests:
+            future = loop.create_future()
+            self._session.add(request, self._answered(future), lambda future=future: not future.cancelled())
+            futures.append(future)
+            self._open.add(future)
+            future.add_done_callback(self._open.discard)
+        return await asyncio.gather(*futures)
+
+    def _answered(self, future: "asyncio.Future[Answer]") -> Callable[[Answer], None]:
+        def answered(answer: Answer) -> None:
+            if not future.done():  # else the sample was cancelled meanwhile
+                future.set_result(answer)
+
+        return answered
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A pass, once all samples that can ask have asked."""
+        if self._session is None:
+            return
+        self._quiet += 1
+        if self._quiet > _QUIET_TURNS:
+            try:
+                more = self._session.step()
+            except BaseException as error:
+                self._fail(error)
+                if not isinstance(error, Exception):
+                    raise
+                return
+            if not more:
+                self._close()
+                return
+            self._quiet = 0
+        loop.call_soon(self._turn, loop)
+
+    def _fail(self, error: BaseException) -> None:
+        """The samples that wait must learn of anything that goes wrong."""
+        self._close()
+        for future in list(self._open):
+            if not future.done():
+                future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _output(self, ids: list[int], answers: list[Answer], config: GenerateConfig) -> ModelOutput:
         # Generated tokens, the stop token included, are what inspect-ai's other providers count as output.
-        n_in, n_out = len(ids), len(answer.logprobs)
+        n_in, n_out = len(ids), sum(len(a.logprobs) for a in answers)
         return ModelOutput(
             model=self.model_name,
-            choices=[
-                ChatCompletionChoice(
-                    message=message,
-                    stop_reason=answer.stop_reason,
-                    logprobs=Logprobs(content=content) if logprobs else None,
-                )
-            ],
+            choices=[self._choice(a, config) for a in answers],
             usage=ModelUsage(input_tokens=n_in, output_tokens=n_out, total_tokens=n_in + n_out),
         )
 
-    def _work(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = [first]
-            while len(batch) < self.batch_size:
-                try:
-                    following = self._queue.get(timeout=_LINGER_SECONDS)
-                except queue.Empty:
-                    break
-                if following is None:
-                    self._queue.put(None)
-                    break
-                batch.append(following)
-            self._answer(batch)
-
-    def _answer(self, batch: list[_Waiting]) -> None:
-        try:
-            answers = self.chat_model.generate([w.request for w in batch], self.finished)
-        except BaseException as error:  # the waiting samples must learn of anything that goes wrong here
-            for w in batch:
-                w.future.set_exception(error)
-            return
-        for w, answer in zip(batch, answers, strict=True):
-            if not w.future.cancelled():
-                w.future.set_result(answer)
+    def _choice(self, answer: Answer, config: GenerateConfig) -> ChatCompletionChoice:
+        tokenizer = self.chat_model.tokenizer
+        text = tokenizer.decode(answer.ids)
+        text = text[: min((at for s in config.stop_seqs or [] if (at := text.find(s)) >= 0), default=len(text))]
+        logprobs = None
+        if config.logprobs or config.top_logprobs:
+            content = [
+                Logprob(
+                    token=tokenizer.token(t.token),
+                    logprob=t.logprob,
+                    top_logprobs=[TopLogprob(token=tokenizer.token(i), logprob=p) for i, p in t.top] or None,
+                )
+                for t in answer.logprobs
+            ]
+            logprobs = Logprobs(content=content)
+        message = ChatMessageAssistant(content=text, model=self.model_name, source="generate")
+        return ChatCompletionChoice(message=message, stop_reason=answer.stop_reason, logprobs=logprobs)
 
     async def aclose(self) -> None:
-        """End the worker thread."""
+        """As `end`."""
         self.end()
 
     def end(self) -> None:
-        """End the worker thread and wait for it, so that the model is free again."""
-        if self._worker is not None:
-            self._queue.put(None)
-            self._worker.join()
-            self._worker = None
+        """Leave the model as it was and give back the memory that evaluation took."""
+        self._close()
+        self._open.clear()
+        self.chat_model.release()
 
     def max_connections(self) -> int:
         """Samples in flight: as many as one batch takes."""
@@ -173,7 +203,7 @@ class InMemoryAPI(ModelAPI):
 
     def max_tokens(self) -> int | None:
         """Longest answer unless the task says otherwise."""
-        return _DEFAULT_MAX_TOKENS
+        return DEFAULT_MAX_TOKENS
 
     def connection_key(self) -> str:
         """Models in memory do not share a connection limit."""
@@ -188,18 +218,3 @@ class InMemoryAPI(ModelAPI):
 def cruijff_kit():
     """Registers the provider with inspect-ai."""
     return InMemoryAPI
-
-
-def as_messages(chat: list[ChatMessage]) -> list[dict[str, str]]:
-    """inspect-ai's messages as role and text."""
-    return [{"role": m.role, "content": m.text} for m in chat]
-
-
-def _refuse(tools: list[ToolInfo], config: GenerateConfig) -> None:
-    if tools:
-        raise UserError(f"the model in memory cannot call tools; the task offers {', '.join(t.name for t in tools)}")
-    asked = [name for name in _NOT_HONOURED if getattr(config, name, None)]
-    asked += ["temperature"] if config.temperature else []
-    asked += ["num_choices"] if (config.num_choices or 1) > 1 else []
-    if asked:
-        raise UserError(f"decoding is greedy; the task's {', '.join(asked)} cannot be honoured, take it out")

@@ -93,7 +93,7 @@ class ChatTokenizer:
             raise UserError(f"the model's chat template refuses these messages ({roles}): {error}") from error
 
     def prompt(self, messages: list[Message]) -> list[int]:
-        """Ids that the model continues with its answer.
+        """Ids that the model continues with its answer; a last message of the assistant's is the answer's beginning.
 
         A template writes the beginning of text itself where the model wants one; plain text gets one where the tokenizer
         adds one, and in no case an end of text.
@@ -101,7 +101,28 @@ class ChatTokenizer:
         if self._template is None:
             ids = self.encode("".join(m["content"] for m in messages))
             return [self.bos_id, *ids] if self._adds_bos and ids[:1] != [self.bos_id] else ids
+        if messages[-1]["role"] == "assistant":
+            return self.encode(self._begun(messages))
         return self.encode(self.render(messages, add_generation_prompt=True))
+
+    def _begun(self, messages: list[Message]) -> str:
+        """A chat whose last message is the beginning of an answer, without what the template writes behind one.
+
+        Raises:
+            UserError: the template writes an answer that is begun in another way than one to be made.
+        """
+        begun = messages[-1]["content"]
+        opening = self.render(messages[:-1], add_generation_prompt=True)
+        whole = self.render(
+            [*messages[:-1], {"role": "assistant", "content": begun + _MARK}], add_generation_prompt=False
+        )
+        text = whole.rpartition(_MARK)[0]
+        if not text.startswith(opening) or text[len(opening) :].strip() != begun.strip():
+            raise UserError(
+                "the model's chat template writes a begun answer in another way than one to be made, so that the task's "
+                "last message, the assistant's, cannot be continued; end the task's messages with the user's"
+            )
+        return text
 
     def example(self, messages: list[Message], answer: str) -> tuple[list[int], int]:
         """Ids of a prompt with its answer and end token, and how many of them are the prompt's.

@@ -1,13 +1,17 @@
 """The engine's answers are transformers' answers, alone and in any batch."""
 
 import copy
+import dataclasses
+import gc
 import random
 
 import pytest
 import torch
 
 from cruijff_kit.compat import get_adapter_params, set_seed
-from cruijff_kit.evaluation.engine import ChatModel, Request
+from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling
+from cruijff_kit.evaluation.engine.choosing import _draw, _least
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.models.placement import spread
@@ -135,8 +139,14 @@ def test_the_model_is_left_as_it_was(chat):
 
 
 def test_too_long_a_prompt_is_refused(chat):
-    with pytest.raises(ValueError, match="context of 512"):
-        chat.generate([Request([5] * 510, 4)])
+    with pytest.raises(UserError, match="context of 512"):
+        chat.generate([Request([5] * 512, 4)])
+
+
+def test_an_answer_that_fills_the_context_says_so(chat):
+    ids = random.Random(1).choices(range(3, 250), k=509)
+    (answer,) = chat.generate([Request(ids, 9, sampling=Sampling(bias={2: -99.0}))])
+    assert (len(answer.ids), answer.stop_reason) == (3, "model_length")
 
 
 def test_a_model_over_several_devices_answers_the_same(chat):
@@ -148,3 +158,199 @@ def test_a_model_over_several_devices_answers_the_same(chat):
     first, last = model.layers[0].attn, model.layers[-1].attn
     assert first.pos_embeddings is not last.pos_embeddings
     assert [generated(a) for a in ChatModel(model, chat.tokenizer, CPU).generate(asked)] == whole
+
+
+DRAWN = Sampling(temperature=1.3, top_k=40, top_p=0.95)
+
+
+def drawn(ids: list[int], key: int, sampling: Sampling = DRAWN, max_tokens: int = 6) -> Request:
+    return Request(ids, max_tokens, sampling=dataclasses.replace(sampling, key=str(key)))
+
+
+def test_sampling_depends_on_its_key_alone(chat):
+    asked = [drawn(ids, n) for n, ids in enumerate(prompts(chat, 48, seed=2))]
+    together = [generated(a) for a in chat.generate(asked)]
+    assert together == [generated(chat.generate([r])[0]) for r in asked]
+    mixed = asked + [Request(r.ids, 3) for r in asked]
+    assert together == [generated(a) for a in chat.generate(mixed)[:48]]
+    others = chat.generate([drawn(r.ids, n + 1000) for n, r in enumerate(asked)])
+    assert together != [generated(a) for a in others]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.7, None, None), (1, 5, None), (1, None, 0.8), (1.6, 50, 0.9), (0.5, 2000, 0.99), (1, None, 0.9999), (1, 1, 1.0)],
+)  # fmt: skip
+def test_what_may_be_drawn_equals_transformers(temperature, top_k, top_p):
+    from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    torch.manual_seed(0)
+    logits = torch.randn(6, 3000) * torch.tensor([0.3, 1, 2, 4, 8, 16])[:, None]
+    scores = TemperatureLogitsWarper(float(temperature))(None, logits)
+    scores = TopKLogitsWarper(top_k)(None, scores) if top_k else scores
+    scores = TopPLogitsWarper(top_p)(None, scores) if top_p is not None and top_p < 1 else scores
+    settings = [Sampling(temperature, top_p, top_k)] * 6
+    ours = logits / temperature
+    ours = ours.masked_fill(ours < _least(ours, settings), float("-inf"))
+    torch.testing.assert_close(ours.softmax(-1), scores.softmax(-1))
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5]]).expand(20000, -1)
+    draw = random.Random(0)
+    numbers = torch.tensor([draw.random() for _ in range(20000)], dtype=torch.float64)
+    found = _draw(logits, [Sampling(temperature=2.0)] * 20000, numbers).bincount(minlength=5) / 20000
+    torch.testing.assert_close(found, (logits[0] / 2).softmax(-1), atol=0.01, rtol=0)
+
+
+def test_bias_and_penalties(chat):
+    ids = prompts(chat, 1)[0]
+    plain = chat.generate([Request(ids, 8)])[0]
+    (biased,) = chat.generate([Request(ids, 4, sampling=Sampling(bias={100: 99.0}))])
+    assert biased.ids == [100] * 4
+    (varied,) = chat.generate([Request(ids, 4, sampling=Sampling(bias={100: 60.0, 101: 59.0}, presence_penalty=2.0))])
+    assert varied.ids[:2] == [100, 101]
+    (often,) = chat.generate([Request(ids, 6, sampling=Sampling(bias={100: 60.0, 101: 55.0}, frequency_penalty=2.0))])
+    assert 101 not in often.ids[:2] and 101 in often.ids
+    assert biased.logprobs[0].logprob < plain.logprobs[0].logprob, "reported as the model has it"
+
+
+def test_stop_sequences_end_an_answer(chat):
+    ids = prompts(chat, 1)[0]
+    (whole,) = chat.generate([Request(ids, 12, sampling=Sampling(bias={2: -99.0}))])
+    text = chat.tokenizer.decode(whole.ids)
+    stop = text[5:7]
+    (cut,) = chat.generate([Request(ids, 12, stop_seqs=("never", stop), sampling=Sampling(bias={2: -99.0}))])
+    assert cut.stop_reason == "stop" and whole.stop_reason == "max_tokens"
+    said = chat.tokenizer.decode(cut.ids)
+    assert said.endswith(stop) and text.startswith(said) and said.index(stop) == text.index(stop)
+
+
+def test_scored_ids_equal_transformers(chat, reference):
+    asked = [ids for ids in prompts(chat, 9, system="Be brief.")]
+    requests = [Request(ids, n % 2, score=1 + n % 4) for n, ids in enumerate(asked)]
+    for request, answer in zip(requests, chat.generate(requests), strict=True):
+        with torch.inference_mode():
+            logprobs = reference(torch.tensor([request.ids])).logits[0].log_softmax(-1)
+        at = range(len(request.ids) - request.score, len(request.ids))
+        assert answer.scored == pytest.approx([logprobs[i - 1, request.ids[i]].item() for i in at], abs=1e-4)
+        assert len(answer.logprobs) == request.max_tokens
+
+
+@pytest.mark.parametrize("long", [20, 90])
+def test_answers_behind_a_shared_prefix_equal_transformers(chat, reference, long):
+    draw = random.Random(long)
+    head = draw.choices(range(3, 250), k=120)
+    asked = [head + draw.choices(range(3, 250), k=draw.choice([long, long, long + 3])) for _ in range(6)]
+    for ids, answer in zip(asked, chat.generate([Request(ids, 5) for ids in asked]), strict=True):
+        new, logprobs = transformers_answer(reference, ids, 5, chat.tokenizer.stop_tokens)
+        assert generated(answer) == new and [t.logprob for t in answer.logprobs] == pytest.approx(logprobs, abs=1e-4)
+
+
+@pytest.fixture
+def passed(chat, monkeypatch):
+    """Tokens of each pass through the model."""
+    tokens, forward = [], chat.forward
+
+    def counted(ids, positions):
+        tokens.append(len(ids))
+        return forward(ids, positions)
+
+    monkeypatch.setattr(chat, "forward", counted)
+    return tokens
+
+
+def test_the_prefix_of_a_task_is_computed_once(chat, passed):
+    chat.release()
+    asked = prompts(chat, 60, system="Answer with one word.")
+    for start in range(0, 60, 20):
+        chat.generate([Request(ids, 1) for ids in asked[start : start + 20]])
+    common = len(chat._prefix.ids)
+    assert common > 20
+    assert sum(passed) <= sum(map(len, asked)) - 59 * (common - 3), "one token, one pass: nothing is decoded"
+    alone = sum(passed)
+    chat.generate([Request(asked[0], 1)])
+    assert sum(passed) - alone < len(asked[0]) - common + 4, "also for one prompt"
+
+
+def test_the_prefix_is_forgotten_when_the_adapters_change(chat, passed):
+    asked = [Request(ids, 2) for ids in prompts(chat, 4)]
+    before = chat.generate(asked)
+    with torch.no_grad():
+        for p in get_adapter_params(chat.model).values():
+            p.add_(0.05)
+    try:
+        changed = chat.generate(asked)
+        fresh = ChatModel(chat.model, chat.tokenizer, CPU).generate(asked)
+        assert [a.logprobs for a in changed] == [a.logprobs for a in fresh] != [a.logprobs for a in before]
+    finally:
+        with torch.no_grad():
+            for name, p in get_adapter_params(chat.model).items():
+                p.sub_(0.05)
+                if "lora_b" in name:
+                    p.zero_()
+
+
+def test_rows_leave_and_join(chat):
+    """Requests that come while others are answered; passes get smaller as rows finish."""
+    asked = [Request(ids, n) for ids, n in zip(prompts(chat, 24, seed=4), [1, 3, 9, 14] * 6, strict=True)]
+    alone = [generated(chat.generate([r])[0]) for r in asked]
+    answers: dict[int, list[int]] = {}
+    session = chat.session(most_rows=10)
+    later = iter(enumerate(asked))
+    more = True
+    while more:
+        for number, request in [pair for _, pair in zip(range(3), later, strict=False)]:
+            session.add(request, lambda a, number=number: answers.update({number: generated(a)}))
+        more = session.step() or len(answers) < 24
+    session.close()
+    assert [answers[n] for n in range(24)] == alone
+    assert max(session.passes) <= 10 and min(session.passes) < 5
+
+
+def test_unwanted_answers_are_given_up(chat):
+    session, answers = chat.session(), []
+    asked = prompts(chat, 3)
+    gone = []
+    for n, ids in enumerate(asked):
+        session.add(Request(ids, 6, sampling=Sampling(bias={2: -99.0})), answers.append, lambda n=n: n not in gone)
+    session.step()
+    session.step()
+    gone.append(1)
+    while session.step():
+        pass
+    session.close()
+    assert [len(a.ids) for a in answers] == [6, 6] and session.passes[-1] == 2
+
+
+def test_many_choices_of_one_prompt_read_it_once(chat, passed):
+    chat.release()
+    ids = prompts(chat, 1)[0]
+    answers = chat.generate([drawn(ids, n, Sampling(temperature=9.0), max_tokens=1) for n in range(10)])
+    assert sum(passed) <= len(ids) + 1 and len({a.logprobs[0].token for a in answers}) > 1
+
+
+def test_batches_are_sized_by_memory(chat, monkeypatch):
+    asked = [Request(ids, 5) for ids in prompts(chat, 12)]
+    whole = [generated(a) for a in chat.generate(asked)]
+    monkeypatch.setattr(chat, "room", lambda: 60)
+    answers, session = {}, chat.session()
+    for n, request in enumerate(asked):
+        session.add(request, lambda a, n=n: answers.update({n: generated(a)}))
+    while session.step():
+        pass
+    session.close()
+    assert [answers[n] for n in range(12)] == whole and max(session.passes) < 12
+
+
+def test_memory_is_given_back(chat):
+    def held() -> int:
+        gc.collect()
+        return sum(o.numel() * o.element_size() for o in gc.get_objects() if isinstance(o, torch.Tensor))
+
+    chat.release()
+    before = held()
+    chat.generate([Request(ids, 6) for ids in prompts(chat, 30)])
+    assert held() > before, "the prefix is kept for the next batch"
+    chat.release()
+    assert held() == before

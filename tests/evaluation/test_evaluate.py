@@ -136,9 +136,8 @@ def clock():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"config": GenerateConfig(temperature=0.7)}, "temperature"),
-        ({"config": GenerateConfig(top_p=0.9, num_choices=3)}, "top_p, num_choices"),
-        ({"config": GenerateConfig(stop_seqs=["."])}, "stop_seqs"),
+        ({"config": GenerateConfig(best_of=3)}, "cannot honour best_of"),
+        ({"config": GenerateConfig(num_choices=3)}, "greedy choices would all be the same"),
         ({"solver": [use_tools(clock()), generate()]}, "cannot call tools"),
     ],
 )

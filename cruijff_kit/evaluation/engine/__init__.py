@@ -1,0 +1,14 @@
+"""Answers many prompts at once by the model in memory. The part of evaluation that knows torch.
+
+request     what is asked and what is answered
+chat_model  the model as evaluation sees it, and the prefix that it remembers
+session     which requests are computed together: they join as they come and leave as they finish
+attention   keys and values: of the prefix that all share, and of each row's own tokens
+choosing    the next token of each row, by the row's own settings
+"""
+
+from cruijff_kit.evaluation.engine.chat_model import ChatModel
+from cruijff_kit.evaluation.engine.request import Answer, Request, Sampling, TokenLogprob
+from cruijff_kit.evaluation.engine.session import Session
+
+__all__ = ["Answer", "ChatModel", "Request", "Sampling", "Session", "TokenLogprob"]

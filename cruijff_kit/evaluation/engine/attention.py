@@ -1,0 +1,209 @@
+"""Attention over a prefix that all rows share and each row's own tokens, keys and values of both kept here.
+
+Stands in a layer for torchtune's KV cache and for its attention call. Keys and values are not repeated for each query
+head and the prefix not for each row: its part is one product of matrices for all rows.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from cruijff_kit.compat import TransformerDecoder
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+_LONG = 64  # tokens from which on torch's own attention, which wants keys for each row and head, costs less
+_ROOM = 32  # columns that the cache grows by
+
+
+class Attention:
+    """One pass through all layers; `attend` says with what each layer's queries meet."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.arrived = dtype, None
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_) -> torch.Tensor:
+        """In place of scaled_dot_product_attention, [b, heads, s, d]; keys and values came through `update`."""
+        layer, k, v = self.arrived
+        out = self.attend(layer, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype))
+        return out.to(q.dtype)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """[b, heads, s, d] queries, [b, kv heads, s, d] new keys and values -> [b, heads, s, d]."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def within(self, model: TransformerDecoder) -> Iterator[None]:
+        """Within this context the model's layers attend so."""
+        kept = [layer.attn._attention_call for layer in model.layers]
+        for n, layer in enumerate(model.layers):
+            attn = layer.attn
+            attn.kv_cache, attn.cache_enabled, attn._attention_call = _Layer(n, self), True, self
+        try:
+            yield
+        finally:
+            for layer, call in zip(model.layers, kept, strict=True):
+                layer.attn.kv_cache, layer.attn.cache_enabled, layer.attn._attention_call = None, False, call
+
+
+class _Layer:
+    """In place of a layer's KV cache: notes which layer's keys and values came."""
+
+    def __init__(self, number: int, attention: Attention) -> None:
+        self.number, self.attention = number, attention
+
+    def update(self, k: torch.Tensor, v: torch.Tensor) -> KeysValues:
+        self.attention.arrived = (self.number, k, v)
+        return k[:, :, :0], v[:, :, :0]  # torchtune would copy them for each query head
+
+
+class Prefill(Attention):
+    """Rows one behind the other, in groups of one length; each sees the prefix and, causally, itself.
+
+    Args:
+        groups: (rows, tokens of each), in order.
+        prefix: per layer [kv heads, tokens, d] keys and values, or None.
+    """
+
+    def __init__(self, dtype: torch.dtype, groups: list[tuple[int, int]], prefix: list[KeysValues] | None) -> None:
+        super().__init__(dtype)
+        self.groups, self.prefix = groups, prefix
+        self.seen: list[KeysValues] = []
+        """Per layer [kv heads, all tokens, d]."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        self.seen.append((k[0], v[0]))
+        prefix = self.prefix[layer] if self.prefix else None
+        out, start = [], 0
+        for rows, length in self.groups:
+            stop = start + rows * length
+            group = (x[0, :, start:stop].unflatten(1, (rows, length)).transpose(0, 1) for x in (q, k, v))
+            attended = _long(*group, prefix) if length >= _LONG else _short(*group, prefix, _causal(length, q.device))
+            out.append(attended.transpose(0, 1).flatten(1, 2))
+            start = stop
+        return torch.cat(out, 1)[None]
+
+
+class Rows(Attention):
+    """Rows that take one token a step. Each has its own length; those that leave make place for others.
+
+    Args:
+        layers: of the model.
+    """
+
+    def __init__(self, dtype: torch.dtype, layers: int) -> None:
+        super().__init__(dtype)
+        self.prefix: list[KeysValues] | None = None
+        self.cache: list[KeysValues | None] = [None] * layers  # [places, kv heads, columns, d]
+        self.lengths: list[int] = []
+        self._on: dict[torch.device, tuple] = {}
+
+    def join(self, packs: list[KeysValues], spans: list[tuple[int, int]]) -> None:
+        """Rows are added: per layer [kv heads, tokens, d], and where in the tokens each row's own begin and end."""
+        lengths = [end - begin for begin, end in spans]
+        source = torch.zeros(len(spans), max(lengths), dtype=torch.long)
+        for row, (begin, end) in enumerate(spans):
+            source[row, : end - begin] = torch.arange(begin, end)
+        first = len(self.lengths)
+        self.lengths += lengths
+        for layer, pack in enumerate(packs):
+            self._make_room(layer, max(self.lengths) + 1, pack)
+            index = source.to(pack[0].device)
+            for cache, new in zip(self.cache[layer], pack, strict=True):
+                cache[first : first + len(spans), :, : index.shape[1]] = new[:, index].transpose(0, 1)
+
+    def _make_room(self, layer: int, columns: int, like: KeysValues) -> None:
+        old, rows = self.cache[layer], len(self.lengths)
+        if old is not None and old[0].shape[0] >= rows and old[0].shape[2] >= columns:
+            return
+        columns += _ROOM
+        if old is not None:
+            rows, columns = max(rows, old[0].shape[0]), max(columns, old[0].shape[2])
+        made = []
+        for kv in (0, 1):
+            heads, _, dim = like[kv].shape
+            made.append(like[kv].new_zeros(rows, heads, columns, dim))
+            if old is not None:
+                made[kv][: old[kv].shape[0], :, : old[kv].shape[2]] = old[kv]
+        self.cache[layer] = (made[0], made[1])
+
+    def keep(self, going: list[int]) -> list[int]:
+        """Only these rows stay; the last ones take the places of those that leave. Returns the new order."""
+        if not going:
+            self.cache = [None] * len(self.cache)
+        gone = sorted(set(range(len(going))) - set(going))
+        movers = [row for row in going if row >= len(going)]
+        order = list(range(len(going)))
+        for place, row in zip(gone, movers, strict=True):
+            order[place] = row
+        if movers:
+            for cache in (c for pair in self.cache for c in pair):
+                cache[gone] = cache[movers]
+        self.lengths = [self.lengths[row] for row in order]
+        return order
+
+    def begin_step(self) -> None:
+        """To be called before each pass."""
+        self._on = {}
+        for layer, pair in enumerate(self.cache):
+            self._make_room(layer, max(self.lengths) + 1, (pair[0][0], pair[1][0]))
+
+    def end_step(self) -> None:
+        """To be called behind each pass."""
+        self.lengths = [n + 1 for n in self.lengths]
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rows, at, seen = self._places(q.device)
+        n, columns = len(self.lengths), max(self.lengths) + 1
+        keys, values = self.cache[layer]
+        keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
+        prefix = self.prefix[layer] if self.prefix else None
+        return _short(q, keys[:n, :, :columns], values[:n, :, :columns], prefix, seen)
+
+    def _places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if device not in self._on:
+            at = torch.tensor(self.lengths, device=device)
+            columns = torch.arange(max(self.lengths) + 1, device=device)
+            seen = (columns <= at[:, None])[:, None, None, None]
+            self._on[device] = torch.arange(len(at), device=device), at, seen
+        return self._on[device]
+
+
+def _causal(length: int, device: torch.device) -> torch.Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def _short(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: KeysValues | None, seen: torch.Tensor
+) -> torch.Tensor:
+    """[rows, heads, n, d] queries on [rows, kv heads, m, d] and on the prefix; `seen` broadcasts to [.., n, m]."""
+    rows, heads, n, dim = q.shape
+    kv_heads, m = k.shape[1], k.shape[2]
+    q = q.reshape(rows, kv_heads, -1, dim) * dim**-0.5  # queries of a group of heads stand one behind the other
+    scores = (q @ k.transpose(-1, -2)).view(rows, kv_heads, -1, n, m).masked_fill(~seen, float("-inf"))
+    scores = scores.view(rows, kv_heads, -1, m)
+    if prefix is None:
+        return (scores.float().softmax(-1).to(v.dtype) @ v).view(rows, heads, n, dim)
+    queries = q.transpose(0, 1).reshape(kv_heads, -1, dim)
+    before = (queries @ prefix[0].transpose(-1, -2)).view(kv_heads, rows, -1, prefix[0].shape[1]).transpose(0, 1)
+    weights = torch.cat([before, scores], -1).float().softmax(-1).to(v.dtype)
+    on_prefix, own = weights.split([before.shape[-1], m], -1)
+    out = on_prefix.transpose(0, 1).reshape(kv_heads, -1, before.shape[-1]) @ prefix[1]
+    out = out.view(kv_heads, rows, -1, dim).transpose(0, 1) + own @ v
+    return out.reshape(rows, heads, n, dim)
+
+
+def _long(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: KeysValues | None) -> torch.Tensor:
+    """As `_short`, causal, without ever holding all scores."""
+    rows, heads, n, _ = q.shape
+    each = heads // k.shape[1]
+    if prefix is None:
+        k, v = (x.repeat_interleave(each, 1) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    k, v = (
+        torch.cat([before.expand(rows, -1, -1, -1), x], 2).repeat_interleave(each, 1)
+        for before, x in zip(prefix, (k, v), strict=True)
+    )
+    seen = torch.ones(n, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - n)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)

@@ -1,0 +1,174 @@
+"""The model as evaluation sees it: it answers prompts, and remembers what all prompts of a task begin with."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cruijff_kit.compat import TransformerDecoder, disable_adapter, get_adapter_params
+from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
+from cruijff_kit.evaluation.engine.request import Answer, Request
+from cruijff_kit.evaluation.engine.session import Session
+from cruijff_kit.models.machine import Machine, describe, free_memory
+from cruijff_kit.training.lora import fuse_lora
+
+_SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
+_WORTH_EXTENDING = 8  # tokens that a batch has in common beyond the prefix that is remembered
+
+
+@dataclass
+class _Prefix:
+    ids: list[int]
+    cache: list[KeysValues]
+    weights: tuple
+
+
+class ChatModel:
+    """A model in memory that answers prompts.
+
+    Args:
+        model: torchtune decoder, adapters included.
+        tokenizer: has `stop_tokens`, `prompt`, `decode`, `token`.
+        machine: device, dtype and threads it computes with.
+    """
+
+    def __init__(self, model: TransformerDecoder, tokenizer, machine: Machine) -> None:
+        self.model, self.tokenizer, self.machine = model, tokenizer, machine
+        # A pass over more tokens than this gains no speed, and its answers come later.
+        self.pack_tokens = 512 if machine.device.type == "cpu" else 4096
+        # Of keys and values; on a CPU attention in fp32 is faster and more exact than in bf16.
+        self.cache_dtype = torch.float32 if machine.device.type == "cpu" else machine.dtype
+        self._prefix: _Prefix | None = None
+        self._last: list[int] | None = None
+
+    def describe(self) -> dict[str, str | int]:
+        """device, dtype and threads, for the record."""
+        return describe(self.machine)
+
+    @contextlib.contextmanager
+    def untrained(self) -> Iterator[None]:
+        """Within this context the adapters are switched off: the base model answers."""
+        self._prefix = None
+        try:
+            with disable_adapter(self.model):
+                yield
+        finally:
+            self._prefix = None
+
+    def session(self, most_rows: int | None = None) -> Session:
+        """Something to ask: requests may come while others are answered.
+
+        Args:
+            most_rows: answers in the making at once; None: as many as memory takes.
+        """
+        return Session(self, most_rows)
+
+    def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
+        """Answers, in the order of the requests.
+
+        Args:
+            requests: prompts of at least one token.
+            finished: called each time an answer is complete.
+        Raises:
+            UserError: a prompt fills the model's context.
+        """
+        answers: list[Answer | None] = [None] * len(requests)
+        session = self.session()
+
+        def note(number: int) -> Callable[[Answer], None]:
+            def noted(answer: Answer) -> None:
+                answers[number] = answer
+                finished()
+
+            return noted
+
+        try:
+            for number, request in enumerate(requests):
+                session.add(request, note(number))
+            while session.step():
+                pass
+        finally:
+            session.close()
+        return answers
+
+    def release(self) -> None:
+        """Give back all memory that answering took."""
+        self._prefix = self._last = None
+        free_memory(self.machine.device)
+
+    def forward(self, ids: list[int] | torch.Tensor, positions: list[int] | torch.Tensor) -> torch.Tensor:
+        """[b, s] ids -> [b, s, d] normed hidden states; one row may be given as a list."""
+        ids, positions = (
+            torch.tensor([x]) if isinstance(x, list) else x for x in (ids, positions)
+        )  # on the model's device in one copy each
+        ids, positions = ids.to(self.machine.device), positions.to(self.machine.device)
+        if self.machine.device.type == "cpu":
+            fuse_lora(self.model)
+        h = self.model.tok_embeddings(ids)
+        for layer in self.model.layers:
+            h = layer(h, mask=None, input_pos=positions)
+        return self.model.norm(h)
+
+    def prefix(self, prompts: list[list[int]], own: int) -> tuple[int, list[KeysValues] | None]:
+        """How many tokens the prompts begin with together, and their keys and values per layer.
+
+        What was computed for earlier prompts is taken, and what they have in common beyond it added.
+
+        Args:
+            prompts: at least one.
+            own: tokens of each prompt that must not count as common.
+        """
+        kept = self._prefix if self._prefix and self._prefix.weights == self._weights() else None
+        shortest = min(map(len, prompts)) - own
+        before = [self._last] if len(prompts) == 1 and self._last else []
+        common = min(_common(prompts + before), shortest)
+        known = min(_common([*prompts, kept.ids]), shortest) if kept else 0
+        self._last = prompts[0]
+        if len(prompts) + len(before) > 1 and common >= known + _WORTH_EXTENDING:
+            kept = self._extend(kept, known, prompts[0][:common])
+            known = common
+        if known <= 0:
+            return 0, None
+        return known, [(k[:, :known], v[:, :known]) for k, v in kept.cache]
+
+    def _extend(self, kept: _Prefix | None, known: int, ids: list[int]) -> _Prefix:
+        beginning = [(k[:, :known], v[:, :known]) for k, v in kept.cache] if known else None
+        attention = Prefill(self.cache_dtype, [(1, len(ids) - known)], beginning)
+        with attention.within(self.model):
+            self.forward(ids[known:], list(range(known, len(ids))))
+        cache = attention.seen
+        if beginning:
+            pairs = zip(beginning, cache, strict=True)
+            cache = [tuple(torch.cat([a, b], 1) for a, b in zip(old, new, strict=True)) for old, new in pairs]
+        self._prefix = _Prefix(ids, cache, self._weights())
+        return self._prefix
+
+    def _weights(self) -> tuple:
+        """Changes whenever the adapters do."""
+        return tuple((p.data_ptr(), p._version) for p in get_adapter_params(self.model).values())
+
+    def room(self) -> int:
+        """Tokens whose keys and values fit into the memory that is free now, in all rows together."""
+        model, device = self.model, self.machine.device
+        heads = model.layers[0].attn.num_kv_heads
+        token = 2 * len(model.layers) * heads * model.head_dim * torch.finfo(self.cache_dtype).bits // 8
+        return max(1, int(_SHARE * _free_bytes(device)) // token)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 4 << 30
+    free = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return free * 1024
+
+
+def _common(prompts: list[list[int]]) -> int:
+    """How many ids all prompts begin with."""
+    low, high = min(prompts), max(prompts)  # in the order of lists, the two that differ earliest
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))

@@ -1,0 +1,104 @@
+"""The next token of each row, by the row's own settings; what is reported is the model's own distribution.
+
+A token is drawn with one random number of the row's own, laid along the probabilities in the order of the vocabulary: it
+depends on the row alone.
+"""
+
+import random
+from collections import Counter
+
+import torch
+
+from cruijff_kit.evaluation.engine.request import Answer, Request, Sampling, TokenLogprob
+
+_CANDIDATES = 1024  # likeliest tokens among which top_p mostly ends; sorting a whole vocabulary takes longer
+
+
+def choose(
+    logits: torch.Tensor, requests: list[Request], answers: list[Answer], draws: list[random.Random]
+) -> list[TokenLogprob]:
+    """One token for each row.
+
+    Args:
+        logits: [rows, vocabulary], fp32.
+        requests, answers, draws: of each row: its settings, its answer so far, and its random numbers.
+    """
+    chosen = _chosen(logits, [r.sampling for r in requests], answers, draws)
+    total = logits.logsumexp(-1, keepdim=True)
+    picked = (logits.gather(1, chosen[:, None]) - total)[:, 0].tolist()
+    most = max(r.top_logprobs for r in requests)
+    if not most:
+        return [TokenLogprob(t, p, []) for t, p in zip(chosen.tolist(), picked, strict=True)]
+    top = logits.topk(min(most, logits.shape[1]), -1)
+    rows = zip(chosen.tolist(), picked, top.indices.tolist(), (top.values - total).tolist(), requests, strict=True)
+    return [
+        TokenLogprob(t, p, list(zip(ids, values, strict=True))[: request.top_logprobs])
+        for t, p, ids, values, request in rows
+    ]
+
+
+def _chosen(logits: torch.Tensor, settings: list[Sampling], answers: list[Answer], draws: list) -> torch.Tensor:
+    adjusted = [row for row, s in enumerate(settings) if s.adjusts]
+    if adjusted:
+        logits = logits.clone()
+        for row in adjusted:
+            _adjust(logits[row], settings[row], answers[row])
+    chosen = logits.argmax(-1)
+    drawn = [row for row, s in enumerate(settings) if s.temperature]
+    if drawn:
+        at = torch.tensor(drawn, device=logits.device)
+        numbers = torch.tensor([draws[row].random() for row in drawn], dtype=torch.float64)
+        chosen[at] = _draw(logits[at], [settings[row] for row in drawn], numbers.to(**_wide(logits.device)))
+    return chosen
+
+
+def _adjust(logits: torch.Tensor, settings: Sampling, answer: Answer) -> None:
+    """Penalties and bias, in place, of one row [vocabulary]."""
+    change = Counter(settings.bias)
+    for token, times in Counter(answer.ids).items():
+        change[token] -= times * settings.frequency_penalty + settings.presence_penalty
+    if change:
+        at = torch.tensor(list(change), device=logits.device)
+        logits[at] += torch.tensor(list(change.values()), device=logits.device, dtype=logits.dtype)
+
+
+def _draw(logits: torch.Tensor, settings: list[Sampling], numbers: torch.Tensor) -> torch.Tensor:
+    """A token of each row [rows, vocabulary], where its number in [0, 1) falls."""
+    scores = logits / torch.tensor([[s.temperature] for s in settings], device=logits.device)
+    if any(s.top_k or s.top_p is not None for s in settings):
+        scores = scores.masked_fill(scores < _least(scores, settings), float("-inf"))
+    along = scores.to(numbers.dtype).softmax(-1).cumsum(-1)
+    found = torch.searchsorted(along, (numbers * along[:, -1])[:, None], right=True)[:, 0]
+    return found.clamp(max=logits.shape[1] - 1)
+
+
+def _least(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
+    """The lowest score [rows, 1] that top_k and top_p leave each row."""
+    vocabulary = scores.shape[1]
+    k = torch.tensor([[min(s.top_k or vocabulary, vocabulary)] for s in settings], device=scores.device)
+    p = torch.tensor([[1.0 if s.top_p is None else s.top_p] for s in settings], device=scores.device)
+    wanted = [min(s.top_k or (_CANDIDATES if s.top_p is not None else 1), vocabulary) for s in settings]
+    ordered, mass = _likeliest(scores, max(wanted), k)
+    reached = (mass[:, -1:] >= p) | (k <= ordered.shape[1]) | (p >= 1)
+    if not reached.all():
+        ordered, mass = _likeliest(scores, vocabulary, k)
+    kth = ordered.gather(1, k.clamp(max=ordered.shape[1]) - 1)
+    before = torch.cat([torch.zeros_like(p), mass[:, :-1]], 1)
+    inside = (before < p) & (ordered >= kth)
+    inside[:, 0] = True
+    least = ordered.masked_fill(~inside, float("inf")).amin(-1, keepdim=True)
+    return least.masked_fill((k == vocabulary) & (p >= 1), float("-inf"))
+
+
+def _likeliest(scores: torch.Tensor, count: int, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest scores [rows, count], and their summed probability among each row's k likeliest."""
+    ordered = scores.topk(min(count, scores.shape[1]), -1).values
+    among_all = scores.logsumexp(-1, keepdim=True)
+    limited = ordered.masked_fill(torch.arange(ordered.shape[1], device=scores.device) >= k, float("-inf"))
+    among_k = torch.where(k < scores.shape[1], limited.logsumexp(-1, keepdim=True), among_all)
+    return ordered, (limited - among_k).exp().cumsum(-1)
+
+
+def _wide(device: torch.device) -> dict:
+    # MPS has no fp64; there are 2^24 steps between 0 and 1 then, enough for a vocabulary.
+    return {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
