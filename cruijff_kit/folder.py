@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ class RunFolder:
         """Folder of the whole model after an epoch, counted from 0."""
         return self.path / "merged" / f"epoch_{number}"
 
-    def discard_partial_logs(self) -> None:
-        """Remove what an evaluation that was cut short left."""
+    def discard_partial_logs(self, keep: Iterable[str] = ()) -> None:
+        """Remove what an evaluation that was cut short left: every log but those to keep."""
+        names = {Path(log).name for log in keep}
         for log in self.eval.glob("*.eval"):
-            log.unlink()
+            if log.name not in names:
+                log.unlink()
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all."""

@@ -29,7 +29,8 @@ class Attempt:
     """One submission of a run.
 
     script: what was submitted. task: the run's number in the array, None for a job of one run. job_id: SLURM's, such as
-    17_3; None while (or if) the answer of sbatch is not known. request: sbatch's options. reason: first or resume.
+    17_3; None while (or if) the answer of sbatch is not known. request: sbatch's options. reason: first, resume
+    or evaluate.
     changes: the settings that differ from the attempt before.
     """
 

@@ -22,16 +22,23 @@ from cruijff_kit.training.steps import saved_epochs
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
+    """What evaluation builds on: the data's identity, and task -> prompts compared with training."""
+
+    data_hash: str
+    prompts_checked: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan(EvaluationPlan):
     """What a run will do.
 
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
-    epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. prompts_checked: task -> prompts
-    compared with training. packed_rows: rows inside the packs; None without packs. leaks: "exact train test" -> rows
-    that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it starts.
+    epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. packed_rows: rows inside the
+    packs; None without packs. leaks: "exact train test" -> rows that stand in both; "target train" -> rows whose answer
+    stands in the prompt. warnings: what to know before it starts.
     """
 
-    data_hash: str
     rows: int
     effective_batch: int
     steps: dict[str, int]
@@ -41,7 +48,6 @@ class Plan:
     total_parameters: int
     memory_bytes: int
     disk_bytes: int
-    prompts_checked: dict[str, int]
     packed_rows: int | None
     leaks: dict[str, int]
     warnings: list[str]
@@ -65,32 +71,71 @@ def check(config: RunConfig) -> Plan:
     Raises:
         UserError: whatever cannot work, in one line.
     """
-    from cruijff_kit.data.generators import generate
-    from cruijff_kit.data.layouts import file_hash
-    from cruijff_kit.data.rows import read_split
-    from cruijff_kit.models import sources
-
-    if config.dataset.generator is not None:
-        generate(config.dataset.generator, config.dataset.arguments)
-    sources.fetch(config.model)
-    data = config.dataset
-    for split in dict.fromkeys((data.train_split, data.validation_split, *config.test_splits)):
-        if split is not None:
-            read_split(data.path, split, data.format, data.split_column)
+    data_hash = _make_ready(config, (config.dataset.train_split, config.dataset.validation_split, *config.test_splits))
     # The same settings on the same data need no second look.
-    data_hash = file_hash(data.path, data.format)
     key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
     if key not in _checked:
         _checked[key] = _work_out(config, data_hash)
     return _checked[key]
 
 
-def _work_out(config: RunConfig, data_hash: str) -> Plan:
-    leaks = check_leaks(config.dataset, config.test_splits, data_hash)
+def _make_ready(config: RunConfig, splits: tuple[str | None, ...]) -> str:
+    """Fetch the model and the data if need be, read the splits, and return the data's hash."""
+    from cruijff_kit.data.generators import generate
+    from cruijff_kit.data.layouts import file_hash
+    from cruijff_kit.data.rows import read_split
+    from cruijff_kit.models import sources
+
+    data = config.dataset
+    if data.generator is not None:
+        generate(data.generator, data.arguments)
+    sources.fetch(config.model)
+    for split in dict.fromkeys(splits):
+        if split is not None:
+            read_split(data.path, split, data.format, data.split_column)
+    return file_hash(data.path, data.format)
+
+
+def check_evaluation(config: RunConfig) -> EvaluationPlan:
+    """Check what evaluation alone needs, training left aside.
+
+    Raises:
+        UserError: whatever cannot work, in one line.
+    """
+    data_hash = _make_ready(config, tuple(config.test_splits))
+    _say_loading()
+    from cruijff_kit.models import base
+    from cruijff_kit.training import shared
+
+    cfg = config.torchtune
+    chosen = _machine_of(config)
+    _check_quantization(cfg, chosen.device.type)
+    base.weight_files(cfg["checkpointer"])
+    context = shared.skeleton(cfg["model"], chosen.dtype).max_seq_len
+    rehearsals = _rehearsals(config, data_hash, context)
+    return EvaluationPlan(data_hash, {name: r.prompts for name, r in rehearsals.items()})
+
+
+def _say_loading() -> None:
     if "torch" not in sys.modules:
         say("loading torch, torchtune and inspect-ai")
+
+
+def _rehearsals(config: RunConfig, data_hash: str, context: int) -> dict[str, Any]:
+    """Task -> what it did when it was rehearsed."""
     from cruijff_kit.evaluation.evaluate import check_tasks
     from cruijff_kit.evaluation.prompts import rehearse
+
+    check_tasks(config)
+    found = {name.label: rehearse(name, config, data_hash) for name in config.eval.names}
+    for name, r in found.items():
+        _check_answers(name, config, r.longest, r.max_tokens, context)
+    return found
+
+
+def _work_out(config: RunConfig, data_hash: str) -> Plan:
+    leaks = check_leaks(config.dataset, config.test_splits, data_hash)
+    _say_loading()
     from cruijff_kit.models import base
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
@@ -99,7 +144,6 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
 
     cfg = config.torchtune
     check_components(cfg)
-    check_tasks(config)
     chosen = _machine_of(config)
     _check_memory_options(cfg, chosen.device.type)
     _check_quantization(cfg, chosen.device.type)
@@ -112,9 +156,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     steps = Steps.of(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base.count_parameters(model)
-    rehearsals = {name.label: rehearse(name, config, data_hash) for name in config.eval.names}
-    for name, r in rehearsals.items():
-        _check_answers(name, config, r.longest, r.max_tokens, model.max_seq_len)
+    rehearsals = _rehearsals(config, data_hash, model.max_seq_len)
     _check_objective(config, {name: r.metrics for name, r in rehearsals.items()}, custom)
     rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
     lengths = [len(e.tokens) for e in examples]

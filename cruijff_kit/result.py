@@ -27,7 +27,7 @@ class Evaluation:
     log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
     ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
     prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
-    the cache, not computed in this run.
+    the cache, not computed in this run. key: identity of the task, its arguments and the decoding (evaluation/cells.py).
     """
 
     task: str
@@ -41,6 +41,7 @@ class Evaluation:
     unscored: dict[str, int] = field(default_factory=dict)
     coverage: dict[str, float] = field(default_factory=dict)
     ceiling: dict[str, float] = field(default_factory=dict)
+    key: str = ""
 
 
 @dataclass
@@ -86,7 +87,9 @@ class RunResult:
     baseline: list[Evaluation] = field(default_factory=list)
     """The untrained model, one entry per task."""
     evaluation: list[Evaluation] = field(default_factory=list)
-    """The trained model, one entry per evaluated epoch and task, in this order."""
+    """The trained model, one entry per task and evaluated epoch; of a task, in the order of epochs."""
+    late_error: Failure | None = None
+    """Why cells that were asked for after the run (cruijff_kit.evaluate) are not there."""
     machine: dict[str, Any] = field(default_factory=dict)
     """host, device, dtype, threads."""
     seeds: dict[str, int] = field(default_factory=dict)
@@ -159,7 +162,8 @@ def read_result(path: Path) -> RunResult:
         tree = json.loads(path.read_text(encoding="utf-8"))
         tree["baseline"] = [Evaluation(**e) for e in tree["baseline"]]
         tree["evaluation"] = [Evaluation(**e) for e in tree["evaluation"]]
-        tree["error"] = Failure(**tree["error"]) if tree["error"] else None
+        for name in ("error", "late_error"):
+            tree[name] = Failure(**tree[name]) if tree.get(name) else None
         return RunResult(**tree)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error

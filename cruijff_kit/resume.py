@@ -15,6 +15,7 @@ from cruijff_kit.command import run_command
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.frozen import frozen, frozen_swept
+from cruijff_kit.late import read_request, write_request
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.survey import Known, RunView, known_below, survey
@@ -40,6 +41,12 @@ def resume(folder: Path, overrides: list[str]) -> None:
         (f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done")
         + on_their_way
     )
+    waiting = [(k, v) for k, v in left if read_request(k.folder)]
+    left = [w for w in left if w not in waiting]
+    if waiting:
+        _evaluate_again(folder, waiting, changed)
+        if not left:
+            return
     configs = {k.folder: frozen(k.folder, changed) for k, _ in left}
     there = [(k, v) for k, v in left if configs[k.folder].slurm.submit]
     here = [k for k, _ in left if not configs[k.folder].slurm.submit]
@@ -47,6 +54,21 @@ def resume(folder: Path, overrides: list[str]) -> None:
         _submit_again(sweep_dir, [(k, v) for k, v in there if (k.sweep_dir or k.folder) == sweep_dir], configs)
     if here or not left:
         _run_here(folder, here, configs)
+
+
+def _evaluate_again(folder: Path, waiting: list[tuple[Known, RunView]], changed: dict[str, Any]) -> None:
+    """Go on with late evaluations, as cruijff_kit.evaluate asked for them."""
+    from cruijff_kit.evaluate import show, start
+
+    configs = []
+    for known, view in waiting:
+        request = read_request(known.folder)
+        mem = _more_memory(view, request.slurm["mem"])
+        request.slurm |= ({"mem": mem} if mem else {}) | changed
+        write_request(known.folder, request)
+        configs.append((known, request.config(known.folder)))
+    if start(folder, configs) is not None:
+        show(folder)
 
 
 def _slurm_overrides(overrides: list[str]) -> dict[str, Any]:
@@ -87,13 +109,15 @@ def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: d
 
 
 def _changes(view: RunView, config: RunConfig) -> dict[str, Any]:
-    """What a run that failed for want of memory is given besides."""
-    if view.cause == failures.OUT_OF_MEMORY:
-        from cruijff_kit.cluster.request import more_memory
+    mem = _more_memory(view, view.changes.get("slurm.mem") or config.slurm.mem)
+    return {"slurm.mem": mem} if mem else {}
 
-        mem = more_memory(view.changes.get("slurm.mem") or config.slurm.mem, None)
-        return {"slurm.mem": mem} if mem else {}
-    return {}
+
+def _more_memory(view: RunView, mem: str | None) -> str | None:
+    """What a run that failed for want of memory is given; None for any other."""
+    from cruijff_kit.cluster.request import more_memory
+
+    return more_memory(mem, None) if view.cause == failures.OUT_OF_MEMORY else None
 
 
 def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -> None:

@@ -39,7 +39,7 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
     """
     folder = RunFolder(config.output_dir)
     _refuse_taken(folder, config.resume_from_checkpoint)
-    result = _begin(config, swept or {})
+    result = begin(config, swept or {})
     clock = _Clock(result)
     plan = None
     if start is None:
@@ -132,7 +132,7 @@ def _train_and_evaluate(
         with clock("baseline"):
             if config.eval.baseline:
                 chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-                result.baseline = baseline.evaluate_untrained(chat_model, config, plan, folder)
+                result.baseline = baseline.evaluate_untrained(config.eval.names, chat_model, config, plan, folder)
 
     if config.processes == 1:  # else the model is here only when the workers have gone
         ask_untrained()
@@ -146,11 +146,16 @@ def _train_and_evaluate(
         epoch = recipe.summary.epochs - 1
         chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
         result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
-    _note_objective(result, config)
+    note_objective(result, config)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
-def _note_objective(result: RunResult, config: RunConfig) -> None:
+def note_objective(result: RunResult, config: RunConfig) -> None:
+    """Look up the objective in what was measured.
+
+    Raises:
+        ValueError: it was not measured.
+    """
     found = result.metrics()
     if result.objective_name not in found and config.objective is None:  # a task that has no accuracy
         first = result.evaluation[0]
@@ -220,7 +225,8 @@ def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
     return seen | {"changes": result.changes | recipe.changes}
 
 
-def _begin(config: RunConfig, swept: dict) -> RunResult:
+def begin(config: RunConfig, swept: dict) -> RunResult:
+    """The result of a run that is about to start."""
     return RunResult(
         name=config.run_name,
         status="running",

@@ -124,7 +124,7 @@ def _next(before: RunStatus | None) -> RunStatus:
         QUEUED,
         **{k: getattr(before, k) for k in kept},
         changes=dict(before.changes),
-        restarts=before.restarts + 1,
+        restarts=before.restarts + (before.state != DONE),  # what is done starts for a late evaluation
         history=[*before.history, past],
     )
 

@@ -119,7 +119,7 @@ def survey(runs: list[Known]) -> tuple[list[RunView], str | None]:
     Args:
         runs: `known_below`.
     """
-    runs = [_owner(k) for k in runs]
+    runs = [owner(k) for k in runs]
     statuses = [_status(k) for k in runs]
     ids = [_job_id(k, s) for k, s in zip(runs, statuses, strict=True)]
     open_ids = {i for i, s in zip(ids, statuses, strict=True) if i and s.state not in (DONE, FAILED, CANCELLED)}
@@ -143,8 +143,8 @@ def survey(runs: list[Known]) -> tuple[list[RunView], str | None]:
     return views, trouble
 
 
-def _owner(known: Known) -> Known:
-    """The ledger that submitted a run, where this one only reuses it."""
+def owner(known: Known) -> Known:
+    """A run with the ledger that submitted a run, where this one only reuses it."""
     return _in_ledger_above(known.folder) if known.entry and known.entry.reused else known
 
 

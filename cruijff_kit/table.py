@@ -174,6 +174,18 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     for r in results:
         if r.error:
             console.print(f"{r.name} {r.status} in {r.error.phase}: {r.error.type}: {r.error.message}", markup=False)
+        if r.late_error:
+            why = f"{r.late_error.type}: {r.late_error.message}"
+            console.print(f"{r.name}: what was to be evaluated later is missing: {why}", markup=False)
+
+
+def as_json(folder: str | Path) -> str:
+    """Every result below a folder with its comparisons and replicates, as a JSON list.
+
+    Raises:
+        UserError: as read_results.
+    """
+    return json.dumps(_dicts(read_results(folder)), indent=2)
 
 
 def _dicts(results: list[RunResult]) -> list[dict[str, Any]]:
@@ -199,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         if options.json:
-            print(json.dumps(_dicts(read_results(options.folder)), indent=2))
+            print(as_json(options.folder))
         elif options.csv:
             print(read_sweep(options.folder).to_csv(index=False), end="")
         else:

@@ -1,6 +1,6 @@
 """What a SLURM job runs; the script that `submit` wrote calls it:
 
-    srun python -m cruijff_kit.cluster.job RUNS.json              the run of this array task
+    srun python -m cruijff_kit.cluster.job RUNS.json              the run of this array task, or a list of late evaluations
     python -m cruijff_kit.cluster.job RUNS.json --ended CODE      afterwards, if that failed: why, and whether to go again
 
 Retries, by cause: over host memory is requeued with twice the memory; what a signal stopped is requeued and goes on from
@@ -49,11 +49,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ended", type=int)
     options = parser.parse_args(argv)
     listed = json.loads(options.runs.read_text(encoding="utf-8"))
-    run = Path(listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
+    chosen = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
     if options.ended is not None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue that this may ask for
-        return _after_death(run, options.ended)
-    return _start(run, listed["code"], stop)
+    if isinstance(chosen, list):
+        from cruijff_kit.cluster import evaluation_job
+
+        runs = [Path(run) for run in chosen]
+        return (
+            evaluation_job.start(runs, stop)
+            if options.ended is None
+            else evaluation_job.after_death(runs, options.ended)
+        )
+    run = Path(chosen)
+    return _start(run, listed["code"], stop) if options.ended is None else _after_death(run, options.ended)
 
 
 def _start(run: Path, code: str, stop: StopSignals) -> int:
@@ -65,7 +74,7 @@ def _start(run: Path, code: str, stop: StopSignals) -> int:
     if elsewhere and (seconds_since(other.heartbeat) or 0) < SILENT_SECONDS:
         say(f"{run} is under way already, as job {other.job_id} on {other.host}")
         return 1
-    _use_granted_processors()
+    use_granted_processors()
     heartbeat = Heartbeat(run)
     if code != code_hash():
         note = "the code of cruijff_kit changed between submission and start"
@@ -74,7 +83,8 @@ def _start(run: Path, code: str, stop: StopSignals) -> int:
     return _run(run, heartbeat, stop)
 
 
-def _use_granted_processors() -> None:
+def use_granted_processors() -> None:
+    """As many threads as SLURM granted, unless the user says otherwise."""
     granted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
     if granted:
         os.environ.setdefault("OMP_NUM_THREADS", granted)
@@ -98,7 +108,7 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
         return _after_signal(run, heartbeat, stop)
     except Exception as error:
         cause = failures.cause_of(error)
-        if cause == failures.KILLED and _was_over_memory(heartbeat.status.memory_bytes):
+        if cause == failures.KILLED and was_over_memory(heartbeat.status.memory_bytes):
             heartbeat.__exit__()
             _ask_for_more_memory(run)
             return 1
@@ -125,7 +135,7 @@ def _after_signal(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     heartbeat.__exit__()
     code = 128 + received
     try:
-        if not _may_requeue():  # SLURM requeues what it preempts, and `status` tells what a person cancelled
+        if not may_requeue():  # SLURM requeues what it preempts, and `status` tells what a person cancelled
             return code
         if status.retries > most:
             heartbeat.set(
@@ -140,7 +150,7 @@ def _after_signal(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     return code
 
 
-def _may_requeue() -> bool:
+def may_requeue() -> bool:
     """Whether the job is running still (somebody only sent it a signal), or is being ended for its time limit."""
     job = client.key_values(client.call("scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]))
     spent, limit = client.seconds(job.get("RunTime", "")), client.seconds(job.get("TimeLimit", ""))
@@ -152,17 +162,17 @@ def _after_death(run: Path, code: int) -> int:
     status = read_status(run)
     if status is None or status.state not in (QUEUED, *UNDER_WAY):
         return 0
-    if status.state == QUEUED and not _may_requeue():  # it is on its way back into the queue
+    if status.state == QUEUED and not may_requeue():  # it is on its way back into the queue
         return 0
     if status.state in UNDER_WAY and status.job_id != slurm_job_id():
         return 0
     how = failures.how_it_ended(code)
-    if code == 128 + signal.SIGKILL and _was_over_memory(status.memory_bytes):
+    if code == 128 + signal.SIGKILL and was_over_memory(status.memory_bytes):
         return _ask_for_more_memory(run)
     if (
         code - 128 in (signal.SIGUSR2, signal.SIGTERM)
         and status.retries < frozen(run).slurm.max_retries
-        and _may_requeue()
+        and may_requeue()
     ):
         status.retries += 1  # it came before Python could listen
         queued_again(run, f"{how} before it began; again", before=status)
@@ -181,7 +191,7 @@ def _granted_mb() -> int | None:
     return int(per_cpu) * int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) if per_cpu else None
 
 
-def _was_over_memory(used: int | None) -> bool:
+def was_over_memory(used: int | None) -> bool:
     """Whether the kernel killed in this job's cgroup, or the process held as much as it was granted."""
     if _cgroup_kills():
         return True

@@ -45,13 +45,22 @@ _CURES = {
 
 @dataclass
 class Submission:
-    """A run that is to be submitted: its folder, sbatch's options, slurm.max_parallel, why, and what is changed."""
+    """A run that is to be submitted: its folder, sbatch's options, slurm.max_parallel, why, and what is changed.
+
+    together: runs (this one among them) whose late evaluation is one job.
+    """
 
     folder: Path
     options: dict[str, Any]
     max_parallel: int | None = None
     reason: str = "first"
     changes: dict[str, Any] = field(default_factory=dict)
+    together: list[Path] | None = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of all its runs."""
+        return self.together or [self.folder]
 
 
 @dataclass
@@ -69,7 +78,20 @@ class Array:
         """In one line."""
         job = f"job {self.job_id}: " if self.job_id else ""
         limit = f", {self.parallel} at once" if self.parallel else ""
-        return f"{job}{len(self.runs)} run{'s' * (len(self.runs) > 1)}{limit}; {describe(self.options)}"
+        return f"{job}{_runs(self.size)}{self._shared()}{limit}; {describe(self.options)}"
+
+    @property
+    def size(self) -> int:
+        """How many runs it is of."""
+        return sum(len(r.folders) for r in self.runs)
+
+    def _shared(self) -> str:
+        jobs = len(self.runs)
+        return "" if jobs == self.size else f" in {jobs} job{'s' * (jobs > 1)}"
+
+
+def _runs(number: int) -> str:
+    return f"{number} run{'s' * (number != 1)}"
 
 
 @dataclass
@@ -181,8 +203,8 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
             else:
                 outcome.arrays.append(array)
                 bar.advance(steps=len(array.runs))
-    for run in outcome.left:
-        _not_submitted(run, outcome.why)
+    for folder in (f for run in outcome.left for f in run.folders):
+        _not_submitted(folder, outcome.why)
     return outcome
 
 
@@ -193,20 +215,22 @@ def _with_submitted(message: str, outcome: Outcome) -> str:
     return f"{message}; submitted before that and in the ledger: job {ids}"
 
 
-def _not_submitted(run: Submission, why: str) -> None:
-    status = read_status(run.folder) or RunStatus(INTERRUPTED)
+def _not_submitted(run: Path, why: str) -> None:
+    status = read_status(run) or RunStatus(INTERRUPTED)
     status.state, status.reason = INTERRUPTED, f"not submitted: {why}; later: python -m cruijff_kit.resume"
-    write_status(run.folder, status)
+    write_status(run, status)
 
 
 def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
     name = f"{now().replace(':', '')}_{uuid.uuid4().hex[:6]}"
     runs_file = sweep_dir / ".submitit" / f"{name}_runs.json"
     path = sweep_dir / ".submitit" / f"{name}_submission.sh"
-    write_text(runs_file, json.dumps({"code": code_hash(), "runs": [str(r.folder) for r in array.runs]}) + "\n")
+    listed = [[str(f) for f in r.together] if r.together else str(r.folder) for r in array.runs]
+    write_text(runs_file, json.dumps({"code": code_hash(), "runs": listed}) + "\n")
     write_text(path, _script(array, sweep_dir, runs_file))
     for run in array.runs:
-        queued_again(run.folder, run.reason, run.changes)
+        for folder in run.folders:
+            queued_again(folder, run.reason, run.changes)
     _enter(array, sweep_dir, path)
     try:
         answer = client.call("sbatch", "--parsable", f"--chdir={cwd}", str(path), seconds=_SECONDS_TO_SUBMIT)
@@ -225,8 +249,8 @@ def _enter(array: Array, sweep_dir: Path, path: Path) -> None:
     many = len(array.runs) > 1
     with editing(sweep_dir) as ledger:
         entries = {run_folder(sweep_dir, e): e for e in ledger.runs}
-        for task, run in enumerate(array.runs):
-            attempts = entries[run.folder].attempts
+        for task, run, folder in ((n, r, f) for n, r in enumerate(array.runs) for f in r.folders):
+            attempts = entries[folder].attempts
             if not attempts or attempts[-1].script != str(path):
                 number = task if many else None
                 new = Attempt(now(), str(path), number, request=array.options, reason=run.reason, changes=run.changes)

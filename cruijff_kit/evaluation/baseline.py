@@ -10,26 +10,31 @@ from filelock import FileLock
 
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.config import RunConfig
+from cruijff_kit.evaluation.cells import cell_key
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.evaluate import build_task, run_task
 from cruijff_kit.evaluation.foreign import source_files
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.folder import RunFolder, write_text
-from cruijff_kit.plan import Plan
+from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import say
 from cruijff_kit.result import Evaluation, versions
 
 
-def evaluate_untrained(chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder) -> list[Evaluation]:
-    """Every task of the config, answered without the adapters; the logs are copied into the run's folder.
+def evaluate_untrained(
+    names: list[TaskName], chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder
+) -> list[Evaluation]:
+    """Tasks answered without the adapters; the logs are copied into the run's folder.
 
     Raises:
         EvaluationError: as evaluate.run_task.
     """
-    return [_one(name, chat_model, config, plan, folder) for name in config.eval.names]
+    return [_one(name, chat_model, config, plan, folder) for name in names]
 
 
-def _one(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder) -> Evaluation:
+def _one(
+    name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder
+) -> Evaluation:
     kept = cache_dir() / "baseline" / _key(name, chat_model, config, plan)
     kept.mkdir(parents=True, exist_ok=True)
     with FileLock(kept / "lock"):
@@ -42,7 +47,7 @@ def _one(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan, f
                 )
             write_text(kept / "evaluation.json", json.dumps(dataclasses.asdict(entry), indent=2))
         else:
-            entry.cached = True
+            entry.cached, entry.key = True, cell_key(name, config)
             say(f"{name.label}, untrained model: from the cache")
     logs = folder.eval / "untrained"
     logs.mkdir(parents=True, exist_ok=True)
@@ -58,7 +63,7 @@ def _read(path: Path) -> Evaluation | None:
     return entry if Path(entry.log).is_file() else None
 
 
-def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan) -> str:
+def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan) -> str:
     """Everything that the untrained model's answers depend on."""
     decoding = dataclasses.asdict(config.eval)
     for other in ("tasks", "task_args", "epochs", "baseline", "batch_size"):

@@ -13,6 +13,7 @@ from inspect_ai.log import EvalLog
 from cruijff_kit.config import RunConfig
 from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.evaluation.cells import cell_key, with_cell
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
 from cruijff_kit.evaluation.names import TaskName
@@ -21,7 +22,7 @@ from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter_state
-from cruijff_kit.plan import Plan
+from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
 
@@ -31,7 +32,7 @@ class EvaluationError(RuntimeError):
 
 
 def evaluate(
-    chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder, last: int, config_hash: str
+    chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
 ) -> list[Evaluation]:
     """Every cell: each task of the config, answered with the adapter of each epoch that is asked for.
 
@@ -49,10 +50,11 @@ def evaluate(
     try:
         for epoch in config.evaluated_epochs:
             if epoch != last:
-                _load(chat_model, folder, epoch)
+                load_epoch(chat_model, folder, epoch)
             else:
                 load_adapter_state(chat_model.model, trained)
-            cells += [_cell(name, chat_model, config, plan, folder, epoch, config_hash) for name in config.eval.names]
+            for name in config.eval.names:
+                cells = with_cell(cells, evaluate_cell(name, chat_model, config, plan, folder, epoch, config_hash))
     finally:
         load_adapter_state(chat_model.model, trained)
     expected = len(config.eval.tasks) * len(config.evaluated_epochs)
@@ -61,7 +63,12 @@ def evaluate(
     return cells
 
 
-def _load(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
+def load_epoch(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
+    """Put the adapter that a run saved after an epoch into the model.
+
+    Raises:
+        EvaluationError: it is missing, or of another shape.
+    """
     try:
         load_adapter(chat_model.model, folder.epoch(epoch))
     except FileNotFoundError as error:
@@ -70,10 +77,25 @@ def _load(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
         raise EvaluationError(f"the adapter of epoch {epoch} cannot be read: {one_line(error)}") from error
 
 
-def _cell(
-    name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Plan, folder: RunFolder, epoch: int, hash: str
+def evaluate_cell(
+    name: TaskName,
+    chat_model: ChatModel,
+    config: RunConfig,
+    plan: EvaluationPlan,
+    folder: RunFolder,
+    epoch: int,
+    hash: str,
+    adapter_folder: Path | None = None,
 ) -> Evaluation:
-    saved = str(folder.epoch(epoch)) if folder.epoch(epoch).exists() else None
+    """A task answered by the adapter that the model holds.
+
+    Args:
+        epoch: whose adapter it is. hash: of the run's config. adapter_folder: where it lies, if not in the run's folder.
+    Raises:
+        EvaluationError: as run_task.
+    """
+    place = adapter_folder or folder.epoch(epoch)
+    saved = str(place) if place.exists() else None
     adapter = {"rank": config.lora.rank, "alpha": config.lora.alpha, "epoch": epoch, "folder": saved}
     metadata = {"run": config.run_name, "config_hash": hash, "data_hash": plan.data_hash, "adapter": adapter}
     return run_task(name, chat_model, config, folder.eval, epoch, metadata, plan.prompts_checked.get(name.label, 0))
@@ -114,6 +136,7 @@ def run_task(
         unscored={s: samples - n for s, n in scored.items()},
         coverage={s: n / samples for s, n in scored.items()},
         ceiling=_ceiling(name, config),
+        key=cell_key(name, config),
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def submit_alone(config: RunConfig) -> None:
 def report(outcome: "Outcome", sweep_dir: Path) -> None:
     """Say what was submitted, and what to type next."""
     where = shlex.quote(os.path.relpath(sweep_dir))
-    submitted = sum(len(a.runs) for a in outcome.arrays)
+    submitted = sum(a.size for a in outcome.arrays)
     print(f"{submitted} run{'s' * (submitted != 1)} submitted to SLURM{':' * bool(submitted)}")
     for array in outcome.arrays:
         print(f"  {array.what}")

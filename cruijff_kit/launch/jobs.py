@@ -16,7 +16,7 @@ from cruijff_kit.frozen import frozen
 from cruijff_kit.launch.composing import Composer
 from cruijff_kit.launch.names import run_name, swept_keys, swept_values
 from cruijff_kit.launch.task import load_task
-from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, new_ledger, read_ledger, run_folder
+from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, is_done, new_ledger, read_ledger, run_folder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import progress, say
 from cruijff_kit.run_status import ACTIVE, DONE
@@ -132,8 +132,8 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     for job in wanted:
         for view in sorted(same.get(identity(job.config, job.plan.data_hash), []), key=lambda v: v.state != DONE):
             folder = Path(view.folder)
-            if view.state in (DONE, *ACTIVE):
-                job.earlier, job.earlier_state = folder, view.state
+            if view.state in (DONE, *ACTIVE) or is_done(folder):  # or only a late evaluation did not end well
+                job.earlier, job.earlier_state = folder, view.state if view.state in ACTIVE else DONE
                 break
             if folder.is_relative_to(sweep_dir.absolute()):
                 job.move(folder)

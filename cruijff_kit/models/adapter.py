@@ -20,19 +20,20 @@ _PARAMETERS = {
 }
 
 
-def _parameters(model: TransformerDecoder) -> dict[str, torch.nn.Parameter]:
+def adapter_parameters(model: TransformerDecoder) -> dict[str, torch.nn.Parameter]:
+    """The adapters' parameters under torchtune's names, as they are in the model."""
     # Activation checkpointing wraps layers, which puts a word of its own into the names.
     return {n.replace("_checkpoint_wrapped_module.", ""): p for n, p in get_adapter_params(model).items()}
 
 
 def adapter_state(model: TransformerDecoder) -> dict[str, torch.Tensor]:
     """The adapters' parameters under torchtune's names, copied to the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in _parameters(model).items()}
+    return {name: p.detach().cpu().clone() for name, p in adapter_parameters(model).items()}
 
 
 def load_adapter_state(model: TransformerDecoder, state: dict[str, torch.Tensor]) -> None:
     """Put a state of `adapter_state` back into the adapters, in place."""
-    parameters = _parameters(model)
+    parameters = adapter_parameters(model)
     assert parameters.keys() == state.keys(), "the state is of another adapter"
     with torch.no_grad():
         for name, p in parameters.items():
@@ -76,8 +77,8 @@ def load_adapter(model: TransformerDecoder, folder: Path) -> None:
     attention = model.layers[0].attn
     heads = {"q_proj": attention.num_heads, "k_proj": attention.num_kv_heads}
     state = {}
-    for name, p in _parameters(model).items():
-        theirs, rotated = _peft_name(name, heads)
+    for name, p in adapter_parameters(model).items():
+        theirs, rotated = peft_name(name, heads)
         value = weights.pop(theirs, None)
         if value is None or value.shape != p.shape:
             raise ValueError(f"{folder} does not fit the model: {theirs} is not there in the shape {tuple(p.shape)}")
@@ -87,7 +88,7 @@ def load_adapter(model: TransformerDecoder, folder: Path) -> None:
     load_adapter_state(model, state)
 
 
-def _peft_name(name: str, heads: dict[str, int]) -> tuple[str, int | None]:
+def peft_name(name: str, heads: dict[str, int]) -> tuple[str, int | None]:
     """PEFT's name of an adapter's parameter, and the number of heads whose rows stand in another order there, if any."""
     end = next(e for e in _PARAMETERS if name.endswith(e))
     module = name.removesuffix(end)
@@ -106,7 +107,7 @@ def peft_weights(state: dict[str, torch.Tensor], num_heads: int, num_kv_heads: i
     heads = {"q_proj": num_heads, "k_proj": num_kv_heads}
     weights = {}
     for name, value in state.items():
-        theirs, rotated = _peft_name(name, heads)
+        theirs, rotated = peft_name(name, heads)
         weights[theirs] = deinterleave(value, rotated) if rotated else value
     return weights
 

@@ -1,4 +1,4 @@
-"""A model over several GPUs of one process, layer after layer: for evaluating what one of them cannot hold."""
+"""A model for evaluation: on one device, or over several GPUs of one process, layer after layer, if one cannot hold it."""
 
 import copy
 from typing import Any
@@ -6,6 +6,25 @@ from typing import Any
 import torch
 
 from cruijff_kit.compat import TransformerDecoder
+from cruijff_kit.models import base
+from cruijff_kit.models.machine import Machine, check_devices, choose
+
+
+def for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
+    """The model of a torchtune config, adapters as they are initialised, where it is to be evaluated.
+
+    Raises:
+        UserError: files that are missing or do not fit; a device that is not there.
+    """
+    machine, processes = choose(cfg["device"], cfg["dtype"], cfg.get("threads")), cfg["nproc_per_node"]
+    check_devices(machine.device, processes)
+    several = processes > 1 and machine.device.type == "cuda"
+    reading = Machine(torch.device("cpu"), machine.dtype, machine.threads) if several else machine
+    quantize = cfg["model"].get("quantize_base", False)
+    model = base.build(cfg["model"], base.read_base(cfg["checkpointer"], reading, quantize), reading)
+    if several:
+        spread(model, [torch.device("cuda", n) for n in range(processes)])
+    return model, machine
 
 
 def spread(model: TransformerDecoder, devices: list[torch.device]) -> None:
