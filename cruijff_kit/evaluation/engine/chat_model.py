@@ -9,12 +9,14 @@ import torch
 
 from cruijff_kit.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
+from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
 from cruijff_kit.evaluation.engine.session import Session
 from cruijff_kit.models.machine import Machine, describe, free_memory
 from cruijff_kit.training.lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
+_SPARE = 0.25  # of the free memory that weights in another layout may take
 _WORTH_EXTENDING = 8  # tokens that a batch has in common beyond the prefix that is remembered
 
 
@@ -42,6 +44,7 @@ class ChatModel:
         self.cache_dtype = torch.float32 if machine.device.type == "cpu" else machine.dtype
         self._prefix: _Prefix | None = None
         self._last: list[int] | None = None
+        self._products: tuple[tuple, Products | None] | None = None
 
     def describe(self) -> dict[str, str | int]:
         """device, dtype and threads, for the record."""
@@ -50,12 +53,12 @@ class ChatModel:
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
         """Within this context the adapters are switched off: the base model answers."""
-        self._prefix = None
+        self._forget()
         try:
             with disable_adapter(self.model):
                 yield
         finally:
-            self._prefix = None
+            self._forget()
 
     def session(self, most_rows: int | None = None) -> Session:
         """Something to ask: requests may come while others are answered.
@@ -95,8 +98,11 @@ class ChatModel:
 
     def release(self) -> None:
         """Give back all memory that answering took."""
-        self._prefix = self._last = None
+        self._forget()
         free_memory(self.machine.device)
+
+    def _forget(self) -> None:
+        self._prefix = self._last = self._products = None
 
     def forward(self, ids: list[int] | torch.Tensor, positions: list[int] | torch.Tensor) -> torch.Tensor:
         """[b, s] ids -> [b, s, d] normed hidden states; one row may be given as a list."""
@@ -104,12 +110,30 @@ class ChatModel:
             torch.tensor([x]) if isinstance(x, list) else x for x in (ids, positions)
         )  # on the model's device in one copy each
         ids, positions = ids.to(self.machine.device), positions.to(self.machine.device)
-        if self.machine.device.type == "cpu":
-            fuse_lora(self.model)
         h = self.model.tok_embeddings(ids)
-        for layer in self.model.layers:
-            h = layer(h, mask=None, input_pos=positions)
+        with self._computing():
+            for layer in self.model.layers:
+                h = layer(h, mask=None, input_pos=positions)
         return self.model.norm(h)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, d] normed hidden states -> [rows, vocabulary] in fp32."""
+        with self._computing():
+            return self.model.output(hidden).float()
+
+    def _computing(self) -> contextlib.AbstractContextManager:
+        """The fastest matrix products for which there is memory."""
+        if self.machine.device.type != "cpu":
+            return contextlib.nullcontext()
+        fuse_lora(self.model)
+        weights = self._weights()
+        if self._products is None or self._products[0] != weights:
+            self._products = None  # its memory is free for the next
+            size = bytes_of_copies(self.model)
+            spare = size is not None and size < _SPARE * _free_bytes(self.machine.device)
+            self._products = weights, Products(self.model) if spare else None
+        made = self._products[1]
+        return made.within() if made else contextlib.nullcontext()
 
     def prefix(self, prompts: list[list[int]], own: int) -> tuple[int, list[KeysValues] | None]:
         """How many tokens the prompts begin with together, and their keys and values per layer.
