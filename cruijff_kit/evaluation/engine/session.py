@@ -175,8 +175,10 @@ class Session:
 
     def _join(self, rows: list[_Row], spans: dict[int, tuple[int, int]], seen: list[KeysValues]) -> None:
         if rows:
-            self._rows.join(seen, [spans[id(row)] for row in rows])
             self.active += rows
+            longest = max(row.most for row in self.active) - len(self._prefix_ids)
+            expected = min(len(self.active) + len(self.waiting), self._room // longest)
+            self._rows.join(seen, [spans[id(row)] for row in rows], min(expected, self.most_rows or expected))
 
     def _score(self, rows: list[_Row], spans: dict[int, tuple[int, int]], hidden: torch.Tensor) -> None:
         """Log-probabilities of the last ids of prompts: what stands before each is asked for it."""
