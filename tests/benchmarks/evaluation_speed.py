@@ -6,8 +6,8 @@
     python tests/benchmarks/evaluation_speed.py --device cuda         random weights in the shape of Llama 3.2 1B
 
 one-token: 1,000 questions, one token with log-probabilities. free: 200 answers of up to 20 tokens. Each side is a process
-of its own, which reads its model, warms up, and is timed from eval() to its log. All have the options of a run, the
-same threads and the same precision, and take turns. "inspect" answers at once, without any model: what inspect-ai itself takes.
+of its own, which reads its model, warms up, and is timed from eval() to its log. All have the options that a run gives to
+inspect-ai, the same threads and precision. "inspect" answers at once, without any model: what inspect-ai itself takes.
 """
 
 import argparse
@@ -78,7 +78,8 @@ def compare(model: str, workload: str, args: argparse.Namespace) -> float:
         (abs(a - b) for a, b in zip(ours["logprobs"], theirs["logprobs"], strict=True) if None not in (a, b)), default=0
     )
     print(
-        f"  ratio to {best}: {ratio:.2f}, without inspect-ai's own time {without:.1f}; same answers {same} of {len(ours['answers'])}; "
+        f"  ratio to {best}: {ratio:.2f}, without inspect-ai's own time {without:.1f}; "
+        f"same answers {same} of {len(ours['answers'])}; "
         f"log-probabilities of first tokens apart by at most {apart:.1e}" + ("" if apart < CLOSE else " (!)"),
         flush=True,
     )

@@ -12,7 +12,7 @@ from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
 from cruijff_kit.evaluation.engine.session import Session
-from cruijff_kit.models.machine import Machine, describe, free_memory
+from cruijff_kit.models.machine import Machine, describe, return_memory
 from cruijff_kit.training.lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
@@ -44,7 +44,8 @@ class ChatModel:
         self.cache_dtype = torch.float32 if machine.device.type == "cpu" else machine.dtype
         self._prefix: _Prefix | None = None
         self._last: list[int] | None = None
-        self._products: tuple[tuple, Products | None] | None = None
+        self._products: Products | None = None
+        self._weights_then: tuple | None = None
 
     def describe(self) -> dict[str, str | int]:
         """device, dtype and threads, for the record."""
@@ -67,6 +68,16 @@ class ChatModel:
             most_rows: answers in the making at once; None: as many as memory takes.
         """
         return Session(self, most_rows)
+
+    def prepare(self) -> None:
+        """To be called before passes where the adapters may have changed: chooses how matrices are multiplied."""
+        if self.machine.device.type != "cpu" or self._weights_then == self._weights():
+            return
+        fuse_lora(self.model)
+        self._products, self._weights_then = None, self._weights()
+        size = bytes_of_copies(self.model)
+        if size is not None and size < _SPARE * _free_bytes(self.machine.device):
+            self._products = Products(self.model)
 
     def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
         """Answers, in the order of the requests.
@@ -99,10 +110,10 @@ class ChatModel:
     def release(self) -> None:
         """Give back all memory that answering took."""
         self._forget()
-        free_memory(self.machine.device)
+        return_memory(self.machine.device)
 
     def _forget(self) -> None:
-        self._prefix = self._last = self._products = None
+        self._prefix = self._last = self._products = self._weights_then = None
 
     def forward(self, ids: list[int] | torch.Tensor, positions: list[int] | torch.Tensor) -> torch.Tensor:
         """[b, s] ids -> [b, s, d] normed hidden states; one row may be given as a list."""
@@ -122,18 +133,7 @@ class ChatModel:
             return self.model.output(hidden).float()
 
     def _computing(self) -> contextlib.AbstractContextManager:
-        """The fastest matrix products for which there is memory."""
-        if self.machine.device.type != "cpu":
-            return contextlib.nullcontext()
-        fuse_lora(self.model)
-        weights = self._weights()
-        if self._products is None or self._products[0] != weights:
-            self._products = None  # its memory is free for the next
-            size = bytes_of_copies(self.model)
-            spare = size is not None and size < _SPARE * _free_bytes(self.machine.device)
-            self._products = weights, Products(self.model) if spare else None
-        made = self._products[1]
-        return made.within() if made else contextlib.nullcontext()
+        return self._products.within() if self._products else contextlib.nullcontext()
 
     def prefix(self, prompts: list[list[int]], own: int) -> tuple[int, list[KeysValues] | None]:
         """How many tokens the prompts begin with together, and their keys and values per layer.

@@ -26,18 +26,19 @@ def choose(
     """
     chosen = _chosen(logits, [r.sampling for r in requests], answers, draws)
     most = min(max(r.top_logprobs for r in requests), logits.shape[1])
-    picked, top = [], []
+    picked, ids, values = [], [], []
     rows = max(1, _AT_ONCE // logits.shape[1])
     for part, tokens in zip(logits.split(rows), chosen.split(rows), strict=True):
         logprobs = part.log_softmax(-1)
-        picked += logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        if most:
-            likeliest = logprobs.topk(most, -1)
-            pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-            top += [list(zip(*pair, strict=True)) for pair in pairs]
-    top = top or [[]] * len(picked)
-    rows = zip(chosen.tolist(), picked, top, requests, strict=True)
-    return [TokenLogprob(t, p, likeliest[: request.top_logprobs]) for t, p, likeliest, request in rows]
+        likeliest = logprobs.topk(most, -1)
+        picked.append(logprobs.gather(1, tokens[:, None])[:, 0])
+        ids.append(likeliest.indices)
+        values.append(likeliest.values)
+    found = (x.tolist() for x in (chosen, torch.cat(picked), torch.cat(ids), torch.cat(values)))
+    return [
+        TokenLogprob(token, logprob, list(zip(*top, strict=True))[: request.top_logprobs])
+        for token, logprob, *top, request in zip(*found, requests, strict=True)
+    ]
 
 
 def _chosen(logits: torch.Tensor, settings: list[Sampling], answers: list[Answer], draws: list) -> torch.Tensor:

@@ -53,6 +53,7 @@ class Session:
         self._joining, self._patience, self._room = True, 0, None
         self._was_training = chat.model.training
         chat.model.eval()
+        chat.prepare()
 
     def add(
         self, request: Request, done: Callable[[Answer], object], wanted: Callable[[], bool] = lambda: True
