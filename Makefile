@@ -20,6 +20,7 @@ slurm:
 bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/training_speed.py
+	$(BIN)/python tests/benchmarks/evaluation_speed.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
 	$(BIN)/python tests/benchmarks/submitting.py --phases
 	$(BIN)/python tests/benchmarks/job_start.py

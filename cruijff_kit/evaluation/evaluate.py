@@ -184,7 +184,7 @@ def run_inspect(
         "top_logprobs": settings.top_logprobs,
     }
     often = gc.get_threshold()
-    gc.set_threshold(10_000, *often[1:])  # a third of inspect-ai's own time went into looking for garbage
+    gc.set_threshold(10_000, *often[1:])  # a quarter of inspect-ai's own time went into looking for garbage
     try:
         return _outside_event_loop(lambda: eval(task, **options))[0]
     finally:

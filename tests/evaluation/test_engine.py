@@ -13,6 +13,7 @@ import torch
 from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params, set_seed
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
+from cruijff_kit.evaluation.engine.chat_model import left_by_control_groups
 from cruijff_kit.evaluation.engine.choosing import _draw, _least
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.models.base import build, read_base
@@ -357,6 +358,19 @@ def test_memory_is_given_back(chat):
     assert held() > before, "the prefix is kept for the next batch"
     chat.release()
     assert held() == before, "at once: Python need not look for garbage first"
+
+
+def test_memory_is_what_the_job_may_use(tmp_path):
+    """A cluster's limit counts, not the node's memory; what the kernel only caches is free."""
+    job, step = tmp_path / "job", tmp_path / "job" / "step"
+    step.mkdir(parents=True)
+    (job / "memory.max").write_text("1000\n")
+    (job / "memory.current").write_text("700\n")
+    (job / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    (step / "memory.max").write_text("max\n")
+    (tmp_path / "groups").write_text("0::/job/step\n")
+    assert left_by_control_groups(tmp_path / "groups", tmp_path) == [450]
+    assert left_by_control_groups(tmp_path / "none", tmp_path) == []
 
 
 MEMORY = """

@@ -189,7 +189,21 @@ def _free_bytes(device: torch.device) -> int:
     if not meminfo.exists():
         return 4 << 30
     free = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return free * 1024
+    return min([free * 1024, *left_by_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def left_by_control_groups(membership: Path, root: Path) -> list[int]:
+    """Bytes that each of Linux's control groups (version 2) around this process leaves it: a cluster's job has one."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    group = next((root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")), root)
+    left = []
+    for folder in [group, *group.parents]:
+        limit = folder / "memory.max"
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+            left.append(max(0, int(most) - used))
+    return left
 
 
 def _common(prompts: list[list[int]]) -> int:

@@ -52,8 +52,8 @@ class Session:
         self._prefix_ids: list[int] = []
         self._joining, self._patience, self._room = True, 0, None
         self._was_training = chat.model.training
-        chat.model.eval()
         chat.prepare()
+        chat.model.eval()
 
     def add(
         self, request: Request, done: Callable[[Answer], object], wanted: Callable[[], bool] = lambda: True
