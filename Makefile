@@ -1,6 +1,6 @@
 # make sweep   set up .venv and run the example sweep: four LoRA runs of a real model, trained, evaluated, compared
 # make test    set up .venv with what the tests need (SLURM from Debian's or Ubuntu's packages) and run them
-# make bench   the speed comparisons of tests/benchmarks (minutes)
+# make bench   the speed comparisons of tests/benchmarks (most of an hour)
 # make lint    ruff
 # Another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
@@ -20,6 +20,7 @@ slurm:
 bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/training_speed.py
+	$(BIN)/python tests/benchmarks/evaluation_speed.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
 	$(BIN)/python tests/benchmarks/submitting.py --phases
 	$(BIN)/python tests/benchmarks/job_start.py

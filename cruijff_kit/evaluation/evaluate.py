@@ -1,6 +1,7 @@
 """Runs inspect-ai tasks over the model in memory and makes sure that every sample was answered and scored."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -205,9 +206,12 @@ def run_inspect(
         "logprobs": True if settings.logprobs or settings.top_logprobs else None,
         "top_logprobs": settings.top_logprobs,
     }
+    often = gc.get_threshold()
+    gc.set_threshold(10_000, *often[1:])  # a quarter of inspect-ai's own time went into looking for garbage
     try:
         return _outside_event_loop(lambda: eval(task, **options))[0]
     finally:
+        gc.set_threshold(*often)
         model.api.end()
 
 

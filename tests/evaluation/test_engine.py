@@ -4,14 +4,18 @@ import copy
 import dataclasses
 import gc
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from cruijff_kit.compat import get_adapter_params, set_seed
+from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params, set_seed
 from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling
+from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
+from cruijff_kit.evaluation.engine.chat_model import left_by_control_groups
 from cruijff_kit.evaluation.engine.choosing import _draw, _least
+from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.models.placement import spread
@@ -345,12 +349,129 @@ def test_batches_are_sized_by_memory(chat, monkeypatch):
 
 def test_memory_is_given_back(chat):
     def held() -> int:
-        gc.collect()
         return sum(o.numel() * o.element_size() for o in gc.get_objects() if isinstance(o, torch.Tensor))
 
     chat.release()
+    gc.collect()
     before = held()
     chat.generate([Request(ids, 6) for ids in prompts(chat, 30)])
     assert held() > before, "the prefix is kept for the next batch"
     chat.release()
-    assert held() == before
+    assert held() == before, "at once: Python need not look for garbage first"
+
+
+def test_memory_is_what_the_job_may_use(tmp_path):
+    """A cluster's limit counts, not the node's memory; what the kernel only caches is free."""
+    job, step = tmp_path / "job", tmp_path / "job" / "step"
+    step.mkdir(parents=True)
+    (job / "memory.max").write_text("1000\n")
+    (job / "memory.current").write_text("700\n")
+    (job / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    (step / "memory.max").write_text("max\n")
+    (tmp_path / "groups").write_text("0::/job/step\n")
+    assert left_by_control_groups(tmp_path / "groups", tmp_path) == [450]
+    assert left_by_control_groups(tmp_path / "none", tmp_path) == []
+
+
+MEMORY = """
+import random, sys
+import torch
+from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling
+from cruijff_kit.models.base import build, read_base
+from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.tokenizer import ChatTokenizer
+
+folder, out = sys.argv[1:]
+cpu = Machine(torch.device("cpu"), torch.float32, 1)
+checkpointer = {"_component_": "torchtune.training.FullModelHFCheckpointer", "checkpoint_dir": folder,
+    "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None, "output_dir": out, "model_type": "LLAMA3_2"}
+config = {"_component_": "cruijff_kit.models.llama.lora_hf_llama", "checkpoint_dir": folder,
+    "lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4}
+chat = ChatModel(build(config, read_base(checkpointer, cpu), cpu), ChatTokenizer(folder), cpu)
+
+def held(which):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+def answers(rows, length):
+    draw = random.Random(rows)
+    no_end = Sampling(bias={2: -99.0})
+    return chat.generate([Request(draw.choices(range(3, 250), k=length), 3, sampling=no_end) for _ in range(rows)])
+
+torch.zeros(30 << 18)  # from here on malloc keeps smaller pieces for itself
+answers(4, 20)
+chat.release()
+before = held("VmRSS")
+kept = [answers(rows, 400) for rows in (60, 300)]
+chat.release()
+print(before, held("VmHWM"), held("VmRSS"))
+"""
+
+
+def test_the_process_shrinks_after_evaluation(tiny, tmp_path, environment):
+    """Many long rows, whose keys and values are hundreds of MB: behind `release` the process is as large as before."""
+    command = [sys.executable, "-c", MEMORY, str(tiny), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before, most, after = map(float, done.stdout.split())
+    assert most - before > 200
+    assert after - before < 40
+
+
+class TwoProducts(torch.nn.Module):
+    """What `Products` sees of a model: layers with and without adapters, and a head that is the embedding."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embeddings = torch.nn.Embedding(50, 24, dtype=dtype)
+        self.adapted = LoRALinear(24, 40, rank=4, alpha=8, use_bias=True).to(dtype)
+        self.plain = torch.nn.Linear(40, 24, dtype=dtype)
+        self.output = TiedLinear(self.embeddings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.plain(self.adapted(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_products_are_those_of_the_layers(dtype, disabled):
+    torch.manual_seed(0)
+    model = TwoProducts(dtype)
+    torch.nn.init.normal_(model.adapted.lora_b.weight)
+    model.adapted.disabled = disabled
+    x, close = torch.randn(3, 5, 24, dtype=dtype), {torch.float32: 1e-5, torch.bfloat16: 0.15}[dtype]
+    with torch.inference_mode():
+        expected = model(x)
+        products = Products(model)
+        for layer in (model.adapted, model.plain, model.embeddings):
+            layer.weight.zero_()
+        with products.within():
+            found = model(x)
+        assert not model(x).any(), "outside, the layers multiply by their own weights"
+    torch.testing.assert_close(found, expected, atol=close, rtol=close)
+
+
+def with_adapters(chat, dtype: torch.dtype) -> ChatModel:
+    model = copy.deepcopy(chat.model).to(dtype)
+    torch.manual_seed(1)
+    for p in get_adapter_params(model).values():
+        torch.nn.init.normal_(p, std=0.1)
+    return ChatModel(model, chat.tokenizer, Machine(CPU.device, dtype, 1))
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_copies_of_weights_are_made_where_memory_is_plenty(chat, monkeypatch, dtype, close):
+    """And change neither the answers nor the model."""
+    copied, plain = with_adapters(chat, dtype), with_adapters(chat, dtype)
+    weights = [p.clone() for p in copied.model.parameters()]
+    asked = [Request(ids, 1) for ids in prompts(chat, 6)]
+    answers = copied.generate(asked)
+    assert copied._products
+    monkeypatch.setattr(chat_model, "_free_bytes", lambda device: 2 * bytes_of_copies(plain.model))
+    expected = plain.generate(asked)
+    assert not plain._products
+    assert [a.ids for a in answers] == [a.ids for a in expected]
+    found, logprobs = ([a.logprobs[0].logprob for a in several] for several in (answers, expected))
+    assert found == pytest.approx(logprobs, abs=close)
+    assert all(torch.equal(p, before) for p, before in zip(copied.model.parameters(), weights, strict=True))
+    copied.release()
+    assert not copied._products

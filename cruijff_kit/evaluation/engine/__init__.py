@@ -4,6 +4,7 @@ request     what is asked and what is answered
 chat_model  the model as evaluation sees it, and the prefix that it remembers
 session     which requests are computed together: they join as they come and leave as they finish
 attention   keys and values: of the prefix that all share, and of each row's own tokens
+products    a CPU's matrix products, on copies of the weights in a layout of their own
 choosing    the next token of each row, by the row's own settings
 """
 

@@ -99,8 +99,11 @@ class Rows(Attention):
         self.lengths: list[int] = []
         self._on: dict[torch.device, tuple] = {}
 
-    def join(self, packs: list[KeysValues], spans: list[tuple[int, int]]) -> None:
-        """Rows are added: per layer [kv heads, tokens, d], and where in the tokens each row's own begin and end."""
+    def join(self, packs: list[KeysValues], spans: list[tuple[int, int]], expected: int) -> None:
+        """Rows are added: per layer [kv heads, tokens, d], and where in the tokens each row's own begin and end.
+
+        expected: rows that there may soon be; place for them is taken at once.
+        """
         lengths = [end - begin for begin, end in spans]
         source = torch.zeros(len(spans), max(lengths), dtype=torch.long)
         for row, (begin, end) in enumerate(spans):
@@ -108,13 +111,13 @@ class Rows(Attention):
         first = len(self.lengths)
         self.lengths += lengths
         for layer, pack in enumerate(packs):
-            self._make_room(layer, max(self.lengths) + 1, pack)
+            self._make_room(layer, max(expected, len(self.lengths)), max(self.lengths) + 1, pack)
             index = source.to(pack[0].device)
             for cache, new in zip(self.cache[layer], pack, strict=True):
                 cache[first : first + len(spans), :, : index.shape[1]] = new[:, index].transpose(0, 1)
 
-    def _make_room(self, layer: int, columns: int, like: KeysValues) -> None:
-        old, rows = self.cache[layer], len(self.lengths)
+    def _make_room(self, layer: int, rows: int, columns: int, like: KeysValues) -> None:
+        old = self.cache[layer]
         if old is not None and old[0].shape[0] >= rows and old[0].shape[2] >= columns:
             return
         columns += _ROOM
@@ -147,7 +150,7 @@ class Rows(Attention):
         """To be called before each pass."""
         self._on = {}
         for layer, pair in enumerate(self.cache):
-            self._make_room(layer, max(self.lengths) + 1, (pair[0][0], pair[1][0]))
+            self._make_room(layer, len(self.lengths), max(self.lengths) + 1, (pair[0][0], pair[1][0]))
 
     def end_step(self) -> None:
         """To be called behind each pass."""

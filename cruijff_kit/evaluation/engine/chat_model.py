@@ -9,12 +9,14 @@ import torch
 
 from cruijff_kit.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
+from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
 from cruijff_kit.evaluation.engine.session import Session
-from cruijff_kit.models.machine import Machine, describe, free_memory
+from cruijff_kit.models.machine import Machine, describe, return_memory
 from cruijff_kit.training.lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
+_SPARE = 0.25  # of the free memory that weights in another layout may take
 _WORTH_EXTENDING = 8  # tokens that a batch has in common beyond the prefix that is remembered
 
 
@@ -42,6 +44,8 @@ class ChatModel:
         self.cache_dtype = torch.float32 if machine.device.type == "cpu" else machine.dtype
         self._prefix: _Prefix | None = None
         self._last: list[int] | None = None
+        self._products: Products | None = None
+        self._weights_then: tuple | None = None
 
     def describe(self) -> dict[str, str | int]:
         """device, dtype and threads, for the record."""
@@ -50,12 +54,12 @@ class ChatModel:
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
         """Within this context the adapters are switched off: the base model answers."""
-        self._prefix = None
+        self._forget()
         try:
             with disable_adapter(self.model):
                 yield
         finally:
-            self._prefix = None
+            self._forget()
 
     def session(self, most_rows: int | None = None) -> Session:
         """Something to ask: requests may come while others are answered.
@@ -64,6 +68,16 @@ class ChatModel:
             most_rows: answers in the making at once; None: as many as memory takes.
         """
         return Session(self, most_rows)
+
+    def prepare(self) -> None:
+        """To be called before passes where the adapters may have changed: chooses how matrices are multiplied."""
+        if self.machine.device.type != "cpu" or self._weights_then == self._weights():
+            return
+        fuse_lora(self.model)
+        self._products, self._weights_then = None, self._weights()
+        size = bytes_of_copies(self.model)
+        if size is not None and size < _SPARE * _free_bytes(self.machine.device):
+            self._products = Products(self.model)
 
     def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
         """Answers, in the order of the requests.
@@ -95,8 +109,11 @@ class ChatModel:
 
     def release(self) -> None:
         """Give back all memory that answering took."""
-        self._prefix = self._last = None
-        free_memory(self.machine.device)
+        self._forget()
+        return_memory(self.machine.device)
+
+    def _forget(self) -> None:
+        self._prefix = self._last = self._products = self._weights_then = None
 
     def forward(self, ids: list[int] | torch.Tensor, positions: list[int] | torch.Tensor) -> torch.Tensor:
         """[b, s] ids -> [b, s, d] normed hidden states; one row may be given as a list."""
@@ -104,12 +121,19 @@ class ChatModel:
             torch.tensor([x]) if isinstance(x, list) else x for x in (ids, positions)
         )  # on the model's device in one copy each
         ids, positions = ids.to(self.machine.device), positions.to(self.machine.device)
-        if self.machine.device.type == "cpu":
-            fuse_lora(self.model)
         h = self.model.tok_embeddings(ids)
-        for layer in self.model.layers:
-            h = layer(h, mask=None, input_pos=positions)
+        with self._computing():
+            for layer in self.model.layers:
+                h = layer(h, mask=None, input_pos=positions)
         return self.model.norm(h)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, d] normed hidden states -> [rows, vocabulary] in fp32."""
+        with self._computing():
+            return self.model.output(hidden).float()
+
+    def _computing(self) -> contextlib.AbstractContextManager:
+        return self._products.within() if self._products else contextlib.nullcontext()
 
     def prefix(self, prompts: list[list[int]], own: int) -> tuple[int, list[KeysValues] | None]:
         """How many tokens the prompts begin with together, and their keys and values per layer.
@@ -165,7 +189,21 @@ def _free_bytes(device: torch.device) -> int:
     if not meminfo.exists():
         return 4 << 30
     free = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return free * 1024
+    return min([free * 1024, *left_by_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def left_by_control_groups(membership: Path, root: Path) -> list[int]:
+    """Bytes that each of Linux's control groups (version 2) around this process leaves it: a cluster's job has one."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    group = next((root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")), root)
+    left = []
+    for folder in [group, *group.parents]:
+        limit = folder / "memory.max"
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+            left.append(max(0, int(most) - used))
+    return left
 
 
 def _common(prompts: list[list[int]]) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from cruijff_kit.evaluation.engine.request import Answer, Request, Sampling, TokenLogprob
 
+_AT_ONCE = 1 << 20  # log-probabilities; on a CPU a table of all would cost more in fresh memory than in arithmetic
 _CANDIDATES = 1024  # likeliest tokens among which top_p mostly ends; sorting a whole vocabulary takes longer
 
 
@@ -24,16 +25,19 @@ def choose(
         requests, answers, draws: of each row: its settings, its answer so far, and its random numbers.
     """
     chosen = _chosen(logits, [r.sampling for r in requests], answers, draws)
-    total = logits.logsumexp(-1, keepdim=True)
-    picked = (logits.gather(1, chosen[:, None]) - total)[:, 0].tolist()
-    most = max(r.top_logprobs for r in requests)
-    if not most:
-        return [TokenLogprob(t, p, []) for t, p in zip(chosen.tolist(), picked, strict=True)]
-    top = logits.topk(min(most, logits.shape[1]), -1)
-    rows = zip(chosen.tolist(), picked, top.indices.tolist(), (top.values - total).tolist(), requests, strict=True)
+    most = min(max(r.top_logprobs for r in requests), logits.shape[1])
+    picked, ids, values = [], [], []
+    rows = max(1, _AT_ONCE // logits.shape[1])
+    for part, tokens in zip(logits.split(rows), chosen.split(rows), strict=True):
+        logprobs = part.log_softmax(-1)
+        likeliest = logprobs.topk(most, -1)
+        picked.append(logprobs.gather(1, tokens[:, None])[:, 0])
+        ids.append(likeliest.indices)
+        values.append(likeliest.values)
+    found = (x.tolist() for x in (chosen, torch.cat(picked), torch.cat(ids), torch.cat(values)))
     return [
-        TokenLogprob(t, p, list(zip(ids, values, strict=True))[: request.top_logprobs])
-        for t, p, ids, values, request in rows
+        TokenLogprob(token, logprob, list(zip(*top, strict=True))[: request.top_logprobs])
+        for token, logprob, *top, request in zip(*found, requests, strict=True)
     ]
 
 

@@ -52,6 +52,7 @@ class Session:
         self._prefix_ids: list[int] = []
         self._joining, self._patience, self._room = True, 0, None
         self._was_training = chat.model.training
+        chat.prepare()
         chat.model.eval()
 
     def add(
@@ -170,13 +171,15 @@ class Session:
         rows = [row for row in rows if row.limit]
         if rows:
             last = torch.tensor([spans[id(row)][1] - 1 for row in rows], device=hidden.device)
-            going = self._take(rows, self.chat.model.output(hidden[last]).float())
+            going = self._take(rows, self.chat.logits(hidden[last]))
             self._join([rows[n] for n in going], spans, attention.seen)
 
     def _join(self, rows: list[_Row], spans: dict[int, tuple[int, int]], seen: list[KeysValues]) -> None:
         if rows:
-            self._rows.join(seen, [spans[id(row)] for row in rows])
             self.active += rows
+            longest = max(row.most for row in self.active) - len(self._prefix_ids)
+            expected = min(len(self.active) + len(self.waiting), self._room // longest)
+            self._rows.join(seen, [spans[id(row)] for row in rows], min(expected, self.most_rows or expected))
 
     def _score(self, rows: list[_Row], spans: dict[int, tuple[int, int]], hidden: torch.Tensor) -> None:
         """Log-probabilities of the last ids of prompts: what stands before each is asked for it."""
@@ -185,7 +188,7 @@ class Session:
         found: list[float] = []
         for begin in range(0, len(at), _SCORED):
             part, targets = (torch.tensor(x[begin : begin + _SCORED], device=hidden.device) for x in (at, ids))
-            logits = self.chat.model.output(hidden[part]).float()
+            logits = self.chat.logits(hidden[part])
             found += (logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
         for row in rows:
             row.answer.scored, found = found[: row.request.score], found[row.request.score :]
@@ -198,7 +201,7 @@ class Session:
         with self._rows.within(self.chat.model):
             hidden = self.chat.forward(tokens, torch.tensor([[common + n] for n in self._rows.lengths]))
         self._rows.end_step()
-        self._keep(self._take(self.active, self.chat.model.output(hidden[:, -1]).float()))
+        self._keep(self._take(self.active, self.chat.logits(hidden[:, -1])))
 
     def _take(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
         """Add a token to each row's answer; which of the rows go on."""
