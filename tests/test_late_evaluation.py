@@ -14,8 +14,8 @@ from cruijff_kit.evaluate import main as command
 from cruijff_kit.evaluation.cells import with_cell
 from cruijff_kit.late import NAME, read_request
 from cruijff_kit.notebook import compose
-from cruijff_kit.resume import main as resume
 from cruijff_kit.result import Evaluation, read_result
+from cruijff_kit.resume import main as resume
 from cruijff_kit.run_status import read_status
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32"]
@@ -121,11 +121,13 @@ def test_only_what_is_missing(runs, capsys):
 
 def test_the_same_answers_as_in_the_run(runs, model, tmp_path):
     """A cell that is made later is the one that the run would have made."""
-    common = [*model, *SMALL, *ASKED, "epochs=2", "lora.rank=4", "eval=capitalization", "eval.epochs=all", "eval.logprobs=true"]
+    asked = ["eval=capitalization", *ASKED, "eval.epochs=all", "eval.logprobs=true"]
+    common = [*model, *SMALL, "epochs=2", "lora.rank=4", *asked]
     train_then_eval(compose([*common, f"output_dir={tmp_path / 'at_once'}"], None))
-    assert main([str(runs / "four"), "eval=capitalization", *ASKED, "eval.epochs=all", "eval.logprobs=true"]) == 0
-    at_once, later = (read_result(tmp_path / "at_once" / "result.json"), read_result(runs / "four" / "result.json"))
-    assert [(e.task, e.epoch, e.metrics) for e in at_once.evaluation] == [(e.task, e.epoch, e.metrics) for e in later.evaluation]
+    assert main([str(runs / "four"), *asked]) == 0
+    at_once, later = (read_result(f / "result.json") for f in (tmp_path / "at_once", runs / "four"))
+    found = [[(e.task, e.epoch, e.metrics) for e in r.evaluation] for r in (at_once, later)]
+    assert found[0] == found[1] and len(found[0]) == 2
     for a, b in zip(at_once.evaluation, later.evaluation, strict=True):
         one, other = (read_eval_log(e.log) for e in (a, b))
         assert [s.output.completion for s in one.samples] == [s.output.completion for s in other.samples]
@@ -328,7 +330,11 @@ def test_an_adapter_from_elsewhere(changes, model, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(3)
     reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    settings = {"r": 4, "lora_alpha": 10, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]} | changes
+    settings = {
+        "r": 4,
+        "lora_alpha": 10,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"],
+    } | changes
     adapted = get_peft_model(reference, LoraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for name, p in adapted.named_parameters():
@@ -345,9 +351,11 @@ def test_an_adapter_from_elsewhere(changes, model, tiny, tmp_path, monkeypatch):
     assert code == 0
     (path,) = Path("multirun").rglob("result.json")
     result = read_result(path)
-    assert result.status == "done" and result.paths["adapter"] == str(tmp_path / "theirs") and result.objective is not None
+    assert result.status == "done" and result.objective is not None
+    assert result.paths["adapter"] == str(tmp_path / "theirs")
     log = read_eval_log(result.evaluation[0].log)
-    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), tmp_path / "theirs").eval()
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, tmp_path / "theirs").eval()
     from cruijff_kit.models.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer(str(tiny))
@@ -388,7 +396,13 @@ def test_adapters_that_are_refused(trained, model, tmp_path, monkeypatch, capsys
 def test_an_adapter_of_another_model(trained, smollm2, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     adapter = trained / "four" / "epoch_1"
-    asked = ["model=smollm2_135m", f"model.path={smollm2}", "eval=capitalization", "eval.limit=2", "eval.baseline=false"]
+    asked = [
+        "model=smollm2_135m",
+        f"model.path={smollm2}",
+        "eval=capitalization",
+        "eval.limit=2",
+        "eval.baseline=false",
+    ]
     assert main([str(adapter), *asked]) == USER_ERROR
     assert "does not fit the base model" in capsys.readouterr().err
     assert not (tmp_path / "multirun").exists()

@@ -31,7 +31,9 @@ def test_where_the_sweep_ran(shell):
     assert again.returncode == 0 or "an evaluation is on its way" in again.stderr
     views = shell.wait_all(folder, "done", "failed")
     assert {v["state"] for v in views.values()} == {"done"} and len({v["job_id"] for v in views.values()}) == 1
-    assert [made(folder / name) for name in ("rank=2", "rank=4")] == [[("capitalization", 0), ("capitalization", 1)]] * 2
+    assert [made(folder / name) for name in ("rank=2", "rank=4")] == [
+        [("capitalization", 0), ("capitalization", 1)]
+    ] * 2
     ledger = json.loads((folder / "sweep.json").read_text())
     assert [e["attempts"][-1]["reason"] for e in ledger["runs"]] == ["evaluate"] * 2
     log = shell.run("logs", folder, "rank=4")
