@@ -108,7 +108,7 @@ def test_tasks_of_ones_own_beside_ours(compose, sums):
     assert log.eval.task_args == {"most": 3, "plus": 2}
     meta = log.eval.metadata
     assert meta["base_model"] and meta["config_hash"] == result.config_hash and meta["data_hash"] == result.data_hash
-    assert meta["adapter"]["rank"] == 4 and meta["adapter"]["epoch"] == 0 and meta["task"] == f"{sums}@sums"
+    assert meta["rank"] == 4 and meta["epoch"] == 0 and meta["task"] == f"{sums}@sums"
     assert length.metrics["length"]["mean"] > 0
     assert {"sums/match/accuracy", "lengths/length/mean"} <= set(result.metrics())
     assert result.objective_name == "accuracy"
@@ -282,8 +282,8 @@ def test_epochs_and_splits(compose, tmp_path):
     assert len({e.log for e in result.evaluation}) == 4 and len(result.baseline) == 2
     assert result.metrics()["capitalization/match/accuracy"] == result.evaluation[2].metrics["match"]["accuracy"]
     logs = [read_eval_log(e.log) for e in result.evaluation]
-    assert [log.eval.metadata["adapter"]["epoch"] for log in logs] == [0, 0, 2, 2]
-    assert logs[0].eval.metadata["adapter"]["folder"] == result.training["adapters"][0]
+    assert [log.eval.metadata["epoch"] for log in logs] == [0, 0, 2, 2]
+    assert logs[0].eval.metadata["adapter"] == result.training["adapters"][0]
     assert {len(s.input[-1].text.rpartition(" ")[2]) for s in logs[1].samples} == {4}
     one = cruijff_kit.train_then_eval(compose("epochs=1", tasks, *more, name="one"))
     assert one.evaluation[0].metrics == result.evaluation[0].metrics
