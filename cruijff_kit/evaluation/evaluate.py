@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog
-from inspect_ai.scorer import Score
+from inspect_ai.log import EvalLog, EvalScore
+from inspect_ai.scorer import NOANSWER, Score
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.data.generators import ceiling_of
@@ -235,8 +235,8 @@ def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
     if log.status == "cancelled":  # inspect-ai took the Ctrl-C
         raise KeyboardInterrupt
     if log.status != "success":
-        reason = log.error.message if log.error else log.status
-        raise EvaluationError(f"task {name} ended as {log.status}: {one_line(reason)}")
+        reason = one_line(log.error.message if log.error else log.status)
+        raise EvaluationError(f"task {name} ended as {log.status}: {reason}")
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:
@@ -253,17 +253,23 @@ def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
         share = next((score.metrics[m].value for m in ("coverage", "parse_rate") if m in score.metrics), None)
         left_out = score.unscored_samples or 0
         scored[score.name] = expected - left_out if share is None else round(share * expected)
+        if share is None and _none_answered([s.scores or {} for s in samples], score):
+            scored[score.name] = 0
         if not (score.scored_samples and scored[score.name]) and (share is None or not untrained):
-            why = next((e for s in samples if (e := _reason(s.scores, score.name))), "")
+            why = next((e for s in samples if (e := _reason(s.scores or {}, score))), "")
             raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples{why}")
     return scored
 
 
-def _reason(scores: dict[str, Score] | None, scorer: str) -> str:
+def _none_answered(scores: list[dict[str, Score]], score: EvalScore) -> bool:
+    """Whether all that a scorer gave is "N" (which inspect-ai's accuracy counts as wrong) or NaN."""
+    given = [found for s in scores if (found := s.get(score.name) or s.get(score.scorer)) is not None]
+    values = [g.value.get(score.name) if isinstance(g.value, dict) else g.value for g in given]
+    return bool(values) and all(v == NOANSWER or v != v for v in values)  # NaN alone is not itself
+
+
+def _reason(scores: dict[str, Score], score: EvalScore) -> str:
     """Why a scorer did not score a sample, in its own words, as the end of a message."""
-    score = (scores or {}).get(scorer)
-    return (
-        f"; the first: {one_line(score.explanation or score.reason)}"
-        if score and (score.explanation or score.reason)
-        else ""
-    )
+    given = scores.get(score.name) or scores.get(score.scorer)
+    said = given and (given.explanation or given.reason)
+    return f"; the first: {one_line(said)}" if said else ""

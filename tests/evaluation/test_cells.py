@@ -140,6 +140,62 @@ def test_a_task_that_scores_nothing_fails_the_run(compose, sums, baseline):
     assert "scored 0 of 6" in failed(config)["message"]
 
 
+NOTHING = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.scorer import NOANSWER, Score, accuracy, mean, scorer, stderr
+
+VALUES = {"N": NOANSWER, "NaN": float("nan"), "one": {"a": float("nan"), "b": 1.0}}
+
+def scores(kind):
+    async def score(state, target):
+        if kind == "unscored":
+            return Score.unscored(reason="too hard")
+        return Score(value=VALUES[kind], explanation="cannot tell")
+    return score
+
+@scorer(metrics=[accuracy(), stderr()])
+def judge(kind):
+    return scores(kind)
+
+@scorer(metrics={"a": [mean()], "b": [mean()]})
+def judges(kind):
+    return scores(kind)
+
+@task
+def judged(kind, count: int = 4):
+    samples = [Sample(input=f"{n}", target="x") for n in range(count)]
+    return Task(dataset=MemoryDataset(samples), scorer=judges(kind) if kind == "one" else judge(kind))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("N", "scorer judge scored 0 of 4 samples; the first: cannot tell"),
+        ("NaN", "scorer judge scored 0 of 4 samples; the first: cannot tell"),
+        ("unscored", "scorer judge scored 0 of 4 samples; the first: too hard"),
+        ("one", "scorer a scored 0 of 4 samples; the first: cannot tell"),
+    ],
+)
+def test_a_scorer_that_gives_no_score_fails_the_run_and_says_why(compose, tmp_path, kind, says):
+    (tmp_path / "judged.py").write_text(NOTHING)
+    config = compose(
+        f"eval.tasks=[{tmp_path}/judged.py@judged]", f"eval.task_args.kind='{kind}'", "eval.baseline=false"
+    )
+    with pytest.raises(EvaluationError, match=f"task judged: {says}"):
+        cruijff_kit.train_then_eval(config)
+    assert failed(config)["phase"] == "evaluate"
+
+
+def test_a_task_without_samples_is_refused_before_training(compose, tmp_path):
+    (tmp_path / "judged.py").write_text(NOTHING)
+    config = compose(f"eval.tasks=[{tmp_path}/judged.py@judged]", "eval.task_args={kind: N, count: 0}")
+    with pytest.raises(UserError, match="judged cannot be built: ValueError: .* dataset is empty"):
+        cruijff_kit.train_then_eval(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_untrained_models_answers_are_asked_again_when_a_task_changes(compose, sums):
     def cached(name: str, *more: str) -> bool:
         config = compose(f"eval.tasks=['{sums}@sums']", *more, name=name)
