@@ -1,5 +1,5 @@
 # make sweep   set up .venv and run the example sweep: four LoRA runs of a real model, trained, evaluated, compared
-# make test    set up .venv with what the tests need (SLURM from Debian's or Ubuntu's packages) and run them
+# make test    set up .venv with what the tests need (SLURM and a Chromium from packages) and run them
 # make bench   the speed comparisons of tests/benchmarks (most of an hour)
 # make lint    ruff
 # Another interpreter: make test PYTHON=python3.12
@@ -7,20 +7,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sweep test slurm bench lint
+.PHONY: sweep test slurm browser bench lint
 sweep: $(VENV)/.installed
 	$(BIN)/python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-3,5e-4
 
-test: slurm $(VENV)/.installed-dev
+test: slurm browser $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
 slurm:
 	@sh tests/slurm/packages.sh
 
+browser:
+	@sh tests/browser.sh
+
 bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/training_speed.py
 	$(BIN)/python tests/benchmarks/evaluation_speed.py
+	$(BIN)/python tests/benchmarks/late_evaluation.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
 	$(BIN)/python tests/benchmarks/submitting.py --phases
 	$(BIN)/python tests/benchmarks/job_start.py

@@ -261,10 +261,11 @@ class EvalConfig:
         return task_names(self.tasks)
 
     def arguments_of(self, name: TaskName) -> dict[str, Any]:
-        """What `task_args` gives to a task: what is for all, and what is under its own name."""
-        labels = [n.label for n in self.names]
-        own = {k: v for k, v in self.task_args.items() if k in labels and isinstance(v, dict)}
-        return {k: v for k, v in self.task_args.items() if k not in own} | own.get(name.label, {})
+        """What `task_args` gives to a task: what is for all, under its function's name (on any split), under its own."""
+        named = {n for name in self.names for n in (name.label, name.task)}
+        own = {k: v for k, v in self.task_args.items() if k in named and isinstance(v, dict)}
+        shared = {k: v for k, v in self.task_args.items() if k not in own}
+        return shared | own.get(name.task, {}) | own.get(name.label, {})
 
 
 @dataclass
@@ -583,6 +584,12 @@ def _generated(generator: str | None, arguments: DictConfig) -> str:
     return str(generated_path(generator, OmegaConf.to_container(arguments)))
 
 
+def _fitting_task(generator: str | None, arguments: DictConfig) -> str:
+    from cruijff_kit.data.generators import fitting_task
+
+    return fitting_task(generator, OmegaConf.to_container(arguments))
+
+
 def _models(name: str, *, _root_: DictConfig) -> str:
     return str(Path(_root_.models_dir or "models").expanduser().absolute() / name)
 
@@ -613,6 +620,7 @@ _RESOLVERS: dict[str, Callable] = {
     "models": _models,
     "today": lambda: datetime.date.today().isoformat(),
     "generated": _generated,
+    "fitting_task": _fitting_task,
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,
     "nproc": _nproc,

@@ -1,8 +1,8 @@
 """Is a model as good for every group? `python -m cruijff_kit.heterogeneity PATH [--group NAME] [--to DIR] [--json]`.
 
-PATH: a run's folder, an .eval log, or a CSV with the columns TRUE_LABEL, PREDICTION, P(TRUE LABEL) and GROUP. Writes
-heterogeneity_report.json and group_performance.png. Accuracy by one-way analysis of variance; the AUC of each group from
-P(label = 1), which is 1 - P(true label) where the label is 0.
+PATH: a run's folder (of several evaluated epochs the last), an .eval log, or a CSV with the columns TRUE_LABEL,
+PREDICTION, P(TRUE LABEL) and GROUP. Writes heterogeneity_report.json and group_performance.png. Accuracy by one-way
+analysis of variance; the AUC of each group from P(label = 1), which is 1 - P(true label) where the label is 0.
 """
 
 import argparse
@@ -148,15 +148,22 @@ def read_rows(path: Path, group: str | None) -> tuple[list[Row], Path]:
         raise UserError(f"no such file or folder: {path}")
     if path.suffix.lower() == ".csv":
         return _from_csv(path, group or "GROUP"), path
-    from cruijff_kit.evaluation.items import group_rows  # inspect-ai
+    from cruijff_kit.evaluation.items import group_rows, groups_named  # inspect-ai
 
     name = group or "group"
-    found = {log: [Row(**r) for r in group_rows(str(log), name)] for log in _logs(path)}
+    logs = _logs(path)
+    found = {log: [Row(**r) for r in group_rows(str(log), name)] for log in logs}
     found = {log: rows for log, rows in found.items() if rows}
     if len(found) > 1:
         raise UserError(f"{path} holds several logs with groups; give one, for example {min(found)}")
     if not found:
-        raise UserError(f"no sample of {path} has {name!r} in its metadata; --group NAME says what the group is called")
+        there = dict.fromkeys(key for log in logs for key in groups_named(str(log)))
+        hint = (
+            f"; there are {', '.join(there)}"
+            if there
+            else "; columns of the data set beside input and output get there"
+        )
+        raise UserError(f"no sample of {path} has {name!r} in its metadata{hint} (--group NAME says which it is)")
     ((log, rows),) = found.items()
     if not all(0 <= r.correct <= 1 for r in rows):
         raise UserError(f"the scores of {log} are not right or wrong but numbers; groups are compared by accuracy")
@@ -172,7 +179,8 @@ def _logs(path: Path) -> list[Path]:
         runs = folders_below(path, "result.json")
         instead = f", for example {min(runs)}" if runs else ""
         raise UserError(f"{path} is no run; give a run's folder, an .eval log or a CSV{instead}")
-    return [Path(e.log) for e in read_result(path / "result.json").evaluation if Path(e.log).is_file()]
+    last = {e.task: Path(e.log) for e in read_result(path / "result.json").evaluation}  # of several epochs the last one
+    return [log for log in last.values() if log.is_file()]
 
 
 def _from_csv(path: Path, group: str) -> list[Row]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cruijff_kit.result import RunResult
+from cruijff_kit.table_cells import number
 
 _LEVEL = 0.95
 
@@ -95,24 +96,28 @@ def spread(values: list[float], item_errors: list[float] | None = None) -> Sprea
 
 
 def replicate_cells(groups: list[Replicates]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table that people see: of each scorer accuracy, else its first metric."""
+    """Header and rows of the table that people see, a row a number: losses, and of each scorer one metric."""
     metrics = list(dict.fromkeys(m for g in groups for m in g.metrics))
     scorers: dict[str, str] = {}
     for m in metrics:
-        scorer = m.rpartition("/")[0]
-        if scorer and (scorer not in scorers or m.endswith("/accuracy")):
+        scorer, _, what = m.rpartition("/")
+        task = scorer.partition("/")[0]
+        earlier = any(s != scorer and s.startswith(f"{task}/") and n.endswith("/accuracy") for s, n in scorers.items())
+        if scorer and (scorer not in scorers or what == ("auc" if earlier else "accuracy")):
             scorers[scorer] = m
     kept = [m for m in metrics if "/" not in m or m in scorers.values()]
     several = len({m.partition("/")[0] for m in scorers}) > 1
-    names = [(m if several or "/" not in m else m.partition("/")[2]).replace("/", " ").replace("_", " ") for m in kept]
-    rows = [
-        [g.name, ", ".join(map(str, g.seeds)), *(_cell(g.metrics.get(m)) for m in kept)] for g in groups
-    ]  # fmt: skip
-    return ["over seeds", "seeds", *names], rows
+    header = ["over seeds", "seeds", "", "mean", "95% interval over seeds", "over items"]
+    rows = []
+    for g in groups:
+        of_group = [(m, g.metrics[m]) for m in kept if m in g.metrics]
+        for i, (metric, value) in enumerate(of_group):
+            name = metric if several or "/" not in metric else metric.partition("/")[2]
+            about = [g.name, ", ".join(map(str, g.seeds))] if i == 0 else ["", ""]
+            rows.append([*about, name.replace("/", " ").replace("_", " "), *_cells(value)])
+    return header, rows
 
 
-def _cell(value: Spread | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value.mean:.3f}{interval}" + ("" if value.item_error is None else f" items ± {value.item_error:.3f}")
+def _cells(value: Spread) -> list[str]:
+    interval = "" if value.low is None else f"[{number(value.low)}, {number(value.high)}]"
+    return [number(value.mean), interval, "" if value.item_error is None else f"±{number(value.item_error)}"]

@@ -1,13 +1,14 @@
-"""Results as a table: `python -m cruijff_kit.table DIR [--json | --csv]`.
+"""Results as a table: `python -m cruijff_kit.table DIR [--epochs] [--json | --csv]`.
 
 Everything is read from the runs' result.json; nothing is parsed from logs.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ from cruijff_kit.folder import folders_below, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import Evaluation, RunResult, read_result
-from cruijff_kit.table_cells import best_run, cell, table_cells
+from cruijff_kit.table_cells import best_run, cell, known_best, table_cells, versus_cells
 
 if TYPE_CHECKING:
     import pandas
+    from rich.table import Table
 
+_VERSUS = "Difference [95% interval] p, item by item; p corrected for the runs shown (Holm)"
+_SEEDS = "Means over seeds; the interval is that of other seeds, ± that of other test items"
 _V1_COLUMNS = ("Run Name", "Model", "LoRA Rank", "Learning Rate", "Batch Size", "Epochs", "Status")
 
 
@@ -57,8 +61,9 @@ def unfinished_runs(folder: Path) -> list[str]:
 def read_sweep(folder: str | Path) -> "pandas.DataFrame":
     """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
 
-    Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", comparisons
-    "versus untrained TASK/SCORER/difference" (low, high, p, p_holm, items) and "versus best ...".
+    Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", the known best
+    "ceiling TASK/METRIC", comparisons "versus untrained TASK/SCORER/difference" (low, high, p, p_holm, items) and
+    "versus best ...". Of several evaluated epochs the last one; `to_frame(by_epoch(read_results(...)))` has all.
 
     Raises:
         UserError: as read_results.
@@ -73,6 +78,23 @@ def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
     best = best_run(results)
     compared = compare_runs(results, best)
     return pandas.DataFrame([_row(r, best, c) for r, c in zip(results, compared, strict=True)])
+
+
+def by_epoch(results: list[RunResult]) -> list[RunResult]:
+    """Each result once for each epoch that was evaluated, with what is known of that epoch, and "epoch" as what varies."""
+    return [_at(r, epoch) for r in results for epoch in dict.fromkeys(e.epoch for e in r.evaluation)] or results
+
+
+def _at(result: RunResult, epoch: int) -> RunResult:
+    own = [e for e in result.evaluation if e.epoch == epoch]
+    if epoch == result.evaluation[-1].epoch:
+        training = result.training
+    else:  # a loss of the last update says nothing of an earlier epoch
+        losses = result.training.get("validation_losses") or []
+        training = {"validation_loss": losses[epoch] if epoch < len(losses) else None}
+    at = replace(result, swept=result.swept | {"epoch": epoch}, evaluation=own, training=training)
+    at.objective = at.metrics().get(at.objective_name)
+    return at
 
 
 def _row(result: RunResult, best: RunResult | None, compared: list[Comparison]) -> dict[str, Any]:
@@ -105,6 +127,10 @@ def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, 
         for scorer, values in e.metrics.items():
             for metric, value in values.items():
                 yield f"{prefix}{e.task}/{scorer}/{metric}", value
+            if scorer in e.coverage:
+                yield f"{prefix}{e.task}/{scorer}/coverage", e.coverage[scorer]
+        if not prefix:
+            yield from ((f"ceiling {e.task}/{metric}", value) for metric, value in e.ceiling.items())
 
 
 def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
@@ -121,14 +147,40 @@ def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
     header = [*_V1_COLUMNS, *(header[i] for i in extra)]
     text = f"# {results[0].experiment}\n\n{len(results)} runs, {sum(r.status == 'done' for r in results)} done.\n\n"
     text += _markdown(header, body)
+    if line := known_best(results):
+        text += f"\n{line}\n"
+    if versus := versus_cells(results, compare_runs(results, best_run(results))):
+        text += f"\n{_VERSUS}\n\n{_markdown(*versus)}"
     if groups := replicates(results):
-        text += "\n" + _markdown(*replicate_cells(groups))
+        text += f"\n{_SEEDS}\n\n{_markdown(*replicate_cells(groups))}"
     write_text(sweep_dir / "experiment_summary.md", text)
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in rows)]
     return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _of_several_epochs(results: list[RunResult]) -> str:
+    several = any(len({e.epoch for e in r.evaluation}) > 1 for r in results)
+    return "of several evaluated epochs the last one is shown; --epochs shows each" if several else ""
+
+
+def _rich(header: list[str], rows: list[list[str]], styles: list[str] | None = None, broken: bool = False) -> "Table":
+    """A table without lines between columns; broken: the headers at spaces."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    texts = ("run", "status", "scores", "over seeds", "seeds", "")
+    for name in header:
+        left = name in texts or name.startswith(("versus", "95%"))
+        table.add_column(name.replace(" ", "\n") if broken else name, overflow="fold",
+                         justify="left" if left else "right")  # fmt: skip
+    for cells, style in zip(rows, styles or [""] * len(rows), strict=True):
+        table.add_row(*map(Text, cells), style=style)
+    return table
 
 
 def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
@@ -141,29 +193,26 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
         UserError: as read_results.
     """
     from rich.console import Console
-    from rich.table import Table
 
     results = results or read_results(folder)
-    header, rows = table_cells(results)
-    table = Table(title=str(folder), title_justify="left")
-    for column in header:
-        table.add_column(column, overflow="fold", justify="left" if column in ("run", "status") else "right")
     best = best_run(results)
-    for result, cells in zip(results, rows, strict=True):
-        table.add_row(*cells, style="bold" if result is best else "red" if result.status == "failed" else None)
-    wide = None if sys.stdout.isatty() else 200
-    console = Console(width=wide, highlight=False)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if known else 200, highlight=False)
+    console.print(str(folder), style="italic", markup=False, soft_wrap=True)
+    styles = ["bold" if r is best else "red" if r.status == "failed" else "" for r in results]
+    table = _rich(*table_cells(results), styles)
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
+        table = _rich(*table_cells(results, narrow=True), styles, broken=True)
     console.print(table)
-    if any(" versus " in name for name in header):
-        console.print("versus: difference [95% interval] over the same items, p corrected for the runs shown (Holm)")
+    for line in (known_best(results), _of_several_epochs(results)):
+        if line:
+            console.print(line)
+    if versus := versus_cells(results, compare_runs(results, best)):
+        console.print(f"\n{_VERSUS}", markup=False)
+        console.print(_rich(*versus))
     if groups := replicates(results):
-        header, rows = replicate_cells(groups)
-        over_seeds = Table(caption="mean [95% interval over seeds]; items: standard error over test items")
-        for column in header:
-            over_seeds.add_column(column, overflow="fold")
-        for cells in rows:
-            over_seeds.add_row(*cells)
-        console.print(over_seeds)
+        console.print(f"\n{_SEEDS}")
+        console.print(_rich(*replicate_cells(groups)))
     if best is not None:
         console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")
     if missing := unfinished_runs(folder):
@@ -202,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser("python -m cruijff_kit.table", description="Results of the runs below a folder.")
     parser.add_argument("folder", metavar="DIR", help="a run, a sweep, or any folder above them")
+    parser.add_argument("--epochs", action="store_true", help="a row for each evaluated epoch (--json has them anyway)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json", action="store_true", help="every result.json with comparisons and replicates, as one JSON list"
@@ -213,9 +263,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.json:
             print(as_json(options.folder))
         elif options.csv:
-            print(read_sweep(options.folder).to_csv(index=False), end="")
+            results = read_results(options.folder)
+            print(to_frame(by_epoch(results) if options.epochs else results).to_csv(index=False), end="")
         else:
-            show_results(Path(options.folder))
+            results = read_results(options.folder)
+            show_results(Path(options.folder), by_epoch(results) if options.epochs else results)
 
     return run_command(command)
 

@@ -1,10 +1,13 @@
-"""The table that people see, as text: losses, scores before and after, comparisons. Called by table."""
+"""The tables that people see, as text, for 100 columns: scores before and after, comparisons. Called by table."""
 
 import math
 from typing import Any
 
-from cruijff_kit.comparisons import BEST, UNTRAINED, compare_runs, shown
+from cruijff_kit.comparisons import BEST, UNTRAINED, Comparison, shown
 from cruijff_kit.result import Evaluation, RunResult, higher_is_better
+
+Cells = tuple[list[str], list[list[str]]]
+"""Header and rows."""
 
 
 def best_run(results: list[RunResult]) -> RunResult | None:
@@ -17,30 +20,71 @@ def best_run(results: list[RunResult]) -> RunResult | None:
     return pick(done, key=lambda r: r.objective)
 
 
-def table_cells(results: list[RunResult]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table that people see; of each task's comparisons those of its first scorer."""
+def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
+    """A row a run: losses, each scorer's headline before and after, what was left unscored, the known best where it varies.
+
+    Args:
+        narrow: leave out the seconds, what varies where every run's name has it, and what a task's further scorers gave
+            the untrained model.
+    """
     best = best_run(results)
-    swept = list(dict.fromkeys(k for r in results for k in r.swept))
-    tasks = list(dict.fromkeys((e.task, s) for r in results for e in r.evaluation + r.baseline for s in e.metrics))
-    several = len({t for t, _ in tasks}) > 1
-    header = ["run", *swept, "loss", "validation loss"]
-    for task, scorer in tasks:
+    several = len({e.task for e in _entries(results)}) > 1
+    columns: list[tuple[str, list[str]]] = [("run", [("* " if r is best else "") + r.name for r in results])]
+    for key in dict.fromkeys(k for r in results for k in r.swept):
+        values = [cell(r.swept.get(key)) for r in results]
+        if not narrow or not all(
+            f"{key.rpartition('.')[2]}={v}" in r.name for v, r in zip(values, results, strict=True)
+        ):
+            columns.append((key, values))
+    columns.append(("loss", [cell(r.training.get("loss")) for r in results]))
+    columns.append(
+        ("val. loss" if narrow else "validation loss", [cell(r.training.get("validation_loss")) for r in results])
+    )
+    first = {task: scorer for task, scorer in reversed(_scorers(results))}
+    for task, scorer in _scorers(results):
         name = f"{task} {scorer}" if several else scorer
         what = headline_name(results, task, scorer)
-        header += [f"{name} {what} before", f"{name} {what} after"]
-    compared = compare_runs(results, best)
-    first = {task: scorer for task, scorer in reversed(tasks)}
-    versus = [(a, t, s) for t, s in [x for x in tasks if first[x[0]] == x[1]] for a in (UNTRAINED, BEST)]
-    versus = [v for v in versus if any(shown(c, *v) for c in compared)]
-    header += [f"{f'{t} {s}' if several else s} versus {a}" for a, t, s in versus]
+        if not narrow or scorer == first[task]:
+            columns.append((f"{name} {what} before", [_score(r.baseline, task, scorer, what, False) for r in results]))
+        columns.append((f"{name} {what} after", [_score(r.evaluation, task, scorer, what) for r in results]))
+        if any(
+            share < 1 for e in _entries(results) if e.task == task and (share := e.coverage.get(scorer)) is not None
+        ):
+            columns.append((f"{name} scored", [_shares(r, task, scorer) for r in results]))
+    for (task, metric), values in _ceilings(results).items():
+        if len(set(values)) > 1:
+            columns.append((f"{task} known best {metric}" if several else f"known best {metric}", values))
+    columns.append(("seconds", [_seconds(r) for r in results]))
+    columns.append(("status", [r.status for r in results]))
+    kept = [c for c in columns if any(c[1]) and not (narrow and c[0] == "seconds")]
+    return [name for name, _ in kept], [list(row) for row in zip(*(cells for _, cells in kept), strict=True)]
+
+
+def known_best(results: list[RunResult]) -> str:
+    """A line about the ceilings that all runs share; empty where there is none."""
+    several = len({e.task for e in _entries(results)}) > 1
+    found = [
+        f"{task} {metric} {values[0]}" if several else f"{metric} {values[0]}"
+        for (task, metric), values in _ceilings(results).items()
+        if len(set(values)) == 1
+    ]
+    return f"best that any model can expect: {', '.join(found)}" if found else ""
+
+
+def versus_cells(results: list[RunResult], compared: list[list[Comparison]]) -> Cells | None:
+    """A row a run and task: its first scorer against the untrained model and the best run; None: nothing to compare."""
+    best = best_run(results)
+    first = {task: scorer for task, scorer in reversed(_scorers(results))}
     rows = []
-    for r, c in zip(results, compared, strict=True):
-        cells = [("* " if r is best else "") + r.name, *(cell(r.swept.get(k)) for k in swept)]
-        cells += [cell(r.training.get("loss")), cell(r.training.get("validation_loss"))]
-        for task, scorer in tasks:
-            cells += [_score(r.baseline, task, scorer), _score(r.evaluation, task, scorer)]
-        rows.append([*cells, *(shown(c, *v) for v in versus), _seconds(r), r.status])
-    return [*header, "seconds", "status"], rows
+    for r, found in zip(results, compared, strict=True):
+        for task, scorer in reversed(first.items()):
+            cells = [shown(found, against, task, scorer) for against in (UNTRAINED, BEST)]
+            name = ("* " if r is best else "") + r.name
+            rows.append([name, f"{task} {scorer}" if len(first) > 1 else scorer, *cells])
+    rows = [row for row in rows if any(row[2:])]
+    header = ["run", "scores", f"versus {UNTRAINED}", f"versus {BEST}"]
+    kept = [i for i in range(4) if any(row[i] for row in rows)]
+    return ([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else None
 
 
 def headline(values: dict[str, float | None]) -> str | None:
@@ -49,24 +93,60 @@ def headline(values: dict[str, float | None]) -> str | None:
 
 
 def headline_name(results: list[RunResult], task: str, scorer: str) -> str:
-    """What `headline` is for a task's scorer, in the first result that has it."""
-    found = (
-        e.metrics[scorer] for r in results for e in r.evaluation + r.baseline if e.task == task and scorer in e.metrics
-    )
-    return next((name for name in map(headline, found) if name), "")
+    """What tables show of a task's scorer: its `headline`; AUC where an earlier scorer of the task has an accuracy."""
+    of_task = [e.metrics for e in _entries(results) if e.task == task and scorer in e.metrics]
+    for metrics in of_task:
+        earlier = [values for name, values in metrics.items() if [*metrics].index(name) < [*metrics].index(scorer)]
+        if "auc" in metrics[scorer] and any("accuracy" in values for values in earlier):
+            return "auc"
+    return next((name for metrics in of_task if (name := headline(metrics[scorer]))), "")
 
 
-def _score(evaluations: list[Evaluation], task: str, scorer: str) -> str:
-    for e in reversed(evaluations):  # the last epoch
-        values = e.metrics.get(scorer, {}) if e.task == task else {}
-        if (name := headline(values)) is not None and values[name] is not None:
-            error = values.get("stderr")
-            return f"{values[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-    return ""
+def _entries(results: list[RunResult]) -> list[Evaluation]:
+    return [e for r in results for e in r.evaluation + r.baseline]
+
+
+def _scorers(results: list[RunResult]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((e.task, s) for e in _entries(results) for s in e.metrics))
+
+
+def _last(evaluations: list[Evaluation], task: str) -> Evaluation | None:
+    return next((e for e in reversed(evaluations) if e.task == task), None)  # the last epoch
+
+
+def _score(evaluations: list[Evaluation], task: str, scorer: str, metric: str, with_error: bool = True) -> str:
+    entry = _last(evaluations, task)
+    values = entry.metrics.get(scorer, {}) if entry else {}
+    if values.get(metric) is None or not math.isfinite(values[metric]):
+        return ""
+    error = values.get("stderr") if with_error and metric in ("accuracy", "mean") else None
+    return number(values[metric]) + (f" ±{number(error)}" if error is not None and math.isfinite(error) else "")
+
+
+def _shares(result: RunResult, task: str, scorer: str) -> str:
+    """Shares of the samples that a scorer scored, before and after."""
+    entries = [_last(result.baseline, task), _last(result.evaluation, task)]
+    return " → ".join(f"{e.coverage[scorer]:.0%}" for e in entries if e and scorer in e.coverage)
+
+
+def _ceilings(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
+    """(task, metric) -> the ceiling of each run; of the metrics that tables show."""
+    shown = {(task, headline_name(results, task, scorer)) for task, scorer in _scorers(results)}
+    keys = dict.fromkeys((e.task, m) for e in _entries(results) for m in e.ceiling if (e.task, m) in shown)
+    return {
+        (task, metric): [number(entry.ceiling[metric]) if (entry := _last(r.evaluation, task)) and metric in entry.ceiling
+                         else "" for r in results]
+        for task, metric in keys
+    }  # fmt: skip
 
 
 def _seconds(result: RunResult) -> str:
     return f"{result.seconds['total']:.1f}" if "total" in result.seconds else ""
+
+
+def number(value: float) -> str:
+    """A score as tables show it: three decimals, fewer where it is large."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def cell(value: Any) -> str:

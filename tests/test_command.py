@@ -35,7 +35,8 @@ TYPOS = [
     ("+lrr=8", "unknown key lrr; did you mean lr?"),
     ("+torchtune.optimzer={lr:1}", "unknown key torchtune.optimzer; did you mean torchtune.optimizer?"),
     ("+dataset.arguments.wordlength=5", "unknown key dataset.arguments.wordlength; did you mean word_length?"),
-    ("eval=nome", "eval=nome does not exist; did you mean none? (all of eval: capitalization, label, match, none)"),
+    ("eval=nome", "eval=nome does not exist; did you mean none? (all of eval: capitalization, fitting, match, none, "
+     "number, numeric_risk, risk)"),
     ("lora=big", "lora=big does not exist; valid: default"),
     ("model=smolm2_135m", "model=smolm2_135m does not exist; did you mean smollm2_135m? (all of model: {models})"),
     ("hydra/launcher=nope",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,8 @@ def test_from_logs_to_the_table(sweep, capsys):
     assert [of_a[0].p_holm, of_b[0].p_holm] == pytest.approx([2 / 2**10, 4 / 2**12])
     assert table.main([str(sweep)]) == 0
     shown = capsys.readouterr().out
-    assert "match versus untrained" in shown.replace("\n", " ") or "versus" in shown
+    assert re.search(r"^a    match   \+0.83 \[.*\] p=0.002  -0.17 \[.*\] p=0.500$", shown, flags=re.MULTILINE)
+    assert re.search(r"^\* b  match   \+1.00 \[.*\] p<0.001 *$", shown, flags=re.MULTILINE)
     assert table.main([str(sweep), "--json"]) == 0
     (first, _) = json.loads(capsys.readouterr().out)
     assert first["name"] == "a" and first["comparisons"][0]["p_holm"] == pytest.approx(2 / 2**10)

@@ -143,10 +143,12 @@ def test_from_a_log_and_from_a_run(log, tmp_path, capsys):
     assert [r.risk for r in rows[:4]] == [0.9, 0.2, 0.7, 0.4] and [r.positive for r in rows[:2]] == [True, False]
     entry = Evaluation("risky", 0, 9, {"numeric_risk_scorer": {"accuracy": 0.8}}, log, 1.0)
     run = RunResult("r", "done", "e", "m", {}, {}, "h", evaluation=[entry])
-    (tmp_path / "result.json").write_text(to_json(run))
-    assert main([str(tmp_path), "--group", "sex"]) == 0 and "AUC" in capsys.readouterr().out
-    report = json.loads((tmp_path / REPORT).read_text())
+    folder = tmp_path / "sweep" / "run"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(to_json(run))
+    assert main([str(folder), "--group", "sex"]) == 0 and "AUC" in capsys.readouterr().out
+    report = json.loads((folder / REPORT).read_text())
     assert [g["auc"] for g in report["groups"]] == [1.0, pytest.approx(0.125)] and report["samples"] == 8
-    assert main([str(tmp_path)]) == 2 and "no sample of" in capsys.readouterr().err
-    assert main([str(tmp_path.parent), "--group", "sex"]) == 2
-    assert f"is no run; give a run's folder, an .eval log or a CSV, for example {tmp_path}" in capsys.readouterr().err
+    assert main([str(folder)]) == 2 and "no sample of" in capsys.readouterr().err
+    assert main([str(folder.parent), "--group", "sex"]) == 2
+    assert f"is no run; give a run's folder, an .eval log or a CSV, for example {folder}" in capsys.readouterr().err

@@ -154,6 +154,8 @@ def test_the_short_command_completes(from_wheel, installed, tmp_path):
     done = from_wheel(
         str(installed / "bin" / "cruijff-kit-train"), "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))
     )
-    assert done.stdout.split() == ["eval=capitalization", "eval=label", "eval=match", "eval=none"], done.stderr
+    assert done.stdout.split() == [
+        f"eval={name}" for name in ("capitalization", "fitting", "match", "none", "number", "numeric_risk", "risk")
+    ], done.stderr
     script = (installed / "bin" / "cruijff-kit-train").read_text()
     assert script.startswith("#!") and "cruijff_kit.train" in script

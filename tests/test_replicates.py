@@ -49,9 +49,13 @@ def test_in_the_table(tmp_path, capsys):
         (tmp_path / r.name / "result.json").write_text(to_json(r))
     assert table.main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "0.850 [0.726, 0.974] items ± 0.030" in shown and "1, 2, 3" in shown
+    line = next(line for line in shown.splitlines() if "match accuracy" in line and "[" in line)
+    assert (
+        line.split() == ["match", "accuracy", "0.850", "[0.726,", "0.974]", "±0.030"] and "rank=4      1, 2, 3" in shown
+    )
     assert table.main([str(tmp_path), "--json"]) == 0
     found = {r["name"]: r["replicates"] for r in json.loads(capsys.readouterr().out)}
     assert found["rank=4,seed=2"]["seeds"] == [1, 2, 3] and found["rank=8,seed=1"] is None
     table.write_summary(tmp_path, table.read_results(tmp_path))
-    assert "| over seeds | seeds | loss | match accuracy |" in (tmp_path / "experiment_summary.md").read_text()
+    summary = (tmp_path / "experiment_summary.md").read_text()
+    assert "| rank=4 | 1, 2, 3 | loss | 0.085 | [0.073, 0.097] |  |" in summary

@@ -8,6 +8,7 @@ messages     [{"role", "content"}, ...] in a column messages, or conversations w
 prompt and completion as text: columns under these names
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,8 @@ class Conversation:
     """What a row asks, and the answer it wants.
 
     messages: all before the answer. values: what of them is the row's own, without the prompt's fixed words.
-    row: its number in the split. whole: the row holds a conversation, not columns.
+    row: its number in the split. whole: the row holds a conversation, not columns. columns: the row's other columns of one
+    value each, to tell groups of rows apart; what training learns and the prompt shows does not come from here.
     """
 
     messages: list[Message]
@@ -39,6 +41,7 @@ class Conversation:
     values: list[str] = field(default_factory=list)
     row: int = 0
     whole: bool = False
+    columns: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 
 def conversations(
@@ -112,7 +115,8 @@ def _from_columns(
         raise UserError(f"{where}: column {columns['output']!r} is empty; there is nothing to learn")
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     asked, values = fill(prompt, row, columns, where)
-    return Conversation([*system, {"role": "user", "content": asked}], answer, values, number)
+    others = _scalars(row, columns["input"], columns["output"])
+    return Conversation([*system, {"role": "user", "content": asked}], answer, values, number, columns=others)
 
 
 def _from_messages(row: Row, number: int, columns: dict[str, str], system_prompt: str, where: str) -> Conversation:
@@ -134,7 +138,13 @@ def _from_messages(row: Row, number: int, columns: dict[str, str], system_prompt
     if not any(m["role"] == "user" for m in found[: turns[0]]):
         raise UserError(f"{where}: the conversation begins with the assistant; a message of the user must come first")
     values = [m["content"] for m in asked if m["role"] != "system"]
-    return Conversation(asked, found[turns[-1]]["content"], values, number, whole=True)
+    return Conversation(asked, found[turns[-1]]["content"], values, number, whole=True, columns=_scalars(row))
+
+
+def _scalars(row: Row, *but: str) -> dict[str, str | int | float | bool]:
+    """The row's columns that are one value each, but for those named; what is missing or not a number is left out."""
+    found = {k: v for k, v in row.items() if k not in but and isinstance(v, str | int | float)}
+    return {k: v for k, v in found.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 def _messages(row: Row, column: str, where: str) -> list[Message]:

@@ -12,7 +12,7 @@ from cruijff_kit.cache import cache_dir
 from cruijff_kit.config import RunConfig
 from cruijff_kit.evaluation.cells import cell_key
 from cruijff_kit.evaluation.engine import ChatModel
-from cruijff_kit.evaluation.evaluate import build_task, run_task
+from cruijff_kit.evaluation.evaluate import build_task, log_metadata, run_task
 from cruijff_kit.evaluation.foreign import source_files
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.folder import RunFolder, write_text
@@ -40,7 +40,7 @@ def _one(
     with FileLock(kept / "lock"):
         entry = _read(kept / "evaluation.json")
         if entry is None:
-            metadata = {"run": "untrained", "data_hash": plan.data_hash, "adapter": None}
+            metadata = log_metadata(name, config, plan.data_hash, None, None, None)
             with chat_model.untrained():
                 entry = run_task(
                     name, chat_model, config, kept, None, metadata, plan.prompts_checked.get(name.label, 0)

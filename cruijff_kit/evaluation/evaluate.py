@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog
+from inspect_ai.log import EvalLog, EvalScore
+from inspect_ai.scorer import NOANSWER, Score
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.data.generators import ceiling_of
@@ -97,9 +98,32 @@ def evaluate_cell(
     """
     place = adapter_folder or folder.epoch(epoch)
     saved = str(place) if place.exists() else None
-    adapter = {"rank": config.lora.rank, "alpha": config.lora.alpha, "epoch": epoch, "folder": saved}
-    metadata = {"run": config.run_name, "config_hash": hash, "data_hash": plan.data_hash, "adapter": adapter}
+    metadata = log_metadata(name, config, plan.data_hash, hash, epoch, saved)
     return run_task(name, chat_model, config, folder.eval, epoch, metadata, plan.prompts_checked.get(name.label, 0))
+
+
+def log_metadata(
+    name: TaskName, config: RunConfig, data_hash: str, config_hash: str | None, epoch: int | None, adapter: str | None
+) -> dict[str, Any]:
+    """What a log says of who answered; one value each, so that inspect-ai's dataframes have them as columns.
+
+    Args:
+        config_hash: None for the untrained model, which many runs share.
+        epoch: of the adapter, counted from 0; None for the untrained model.
+        adapter: the folder of the adapter; None where it is not saved, or there is none.
+    """
+    lora = config.lora if epoch is not None else None
+    return {
+        "run": config.run_name if lora else "untrained",
+        "task": str(name),
+        "base_model": config.model.path,
+        "adapter": adapter,
+        "rank": lora and lora.rank,
+        "alpha": lora and lora.alpha,
+        "epoch": epoch,
+        "config_hash": config_hash,
+        "data_hash": data_hash,
+    }
 
 
 def run_task(
@@ -121,10 +145,8 @@ def run_task(
     who = "untrained model" if epoch is None else f"epoch {epoch}"
     with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
         model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance)
-        log = run_inspect(
-            task, model, config, log_dir, {"base_model": config.model.path, "task": str(name), **metadata}
-        )
-    scored = _check(label, log)
+        log = run_inspect(task, model, config, log_dir, metadata)
+    scored = _check(label, log, untrained=epoch is None)
     samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
     seconds = round(time.monotonic() - started, 3)
@@ -229,13 +251,19 @@ def _outside_event_loop(call: Callable[[], Any]) -> Any:
         return pool.submit(call).result()
 
 
-def _check(name: str, log: EvalLog) -> dict[str, int]:
-    """scorer -> samples that it scored; all of them were answered, and none of the scorers left all of them out."""
+def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
+    """scorer -> samples that it scored; all of them were answered, and none of the scorers left all of them out.
+
+    Args:
+        untrained: then our own scorers may score none: it has not been taught yet to write a number or an option.
+    Raises:
+        EvaluationError: what is wrong, in one line.
+    """
     if log.status == "cancelled":  # inspect-ai took the Ctrl-C
         raise KeyboardInterrupt
     if log.status != "success":
-        reason = log.error.message if log.error else log.status
-        raise EvaluationError(f"task {name} ended as {log.status}: {one_line(reason)}")
+        reason = one_line(log.error.message if log.error else log.status)
+        raise EvaluationError(f"task {name} ended as {log.status}: {reason}")
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:
@@ -252,6 +280,23 @@ def _check(name: str, log: EvalLog) -> dict[str, int]:
         share = next((score.metrics[m].value for m in ("coverage", "parse_rate") if m in score.metrics), None)
         left_out = score.unscored_samples or 0
         scored[score.name] = expected - left_out if share is None else round(share * expected)
-        if not (score.scored_samples and scored[score.name]):
-            raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples")
+        if share is None and _none_answered([s.scores or {} for s in samples], score):
+            scored[score.name] = 0
+        if not (score.scored_samples and scored[score.name]) and (share is None or not untrained):
+            why = next((e for s in samples if (e := _reason(s.scores or {}, score))), "")
+            raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples{why}")
     return scored
+
+
+def _none_answered(scores: list[dict[str, Score]], score: EvalScore) -> bool:
+    """Whether all that a scorer gave is "N" (which inspect-ai's accuracy counts as wrong) or NaN."""
+    given = [found for s in scores if (found := s.get(score.name) or s.get(score.scorer)) is not None]
+    values = [g.value.get(score.name) if isinstance(g.value, dict) else g.value for g in given]
+    return bool(values) and all(v == NOANSWER or v != v for v in values)  # NaN alone is not itself
+
+
+def _reason(scores: dict[str, Score], score: EvalScore) -> str:
+    """Why a scorer did not score a sample, in its own words, as the end of a message."""
+    given = scores.get(score.name) or scores.get(score.scorer)
+    said = given and (given.explanation or given.reason)
+    return f"; the first: {one_line(said)}" if said else ""

@@ -38,6 +38,16 @@ def _value(score: Score) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def groups_named(log: str) -> list[str]:
+    """Keys of the samples' metadata that can name groups: those with fewer values than samples, in order of appearance."""
+    values: dict[str, set[str]] = {}
+    samples = summaries(log)
+    for sample in samples:
+        for key, value in (sample.metadata or {}).items():
+            values.setdefault(key, set()).add(str(value))
+    return [key for key, found in values.items() if 1 < len(found) <= len(samples) / 2]
+
+
 def group_rows(log: str, group: str) -> list[dict[str, Any]]:
     """The scored samples of a log whose metadata name a group.
 

@@ -4,7 +4,7 @@ A sample of a scorer of ours carries, when it was scored (metadata["scored"]):
     options: label, predicted, positive (texts of options), said (the option that was written, else "other");
     a risk: also risk = P(positive), confidence = P(predicted);     a number: prediction, target.
 Those that were not scored are left out of every metric but coverage and parse_rate. scikit-learn computes what it has.
-A metric that is not defined (no sample; AUC of one class) is NaN and says why in a warning.
+A metric that is not defined is NaN: of no sample, which coverage shows; the AUC of one class, which a warning says.
 """
 
 import logging
@@ -43,14 +43,12 @@ def _scored(scores: list[SampleScore]) -> list[dict[str, Any]]:
     return [m for m in found if m.get("scored")]
 
 
-def _of_scored(name: str, compute: Callable[[list[dict[str, Any]]], float]) -> Metric:
+def _of_scored(compute: Callable[[list[dict[str, Any]]], float]) -> Metric:
     """A metric over the samples that were scored; NaN where there is none."""
 
     def value(scores: list[SampleScore]) -> float:
         cases = _scored(scores)
-        if cases or not scores:  # inspect-ai asks for a metric of nothing before it begins
-            return float(compute(cases)) if cases else math.nan
-        return _undefined(name, "no sample was scored")
+        return float(compute(cases)) if cases else math.nan
 
     return value
 
@@ -96,13 +94,13 @@ def parse_rate() -> Metric:
 @metric
 def accuracy() -> Metric:
     """Share of the scored samples whose predicted option is the label."""
-    return _of_scored("accuracy", lambda cases: _correct(cases).mean())
+    return _of_scored(lambda cases: _correct(cases).mean())
 
 
 @metric
 def stderr() -> Metric:
     """Standard error of that accuracy: standard deviation (n - 1) over the root of n."""
-    return _of_scored("stderr", lambda cases: _standard_error(_correct(cases)))
+    return _of_scored(lambda cases: _standard_error(_correct(cases)))
 
 
 def _standard_error(values: "numpy.ndarray") -> float:
@@ -120,7 +118,7 @@ def balanced_accuracy() -> Metric:
         labels, predicted = _column(cases, "label"), _column(cases, "predicted")
         return recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
 
-    return _of_scored("balanced_accuracy", compute)
+    return _of_scored(compute)
 
 
 @metric
@@ -133,7 +131,7 @@ def f1() -> Metric:
         predicted = _column(cases, "predicted") == _column(cases, "positive")
         return f1_score(_positive(cases), predicted.astype(int), zero_division=0)
 
-    return _of_scored("f1", compute)
+    return _of_scored(compute)
 
 
 @metric
@@ -148,25 +146,25 @@ def auc() -> Metric:
             return _undefined("auc", f"all {len(actual)} scored samples are of one class")
         return roc_auc_score(actual, _column(cases, "risk"))
 
-    return _of_scored("auc", compute)
+    return _of_scored(compute)
 
 
 @metric
 def brier() -> Metric:
     """Mean squared distance of the risk from 1 (label is the last option) or 0."""
-    return _of_scored("brier", lambda cases: ((_column(cases, "risk") - _positive(cases)) ** 2).mean())
+    return _of_scored(lambda cases: ((_column(cases, "risk") - _positive(cases)) ** 2).mean())
 
 
 @metric
 def c_ece() -> Metric:
     """Calibration error of the confidence: the predicted option's probability against being right."""
-    return _of_scored("c_ece", lambda cases: expected_calibration_error(_column(cases, "confidence"), _correct(cases)))
+    return _of_scored(lambda cases: expected_calibration_error(_column(cases, "confidence"), _correct(cases)))
 
 
 @metric
 def r_ece() -> Metric:
     """Calibration error of the risk: P(last option) against the label being the last option."""
-    return _of_scored("r_ece", lambda cases: expected_calibration_error(_column(cases, "risk"), _positive(cases)))
+    return _of_scored(lambda cases: expected_calibration_error(_column(cases, "risk"), _positive(cases)))
 
 
 @metric
@@ -194,13 +192,13 @@ def confusion() -> Metric:
 @metric
 def mae() -> Metric:
     """Mean absolute error (scikit-learn)."""
-    return _of_numbers("mae", "mean_absolute_error")
+    return _of_numbers("mean_absolute_error")
 
 
 @metric
 def rmse() -> Metric:
     """Root of the mean squared error (scikit-learn)."""
-    return _of_numbers("rmse", "root_mean_squared_error")
+    return _of_numbers("root_mean_squared_error")
 
 
 @metric
@@ -215,13 +213,13 @@ def r_squared() -> Metric:
             return _undefined("r_squared", f"the {len(targets)} targets do not vary")
         return r2_score(targets, _column(cases, "prediction"))
 
-    return _of_scored("r_squared", compute)
+    return _of_scored(compute)
 
 
-def _of_numbers(name: str, function: str) -> Metric:
+def _of_numbers(function: str) -> Metric:
     def compute(cases: list[dict[str, Any]]) -> float:
         import sklearn.metrics
 
         return getattr(sklearn.metrics, function)(_column(cases, "target"), _column(cases, "prediction"))
 
-    return _of_scored(name, compute)
+    return _of_scored(compute)

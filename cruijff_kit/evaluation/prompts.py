@@ -6,6 +6,7 @@ message is in what is compared.
 
 import dataclasses
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from inspect_ai.model import ChatMessage
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.evaluation import metrics
 from cruijff_kit.evaluation.engine import Answer, Request
 from cruijff_kit.evaluation.evaluate import build_task, run_inspect
 from cruijff_kit.evaluation.foreign import measured
@@ -119,13 +121,13 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
         log = _run(name, task, recorder, config, Path(logs))
-        metrics = {s.name: list(s.metrics) for s in log.results.scores}
+        found = {s.name: list(s.metrics) for s in log.results.scores}
         asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
     for row, prompt in asked.items():
         example = examples[row]
         _compare(name.label, row, prompt, example.tokens[: example.first_label], tokenizer)
     longest = max(map(len, [*asked.values(), *(tokenizer.prompt(_messages(s.input)) for s in wordiest)]))
-    return Rehearsal(len(asked), longest, metrics, task.config.max_tokens or config.eval.max_tokens)
+    return Rehearsal(len(asked), longest, found, task.config.max_tokens or config.eval.max_tokens)
 
 
 def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
@@ -134,18 +136,22 @@ def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     wordiest = [tokenizer.prompt(_messages(s.input)) for s in _wordiest(task, config)]
-    metrics, limit = measured(task), task.config.max_tokens or config.eval.max_tokens
+    found, limit = measured(task), task.config.max_tokens or config.eval.max_tokens
     task.dataset = task.dataset[:_FEW]
     with tempfile.TemporaryDirectory() as logs:
         _run(name, task, recorder, config, Path(logs), score=False)
-    return Rehearsal(0, max(map(len, [*recorder.prompts, *wordiest])), metrics, limit)
+    return Rehearsal(0, max(map(len, [*recorder.prompts, *wordiest])), found, limit)
 
 
 def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, logs: Path, score: bool = True) -> EvalLog:
+    said = logging.getLogger(metrics.__name__)
+    was, said.disabled = said.disabled, True  # what is not defined over the recorder's answers says nothing
     try:
         log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, logs, {}, score)
     except Exception as error:  # whatever a task of the user's does wrong
         raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        said.disabled = was
     if log.status != "success":
         raise UserError(f"eval task {name} cannot run: {one_line(log.error.message if log.error else log.status)}")
     return log

@@ -108,7 +108,7 @@ def test_tasks_of_ones_own_beside_ours(compose, sums):
     assert log.eval.task_args == {"most": 3, "plus": 2}
     meta = log.eval.metadata
     assert meta["base_model"] and meta["config_hash"] == result.config_hash and meta["data_hash"] == result.data_hash
-    assert meta["adapter"]["rank"] == 4 and meta["adapter"]["epoch"] == 0 and meta["task"] == f"{sums}@sums"
+    assert meta["rank"] == 4 and meta["epoch"] == 0 and meta["task"] == f"{sums}@sums"
     assert length.metrics["length"]["mean"] > 0
     assert {"sums/match/accuracy", "lengths/length/mean"} <= set(result.metrics())
     assert result.objective_name == "accuracy"
@@ -138,6 +138,62 @@ def test_a_task_that_scores_nothing_fails_the_run(compose, sums, baseline):
     with pytest.raises(EvaluationError, match="task partly: scorer some scored 0 of 6 samples"):
         cruijff_kit.train_then_eval(config)
     assert "scored 0 of 6" in failed(config)["message"]
+
+
+NOTHING = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.scorer import NOANSWER, Score, accuracy, mean, scorer, stderr
+
+VALUES = {"N": NOANSWER, "NaN": float("nan"), "one": {"a": float("nan"), "b": 1.0}}
+
+def scores(kind):
+    async def score(state, target):
+        if kind == "unscored":
+            return Score.unscored(reason="too hard")
+        return Score(value=VALUES[kind], explanation="cannot tell")
+    return score
+
+@scorer(metrics=[accuracy(), stderr()])
+def judge(kind):
+    return scores(kind)
+
+@scorer(metrics={"a": [mean()], "b": [mean()]})
+def judges(kind):
+    return scores(kind)
+
+@task
+def judged(kind, count: int = 4):
+    samples = [Sample(input=f"{n}", target="x") for n in range(count)]
+    return Task(dataset=MemoryDataset(samples), scorer=judges(kind) if kind == "one" else judge(kind))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("N", "scorer judge scored 0 of 4 samples; the first: cannot tell"),
+        ("NaN", "scorer judge scored 0 of 4 samples; the first: cannot tell"),
+        ("unscored", "scorer judge scored 0 of 4 samples; the first: too hard"),
+        ("one", "scorer a scored 0 of 4 samples; the first: cannot tell"),
+    ],
+)
+def test_a_scorer_that_gives_no_score_fails_the_run_and_says_why(compose, tmp_path, kind, says):
+    (tmp_path / "judged.py").write_text(NOTHING)
+    config = compose(
+        f"eval.tasks=[{tmp_path}/judged.py@judged]", f"eval.task_args.kind='{kind}'", "eval.baseline=false"
+    )
+    with pytest.raises(EvaluationError, match=f"task judged: {says}"):
+        cruijff_kit.train_then_eval(config)
+    assert failed(config)["phase"] == "evaluate"
+
+
+def test_a_task_without_samples_is_refused_before_training(compose, tmp_path):
+    (tmp_path / "judged.py").write_text(NOTHING)
+    config = compose(f"eval.tasks=[{tmp_path}/judged.py@judged]", "eval.task_args={kind: N, count: 0}")
+    with pytest.raises(UserError, match="judged cannot be built: ValueError: .* dataset is empty"):
+        cruijff_kit.train_then_eval(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_untrained_models_answers_are_asked_again_when_a_task_changes(compose, sums):
@@ -282,8 +338,8 @@ def test_epochs_and_splits(compose, tmp_path):
     assert len({e.log for e in result.evaluation}) == 4 and len(result.baseline) == 2
     assert result.metrics()["capitalization/match/accuracy"] == result.evaluation[2].metrics["match"]["accuracy"]
     logs = [read_eval_log(e.log) for e in result.evaluation]
-    assert [log.eval.metadata["adapter"]["epoch"] for log in logs] == [0, 0, 2, 2]
-    assert logs[0].eval.metadata["adapter"]["folder"] == result.training["adapters"][0]
+    assert [log.eval.metadata["epoch"] for log in logs] == [0, 0, 2, 2]
+    assert logs[0].eval.metadata["adapter"] == result.training["adapters"][0]
     assert {len(s.input[-1].text.rpartition(" ")[2]) for s in logs[1].samples} == {4}
     one = cruijff_kit.train_then_eval(compose("epochs=1", tasks, *more, name="one"))
     assert one.evaluation[0].metrics == result.evaluation[0].metrics

@@ -64,7 +64,8 @@ def test_a_log_is_an_ordinary_eval_log(compose, tiny):
     assert log.status == "success" and len(log.samples) == entry.samples == 20
     meta = log.eval.metadata
     assert meta["config_hash"] == result.config_hash and meta["data_hash"] == result.data_hash
-    assert meta["adapter"] == {"rank": 4, "alpha": 8.0, "epoch": 0, "folder": result.training["adapters"][0]}
+    assert (meta["rank"], meta["alpha"], meta["epoch"]) == (4, 8.0, 0) and meta["run"] == config.run_name
+    assert meta["adapter"] == result.training["adapters"][0]
     assert meta["base_model"] == str(tiny) and log.eval.model == f"cruijff_kit/{config.model.name}"
     scores = {s.name: s.metrics["accuracy"].value for s in log.results.scores}
     assert scores == {name: values["accuracy"] for name, values in entry.metrics.items()}

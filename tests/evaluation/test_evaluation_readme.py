@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
+from cruijff_kit.evaluation.tasks import TASKS as SHIPPED_TASKS
 from cruijff_kit.plan import check
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -49,4 +50,7 @@ def test_every_command_passes_every_check(command, tiny, tmp_path, monkeypatch):
 def test_there_are_commands_and_every_data_set_is_named():
     assert len(commands()) == 12
     shipped = {p.stem for p in (Path(__file__).parents[2] / "conf/dataset").glob("*.yaml")} - {"files", "json"}
-    assert set(re.findall(r"^\| `(\w+)`", SECTIONS, flags=re.MULTILINE)) == shipped
+    data, evaluation = (README.partition(name)[2].partition("\n## ")[0] for name in NAMES)
+    assert set(re.findall(r"^\| `(\w+)`", data, flags=re.MULTILINE)) == shipped
+    first_cells = "".join(re.findall(r"^\| (`[^|]*`) \|", evaluation, flags=re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_cells)) == set(SHIPPED_TASKS)

@@ -75,7 +75,7 @@ def test_what_is_not_defined_is_nan_and_says_why(caplog):
     one_class = [graded(0.3, "1"), graded(0.8, "1")]
     assert math.isnan(metrics.auc()(one_class)) and "all 2 scored samples are of one class" in caplog.text
     assert metrics.balanced_accuracy()(one_class) == 0.5 and metrics.f1()(one_class) == pytest.approx(2 / 3)
-    assert math.isnan(metrics.brier()([LOST])) and "brier is not defined: no sample was scored" in caplog.text
+    assert math.isnan(metrics.brier()([LOST])) and "brier" not in caplog.text, "coverage says it"
     assert metrics.coverage()([LOST]) == 0
 
 

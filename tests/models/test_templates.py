@@ -351,6 +351,7 @@ def test_untrained_results_are_kept_per_day_where_the_template_asks_for_it(save,
 
     import cruijff_kit
     from cruijff_kit.evaluation.baseline import _key
+    from cruijff_kit.evaluation.names import task_name
 
     folder = save(family)
 
@@ -359,7 +360,7 @@ def test_untrained_results_are_kept_per_day_where_the_template_asks_for_it(save,
         chat_model = SimpleNamespace(
             tokenizer=ChatTokenizer(str(folder), date=date), describe=lambda: {"device": "cpu"}
         )
-        return _key("match", chat_model, config, SimpleNamespace(data_hash="0"))
+        return _key(task_name("match"), chat_model, config, SimpleNamespace(data_hash="0"))
 
     assert (key("2024-02-29") != key("2024-03-01")) == counts
     assert key("2024-02-29") == key("2024-02-29", "lora.rank=2", "lora.use_dora=true")

@@ -17,33 +17,38 @@ from typing import Any
 
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.data.generators.capitalization import draw_capitalization, name_capitalization, word_list
-from cruijff_kit.data.generators.census import draw_census
+from cruijff_kit.data.generators.census import draw_census, task_of_census
 from cruijff_kit.data.generators.drawing import Ceiling, Drawn
-from cruijff_kit.data.generators.organisms import draw_model_organisms
-from cruijff_kit.data.generators.small import draw_bit_sequences, draw_predictable_or_not
+from cruijff_kit.data.generators.organisms import draw_model_organisms, task_of_model_organisms
+from cruijff_kit.data.generators.small import draw_bit_sequences, draw_predictable_or_not, task_of_bit_sequences
 from cruijff_kit.data.generators.twins import draw_synthetic_twins
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import write_text
 from cruijff_kit.hints import did_you_mean
 
-__all__ = ["GENERATORS", "Drawn", "ceiling_of", "generate", "generated_path", "word_list"]
+__all__ = ["GENERATORS", "Drawn", "ceiling_of", "fitting_task", "generate", "generated_path", "word_list"]
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A way to draw a data set: draw takes `dataset.arguments`, and filename too, where the file has a name of its own."""
+    """A way to draw a data set.
+
+    draw: takes `dataset.arguments`. task: the task that fits its outputs, or a function of all the arguments that says so.
+    filename: of the arguments too, where the file has a name of its own.
+    """
 
     draw: Callable[..., Drawn]
+    task: str | Callable[..., str] = "match"
     filename: Callable[..., str] | None = None
 
 
 GENERATORS = {
-    "capitalization": Generator(draw_capitalization, name_capitalization),
-    "synthetic_twins": Generator(draw_synthetic_twins),
-    "bit_sequences": Generator(draw_bit_sequences),
+    "capitalization": Generator(draw_capitalization, "capitalization", name_capitalization),
+    "synthetic_twins": Generator(draw_synthetic_twins, "risk"),
+    "bit_sequences": Generator(draw_bit_sequences, task_of_bit_sequences),
     "predictable_or_not": Generator(draw_predictable_or_not),
-    "model_organisms": Generator(draw_model_organisms),
-    "census": Generator(draw_census),
+    "model_organisms": Generator(draw_model_organisms, task_of_model_organisms),
+    "census": Generator(draw_census, task_of_census),
 }
 
 
@@ -83,6 +88,18 @@ def generate(generator: str, arguments: dict) -> Path:
     }
     write_text(_meta(path), json.dumps(meta, indent=1))  # first: where the data is, this is
     return write_text(path, json.dumps(drawn.splits, indent=1))
+
+
+def fitting_task(generator: str | None, arguments: dict) -> str:
+    """The task that fits the outputs of a data set: risk for the labels 0 and 1, number for numbers, match for others.
+
+    Raises:
+        UserError: an argument that the generator does not take.
+    """
+    if generator not in GENERATORS:  # a user's own; an unknown name is refused where the file is looked for
+        return "match"
+    task = GENERATORS[generator].task
+    return task if isinstance(task, str) else task(**_all_arguments(generator, arguments))
 
 
 def ceiling_of(generator: str | None, arguments: dict, split: str) -> Ceiling:

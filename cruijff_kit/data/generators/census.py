@@ -15,6 +15,7 @@ EDUCATION = ("no high school diploma", "a high school diploma", "some college", 
 OCCUPATION = ("farm worker", "cleaner", "sales clerk", "mechanic", "office manager", "nurse", "engineer", "lawyer")
 MARITAL = ("never married", "married", "divorced", "widowed")
 SEX = ("male", "female")
+AGES = ((18, 29), (30, 44), (45, 59), (60, 80))
 HOURS = (20, 25, 30, 35, 40, 45, 50, 55, 60)
 
 INTERCEPT = -0.6
@@ -47,7 +48,7 @@ def draw_census(
     train_fraction: float = 0.8,
     seed: int = 0,
 ) -> Drawn:
-    """People in words and the answer, "1" or "0", or dollars in whole hundreds.
+    """People in words and the answer, "1" or "0", or dollars in whole hundreds; columns beside them name their groups.
 
     Args:
         wording: verbose ("- The age is: 51 years old.", with the question), condensed ("AGE: 51 | ..."), or terse
@@ -68,7 +69,7 @@ def draw_census(
     people = distinct(lambda: _person(rng), num_rows, lambda p: tuple(p.values()), "num_rows")
     answers = [_answer(rng, p, target, noise) for p in people]
     worded = _WORDED[wording]
-    rows = [{"input": worded(p, target), "output": a} for p, a in zip(people, answers, strict=True)]
+    rows = [{"input": worded(p, target), "output": a, **groups_of(p)} for p, a in zip(people, answers, strict=True)]
     order = parted([*range(num_rows)], train_fraction)
     ceiling = {split: _ceiling([people[i] for i in part], [answers[i] for i in part], target, noise)
                for split, part in order.items()}  # fmt: skip
@@ -76,10 +77,21 @@ def draw_census(
     return Drawn({split: [rows[i] for i in part] for split, part in order.items()}, ceiling, facts)
 
 
+def task_of_census(target: str, **_: object) -> str:
+    """risk for the labels 0 and 1, number for dollars."""
+    return "number" if target == "continuous" else "risk"
+
+
 def log_odds(person: Person) -> float:
     """INTERCEPT + score of a person."""
     words = sum(SCORES[name][person[name]] for name in ("education", "occupation", "marital", "sex"))
     return INTERCEPT + words + 0.04 * (min(person["age"], 60) - 40) + 0.05 * (person["hours"] - 40)
+
+
+def groups_of(person: Person) -> dict[str, str]:
+    """The columns beside input and output: sex, age_group (18-29, ... 60-80), education, occupation, marital."""
+    ages = next(f"{low}-{high}" for low, high in AGES if person["age"] <= high)
+    return {"sex": person["sex"], "age_group": ages} | {k: person[k] for k in ("education", "occupation", "marital")}
 
 
 def _person(rng: random.Random) -> Person:

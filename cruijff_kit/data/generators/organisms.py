@@ -77,6 +77,13 @@ def draw_model_organisms(
     return Drawn(splits, {s: {"accuracy": a} for s, a in best.items()}, facts, repeats=design == "memorization")
 
 
+def task_of_model_organisms(rule: str, alphabet: str, p: float, **_: object) -> str:
+    """risk where the answers are 0 and 1."""
+    drawn = rule == "coin" and 0 < p < 1
+    symbol = rule in ("majority", "first", "last", "nth") and alphabet == "bits"
+    return "risk" if rule in ("parity", "weighted_sum_binary") or drawn or symbol else "match"
+
+
 def _check_ood(design: str, rule: str, n: int, k_min: int, k: int, lengths: list[int]) -> None:
     require(
         bool(lengths) == (design == "ood"), f"ood_lengths={lengths} with design={design}: lengths go with design=ood"

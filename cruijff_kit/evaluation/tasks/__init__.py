@@ -6,5 +6,7 @@
 import cruijff_kit.evaluation.scorers  # noqa: F401 (inspect-ai's entry point: scorers and metrics register themselves)
 from cruijff_kit.evaluation.tasks.capitalization import capitalization
 from cruijff_kit.evaluation.tasks.match import match
+from cruijff_kit.evaluation.tasks.number import number
+from cruijff_kit.evaluation.tasks.risk import numeric_risk, risk
 
-TASKS = {"capitalization": capitalization, "match": match}
+TASKS = {t.__name__: t for t in (capitalization, match, number, numeric_risk, risk)}
