@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -33,6 +33,9 @@ from cruijff_kit.progress import progress, say
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import ACTIVE, DONE, read_status, write_status
 from cruijff_kit.survey import Known, known_below, owner, survey
+
+if TYPE_CHECKING:
+    from cruijff_kit.late import Request
 
 # What may differ from the run: its training is done.
 _CHANGEABLE = ("eval", "slurm", "device", "threads", "dry_run", "force")
@@ -206,8 +209,8 @@ class Changes:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from cruijff_kit.hints import explained, unknown_key, valid_keys
+        from cruijff_kit.notebook import compose_unresolved
 
-        self.config_dir = config_dir
         with explained():
             parsed = OverridesParser.create().parse_overrides(overrides)
         known = valid_keys()
@@ -223,45 +226,38 @@ class Changes:
         self.groups = {o.key_or_group: o.input_line for o in parsed if o.key_or_group in ("eval", "slurm")}
         self.values = {o.key_or_group: o.value() for o in parsed if o.key_or_group not in self.groups}
         self.dry_run, self.again = bool(self.values.get("dry_run")), bool(self.values.get("force"))
-        self._composed: dict[str, RunConfig] = {}
+        self._composed = compose_unresolved([*self.groups.values()], config_dir) if self.groups else None
 
-    def request(self, config: RunConfig):
-        """What a run of this config is asked for (late.Request).
+    def request(self, config: RunConfig) -> "Request":
+        """What a run of this config is asked for.
 
         Raises:
             UserError: a value that cannot be.
         """
         from cruijff_kit.late import Request
 
-        chosen = self._compose(config) if self.groups else config
-        groups = {}
-        for name, kind in (("eval", EvalConfig), ("slurm", SlurmConfig)):
-            groups[name] = self._with_values(name, kind, getattr(chosen if name in self.groups else config, name))
+        groups = {
+            name: self._group(name, kind, config) for name, kind in (("eval", EvalConfig), ("slurm", SlurmConfig))
+        }
         device, threads = self.values.get("device", config.device), self.values.get("threads", config.threads)
         return Request(groups["eval"], groups["slurm"], device, threads, again=self.again)
 
-    def _with_values(self, group: str, kind: type, chosen: Any) -> dict[str, Any]:
+    def _group(self, name: str, kind: type, config: RunConfig) -> dict[str, Any]:
+        """A group of the run's, or the option that was typed (which may refer to the run's other groups), with the values
+        that were typed.
+        """
         from cruijff_kit.hints import explained
 
         with explained():
-            tree = OmegaConf.merge(
-                OmegaConf.create({group: OmegaConf.structured(kind)}), literal({group: asdict(chosen)})
-            )
+            tree = OmegaConf.create(literal(asdict(config)))
+            if name in self.groups:
+                tree[name] = self._composed[name]
+            chosen = literal(OmegaConf.to_container(tree[name], resolve=True))
+            checked = OmegaConf.create({name: OmegaConf.merge(OmegaConf.structured(kind), chosen)})
             for key, value in self.values.items():
-                if key.startswith(f"{group}."):
-                    OmegaConf.update(tree, key, value, force_add=True)
-            return asdict(OmegaConf.to_object(tree[group]))
-
-    def _compose(self, config: RunConfig) -> RunConfig:
-        """A config with the groups that were typed; the slurm group refers to what the model usually needs."""
-        from cruijff_kit.notebook import compose
-
-        usual = asdict(config.model.resources).items()
-        needs = [f"model.resources.{k}={'null' if v is None else _quoted_text(str(v))}" for k, v in usual]
-        key = json.dumps(needs)
-        if key not in self._composed:
-            self._composed[key] = compose([*self.groups.values(), *needs], self.config_dir)
-        return self._composed[key]
+                if key.startswith(f"{name}."):
+                    OmegaConf.update(checked, key, value, force_add=True)
+            return asdict(OmegaConf.to_object(checked[name]))
 
 
 def start(where: Path, waiting: list[tuple[Known, RunConfig]]) -> Path | None:

@@ -3,6 +3,8 @@
 from datetime import datetime
 from pathlib import Path
 
+from omegaconf import DictConfig, open_dict
+
 from cruijff_kit.command import freed
 from cruijff_kit.config import RunConfig, load, register
 from cruijff_kit.hints import explained
@@ -10,9 +12,22 @@ from cruijff_kit.hints import explained
 
 def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
     """As `cruijff_kit.compose`. The run's folder is multirun/<experiment>/<time>/<run_name> unless output_dir is set."""
+    cfg = compose_unresolved(overrides, config_dir)
+    if not any(o.lstrip("+").startswith("output_dir=") for o in overrides):
+        with open_dict(cfg):
+            time = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+            cfg.output_dir = str(Path("multirun", cfg.experiment, time, cfg.run_name).absolute())
+    return load(cfg)
+
+
+def compose_unresolved(overrides: list[str], config_dir: str | None) -> DictConfig:
+    """What Hydra composes, interpolations as they are written.
+
+    Raises:
+        UserError: what the command would refuse.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
-    from omegaconf import open_dict
 
     from cruijff_kit.launch import plugin
 
@@ -20,9 +35,4 @@ def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
     plugin.register()
     search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     with explained(), initialize_config_module("cruijff_kit.conf", version_base="1.3"):
-        cfg = hydra_compose("config", overrides=[*search, *freed(overrides)])
-    if not any(o.lstrip("+").startswith("output_dir=") for o in overrides):
-        with open_dict(cfg):
-            time = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-            cfg.output_dir = str(Path("multirun", cfg.experiment, time, cfg.run_name).absolute())
-    return load(cfg)
+        return hydra_compose("config", overrides=[*search, *freed(overrides)])

@@ -281,6 +281,15 @@ def test_unfinished_runs_are_left_out(runs, capsys):
     assert "has no finished run" in capsys.readouterr().err
 
 
+def test_a_group_that_refers_to_the_data(model, tmp_path, monkeypatch):
+    """conf/eval/fitting.yaml names the task by the run's data set, not by the default one."""
+    monkeypatch.chdir(tmp_path)
+    bits = ["dataset=bit_sequences", "dataset.arguments.num_rows=60", "eval=none", "output_dir=bits", "lora.rank=2"]
+    train_then_eval(compose([*model, *SMALL, *bits], None))
+    assert main(["bits", "eval=fitting", "eval.limit=4", "eval.top_logprobs=200"]) == 0
+    assert cells(tmp_path / "bits") == [("risk", None), ("risk", 0)]
+
+
 def test_the_base_is_read_once(runs, monkeypatch):
     from cruijff_kit.models import base
 
