@@ -123,6 +123,8 @@ def test_the_command_starts_light():
         "cruijff_kit.resume",
         "cruijff_kit.doctor",
         "cruijff_kit.export",
+        "cruijff_kit.evaluate",
+        "cruijff_kit.late",
         "cruijff_kit.comparisons",
         "cruijff_kit.replicates",
         "cruijff_kit.heterogeneity",
