@@ -4,9 +4,11 @@ The task is run through inspect-ai with a recorder in the model's place, so what
 message is in what is compared.
 """
 
+import ast
 import dataclasses
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,8 +155,14 @@ def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, log
     finally:
         said.disabled = was
     if log.status != "success":
-        raise UserError(f"eval task {name} cannot run: {one_line(log.error.message if log.error else log.status)}")
+        raise UserError(f"eval task {name} cannot run: {_plain(log.error.message if log.error else log.status)}")
     return log
+
+
+def _plain(message: str) -> str:
+    """What a log says of an error, in one line; of an error of ours without its type and quotes."""
+    ours = re.fullmatch(r"UserError\((.*)\)", one_line(message))
+    return str(ast.literal_eval(ours[1])) if ours else one_line(message)
 
 
 def _wordiest(task: Task, config: RunConfig) -> list[Sample]:

@@ -88,7 +88,11 @@ def test_options_that_are_named(compose, file):
             r"30 different texts \('text 0', .*, ...\), .* or take eval=match",
         ),
         (["y", "n"] * 4, "eval.task_args.options=[y]", "options are two or more different texts"),
-        (["y", "n"] * 4, "eval.task_args.options=[a,b]", "target '[yn]' is none of the scorer's options: 'a', 'b'"),
+        (
+            ["y", "n"] * 4,
+            "eval.task_args.options=[a,b]",
+            "task risk cannot run: the target '[yn]' is none of the scorer's options: 'a', 'b'",
+        ),
     ],
 )
 def test_refused_before_training(compose, file, tmp_path, outputs, argument, says):
