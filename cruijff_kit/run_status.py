@@ -25,6 +25,7 @@ QUEUED, RUNNING, EVALUATING = "queued", "running", "evaluating"
 DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
 ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
 SECONDS_BETWEEN_BEATS = 3.0
+_SECONDS_BETWEEN_SAMPLES = 0.3  # of memory, which grows by hundreds of megabytes a second while torch is imported
 SILENT_SECONDS = 25.0  # without a heartbeat for so long, something is wrong
 
 
@@ -173,7 +174,7 @@ class Heartbeat:
     def _beat(self) -> None:
         shown = 0
         last = time.monotonic()
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
             self.status.memory_bytes = max(self.status.memory_bytes or 0, _resident_bytes())
             # Growth is written at once: a process that is killed for its memory leaves no second chance.
             grown = self.status.memory_bytes > 1.1 * shown

@@ -5,7 +5,6 @@ Everything is read from the runs' result.json; nothing is parsed from logs.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -196,8 +195,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
 
     results = results or read_results(folder)
     best = best_run(results)
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(width=None if known else 200, highlight=False)
+    console = Console(width=_width(), highlight=False)
     console.print(str(folder), style="italic", markup=False, soft_wrap=True)
     styles = ["bold" if r is best else "red" if r.status == "failed" else "" for r in results]
     table = _rich(*table_cells(results), styles)
@@ -226,6 +224,11 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
         if r.late_error:
             why = f"{r.late_error.type}: {r.late_error.message}"
             console.print(f"{r.name}: what was to be evaluated later is missing: {why}", markup=False)
+
+
+def _width() -> int | None:
+    """Columns; None: the terminal's. What goes to a file or another program needs no terminal's width."""
+    return None if sys.stdout.isatty() else 200
 
 
 def as_json(folder: str | Path) -> str:

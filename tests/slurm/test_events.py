@@ -138,7 +138,9 @@ def test_time_limit(shell):
     """The signal comes before the limit, the state is saved, and the job goes on in a second life."""
     folder = shell.submit("limit", *LONG, "epochs=200", "slurm.time=1", "seed=1")
     view = next(iter(shell.wait(folder, lambda v: next(iter(v.values()))["restarts"] == 1).values()))
-    assert "SIGUSR2" in view["reason"] and view["step"] > 0
+    assert "SIGUSR2" in view["reason"]
+    # On a machine that is busy with other tests, the first life may end before its first step.
+    shell.wait(folder, lambda v: (next(iter(v.values()))["step"] or 0) > 0, seconds=150)
 
 
 def test_node_failure(shell):
