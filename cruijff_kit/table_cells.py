@@ -52,7 +52,7 @@ def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
         ):
             columns.append((f"{name} scored", [_shares(r, task, scorer) for r in results]))
     for (task, metric), values in _ceilings(results).items():
-        if len(set(values)) > 1:
+        if len({*values} - {""}) > 1:
             columns.append((f"{task} known best {metric}" if several else f"known best {metric}", values))
     columns.append(("seconds", [_seconds(r) for r in results]))
     columns.append(("status", [r.status for r in results]))
@@ -61,12 +61,12 @@ def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
 
 
 def known_best(results: list[RunResult]) -> str:
-    """A line about the ceilings that all runs share; empty where there is none."""
+    """A line about the ceilings that all runs share which have one; empty where there is none."""
     several = len({e.task for e in _entries(results)}) > 1
     found = [
-        f"{task} {metric} {values[0]}" if several else f"{metric} {values[0]}"
+        f"{task} {metric} {max(values)}" if several else f"{metric} {max(values)}"
         for (task, metric), values in _ceilings(results).items()
-        if len(set(values)) == 1
+        if len({*values} - {""}) == 1
     ]
     return f"best that any model can expect: {', '.join(found)}" if found else ""
 
@@ -134,10 +134,15 @@ def _ceilings(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
     shown = {(task, headline_name(results, task, scorer)) for task, scorer in _scorers(results)}
     keys = dict.fromkeys((e.task, m) for e in _entries(results) for m in e.ceiling if (e.task, m) in shown)
     return {
-        (task, metric): [number(entry.ceiling[metric]) if (entry := _last(r.evaluation, task)) and metric in entry.ceiling
+        (task, metric): [number(entry.ceiling[metric]) if (entry := _either(r, task)) and metric in entry.ceiling
                          else "" for r in results]
         for task, metric in keys
     }  # fmt: skip
+
+
+def _either(result: RunResult, task: str) -> Evaluation | None:
+    """A task's cell of the trained model, else of the untrained one."""
+    return _last(result.evaluation, task) or _last(result.baseline, task)
 
 
 def _seconds(result: RunResult) -> str:

@@ -314,6 +314,7 @@ def test_a_base_model_alone(model, tiny, tmp_path, monkeypatch, capsys):
     found = [read_result(p) for p in Path("multirun").rglob("result.json")]
     assert [(r.status, r.model, len(r.baseline), r.evaluation) for r in found] == [("done", "llama", 1, [])] * 2
     assert found[0].baseline[0].metrics == found[1].baseline[0].metrics and found[0].settings["lora.rank"] is None
+    assert "best that any model can expect: accuracy 1.000" in capsys.readouterr().out
     log = read_eval_log(found[0].baseline[0].log)
     assert log.eval.metadata["adapter"] is None and len(log.samples) == 6
     assert main([*model, "eval=capitalization", "eval.baseline=false"]) == USER_ERROR
