@@ -80,3 +80,18 @@ def test_stopped_in_the_middle(shell):
         assert len(list((folder / name / "eval").glob("*.eval"))) == 4
     restarted = read_result(folder / "rank=2" / "result.json")
     assert restarted.status == "done" and restarted.late_error is None
+
+
+def test_an_adapter_and_a_base_model(shell):
+    """Alone they are jobs too; the folder is a run's, and what SLURM refuses leaves none."""
+    adapter = trained(shell) / "rank=2" / "epoch_1"
+    asked = (*TINY, "slurm=cluster", "eval=capitalization")
+    for place, more in ([adapter], ["eval.baseline=false"]), ([], ["eval.baseline=true"]):
+        where = shell.cwd / f"alone{len(place)}"
+        done = shell.run("evaluate", *place, *asked, *more, f"output_dir={where}")
+        assert done.returncode == 0 and "1 run submitted to SLURM" in done.stdout, done.stderr
+        shell.wait_all(where, "done")
+        result = read_result(where / "result.json")
+        assert result.status == "done" and len(result.evaluation) + len(result.baseline) == 1
+    refused = shell.run("evaluate", adapter, *asked, "slurm.partition=nowhere", f"output_dir={shell.cwd / 'no'}")
+    assert refused.returncode == 2 and not (shell.cwd / "no").exists()
