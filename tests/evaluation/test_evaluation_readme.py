@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
+from cruijff_kit.evaluate import main as evaluate
 from cruijff_kit.evaluation.tasks import TASKS as SHIPPED_TASKS
 from cruijff_kit.plan import check
 
@@ -24,16 +25,16 @@ def sums(most: int = 3):
 """
 
 
-def commands() -> list[list[str]]:
-    joined = re.sub(r" \\\n\s+", " ", SECTIONS)
-    return [shlex.split(line, comments=True)[2:] for line in joined.splitlines() if line.startswith("    python -m ")]
+def commands(module: str) -> list[list[str]]:
+    """The arguments of each call of a command of ours."""
+    joined, begin = re.sub(r" \\\n\s+", " ", SECTIONS), f"    python -m cruijff_kit.{module} "
+    return [shlex.split(line, comments=True)[3:] for line in joined.splitlines() if line.startswith(begin)]
 
 
-@pytest.mark.parametrize("command", commands(), ids=str)
+@pytest.mark.parametrize("command", commands("train"), ids=str)
 def test_every_command_passes_every_check(command, tiny, tmp_path, monkeypatch):
     """Of a sweep, with the first of its values. A package's task is not installed here."""
-    assert command[0] == "cruijff_kit.train"
-    settings = [s for s in command[1:] if s != "-m"]
+    settings = [s for s in command if s != "-m"]
     if "-m" in command:
         settings = [s if "[" in s else s.partition(",")[0] for s in settings]
     monkeypatch.chdir(tmp_path)
@@ -47,8 +48,37 @@ def test_every_command_passes_every_check(command, tiny, tmp_path, monkeypatch):
         assert check(config).steps["total"] > 0
 
 
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    """A run of two epochs, only trained."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    tiny_run = [
+        "model=hf_llama",
+        f"model.path={tiny}",
+        "device=cpu",
+        "dtype=fp32",
+        "dataset.max_samples=16",
+        "epochs=2",
+    ]
+    more = ["num_warmup_steps=0", "eval=none", f"output_dir={folder}"]
+    cruijff_kit.train_then_eval(cruijff_kit.compose([*tiny_run, *more]))
+    return folder
+
+
+@pytest.mark.parametrize("command", commands("evaluate"), ids=str)
+def test_every_late_evaluation_can_be_typed(command, trained, tiny, tmp_path, monkeypatch):
+    """Its checks and its plan, on a run, an adapter and a model of ours."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_tasks.py").write_text(TASKS)
+    rows = [f"{n} + 1,{n + 1},{'test' if n > 8 else 'train'}" for n in range(12)]
+    Path("my.csv").write_text("\n".join(["input,output,split", *rows]) + "\n")
+    places = {"ADAPTER_DIR": trained / "epoch_1", "MODEL_DIR": tiny, "DIR": trained}
+    arguments = [re.sub("ADAPTER_DIR|MODEL_DIR|DIR", lambda m: str(places[m[0]]), a) for a in command]
+    assert evaluate([*arguments, "device=cpu", *([] if "dry_run=true" in arguments else ["dry_run=true"])]) == 0
+
+
 def test_there_are_commands_and_every_data_set_is_named():
-    assert len(commands()) == 12
+    assert len(commands("train")) == 12 and len(commands("evaluate")) == 4
     shipped = {p.stem for p in (Path(__file__).parents[2] / "conf/dataset").glob("*.yaml")} - {"files", "json"}
     data, evaluation = (README.partition(name)[2].partition("\n## ")[0] for name in NAMES)
     assert set(re.findall(r"^\| `(\w+)`", data, flags=re.MULTILINE)) == shipped
