@@ -1,6 +1,6 @@
 """Evaluate what is trained already: `python -m cruijff_kit.evaluate [DIR] [KEY=VALUE ...]`.
 
-python -m cruijff_kit.evaluate multirun/capitalization eval=label                  a sweep's adapters: what is missing
+python -m cruijff_kit.evaluate multirun/capitalization eval=match                  a sweep's adapters: what is missing
 python -m cruijff_kit.evaluate RUN_DIR 'eval.tasks=[my_tasks.py@sums]' eval.epochs=all
 python -m cruijff_kit.evaluate ADAPTER_DIR dataset=files dataset.path=my.csv       an adapter that PEFT saved
 python -m cruijff_kit.evaluate model=hf_llama model.path=MODEL_DIR                 a base model alone
@@ -90,12 +90,13 @@ def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | N
     changes, waiting = Changes(overrides, config_dir), []
     with progress("checking", len(finished)) as bar:
         for run, _ in finished:
-            result, request = read_result(run.folder / "result.json"), changes.request(frozen(run.folder))
+            folder, was = RunFolder(run.folder), frozen(run.folder)
+            result, request = read_result(folder.result), changes.request(was)
             # An adapter from elsewhere, or a base model, is what it was.
-            earlier = result.paths.get("adapter"), result.settings["lora.rank"] is None
-            request.adapter = earlier[0]
-            request.of = late.ADAPTER if earlier[0] else late.BASE if earlier[1] else late.RUN
-            config, folder = late.with_request(frozen(run.folder), request), RunFolder(run.folder)
+            request.adapter = result.paths.get("adapter")
+            is_base = result.settings["lora.rank"] is None
+            request.of = late.ADAPTER if request.adapter else late.BASE if is_base else late.RUN
+            config = late.with_request(was, request)
             _require_tasks(config)
             cells = late.cells_of(request, config, result, folder)
             if cells:
@@ -150,10 +151,9 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
     from cruijff_kit.notebook import compose
 
     of_adapter = _settings_of(adapter, overrides) if adapter else []
-    config = compose([*of_adapter, *overrides], config_dir)
-    if not _typed(overrides, "run_name") and not _typed(overrides, "output_dir"):
-        name = adapter.absolute().name if adapter else config.model.name
-        config = compose([*of_adapter, f"run_name={_quoted_text(name)}", *overrides], config_dir)
+    named = _typed(overrides, "run_name") or _typed(overrides, "output_dir")
+    name = _quoted_text(adapter.absolute().name) if adapter else "${model.name}"
+    config = compose([*of_adapter, *([] if named else [f"run_name={name}"]), *overrides], config_dir)
     _require_tasks(config)
     kind = late.ADAPTER if adapter else late.BASE
     place = str(adapter.absolute()) if adapter else None

@@ -1,10 +1,12 @@
 """Why runs end before they are done, and what starting again would change: the causes that retries distinguish."""
 
 import dataclasses
+import traceback
 from typing import Any
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.result import Failure
 
 OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
 OUT_OF_MEMORY = "out_of_memory"
@@ -16,6 +18,16 @@ TIME_LIMIT = "time_limit"
 STOPPED = "stopped"  # by a signal: preemption, the time limit, a person
 NODE_FAILURE = "node_failure"
 CAUSES = (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, NOT_FINITE, USER_ERROR, ERROR, KILLED, TIME_LIMIT, STOPPED, NODE_FAILURE)
+
+
+def failure_of(error: BaseException, phase: str) -> Failure:
+    """An exception as results keep it.
+
+    Args:
+        phase: setup, baseline, train or evaluate.
+    """
+    trace = "".join(traceback.format_exception(error))
+    return Failure(type(error).__name__, one_line(error), phase, trace, cause_of(error))
 
 
 def cause_of(error: BaseException) -> str:

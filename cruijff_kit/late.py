@@ -10,7 +10,6 @@ import json
 import signal
 import socket
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cruijff_kit.config import EvalConfig, RunConfig, SlurmConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.cells import Cells, missing_cells, with_cell
 from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.failures import STOPPED, cause_of
+from cruijff_kit.failures import STOPPED, failure_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.frozen import frozen
 from cruijff_kit.plan import EvaluationPlan, check_evaluation
@@ -203,7 +202,7 @@ def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
                 heartbeat.set(state=INTERRUPTED, reason="the evaluation was interrupted", cause=STOPPED)
                 raise
             except Exception as error:
-                failure = _failure(error)
+                failure = failure_of(error, "evaluate")
             result.seconds["late"] = round(result.seconds.get("late", 0) + time.monotonic() - began, 3)
             _conclude(folder, request, result, failure, heartbeat)
     finally:
@@ -216,11 +215,6 @@ def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
 
 class LateError(RuntimeError):
     """Cells that were asked for could not be made."""
-
-
-def _failure(error: Exception) -> Failure:
-    trace = "".join(traceback.format_exception(error))
-    return Failure(type(error).__name__, one_line(error), "evaluate", trace, cause_of(error))
 
 
 def _conclude(
@@ -253,7 +247,7 @@ def _evaluate(folder: RunFolder, request: Request, config: RunConfig, result: Ru
         try:
             new = maker.make(name, epoch)
         except Exception as error:
-            failure = failure or _failure(error)
+            failure = failure or failure_of(error, "evaluate")
             say(f"failed: {one_line(error)}")
             continue
         _keep(new, result, folder)

@@ -6,18 +6,17 @@ import shutil
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from cruijff_kit.config import RunConfig, config_hash
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.failures import cause_of, with_changes
+from cruijff_kit.errors import UserError
+from cruijff_kit.failures import failure_of, with_changes
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
-from cruijff_kit.result import Failure, RunResult, git_commit, now, read_result, to_json, versions
+from cruijff_kit.result import RunResult, git_commit, now, read_result, to_json, versions
 from cruijff_kit.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
 from cruijff_kit.stopping import StopSignals
 
@@ -87,8 +86,7 @@ def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSig
     interrupted = isinstance(error, KeyboardInterrupt) or stop.received is not None
     result.status = INTERRUPTED if interrupted else FAILED
     if not interrupted:
-        trace = "".join(traceback.format_exception(error))
-        result.error = Failure(type(error).__name__, one_line(error), phase, trace, cause_of(error))
+        result.error = failure_of(error, phase)
     elif not isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt from error
 

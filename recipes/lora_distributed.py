@@ -32,7 +32,7 @@ from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
 from cruijff_kit.models.adapter import load_adapter_state
 from cruijff_kit.models.machine import Machine
-from cruijff_kit.models.placement import spread
+from cruijff_kit.models.placement import for_evaluation
 from cruijff_kit.progress import say
 from cruijff_kit.recipes.lora_single_device import (
     LoRAFinetuneRecipeSingleDevice,
@@ -134,11 +134,8 @@ class LoRAFinetuneRecipeDistributed:
         return made
 
     def _read_trained(self) -> None:
-        host = Machine(torch.device("cpu"), self.machine.dtype, self.machine.threads)
-        self.model = base.build(self.cfg["model"], base.read_base(self.cfg["checkpointer"], host), host)
+        self.model, _ = for_evaluation(self.cfg)
         load_adapter_state(self.model, newest_checkpoint(self.folder.checkpoints)["adapter"])
-        gpus = [torch.device("cuda", n) for n in range(self.steps.processes)]
-        spread(self.model, gpus if self.machine.device.type == "cuda" else [self.machine.device])
 
     def save_state(self) -> None:
         """Nothing: worker 0 saved it when training ended."""

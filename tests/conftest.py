@@ -94,3 +94,26 @@ def set_up_recipe():
         return recipe
 
     return made
+
+
+@pytest.fixture(scope="module")
+def chat(tiny, tmp_path_factory):
+    """The tiny model in memory, with new adapters, as evaluation sees it: fp32, one thread of a cpu."""
+    import torch
+
+    from cruijff_kit.compat import set_seed
+    from cruijff_kit.evaluation.engine import ChatModel
+    from cruijff_kit.models.base import build, read_base
+    from cruijff_kit.models.machine import Machine
+    from cruijff_kit.models.tokenizer import ChatTokenizer
+
+    cpu = Machine(torch.device("cpu"), torch.float32, 1)
+    checkpointer = {
+        "_component_": "torchtune.training.FullModelHFCheckpointer", "checkpoint_dir": str(tiny),
+        "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None,
+        "output_dir": str(tmp_path_factory.mktemp("out")), "model_type": "LLAMA3_2",
+    }  # fmt: skip
+    config = {"_component_": "cruijff_kit.models.llama.lora_hf_llama", "checkpoint_dir": str(tiny),
+              "lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4}  # fmt: skip
+    set_seed(0)
+    return ChatModel(build(config, read_base(checkpointer, cpu), cpu), ChatTokenizer(str(tiny)), cpu)

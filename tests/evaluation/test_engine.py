@@ -10,31 +10,16 @@ import sys
 import pytest
 import torch
 
-from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params, set_seed
+from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
 from cruijff_kit.evaluation.engine.chat_model import left_by_control_groups
 from cruijff_kit.evaluation.engine.choosing import _draw, _least
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
-from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.models.placement import spread
-from cruijff_kit.models.tokenizer import ChatTokenizer
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
-
-
-@pytest.fixture(scope="module")
-def chat(tiny, tmp_path_factory):
-    checkpointer = {
-        "_component_": "torchtune.training.FullModelHFCheckpointer", "checkpoint_dir": str(tiny),
-        "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None,
-        "output_dir": str(tmp_path_factory.mktemp("out")), "model_type": "LLAMA3_2",
-    }  # fmt: skip
-    config = {"_component_": "cruijff_kit.models.llama.lora_hf_llama", "checkpoint_dir": str(tiny),
-              "lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4}  # fmt: skip
-    set_seed(0)
-    return ChatModel(build(config, read_base(checkpointer, CPU), CPU), ChatTokenizer(str(tiny)), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -18,30 +18,14 @@ from inspect_ai.model import (
 from inspect_ai.solver import Generate, TaskState, generate, solver
 from inspect_ai.tool import ToolInfo
 
-from cruijff_kit.compat import set_seed
 from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.engine import ChatModel, Request
+from cruijff_kit.evaluation.engine import Request
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.settings import HONOURED, NOT_OURS
-from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
-from cruijff_kit.models.tokenizer import ChatTokenizer
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 WORDS = [f"{a}{b * n}{a}" for a in "bcd" for b in "aeio" for n in (1, 5)]
-
-
-@pytest.fixture(scope="module")
-def chat(tiny, tmp_path_factory):
-    checkpointer = {
-        "_component_": "torchtune.training.FullModelHFCheckpointer", "checkpoint_dir": str(tiny),
-        "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None,
-        "output_dir": str(tmp_path_factory.mktemp("out")), "model_type": "LLAMA3_2",
-    }  # fmt: skip
-    config = {"_component_": "cruijff_kit.models.llama.lora_hf_llama", "checkpoint_dir": str(tiny),
-              "lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4}  # fmt: skip
-    set_seed(0)
-    return ChatModel(build(config, read_base(checkpointer, CPU), CPU), ChatTokenizer(str(tiny)), CPU)
 
 
 @pytest.fixture
