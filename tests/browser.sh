@@ -15,29 +15,10 @@ for name in chromium google-chrome google-chrome-stable chromium-browser; do
   fi
 done
 
-refuse() {
-  sudo=sudo
-  [ "$(id -u)" != 0 ] || sudo=
-  echo "A test opens logs in a browser, and there is no Chromium. Once, type: ${sudo:+$sudo }sh $(realpath "$0")" >&2
-  exit 1
-}
+missing="A test opens logs in a browser, and there is no Chromium"
+without_apt="A test opens logs in a browser; install Chromium or Google Chrome, this machine has no apt-get to do it with"
+. "$(dirname "$0")/apt.sh"
 
-case ${1:-} in
-  --check) refuse ;;
-  --dry-run) run=echo ;;
-  *) run= ;;
-esac
-if ! command -v apt-get >/dev/null; then
-  echo "A test opens logs in a browser; install Chromium or Google Chrome, this machine has no apt-get to do it with" >&2
-  exit 1
-fi
-if [ "$(id -u)" != 0 ] && [ -z "$run" ]; then
-  sudo -n true 2>/dev/null || refuse
-  exec sudo -n sh "$0"
-fi
-
-export DEBIAN_FRONTEND=noninteractive
-apt="apt-get -o DPkg::Lock::Timeout=120"
 $run $apt update </dev/null || refuse
 if [ "$(. /etc/os-release && echo "$ID")" = debian ]; then
   $run $apt install -y --no-install-recommends chromium </dev/null || refuse

@@ -25,26 +25,9 @@ need slurmdbd slurmdbd
 need mariadb-server mariadbd mariadb-install-db mariadb-admin
 [ -n "$packages" ] || exit 0
 
-refuse() {
-  sudo=sudo
-  [ "$(id -u)" != 0 ] || sudo=
-  echo "The tests need a real SLURM ($(echo $packages) missing). Once, type: ${sudo:+$sudo }sh $(realpath "$0")" >&2
-  exit 1
-}
-
-case ${1:-} in
-  --check) refuse ;;
-  --dry-run) run=echo ;;
-  *) run= ;;
-esac
-if ! command -v apt-get >/dev/null; then
-  echo "The tests need a real SLURM; this machine has no apt-get to install$packages with" >&2
-  exit 1
-fi
-if [ "$(id -u)" != 0 ] && [ -z "$run" ]; then
-  sudo -n true 2>/dev/null || refuse
-  exec sudo -n sh "$0"
-fi
+missing="The tests need a real SLURM ($(echo $packages) missing)"
+without_apt="The tests need a real SLURM; this machine has no apt-get to install$packages with"
+. "$(dirname "$0")/../apt.sh"
 
 # Debian starts the daemons that it installs, unless this file forbids it; the tests start their own
 policy=/usr/sbin/policy-rc.d
@@ -54,7 +37,5 @@ if [ -z "$run" ] && [ ! -e $policy ]; then
   printf '#!/bin/sh\nexit 101\n' >$policy
   chmod +x $policy
 fi
-export DEBIAN_FRONTEND=noninteractive
-apt="apt-get -o DPkg::Lock::Timeout=120"
 $run $apt update </dev/null || refuse
 $run $apt install -y --no-install-recommends $packages </dev/null || refuse
