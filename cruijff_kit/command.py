@@ -1,19 +1,26 @@
 """How our commands end: errors explained in a line, never a bare traceback for a user's mistake; exit codes.
 
-0 done; 1 a run failed; 2 the user's input; 130 interrupted.
+0 done; 1 a run failed; 2 the user's input; 3 the cluster; 130 interrupted.
+
+With `--json` a command's stdout is one JSON document: what it has to say, or {"error": {type, message, fix, exit_code}}.
 """
 
+import argparse
+import contextlib
+import json
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from cruijff_kit.errors import UserError, one_line
 
 # Any key may be set there, so no plus is asked for.
 _FREE = ("slurm.additional_parameters.", "eval.task_args.", "eval.task_args=")
-DONE, RUN_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DONE, RUN_FAILED, USER_ERROR, CLUSTER_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+_TYPES = {RUN_FAILED: "run", USER_ERROR: "user", CLUSTER_ERROR: "cluster", INTERRUPTED: "interrupted"}
 
 
 class PastHydra(BaseException):
@@ -22,6 +29,36 @@ class PastHydra(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+@dataclass
+class Answer:
+    """What a command has to say and how it ends, where that is not 0: a table of runs of which one failed."""
+
+    data: Any
+    exit_code: int = DONE
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of `python -m cruijff_kit.NAME`, which all take --json."""
+
+    def __init__(self, name: str, description: str, json_help: str = "the same as one JSON document") -> None:
+        super().__init__(f"python -m cruijff_kit.{name}", description=description)
+        self.add_argument("--json", action="store_true", help=json_help)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError where argparse would print its usage and leave."""
+        raise UserError(f"{message}; {self.prog} --help shows what it takes")
+
+    def run(self, argv: Sequence[str] | None, command: Callable[[argparse.Namespace], object]) -> int:
+        """Parse, run the command, and return the exit code.
+
+        Args:
+            command: gets the options; prints for people, and returns what --json prints (or an Answer). With --json its
+                own prints go to stderr.
+        """
+        argv = sys.argv[1:] if argv is None else list(argv)
+        return run_command(lambda: command(self.parse_intermixed_args(argv)), "--json" in argv)
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
@@ -76,15 +113,31 @@ def _refuse_added(settings: list[str]) -> None:
             raise UserError(unknown_key(key))
 
 
-def run_command(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object], as_json: bool = False) -> int:
     """Run a command and turn what it raises into a message on stderr and an exit code.
 
     With CRUIJFF_TRACEBACK=1 the traceback is shown too.
+
+    Args:
+        as_json: print what it returns, or its error, as one JSON document; all that it prints itself goes to stderr.
     """
+    if not as_json:
+        return _ended(command)[0]
+    with contextlib.redirect_stdout(sys.stderr):
+        code, answer = _ended(command)
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(answer, ensure_ascii=False, indent=1), flush=True)
+    return code
+
+
+def _ended(command: Callable[[], object]) -> tuple[int, Any]:
+    """The exit code, and what the command returned or why it did not."""
     # Hydra would print its own, longer report; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        command()
+        returned = command()
+        answer = returned if isinstance(returned, Answer) else Answer(returned)
+        return answer.exit_code, answer.data
     except KeyboardInterrupt:
         return _end("interrupted; finished runs and their results are kept", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
@@ -93,22 +146,27 @@ def run_command(command: Callable[[], object]) -> int:
         return _explain(carried.error)
     except Exception as error:
         return _explain(error)
-    return DONE
+    return DONE, None
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception) -> tuple[int, Any]:
+    from cruijff_kit.cluster.client import ClusterError
     from cruijff_kit.hints import explain
 
     message = explain(error)
     if message is not None:
-        return _end(f"error: {message}", USER_ERROR)
+        return _end(f"error: {message}", CLUSTER_ERROR if isinstance(error, ClusterError) else USER_ERROR)
     return _end(f"failed: {type(error).__name__}: {one_line(error)} (CRUIJFF_TRACEBACK=1 shows where)", RUN_FAILED)
 
 
-def _end(message: str, code: int) -> int:
+def _end(message: str, code: int) -> tuple[int, Any]:
     if os.environ.get("CRUIJFF_TRACEBACK") == "1":
         import traceback
 
         traceback.print_exc()
     print(message, file=sys.stderr, flush=True)
-    return code
+    said = message.removeprefix("error: ")
+    fix = (
+        said.partition("; ")[2] if code in (USER_ERROR, CLUSTER_ERROR) else ""
+    )  # "what is wrong; what to type instead"
+    return code, {"error": {"type": _TYPES[code], "message": said, "fix": fix or None, "exit_code": code}}

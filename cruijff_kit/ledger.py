@@ -47,7 +47,8 @@ class Attempt:
 class Entry:
     """One run of the sweep.
 
-    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused).
+    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused). estimate: what it was
+    expected to take (estimate.py).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Entry:
     data_hash: str | None
     swept: dict[str, Any] = field(default_factory=dict)
     reused: bool = False
+    estimate: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -72,6 +74,12 @@ class Ledger:
     git_commit: str | None = None
     code: str = ""
     """code_hash at submission."""
+    question: str = ""
+    """What the sweep is to answer."""
+    hypothesis: str = ""
+    """What is expected."""
+    evaluation: str = ""
+    """What will be compared, and how: the evaluation plan."""
     runs: list[Entry] = field(default_factory=list)
     version: int = 1
 
