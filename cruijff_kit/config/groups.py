@@ -1,0 +1,225 @@
+"""The groups that say what is computed: model, dataset, lora, eval; each field with its type, default and meaning."""
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from cruijff_kit.config.checks import above_zero, at_least, one_of, require
+from cruijff_kit.data.layouts import FORMATS
+from cruijff_kit.evaluation.names import TaskName, task_names
+
+MODEL_KINDS = ("chat", "base")
+DATA_TYPES = ("chat", "text", "messages")
+LEAKS = ("exact", "near")
+COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return text.startswith("${") or datetime.date.fromisoformat(text) is not None  # not yet filled in
+    except ValueError:
+        return False
+
+
+@dataclass
+class ResourcesConfig:
+    """What a model usually needs, in the terms of `SlurmConfig`; null leaves it to the cluster."""
+
+    gpus: int | None = None
+    """GPUs."""
+    cpus: int | None = None
+    """CPU cores."""
+    mem: str | None = None
+    """Memory."""
+    time: str | None = None
+    """Time limit."""
+
+
+@dataclass
+class ModelConfig:
+    """A base model: a folder in Hugging Face's layout and the torchtune builder that fits it."""
+
+    name: str = MISSING
+    """What people call it; stands in tables and logs."""
+    kind: str = "chat"
+    """chat: rows are rendered with the model's chat template. base: prompt and answer are plain text."""
+    path: str = MISSING
+    """Folder with config.json, tokenizer.json and the safetensors files."""
+    download: str | None = None
+    """Name of the built-in source that makes the folder when it is missing; null: the folder must exist."""
+    hub: str | None = None
+    """The model's name on the Hugging Face hub, for the message that says how to get it."""
+    hub_exclude: str | None = None
+    """Files there that are not needed, as a pattern."""
+    builder: str = MISSING
+    """Dotted name of the torchtune LoRA builder."""
+    checkpoint_files: list[str] = MISSING
+    """The safetensors files inside path."""
+    model_type: str = "LLAMA3_2"
+    """torchtune's ModelType; only torchtune's own checkpointer asks for it."""
+    date: str = "${today:}"
+    """YYYY-MM-DD: the day that a chat template is told if it asks (Llama 3's writes it into each prompt). Today's, and kept
+    when a run is resumed."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What a run of this model asks of a cluster unless slurm.* says otherwise."""
+
+    def __post_init__(self) -> None:
+        one_of("model.kind", self.kind, MODEL_KINDS)
+        require(
+            _is_date(self.date), f"model.date={self.date} is no day; write it as YYYY-MM-DD, for example 2026-11-23"
+        )
+
+
+@dataclass
+class DatasetConfig:
+    """Rows with an input and an output, in splits, and the prompt they are asked with."""
+
+    name: str = MISSING
+    """What people call it; also the default experiment folder."""
+    path: Any = MISSING
+    """File with the splits inside, folder with a file for each, or {train: FILE, test: FILE} (data/layouts.py)."""
+    format: str | None = None
+    """json, jsonl, csv, parquet or arrow; null: as the names of the files say."""
+    split_column: str | None = "split"
+    """Column of a single file that names each row's split, where there is one; null: the file is one split."""
+    type: str | None = None
+    """chat: input and output are rendered with the model's chat template. text: they are plain text, then the end token.
+    messages: rows hold conversations. null: what the rows have and the model's kind demands."""
+    generator: str | None = None
+    """Built-in generator that writes the file from a seed; null: the file must exist."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """The generator's arguments."""
+    column_map: dict[str, str | None] = field(default_factory=lambda: dict(COLUMN_MAP))
+    """Which column is the input and which the output (torchtune's column_map), or which holds the messages."""
+    prompt: str = "{input}\n"
+    """The user's message; {input} stands for the input column, {other} for any other column."""
+    system_prompt: str = ""
+    """The system message; empty: none is sent."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    validation_split: str | None = "validation"
+    """Split of the validation loss; null: no validation."""
+    test_split: str = "test"
+    """Split that evaluation asks."""
+    train_on_input: bool = False
+    """Also learn to predict the prompt."""
+    train_on_last: bool = False
+    """Of a conversation, learn the assistant's last turn only, not all of its turns."""
+    max_samples: int | None = None
+    """Use at most so many rows of the training split."""
+    max_validation_samples: int | None = None
+    """Use at most so many rows of the validation split."""
+    max_test_samples: int | None = None
+    """Use at most so many rows of the test split."""
+    sample_seed: int | None = None
+    """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
+    allow_leaks: list[str] = field(default_factory=list)
+    """Repetitions across splits that are meant: exact (the same prompts; else refused), near (else warned of)."""
+    packed: bool = False
+    """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
+    max_seq_len: int | None = 2048
+    """Rows are cut to this many tokens."""
+
+    def __post_init__(self) -> None:
+        at_least(1, dataset__max_samples=self.max_samples, dataset__max_seq_len=self.max_seq_len)
+        at_least(1, dataset__max_validation_samples=self.max_validation_samples)
+        at_least(1, dataset__max_test_samples=self.max_test_samples)
+        if isinstance(self.path, dict):
+            self.path = {str(split): str(file) for split, file in self.path.items()}
+        require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is no path")
+        self.path = self.path if isinstance(self.path, dict) else str(self.path)
+        if self.format is not None:
+            one_of("dataset.format", self.format, tuple(FORMATS))
+        if self.type is not None:
+            one_of("dataset.type", self.type, DATA_TYPES)
+        for kind in self.allow_leaks:
+            one_of("dataset.allow_leaks", kind, LEAKS)
+        require(
+            not self.packed or self.max_seq_len is not None,
+            "dataset.packed=true fills packs up to dataset.max_seq_len, which is null; set it to a number",
+        )
+        unknown = set(self.column_map) - set(COLUMN_MAP)
+        require(
+            not unknown, f"dataset.column_map: unknown {', '.join(sorted(unknown))}; valid: input, output, messages"
+        )
+        self.column_map = COLUMN_MAP | self.column_map
+        for name in ("input", "output"):
+            require(self.column_map[name] is not None, f"dataset.column_map.{name} is null; name a column")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = 64
+    """Rank of the update."""
+    alpha: float = 128
+    """The update is scaled by alpha / rank; 2 x rank unless set."""
+    dropout: float = 0.0
+    """Probability of dropping an input of the update in training."""
+    attn_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj", "output_proj"])
+    """Attention projections that get an adapter: q_proj, k_proj, v_proj, output_proj."""
+    apply_to_mlp: bool = True
+    """Whether the MLP's three projections get one too."""
+    apply_to_output: bool = False
+    """Whether the output projection gets one; not where it shares the embedding's weights."""
+    use_dora: bool = False
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): also learn how long each row of the adapted weights is."""
+    quantize_base: bool = False
+    """QLoRA (Dettmers et al. 2023, arXiv 2305.14314): the frozen layers in 4 bits (NF4). On a GPU."""
+
+    def __post_init__(self) -> None:
+        at_least(1, lora__rank=self.rank)
+        above_zero("lora.alpha", self.alpha)
+        require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), not {self.dropout}")
+        for module in self.attn_modules:
+            one_of("lora.attn_modules", module, ("q_proj", "k_proj", "v_proj", "output_proj"))
+        require(
+            bool(self.attn_modules) or self.apply_to_mlp or self.apply_to_output,
+            "lora.attn_modules is empty and lora.apply_to_mlp=false, so nothing would be trained; name at least one of "
+            "q_proj, k_proj, v_proj, output_proj",
+        )
+
+
+@dataclass
+class EvalConfig:
+    """Which inspect-ai tasks the trained model answers, and how it decodes (greedily)."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of tasks, FILE.py@TASK, or PACKAGE/TASK (evaluation/names.py); none: train only."""
+    task_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of tasks: {argument: value} for all of them, {task: {argument: value}} for one."""
+    epochs: Any = "last"
+    """Whose adapters are evaluated: last, all (that are saved), or a list of saved epochs, counted from 0."""
+    max_tokens: int = 32
+    """Longest answer, in tokens."""
+    limit: int | None = None
+    """Ask only the first samples."""
+    batch_size: int = 128
+    """Most answers decoded at once."""
+    logprobs: bool = False
+    """Keep each answer token's log-probability in the log."""
+    top_logprobs: int | None = None
+    """Keep also this many alternatives per token."""
+    baseline: bool = True
+    """Evaluate the untrained model first (cached)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, eval__max_tokens=self.max_tokens, eval__limit=self.limit, eval__batch_size=self.batch_size)
+        at_least(1, eval__top_logprobs=self.top_logprobs)
+        # A run that goes on elsewhere must find a task's file again.
+        self.tasks = [str(name) for name in task_names(self.tasks)]
+
+    @property
+    def names(self) -> list[TaskName]:
+        """The tasks, read."""
+        return task_names(self.tasks)
+
+    def arguments_of(self, name: TaskName) -> dict[str, Any]:
+        """What `task_args` gives to a task: what is for all, under its function's name (on any split), under its own."""
+        named = {n for name in self.names for n in (name.label, name.task)}
+        own = {k: v for k, v in self.task_args.items() if k in named and isinstance(v, dict)}
+        shared = {k: v for k, v in self.task_args.items() if k not in own}
+        return shared | own.get(name.task, {}) | own.get(name.label, {})

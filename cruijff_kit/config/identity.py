@@ -1,0 +1,38 @@
+"""What makes two runs the same run."""
+
+import dataclasses
+import hashlib
+import json
+
+from cruijff_kit.config.run import RunConfig
+
+# Where a run is made, what it is called and who is told.
+_NOT_COMPUTED = (
+    "output_dir",
+    "run_name",
+    "experiment",
+    "objective",
+    "dry_run",
+    "force",
+    "slurm",
+    "models_dir",
+    "trackers",
+)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
+    tree = dataclasses.asdict(config)
+    for name in _NOT_COMPUTED:
+        del tree[name]
+    del tree["model"]["resources"], tree["model"]["date"], tree["dataset"]["allow_leaks"]
+    tree["torchtune"]["tokenizer"].pop("date", None)
+    for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
+        del tree[name], tree["torchtune"][name]
+    tree["torchtune"]["metric_logger"].pop("append", None)
+    del tree["torchtune"]["trackers"]
+    # A task that was edited is another one.
+    files = [name.file for name in config.eval.names if name.file is not None and name.file.is_file()]
+    tree["eval"]["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

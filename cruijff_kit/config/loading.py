@@ -1,0 +1,107 @@
+"""From what Hydra composed to a RunConfig: the schema and the resolvers of conf/, and the strict merge."""
+
+import datetime
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cruijff_kit.cache import cache_dir
+from cruijff_kit.config.run import LR_SCHEDULERS, RunConfig, processes_of
+from cruijff_kit.torchtune_config import check_torchtune
+
+
+def _generated(generator: str | None, arguments: DictConfig) -> str:
+    from cruijff_kit.data.generators import generated_path
+
+    return str(generated_path(generator, OmegaConf.to_container(arguments)))
+
+
+def _fitting_task(generator: str | None, arguments: DictConfig) -> str:
+    from cruijff_kit.data.generators import fitting_task
+
+    return fitting_task(generator, OmegaConf.to_container(arguments))
+
+
+def _models(name: str, *, _root_: DictConfig) -> str:
+    return str(Path(_root_.models_dir or "models").expanduser().absolute() / name)
+
+
+def _safetensors(folder: str) -> ListConfig:
+    index = Path(folder).expanduser() / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        names = {p.name for p in index.parent.glob("*.safetensors")}
+    # `--resolve` cannot print a plain list that came from a resolver.
+    return ListConfig(sorted(names) or ["model.safetensors"])
+
+
+def _lr_scheduler_component(name: str) -> str:
+    # An unknown name passes here and is refused by RunConfig, which says what is valid.
+    return LR_SCHEDULERS.get(name, name)
+
+
+_RESOLVERS: dict[str, Callable] = {
+    "times": lambda a, b: a * b,
+    "stem": lambda path: Path(path if isinstance(path, str) else str(next(iter(path.values())))).stem,
+    "cached": lambda name: str(cache_dir() / name),
+    "models": _models,
+    "today": lambda: datetime.date.today().isoformat(),
+    "generated": _generated,
+    "fitting_task": _fitting_task,
+    "safetensors": _safetensors,
+    "lr_scheduler_component": _lr_scheduler_component,
+    "nproc": processes_of,
+}
+
+
+def register() -> None:
+    """Make the schema and the resolvers of conf/ known to Hydra. Safe to call again."""
+    for name, resolver in _RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    ConfigStore.instance().store(name="run_config", node=RunConfig, provider="cruijff_kit")
+
+
+def load(cfg: DictConfig) -> RunConfig:
+    """Turn a composed config into a RunConfig, resolved and checked.
+
+    Args:
+        cfg: what Hydra composed; its ``hydra`` node is left out.
+    Raises:
+        UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value.
+    """
+    from cruijff_kit.hints import explained
+
+    with explained():
+        tree = {k: _resolved(cfg._get_node(k)) for k in cfg if k != "hydra"}
+        # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
+        torchtune = tree.pop("torchtune")
+        strict = OmegaConf.merge(_schema(), literal(tree))
+        config = OmegaConf.to_object(strict)
+        config.torchtune = torchtune
+        check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
+        return config
+
+
+def literal(tree: Any) -> Any:
+    """A tree whose strings OmegaConf takes as they are: a shell's ${HOME} is no interpolation."""
+    if isinstance(tree, dict):
+        return {k: literal(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [literal(v) for v in tree]
+    return tree.replace("${", "\\${") if isinstance(tree, str) else tree
+
+
+def _resolved(node: Any) -> Any:
+    node = node._dereference_node() if node._is_interpolation() else node
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(RunConfig)  # merge copies it

@@ -1,0 +1,228 @@
+"""RunConfig: everything that one run is, the groups and the plain settings beside them."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from cruijff_kit.config.checks import above_zero, at_least, one_of, require
+from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig
+from cruijff_kit.config.slurm import SlurmConfig
+from cruijff_kit.training.steps import saved_epochs
+
+LR_SCHEDULERS = {
+    "cosine": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
+    "linear": "cruijff_kit.training.lr_schedulers.get_linear_schedule_with_warmup",
+    "constant": "cruijff_kit.training.lr_schedulers.get_constant_schedule_with_warmup",
+}
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "fp32", "bf16")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+
+@dataclass
+class RunConfig:
+    """One run: a model, data, LoRA, training, evaluation, and the torchtune config filled from them."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    torchtune: dict[str, Any] = field(default_factory=dict)
+    """What the recipe receives (conf/torchtune.yaml)."""
+
+    models_dir: str = "models"
+    """Folder in which models are expected whose path is not set."""
+    experiment: str = MISSING
+    """Folder under multirun/."""
+    run_name: str = "run"
+    """Folder of the run; a sweep names its runs by what varies."""
+    output_dir: str = MISSING
+    """The run's folder."""
+    epochs: int = 1
+    """Passes over the training split."""
+    batch_size: int = 8
+    """Rows per forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per update."""
+    max_steps_per_epoch: int | None = None
+    """Updates after which an epoch ends early."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    lr_scheduler: str = "cosine"
+    """Shape of the learning rate after warm-up."""
+    num_warmup_steps: int = 10
+    """Updates over which the learning rate rises from 0."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    clip_grad_norm: float | None = None
+    """Largest gradient norm; null: no clipping."""
+    seed: int = 1234
+    """Seed of the adapter's initial weights, dropout and the order of rows."""
+    shuffle: bool = True
+    """Draw a new order of rows each epoch."""
+    group_by_length: bool = True
+    """Put rows of like length into one batch."""
+    run_val_every_n_steps: int = 0
+    """Validation loss also every N updates; 0: after each epoch only."""
+    log_every_n_steps: int = 1
+    """Write a line to metrics.jsonl every N updates."""
+    checkpoint_every_n_steps: int = 0
+    """Save a state to resume from every N updates; 0: only when the run is asked to stop."""
+    resume_from_checkpoint: bool = False
+    """Go on from the newest saved state in output_dir, if there is one."""
+    epochs_to_save: Any = "all"
+    """all, none, last, or a list of 0-indexed epochs whose adapter is kept."""
+    save_merged: bool = False
+    """Write these epochs also as whole models (merged/epoch_N): the base with the adapter added to its weights."""
+    custom_metrics: list[str] = field(default_factory=list)
+    """Dotted names of functions (logits, labels, tokenizer, ignore_index) -> {name: value}: training/custom_metrics.py."""
+    trackers: list[str] = field(default_factory=list)
+    """Which get the metrics besides metrics.jsonl: tensorboard, wandb, mlflow (training/trackers.py)."""
+    gpus: int | None = None
+    """Processes that train a run together, a GPU each (with device=cpu: a share of the cores). null: as many as slurm.gpus
+    asks for; 1 where nothing is submitted."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    dtype: str = "auto"
+    """auto, fp32 or bf16."""
+    threads: int | None = None
+    """CPU threads; null: as measured best for the machine."""
+    compile: bool = False
+    """torch.compile each layer."""
+    enable_activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    enable_activation_offloading: bool = False
+    """Keep activations in host memory (CUDA, with activation checkpointing)."""
+    objective: str | None = None
+    """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy.
+    null: accuracy where there are tasks, else the validation loss, else the loss."""
+    dry_run: bool = False
+    """Show what would run, and stop."""
+    force: bool = False
+    """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size, log_every_n_steps=self.log_every_n_steps)
+        at_least(1, gradient_accumulation_steps=self.gradient_accumulation_steps, threads=self.threads)
+        at_least(1, max_steps_per_epoch=self.max_steps_per_epoch, gpus=self.gpus)
+        at_least(0, num_warmup_steps=self.num_warmup_steps, weight_decay=self.weight_decay, seed=self.seed)
+        at_least(0, run_val_every_n_steps=self.run_val_every_n_steps)
+        at_least(0, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
+        require(self.seed < 2**32, f"seed must be below 2^32, not {self.seed}")
+        above_zero("lr", self.lr)
+        if self.clip_grad_norm is not None:
+            above_zero("clip_grad_norm", self.clip_grad_norm, "; null turns clipping off")
+        for name in ("run_name", "experiment"):
+            value = getattr(self, name)
+            require(
+                not re.search(r"[/\\]", value) and value not in ("", ".", ".."),
+                f"{name}={value} must be the name of one folder, without / or \\",
+            )
+        one_of("device", self.device, DEVICES)
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
+        for name in self.trackers:
+            one_of("trackers", name, TRACKERS)
+        self._check_epochs_to_save()
+        asked = self.slurm.gpus if self.slurm.submit else None
+        require(
+            not self.gpus or not asked or self.gpus <= asked,
+            f"gpus={self.gpus}, but slurm.gpus={asked} is what the cluster is asked for; set slurm.gpus={self.gpus}",
+        )
+        require(
+            not self.run_val_every_n_steps or self.dataset.validation_split is not None,
+            "run_val_every_n_steps asks for validation, but dataset.validation_split is null",
+        )
+        require(
+            self.dataset.system_prompt == "" or self.model.kind == "chat",
+            (
+                f"dataset.system_prompt is set, but {self.model.name} is a base model and has no system role; "
+                "put the text into dataset.prompt and set dataset.system_prompt=''"
+            ),
+        )
+
+        self._check_type()
+        if self.eval.tasks:
+            self._check_eval_epochs()
+
+    def _check_type(self) -> None:
+        kind, base, asked = self.dataset.type, self.model.kind == "base", self.model.name
+        require(
+            not base or kind in (None, "text"),
+            f"dataset.type={kind}, but {asked} is a base model, which has no chat template; "
+            "set dataset.type=text, or take a chat model",
+        )
+        require(
+            base or kind != "text",
+            f"dataset.type=text, but {asked} is a chat model, which would be asked without the template that it knows; "
+            "set dataset.type=chat, or take a base model (model.kind=base treats this one as such)",
+        )
+
+    @property
+    def processes(self) -> int:
+        """How many processes train this run together."""
+        return processes_of(self.gpus, self.slurm.submit, self.slurm.gpus)
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows per update."""
+        return self.batch_size * self.gradient_accumulation_steps * self.processes
+
+    @property
+    def objective_name(self) -> str:
+        """`objective`, or what it stands for when it is null."""
+        if self.objective is not None:
+            return self.objective
+        return "accuracy" if self.eval.tasks else "loss" if self.dataset.validation_split is None else "validation_loss"
+
+    @property
+    def evaluated_epochs(self) -> list[int]:
+        """Epochs whose adapters the tasks are asked of, counted from 0, in order."""
+        last = self.epochs - 1
+        if isinstance(self.eval.epochs, str):
+            return [last] if self.eval.epochs == "last" else sorted(saved_epochs(self.epochs_to_save, self.epochs))
+        return sorted(set(self.eval.epochs))
+
+    @property
+    def test_splits(self) -> list[str]:
+        """Splits that evaluation asks: those of the tasks that ship."""
+        return [*dict.fromkeys(n.split or self.dataset.test_split for n in self.eval.names if n.ships)]
+
+    def _check_eval_epochs(self) -> None:
+        chosen, saved = self.eval.epochs, saved_epochs(self.epochs_to_save, self.epochs)
+        listed = isinstance(chosen, list) and all(isinstance(e, int) and not isinstance(e, bool) for e in chosen)
+        require(
+            chosen in ("last", "all") or listed,
+            f"eval.epochs={chosen} is not last, all or a list of epochs such as [0,2]",
+        )
+        require(
+            bool(self.evaluated_epochs),
+            f"eval.epochs={chosen} leaves nothing to evaluate with epochs_to_save={self.epochs_to_save}; "
+            "set eval.epochs=last, or epochs_to_save=all",
+        )
+        for epoch in self.evaluated_epochs:  # the last one is in memory, saved or not
+            require(
+                epoch in saved or epoch == self.epochs - 1,
+                f"eval.epochs={chosen}: epoch {epoch} is not saved (epochs_to_save={self.epochs_to_save}, epochs="
+                f"{self.epochs}, counted from 0)",
+            )
+
+    def _check_epochs_to_save(self) -> None:
+        chosen = self.epochs_to_save
+        if isinstance(chosen, str):
+            one_of("epochs_to_save", chosen, ("all", "none", "last", "[0,2,...]"))
+            return
+        require(
+            isinstance(chosen, list) and all(isinstance(e, int) and not isinstance(e, bool) for e in chosen),
+            f"epochs_to_save={chosen} is not all, none, last or a list of epochs such as [0,2]",
+        )
+        outside = [e for e in chosen if not 0 <= e < self.epochs]
+        require(not outside, f"epochs_to_save={chosen}: epochs are counted from 0, the last is {self.epochs - 1}")
+
+
+def processes_of(gpus: int | None, submit: bool, slurm_gpus: int | None) -> int:
+    """How many processes train a run together."""
+    return gpus or (slurm_gpus if submit else None) or 1
