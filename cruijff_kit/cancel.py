@@ -12,6 +12,7 @@ from cruijff_kit.command import run_command
 from cruijff_kit.errors import UserError
 from cruijff_kit.logs import chosen_runs
 from cruijff_kit.run_status import ACTIVE, CANCELLED, QUEUED, read_status, write_status
+from cruijff_kit.summary import write_summary
 from cruijff_kit.survey import Known, RunView, known_below, survey
 
 
@@ -38,6 +39,8 @@ def cancel(folder: Path, names: list[str], sure: bool) -> None:
         print("nothing was cancelled")
         return
     cancel_jobs(submitted)
+    for sweep_dir in {k.sweep_dir for k, _ in submitted if k.sweep_dir is not None}:
+        write_summary(sweep_dir)
     print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; python -m cruijff_kit.resume {folder} goes on")
 
 

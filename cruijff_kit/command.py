@@ -94,8 +94,13 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def freed(settings: list[str]) -> list[str]:
-    """Settings with the plus that Hydra wants where any key may be set."""
-    return [f"++{s}" if s.startswith(_FREE) else s for s in settings]
+    """Settings as Hydra takes them: with its plus where any key may be set, in one line."""
+    return [without_breaks(f"++{s}" if s.startswith(_FREE) else s) for s in settings]
+
+
+def without_breaks(setting: str) -> str:
+    """A setting whose line breaks are written as Hydra's grammar can take them."""
+    return setting.replace("\n", "${newline:}")
 
 
 def _refuse_added(settings: list[str]) -> None:

@@ -369,11 +369,13 @@ def _show_missing(rows: list[tuple[str, Cells]]) -> None:
 def show(where: Path) -> None:
     """Bring each sweep's results.csv up to date and print the table."""
     from cruijff_kit.ledger import find_ledgers
-    from cruijff_kit.table import find_results, read_results, show_results, write_summary
+    from cruijff_kit.summary import write_summary
+    from cruijff_kit.table import find_results, read_results, show_results, write_csv
 
     for sweep_dir in find_ledgers(where):
         if find_results(sweep_dir) and not (sweep_dir / "result.json").exists():
-            write_summary(sweep_dir, read_results(sweep_dir))
+            write_csv(sweep_dir, read_results(sweep_dir))
+            write_summary(sweep_dir)
     show_results(where)
 
 

@@ -159,6 +159,9 @@ def _unknown_option(error) -> str:
     options = list(error.options)
     if not group:
         return _one_line(error)
+    if group == "experiment":
+        folder = f"to name the folder of the runs: experiment.name={option}"
+        return f"experiment={option} does not exist; {did_you_mean(option, options)} ({folder})"
     return f"{group}={option} does not exist; {did_you_mean(option, options)}" + (
         f" (all of {group}: {', '.join(sorted(options))})" if nearest(option, options) else ""
     )
@@ -195,7 +198,8 @@ def _unreadable(override: str) -> str:
 
 def _misused(message: str) -> str:
     if message.startswith(_GROUP):
-        return "model, dataset, lora, eval and slurm take the name of an option, not a number; --help lists the options"
+        groups = "model, dataset, lora, eval, slurm and experiment"
+        return f"{groups} take the name of an option, not a number; --help lists the options"
     if message.startswith(_FLAGS) and "--cfg" in message:
         return "-m, --cfg and --info exclude each other; dry_run=true shows the runs of a sweep"
     return message

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from cruijff_kit.config import RunConfig, config_hash
+from cruijff_kit.config import ExperimentConfig, RunConfig, config_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import folders_below, write_text
 from cruijff_kit.result import git_commit, now, read_result
@@ -47,8 +47,8 @@ class Attempt:
 class Entry:
     """One run of the sweep.
 
-    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused). estimate: what it was
-    expected to take (estimate.py).
+    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused). settings: as in
+    result.json. estimate: what it was expected to take (cruijff_kit.estimate).
     """
 
     name: str
@@ -57,6 +57,7 @@ class Entry:
     data_hash: str | None
     swept: dict[str, Any] = field(default_factory=dict)
     reused: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
     estimate: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -84,9 +85,10 @@ class Ledger:
     version: int = 1
 
 
-def new_ledger(experiment: str, command: list[str]) -> Ledger:
+def new_ledger(experiment: ExperimentConfig, command: list[str]) -> Ledger:
     """A ledger without runs, of the code and the folder of this moment."""
-    return Ledger(experiment, command, os.getcwd(), git_commit=git_commit(), code=code_hash())
+    about = dataclasses.asdict(experiment)
+    return Ledger(about.pop("name"), command, os.getcwd(), git_commit=git_commit(), code=code_hash(), **about)
 
 
 def read_ledger(folder: Path) -> Ledger | None:

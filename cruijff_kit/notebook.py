@@ -16,7 +16,7 @@ def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
     if not any(o.lstrip("+").startswith("output_dir=") for o in overrides):
         with open_dict(cfg):
             time = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-            cfg.output_dir = str(Path("multirun", cfg.experiment, time, cfg.run_name).absolute())
+            cfg.output_dir = str(Path("multirun", cfg.experiment.name, time, cfg.run_name).absolute())
     return load(cfg)
 
 

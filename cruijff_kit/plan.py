@@ -35,8 +35,9 @@ class Plan(EvaluationPlan):
 
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
     epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. packed_rows: rows inside the
-    packs; None without packs. leaks: "exact train test" -> rows that stand in both; "target train" -> rows whose answer
-    stands in the prompt. warnings: what to know before it starts.
+    packs; None without packs. samples: task -> how many it asks; sample_tokens: task -> of the longest prompt and answer.
+    machine: device, dtype, threads. leaks: "exact train test" -> rows that stand in both; "target train" -> rows whose
+    answer stands in the prompt. warnings: what to know before it starts.
     """
 
     rows: int
@@ -49,6 +50,9 @@ class Plan(EvaluationPlan):
     memory_bytes: int
     disk_bytes: int
     packed_rows: int | None
+    samples: dict[str, int]
+    sample_tokens: dict[str, int]
+    machine: dict[str, str | int]
     leaks: dict[str, int]
     warnings: list[str]
 
@@ -137,6 +141,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     leaks = check_leaks(config.dataset, config.test_splits, data_hash)
     _say_loading()
     from cruijff_kit.models import base
+    from cruijff_kit.models.machine import short_name
     from cruijff_kit.training import shared
     from cruijff_kit.training.components import check_components
     from cruijff_kit.training.custom_metrics import check_custom_metrics
@@ -173,6 +178,9 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         disk_bytes=_disk(cfg, trainable, chosen.dtype.itemsize, files),
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
+        samples={name: r.samples for name, r in rehearsals.items()},
+        sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
+        machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
         warnings=[
             *_short(steps),

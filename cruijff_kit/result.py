@@ -106,6 +106,11 @@ class RunResult:
     """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
     paths: dict[str, str] = field(default_factory=dict)
 
+    def gpu_hours(self) -> float:
+        """Hours that its GPUs were held, all of them together; 0 on a CPU."""
+        gpus = 0 if self.machine.get("device", "cpu") == "cpu" else self.settings.get("processes", 1)
+        return self.seconds.get("total", 0) / 3600 * gpus
+
     def metrics(self) -> dict[str, float]:
         """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
 

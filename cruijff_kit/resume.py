@@ -18,6 +18,7 @@ from cruijff_kit.frozen import frozen, frozen_swept
 from cruijff_kit.late import read_request, write_request
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE, DONE
+from cruijff_kit.summary import refresh_above, write_summary
 from cruijff_kit.survey import Known, RunView, known_below, survey
 
 
@@ -105,6 +106,7 @@ def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: d
         submissions.append(Submission(known.folder, options, config.slurm.max_parallel, "resume", changes))
     outcome = submit(submissions, sweep_dir, read_ledger(sweep_dir).cwd)
     report(outcome, sweep_dir)
+    write_summary(sweep_dir)
     refuse_rest(outcome, sweep_dir)
 
 
@@ -132,6 +134,7 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
                 train_then_eval(configs[run], frozen_swept(run))
             except Exception as error:
                 say(f"[{place}/{len(runs)}] {run.name} failed: {one_line(error)}")
+            refresh_above(run)
     finally:
         interrupted = sys.exc_info()[0] is not None
         try:

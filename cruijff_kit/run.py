@@ -223,26 +223,31 @@ def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
     return seen | {"changes": result.changes | recipe.changes}
 
 
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that tables show."""
+    return {
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "lora.rank": config.lora.rank,
+        "lora.alpha": config.lora.alpha,
+        "lr": config.lr,
+        "batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "processes": config.processes,
+        "epochs": config.epochs,
+        "seed": config.seed,
+    }
+
+
 def begin(config: RunConfig, swept: dict) -> RunResult:
     """The result of a run that is about to start."""
     return RunResult(
         name=config.run_name,
         status="running",
-        experiment=config.experiment,
+        experiment=config.experiment.name,
         model=config.model.name,
         swept=swept,
-        settings={
-            "model": config.model.name,
-            "dataset": config.dataset.name,
-            "lora.rank": config.lora.rank,
-            "lora.alpha": config.lora.alpha,
-            "lr": config.lr,
-            "batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "processes": config.processes,
-            "epochs": config.epochs,
-            "seed": config.seed,
-        },
+        settings=settings_of(config),
         config_hash=config_hash(config),
         started=now(),
         objective_name=config.objective_name,

@@ -1,6 +1,6 @@
 """status.json: what a run is doing, written by the run itself every few seconds. RunStatus is its schema.
 
-    queued -> running -> evaluating -> done
+    planned (there is no file yet) -> queued -> running -> evaluating -> done
     and from any of them: failed, cancelled, interrupted (its state is saved; it goes on when it is started again)
 
 Imports nothing heavy: commands that look at a thousand runs read it.
@@ -21,7 +21,7 @@ from typing import Any
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.result import now
 
-QUEUED, RUNNING, EVALUATING = "queued", "running", "evaluating"
+PLANNED, QUEUED, RUNNING, EVALUATING = "planned", "queued", "running", "evaluating"
 DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
 ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
 SECONDS_BETWEEN_BEATS = 3.0

@@ -19,6 +19,7 @@ from cruijff_kit.run_status import (
     DONE,
     FAILED,
     INTERRUPTED,
+    PLANNED,
     QUEUED,
     RUNNING,
     SILENT_SECONDS,
@@ -111,13 +112,14 @@ def _in_ledger_above(run: Path) -> Known:
     return Known(run)
 
 
-def survey(runs: list[Known]) -> tuple[list[RunView], str | None]:
+def survey(runs: list[Known], ask_slurm: bool = True) -> tuple[list[RunView], str | None]:
     """The state of each run, and why SLURM could not be asked, if it could not.
 
     What only SLURM knows, which forgets, is written into status.json: that a run died, and how.
 
     Args:
         runs: `known_below`.
+        ask_slurm: False: go by what the runs say themselves.
     """
     runs = [owner(k) for k in runs]
     statuses = [_status(k) for k in runs]
@@ -126,7 +128,7 @@ def survey(runs: list[Known]) -> tuple[list[RunView], str | None]:
     infos: dict[str, JobInfo] | None = None
     trouble = None
     try:
-        infos = client.job_infos(open_ids)
+        infos = client.job_infos(open_ids) if ask_slurm else None
     except ClusterError as error:
         trouble = str(error)
     views = []
@@ -157,7 +159,7 @@ def _status(known: Known) -> RunStatus:
         result = read_result(path)
         reason = f"{result.error.type}: {result.error.message}" if result.error else None
         return RunStatus(result.status, reason, started=result.started, heartbeat=result.finished or result.started)
-    return RunStatus(QUEUED if known.attempt else INTERRUPTED, None if known.attempt else "not started")
+    return RunStatus(QUEUED if known.attempt else PLANNED)
 
 
 def _job_id(known: Known, status: RunStatus) -> str | None:

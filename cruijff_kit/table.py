@@ -18,15 +18,11 @@ from cruijff_kit.folder import folders_below, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import Evaluation, RunResult, read_result
-from cruijff_kit.table_cells import best_run, cell, known_best, table_cells, versus_cells
+from cruijff_kit.table_cells import SEEDS, VERSUS, best_run, known_best, table_cells, versus_cells
 
 if TYPE_CHECKING:
     import pandas
     from rich.table import Table
-
-_VERSUS = "Difference [95% interval] p, item by item; p corrected for the runs shown (Holm)"
-_SEEDS = "Means over seeds; the interval is that of other seeds, ± that of other test items"
-_V1_COLUMNS = ("Run Name", "Model", "LoRA Rank", "Learning Rate", "Batch Size", "Epochs", "Status")
 
 
 def read_results(folder: str | Path) -> list[RunResult]:
@@ -132,32 +128,9 @@ def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, 
             yield from ((f"ceiling {e.task}/{metric}", value) for metric, value in e.ceiling.items())
 
 
-def write_summary(sweep_dir: Path, results: list[RunResult]) -> None:
-    """results.csv for programs and experiment_summary.md for people, from the same results. Neither is read back."""
-    frame = to_frame(results)
-    write_text(sweep_dir / "results.csv", frame.to_csv(index=False))
-    header, rows = table_cells(results)
-    shown_by_v1 = ("run", "status", "lora.rank", "lr", "batch_size", "epochs", "model")
-    extra = [i for i, name in enumerate(header) if name not in shown_by_v1]
-    body = [
-        [*(cell(record[name]) for name in _V1_COLUMNS), *(cells[i] for i in extra)]
-        for record, cells in zip(frame.to_dict("records"), rows, strict=True)
-    ]
-    header = [*_V1_COLUMNS, *(header[i] for i in extra)]
-    text = f"# {results[0].experiment}\n\n{len(results)} runs, {sum(r.status == 'done' for r in results)} done.\n\n"
-    text += _markdown(header, body)
-    if line := known_best(results):
-        text += f"\n{line}\n"
-    if versus := versus_cells(results, compare_runs(results, best_run(results))):
-        text += f"\n{_VERSUS}\n\n{_markdown(*versus)}"
-    if groups := replicates(results):
-        text += f"\n{_SEEDS}\n\n{_markdown(*replicate_cells(groups))}"
-    write_text(sweep_dir / "experiment_summary.md", text)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in rows)]
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
+def write_csv(sweep_dir: Path, results: list[RunResult]) -> None:
+    """results.csv: a line a run, for programs."""
+    write_text(sweep_dir / "results.csv", to_frame(results).to_csv(index=False))
 
 
 def _of_several_epochs(results: list[RunResult]) -> str:
@@ -206,10 +179,10 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
         if line:
             console.print(line)
     if versus := versus_cells(results, compare_runs(results, best)):
-        console.print(f"\n{_VERSUS}", markup=False)
+        console.print(f"\n{VERSUS}", markup=False)
         console.print(_rich(*versus))
     if groups := replicates(results):
-        console.print(f"\n{_SEEDS}")
+        console.print(f"\n{SEEDS}")
         console.print(_rich(*replicate_cells(groups)))
     if best is not None:
         console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")

@@ -6,6 +6,8 @@ from typing import Any
 from cruijff_kit.comparisons import BEST, UNTRAINED, Comparison, shown
 from cruijff_kit.result import Evaluation, RunResult, higher_is_better
 
+VERSUS = "Difference [95% interval] p, item by item; p corrected for the runs shown (Holm)"
+SEEDS = "Means over seeds; the interval is that of other seeds, ± that of other test items"
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
 

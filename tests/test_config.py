@@ -263,7 +263,7 @@ def test_a_users_own_files(tmp_path, tiny):
     assert config == cruijff_kit.compose([f"hydra.searchpath=[file://{tmp_path}]", *overrides])
     assert config.torchtune["dataset"]["prompt"] == config.torchtune["dataset_val"]["prompt"] == "Next letter: {input}"
     assert config.torchtune["model"]["checkpoint_dir"] == config.model.path == str(tiny)
-    assert (config.experiment, config.dataset.max_seq_len, config.eval.tasks) == ("letters", 2048, ["match"])
+    assert (config.experiment.name, config.dataset.max_seq_len, config.eval.tasks) == ("letters", 2048, ["match"])
 
 
 def test_every_setting_is_described():
@@ -276,7 +276,7 @@ def test_every_setting_is_described():
                 described = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
                 if isinstance(field, ast.AnnAssign) and not described:
                     bare.append(f"{node.name}.{field.target.id}")
-    assert bare == [f"RunConfig.{g}" for g in ("model", "dataset", "lora", "eval", "slurm")]
+    assert bare == [f"RunConfig.{g}" for g in ("model", "dataset", "lora", "eval", "slurm", "experiment")]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from cruijff_kit.run_status import (
     write_status,
 )
 from cruijff_kit.stopping import StopSignals
+from cruijff_kit.summary import refresh_above
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,6 +118,7 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
         return 1
     finally:
         heartbeat.__exit__()
+        refresh_above(run)
     say(f"done: {result.objective_name} {result.objective}")
     return 0
 

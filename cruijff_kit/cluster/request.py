@@ -38,7 +38,7 @@ def sbatch_options(config: RunConfig) -> dict[str, Any]:
     """
     slurm = config.slurm
     options = {name: getattr(slurm, name) for name in _PLAIN if getattr(slurm, name) is not None}
-    options["job_name"] = slurm.job_name or config.experiment
+    options["job_name"] = slurm.job_name or config.experiment.name
     if slurm.gpus:
         options["gpus_per_node"] = slurm.gpus
     if slurm.cpus:

@@ -4,6 +4,7 @@ The YAML in conf/ makes the choices; this package says what may be chosen. `load
 `RunConfig`, refusing anything that is not described here. Imported at start-up: no torch, no torchtune.
 """
 
+from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig, ResourcesConfig
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.loading import literal, load, register
@@ -14,6 +15,7 @@ __all__ = [
     "LR_SCHEDULERS",
     "DatasetConfig",
     "EvalConfig",
+    "ExperimentConfig",
     "LoraConfig",
     "ModelConfig",
     "ResourcesConfig",

@@ -57,6 +57,7 @@ _RESOLVERS: dict[str, Callable] = {
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,
     "nproc": processes_of,
+    "newline": lambda: "\n",  # Hydra's grammar has no way to write one
 }
 
 

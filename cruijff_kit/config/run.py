@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from cruijff_kit.config.checks import above_zero, at_least, one_of, require
+from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.training.steps import saved_epochs
@@ -30,13 +31,12 @@ class RunConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     torchtune: dict[str, Any] = field(default_factory=dict)
     """What the recipe receives (conf/torchtune.yaml)."""
 
     models_dir: str = "models"
     """Folder in which models are expected whose path is not set."""
-    experiment: str = MISSING
-    """Folder under multirun/."""
     run_name: str = "run"
     """Folder of the run; a sweep names its runs by what varies."""
     output_dir: str = MISSING
@@ -101,6 +101,12 @@ class RunConfig:
     null: accuracy where there are tasks, else the validation loss, else the loss."""
     dry_run: bool = False
     """Show what would run, and stop."""
+    scaffold: bool = False
+    """Check everything and make the folders, start nothing; `python -m cruijff_kit.resume DIR` starts what was made."""
+    max_gpu_hours: float | None = None
+    """Start nothing whose estimate is above so many GPU-hours in all, unless approved=true; null: no limit."""
+    approved: bool = False
+    """A person has seen the estimate and lets it go above max_gpu_hours."""
     force: bool = False
     """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
 
@@ -115,12 +121,11 @@ class RunConfig:
         above_zero("lr", self.lr)
         if self.clip_grad_norm is not None:
             above_zero("clip_grad_norm", self.clip_grad_norm, "; null turns clipping off")
-        for name in ("run_name", "experiment"):
-            value = getattr(self, name)
-            require(
-                not re.search(r"[/\\]", value) and value not in ("", ".", ".."),
-                f"{name}={value} must be the name of one folder, without / or \\",
-            )
+        require(
+            not re.search(r"[/\\]", self.run_name) and self.run_name not in ("", ".", ".."),
+            f"run_name={self.run_name} must be the name of one folder, without / or \\",
+        )
+        at_least(0, max_gpu_hours=self.max_gpu_hours)
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))

@@ -75,13 +75,14 @@ class Rehearsal:
     """What a task did with the recorder.
 
     prompts: how many were compared with training. longest: tokens of the longest one. metrics: scorer -> its metrics; None
-    where they are not known before the task has run. max_tokens: the longest answer.
+    where they are not known before the task has run. max_tokens: the longest answer. samples: how many will be asked.
     """
 
     prompts: int
     longest: int
     metrics: dict[str, list[str]] | None
     max_tokens: int
+    samples: int
 
 
 _rehearsed: dict[str, Rehearsal] = {}
@@ -119,7 +120,7 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
     examples = {e.row: e for e in shared.dataset(taught, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
-    wordiest = _wordiest(task, config)
+    wordiest, samples = _wordiest(task, config), _asked(task, config)
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
         log = _run(name, task, recorder, config, Path(logs))
@@ -129,7 +130,7 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
         example = examples[row]
         _compare(name.label, row, prompt, example.tokens[: example.first_label], tokenizer)
     longest = max(map(len, [*asked.values(), *(tokenizer.prompt(_messages(s.input)) for s in wordiest)]))
-    return Rehearsal(len(asked), longest, found, task.config.max_tokens or config.eval.max_tokens)
+    return Rehearsal(len(asked), longest, found, task.config.max_tokens or config.eval.max_tokens, samples)
 
 
 def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
@@ -139,10 +140,11 @@ def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
     task = build_task(name, config)
     wordiest = [tokenizer.prompt(_messages(s.input)) for s in _wordiest(task, config)]
     found, limit = measured(task), task.config.max_tokens or config.eval.max_tokens
+    samples = _asked(task, config)
     task.dataset = task.dataset[:_FEW]
     with tempfile.TemporaryDirectory() as logs:
         _run(name, task, recorder, config, Path(logs), score=False)
-    return Rehearsal(0, max(map(len, [*recorder.prompts, *wordiest])), found, limit)
+    return Rehearsal(0, max(map(len, [*recorder.prompts, *wordiest])), found, limit, samples)
 
 
 def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, logs: Path, score: bool = True) -> EvalLog:
@@ -167,6 +169,11 @@ def _plain(message: str) -> str:
 
 def _wordiest(task: Task, config: RunConfig) -> list[Sample]:
     return sorted(task.dataset[: config.eval.limit], key=lambda s: len(str(s.input)))[-_WORDIEST:]
+
+
+def _asked(task: Task, config: RunConfig) -> int:
+    """How many samples the task will ask, each as often as it says."""
+    return len(task.dataset[: config.eval.limit]) * (task.epochs or 1)
 
 
 def _messages(asked: str | list[ChatMessage]) -> list[dict[str, str]]:

@@ -51,12 +51,14 @@ def show_end(folder: Path) -> None:
 
 def write_and_show(sweep_dir: Path) -> list[RunResult]:
     """Write results.csv and experiment_summary.md, print the table, and return the results (none: say nothing)."""
-    from cruijff_kit.table import find_results, read_results, show_results, write_summary
+    from cruijff_kit.summary import write_summary
+    from cruijff_kit.table import find_results, read_results, show_results, write_csv
 
     if not find_results(sweep_dir):
         return []
     results = read_results(sweep_dir)
     if not (sweep_dir / "result.json").exists():  # a run's own folder has no table
-        write_summary(sweep_dir, results)
+        write_csv(sweep_dir, results)
+        write_summary(sweep_dir)
     show_results(sweep_dir, results)
     return results

@@ -13,18 +13,26 @@ from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.cluster.request import sbatch_options
 from cruijff_kit.config import RunConfig
 from cruijff_kit.folder import discard_unused
-from cruijff_kit.launch.jobs import Job, find_earlier, write_down
+from cruijff_kit.launch.jobs import Job, estimate, find_earlier, write_down
 from cruijff_kit.ledger import editing, is_done, read_ledger, run_folder
 from cruijff_kit.plan import check
 from cruijff_kit.progress import say
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import DONE, read_status
+from cruijff_kit.summary import write_summary
 
 if TYPE_CHECKING:
     from cruijff_kit.cluster.submit import Outcome
 
 # What a submission that came to nothing leaves in its folder.
-_MADE = ("sweep.json", ".sweep.json.lock", "config.yaml", "swept.json", "status.json")
+_MADE = (
+    "sweep.json",
+    ".sweep.json.lock",
+    "config.yaml",
+    "swept.json",
+    "status.json",
+    "experiment_summary.md",
+)
 
 
 def submit_jobs(jobs: list[Job], sweep_dir: Path) -> dict[int, float | None]:
@@ -79,7 +87,9 @@ def submit_alone(config: RunConfig) -> None:
     job = Job(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
     find_earlier([job], folder)
     if job.earlier is None:
+        estimate([job], folder)
         write_down([job], folder, sys.argv[1:])
+        write_summary(folder)
     submit_jobs([job], job.earlier or folder)
     if config.slurm.wait or job.earlier_state == DONE:
         from cruijff_kit.launch.callback import show_end

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
+from cruijff_kit.estimate import Estimate, check_budget, estimates, in_words
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.frozen import frozen
 from cruijff_kit.launch.composing import Composer
-from cruijff_kit.launch.names import run_name, swept_keys, swept_values
+from cruijff_kit.launch.names import differing, run_name, swept_keys, swept_values
 from cruijff_kit.launch.task import load_task
 from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, is_done, new_ledger, read_ledger, run_folder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import progress, say
+from cruijff_kit.run import settings_of
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.survey import Known, RunView, survey
 
@@ -28,7 +30,7 @@ class Job:
     """One run of the sweep.
 
     composed: as Hydra composed it, with the ``hydra`` node. config: typed. plan: what the checks came to. earlier: the
-    folder of an identical run that is done or on its way, if there is one.
+    folder of an identical run that is done or on its way, if there is one. estimate: of what is to run.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Job:
     plan: Plan | None = None
     earlier: Path | None = None
     earlier_state: str | None = None
+    estimate: Estimate | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +63,15 @@ class Job:
         inside = place.absolute().is_relative_to(sweep_dir.absolute())
         folder = str(place.absolute().relative_to(sweep_dir.absolute())) if inside else str(place.absolute())
         hashes = identity(self.config, self.plan.data_hash)
-        return Entry(self.name, folder, *hashes, swept=self.swept, reused=self.earlier is not None)
+        return Entry(
+            self.name,
+            folder,
+            *hashes,
+            swept=self.swept,
+            reused=self.earlier is not None,
+            settings=settings_of(self.config),
+            estimate=asdict(self.estimate) if self.estimate else {},
+        )
 
 
 def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep_dir: Path) -> list[Job]:
@@ -91,12 +102,17 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
     chosen_by_user = any(o.startswith("hydra.sweep.subdir=") for o in for_hydra)
     taken = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
     composer = Composer(launcher.hydra_context.config_loader, launcher.config)
+    configs = [composer.compose(overrides) for overrides in job_overrides]
+    sweeps = [swept_values(config, keys, overrides) for config, overrides in zip(configs, job_overrides, strict=True)]
+    given = [
+        config.run_name if any(o.lstrip("+").startswith("run_name=") for o in overrides) else None
+        for config, overrides in zip(configs, job_overrides, strict=True)
+    ]
     jobs = []
-    for number, overrides in enumerate(job_overrides, initial_job_idx):
-        config = composer.compose(overrides)
-        swept = swept_values(config, keys, overrides)
-        named_by_user = any(o.lstrip("+").startswith("run_name=") for o in overrides)
-        name = run_name({"": config.run_name} if named_by_user else swept, taken).lstrip("=")
+    for number, (config, swept, name) in enumerate(zip(configs, sweeps, given, strict=True)):
+        namesakes = [values for values, other in zip(sweeps, given, strict=True) if other == name]
+        name = run_name(swept if name is None else {"": name} | differing(swept, namesakes), taken).lstrip("=")
+        number += initial_job_idx
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.run_name = name
@@ -123,7 +139,7 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     else the sweep's own. A run of this very sweep folder that is neither done nor on its way goes on where it lies.
     """
     scope = sweep_dir.absolute()
-    above = [p for p in list(scope.parents)[:2] if p.name == jobs[0].config.experiment]
+    above = [p for p in list(scope.parents)[:2] if p.name == jobs[0].config.experiment.name]
     scope = above[0] if above else scope
     wanted = [j for j in jobs if not j.config.force]
     if not scope.is_dir() or not wanted:
@@ -166,12 +182,31 @@ def _say_found(found: list[Job], total: int) -> None:
     say(f"{len(found)} of {total} runs exist already ({', '.join(parts)}) in {place}; force=true runs them again")
 
 
+def estimate(jobs: list[Job], sweep_dir: Path) -> None:
+    """Estimate what is to run, and say it.
+
+    Raises:
+        UserError: it is above max_gpu_hours, and nobody approved it.
+    """
+    new = [job for job in jobs if job.earlier is None]
+    if not new:
+        return
+    found = estimates([(job.config, job.plan) for job in new], sweep_dir)
+    for job, one in zip(new, found, strict=True):
+        job.estimate = one
+    ledger = read_ledger(sweep_dir)
+    folders = {job.folder.absolute() for job in new}
+    others = [e for e in ledger.runs if run_folder(sweep_dir, e) not in folders] if ledger else []
+    check_budget(new[0].config, found, sum(e.estimate.get("gpu_hours", 0) for e in others if not e.reused))
+    say(in_words(found))
+
+
 def write_down(jobs: list[Job], sweep_dir: Path, command: list[str]) -> None:
     """Freeze what is to run, and enter all jobs into the sweep's ledger; a run that it has already stays as it is."""
     for job in jobs:
         if job.earlier is None:
             # Frozen, so that a run that the sweep never comes to can be resumed too.
-            RunFolder(job.folder).freeze(job.config, job.swept)
+            RunFolder(job.folder).freeze(replace(job.config, scaffold=False), job.swept)
     with editing(sweep_dir, new_ledger(jobs[0].config.experiment, command)) as ledger:
         folders = {run_folder(sweep_dir, e) for e in ledger.runs}
         ledger.runs += [e for e in (job.entry(sweep_dir) for job in jobs) if run_folder(sweep_dir, e) not in folders]

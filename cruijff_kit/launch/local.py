@@ -14,6 +14,7 @@ from cruijff_kit.launch.jobs import Job
 from cruijff_kit.launch.task import swept_by
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import queued_again, read_status, write_status
+from cruijff_kit.summary import refresh_above
 
 
 def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
@@ -44,6 +45,7 @@ def _run(launcher, job: Job, place: int, total: int) -> float | None:
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
+    refresh_above(job.folder)
     if returned.status is JobStatus.FAILED:
         say(f"[{place}/{total}] {job.name} failed: {one_line(returned._return_value)}")
         return math.nan

@@ -26,7 +26,7 @@ def swept_keys(job_overrides: Sequence[Sequence[str]], typed: Sequence[str]) -> 
         given = {str((o.key_or_group, o.value())) for o in map(parse_override, typed)}
         ours = map(parse_override, job_overrides[0])
         varying = [o for o in ours if str((o.key_or_group, o.value())) not in given]
-    return [k for k in dict.fromkeys(o.key_or_group for o in varying) if not k.startswith("hydra.")]
+    return [k for k in dict.fromkeys(o.key_or_group for o in varying) if not k.startswith("hydra.") and k != "run_name"]
 
 
 def swept_values(config: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
@@ -39,6 +39,11 @@ def swept_values(config: DictConfig, keys: Sequence[str], overrides: Sequence[st
             value = OmegaConf.to_container(value)
         values[key] = chosen.get(key) if OmegaConf.is_dict(value) or value is None else value
     return values
+
+
+def differing(values: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What varies of a run's values among runs that bear the same given name."""
+    return {k: v for k, v in values.items() if any(other[k] != v for other in others)}
 
 
 def run_name(values: dict[str, Any], taken: set[str]) -> str:

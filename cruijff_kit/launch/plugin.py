@@ -21,11 +21,15 @@ class LauncherConfig:
 
 @dataclass
 class SweeperConfig:
-    """hydra/sweeper=cruijff_kit: every combination of the values that were given, as hydra/sweeper=basic."""
+    """hydra/sweeper=cruijff_kit: every combination of the values that were given, as hydra/sweeper=basic; and values in
+    pairs and runs one by one (launch/expanding.py).
+    """
 
     _target_: str = f"{_PLUGINS}.sweeper.Sweeper"
     max_batch_size: int | None = None
     params: dict[str, Any] | None = None
+    paired: list[Any] | None = None
+    runs: list[Any] | None = None
 
 
 def register() -> None:

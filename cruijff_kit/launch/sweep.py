@@ -11,11 +11,13 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.folder import discard_unused
 from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.launch.dry_run import show
-from cruijff_kit.launch.jobs import Job, find_earlier, prepare, write_down
+from cruijff_kit.launch.jobs import Job, estimate, find_earlier, prepare, write_down
 from cruijff_kit.launch.plugin import SweeperConfig
+from cruijff_kit.launch.scaffold import say_scaffolded
 from cruijff_kit.launch.task import warn_of_ignored
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import DONE
+from cruijff_kit.summary import write_summary
 
 
 def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -36,6 +38,12 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
             raise SystemExit(0)  # a sweeper that optimises would ask for an objective
         _refuse_blind_search(launcher, jobs)
         find_earlier(jobs, sweep_dir)
+        estimate(jobs, sweep_dir)
+        write_down(jobs, sweep_dir, OmegaConf.to_container(launcher.config.hydra.overrides.task))
+        write_summary(sweep_dir)
+        if jobs[0].config.scaffold:
+            say_scaffolded(jobs, sweep_dir)
+            raise SystemExit(0)
         return _start(launcher, jobs, sweep_dir)
     except KeyboardInterrupt:
         # Hydra does not call the callback then.
@@ -56,7 +64,6 @@ def _start(launcher, jobs: list[Job], sweep_dir: Path) -> list[JobReturn]:
     from cruijff_kit.launch.local import run_here
 
     new = [j for j in jobs if j.earlier is None]
-    write_down(jobs, sweep_dir, OmegaConf.to_container(launcher.config.hydra.overrides.task))
     objectives: dict[int, float | None] = {}
     there = [j for j in jobs if j.config.slurm.submit]
     if there:

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -12,8 +12,12 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from cruijff_kit.command import PastHydra
 from cruijff_kit.config import RunConfig, load
+from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, discard_unused
 from cruijff_kit.progress import say
+
+if TYPE_CHECKING:
+    from cruijff_kit.plan import Plan
 
 # The launcher knows what varies in the sweep; Hydra's task function takes the config alone.
 _swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", default={})  # noqa: B039 (never written)
@@ -57,20 +61,42 @@ def check_alone(cfg: DictConfig) -> None:
 
     try:
         HydraConfig.instance().set_config(cfg)  # for what refers to ${hydra:...}
+        _refuse_sweep_alone(cfg)
         config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
         warn_of_ignored(config, list(cfg.hydra.overrides.task))
         if config.dry_run:
             _show(config)
+        elif config.scaffold:
+            from cruijff_kit.launch.scaffold import scaffold_alone
+
+            scaffold_alone(config)
         elif config.slurm.submit:
             from cruijff_kit.launch.cluster import submit_alone
 
             submit_alone(config)
         else:
-            check(config)
+            _check_budget(config, check(config))
             return
     except Exception as error:
         raise PastHydra(error) from error
     raise SystemExit(0)
+
+
+def _check_budget(config: RunConfig, plan: "Plan") -> None:
+    from cruijff_kit.estimate import check_budget, estimates
+
+    if config.max_gpu_hours is not None:
+        check_budget(config, estimates([(config, plan)], Path(config.output_dir)))
+
+
+def _refuse_sweep_alone(cfg: DictConfig) -> None:
+    """An experiment without -m is one run only if the shell fixes all that it sweeps."""
+    sweeper, chosen = cfg.hydra.sweeper, cfg.hydra.runtime.choices.get("experiment")
+    typed = {o.lstrip("+~").partition("=")[0] for o in cfg.hydra.overrides.task}
+    swept = [key for key in sweeper.get("params") or {} if key not in typed]
+    if chosen is not None and (swept or sweeper.get("runs")):
+        what = f"sweeps over {', '.join(swept)}" if swept else f"lists {len(sweeper.runs)} runs"
+        raise UserError(f"experiment={chosen} {what}; add -m" + (f", or set {swept[0]}=VALUE" if swept else ""))
 
 
 def run_task(cfg: DictConfig) -> float | None:

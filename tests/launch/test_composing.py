@@ -20,7 +20,7 @@ RUNS = [
     ["dataset=json", "dataset.path=x.json", "eval=none"],
     ["+torchtune.optimizer.betas=[0.9,0.95]", "lr=1e-5"],
     ["~dataset.arguments.seed", "lr=1e-5"],
-    ["dataset.arguments={num_words: 30}", "run_name=a", "experiment=b"],
+    ["dataset.arguments={num_words: 30}", "run_name=a", "experiment.name=b"],
     ["torchtune.optimizer._component_=torch.optim.SGD"],
     ["eval.tasks=[match]", "eval=capitalization"],
 ]

@@ -1,0 +1,37 @@
+"""scaffold=true: everything is checked, the folders are made, nothing is started; `resume` starts it."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from cruijff_kit.config import RunConfig
+from cruijff_kit.launch.jobs import Job, estimate, find_earlier, write_down
+from cruijff_kit.plan import check
+from cruijff_kit.progress import say
+from cruijff_kit.summary import NAME, write_summary
+
+
+def scaffold_alone(config: RunConfig) -> None:
+    """A single run; its ledger lies in its own folder."""
+    folder = Path(config.output_dir)
+    job = Job(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
+    find_earlier([job], folder)
+    if job.earlier is None:
+        estimate([job], folder)
+        write_down([job], folder, sys.argv[1:])
+        write_summary(folder)
+    say_scaffolded([job], folder)
+
+
+def say_scaffolded(jobs: list[Job], sweep_dir: Path) -> None:
+    """Say what was made, and what to type next."""
+    new = sum(job.earlier is None for job in jobs)
+    where = os.path.relpath(sweep_dir)
+    if new:
+        print(f"{new} run{'s' * (new != 1)} checked and planned in {where}; read {Path(where, NAME)}")
+        print(f"start:   python -m cruijff_kit.resume {shlex.quote(where)}", flush=True)
+    else:
+        say("nothing is left to do: every run exists already")

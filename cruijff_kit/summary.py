@@ -1,0 +1,180 @@
+"""experiment_summary.md: a sweep for people, from its plan to its findings.
+
+Written again whenever a run ends, never read back. Everything comes from the ledger and the runs' status.json and
+result.json.
+"""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from cruijff_kit.comparisons import compare_runs
+from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.estimate import clock
+from cruijff_kit.folder import write_text
+from cruijff_kit.ledger import Entry, Ledger, read_ledger
+from cruijff_kit.progress import say
+from cruijff_kit.replicates import replicate_cells, replicates
+from cruijff_kit.result import RunResult, now, read_result
+from cruijff_kit.run_status import ACTIVE, DONE, PLANNED
+from cruijff_kit.survey import Known, RunView, known_below, survey
+from cruijff_kit.table_cells import SEEDS, VERSUS, Cells, best_run, cell, known_best, table_cells, versus_cells
+
+NAME = "experiment_summary.md"
+_SETTINGS = {
+    "Model": "model",
+    "LoRA Rank": "lora.rank",
+    "Learning Rate": "lr",
+    "Batch Size": "batch_size",
+    "Epochs": "epochs",
+}
+
+
+def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
+    """Write a sweep's summary as things stand now; nothing where there is no ledger.
+
+    Args:
+        ask_slurm: False where a job writes it, which would trouble the cluster each time.
+    """
+    ledger = read_ledger(sweep_dir)
+    if ledger is None or not ledger.runs:
+        return
+    runs = [k for k in known_below(sweep_dir) if k.entry is not None]
+    views, _ = survey(runs, ask_slurm)
+    results = {k.folder: read_result(k.folder / "result.json") for k in runs if (k.folder / "result.json").exists()}
+    parts = [_head(ledger, views), _runs(runs, views, results), _findings(views, [*results.values()]), _failures(views)]
+    text = "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
+    write_text(sweep_dir / NAME, text)
+
+
+def refresh_above(run: Path) -> None:
+    """Bring the summary of the sweep that a run belongs to up to date; what goes wrong is said, and changes nothing."""
+    above = next((place for place in [run, *run.parents][:4] if (place / "sweep.json").exists()), None)
+    try:
+        if above is not None:
+            write_summary(above, ask_slurm=False)
+    except (OSError, UserError) as error:
+        say(f"{NAME} could not be written: {one_line(error)}")
+
+
+def _head(ledger: Ledger, views: list[RunView]) -> str:
+    told = {"Question": ledger.question, "Hypothesis": ledger.hypothesis, "Evaluation plan": ledger.evaluation}
+    about = "".join(f"**{title}.** {' '.join(text.split())}\n\n" for title, text in told.items() if text)
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(v.state for v in views).items())
+    return f"# {ledger.experiment}\n\n{about}{len(views)} run{'s' * (len(views) != 1)}: {counts} ({now()}).\n"
+
+
+def _runs(runs: list[Known], views: list[RunView], results: dict[Path, RunResult]) -> str:
+    """Every run with its settings and status, and of those that have ended what they came to."""
+    made = list(results.values())
+    header, rows = table_cells(made) if made else ([], [])
+    told = {"run", "status", *_SETTINGS.values()}
+    extra = [i for i, name in enumerate(header) if name not in told]
+    ended = dict(zip(results, rows, strict=True))
+    swept = [] if made else [k for k in dict.fromkeys(k for r in runs for k in r.entry.swept) if k not in told]
+    best = best_run(made)
+    body = []
+    for known, view in zip(runs, views, strict=True):
+        result, cells = results.get(known.folder), ended.get(known.folder)
+        settings = result.settings if result else known.entry.settings
+        name = f"**{view.name}**" if result is not None and result is best else view.name
+        shown = [name, *(cell(settings.get(key)) for key in _SETTINGS.values()), _state(view)]
+        shown += [cell(known.entry.swept.get(k)) for k in swept]
+        body.append([*shown, *(cells[i] if cells else "" for i in extra)])
+    head = ["Run Name", *_SETTINGS, "Status", *swept, *(header[i] for i in extra)]
+    return f"## Runs\n\n{markdown(head, body)}"
+
+
+def _state(view: RunView) -> str:
+    at = f" (step {view.step} of {view.total_steps})" if view.state in ACTIVE and view.step and view.total_steps else ""
+    return view.state + at
+
+
+def _findings(views: list[RunView], results: list[RunResult]) -> str:
+    """What the runs that are done come to; comparisons when all have ended."""
+    if not any(r.status == DONE for r in results):
+        return ""
+    best, text = best_run(results), ""
+    if best is not None:
+        text += f"Best {best.objective_name}: {best.objective:.4g} ({best.name}).\n"
+    if line := known_best(results):
+        text += f"\n{line[0].upper()}{line[1:]}.\n"
+    if any(v.state in ACTIVE for v in views):
+        return text + "\nComparisons follow when all runs have ended.\n"
+    if versus := versus_cells(results, compare_runs(results, best)):
+        text += f"\n{VERSUS}\n\n{markdown(*versus)}"
+    if groups := replicates(results):
+        text += f"\n{SEEDS}\n\n{markdown(*replicate_cells(groups))}"
+    return text
+
+
+def _failures(views: list[RunView]) -> str:
+    lines = [
+        f"- {v.name}: {v.state}{f', {v.reason}' if v.reason else ''}" for v in views if v.reason and v.state != DONE
+    ]
+    return "\n".join(["## What did not go as planned", "", *lines, ""]) if lines else ""
+
+
+def _resources(runs: list[Known], results: dict[Path, RunResult]) -> str:
+    """Estimate and fact side by side, for each run and in all."""
+    rows, sums = [], Counter()
+    for known in runs:
+        row = _spent(known.entry, results.get(known.folder), sums)
+        rows.append([known.entry.name, *row])
+    header = [
+        "Run Name",
+        "Estimated time",
+        "Time",
+        "Estimated memory",
+        "Peak memory",
+        "Estimated GPU-hours",
+        "GPU-hours",
+    ]
+    sums_row = [clock(sums[n]) if sums[n] else "" for n in ("estimated", "took")]
+    hours_row = [f"{sums[n]:.3g}" for n in ("estimated_hours", "hours")]
+    rows.append(["in all", *sums_row, "", "", *hours_row])
+    bases = dict.fromkeys(k.entry.estimate["basis"] for k in runs if k.entry.estimate)
+    basis = f"Estimated {'; '.join(bases)}.\n\n" if bases else ""
+    return f"## Resources\n\n{basis}{markdown(header, rows)}"
+
+
+def _spent(entry: Entry, result: RunResult | None, sums: Counter) -> Cells:
+    """The cells of a run; adds to the sums."""
+    estimate, took = entry.estimate, result.seconds.get("total") if result else None
+    hours = result.gpu_hours() if result else None
+    sums["estimated"] += estimate.get("seconds", 0)
+    sums["took"] += took or 0
+    sums["estimated_hours"] += estimate.get("gpu_hours", 0)
+    sums["hours"] += hours or 0
+    peak = result.training.get("peak_memory_bytes") if result else None
+    return [
+        clock(estimate["seconds"]) if estimate else "",
+        "" if took is None else clock(took),
+        _gigabytes(estimate.get("memory_bytes")),
+        _gigabytes(peak),
+        f"{estimate['gpu_hours']:.3g}" if estimate else "",
+        "" if hours is None else f"{hours:.3g}",
+    ]
+
+
+def _gigabytes(size: float | None) -> str:
+    return f"{size / 1e9:.2f} GB" if size else ""
+
+
+def _again(ledger: Ledger, sweep_dir: Path, views: list[RunView]) -> str:
+    folder, several = shlex.quote(str(sweep_dir.absolute())), len(views) > 1 or ledger.runs[0].swept
+    typed = shlex.join(o for o in ledger.command if not o.startswith("scaffold="))
+    lines = [f"cd {shlex.quote(ledger.cwd)}", f"python -m cruijff_kit.train {'-m ' * bool(several)}{typed}".rstrip()]
+    if any(v.state == PLANNED for v in views):
+        lines.append(f"python -m cruijff_kit.resume {folder}     # starts what is planned")
+    lines.append(f"python -m cruijff_kit.reproduce {folder}/RUN     # one run again, compared with this one")
+    code = f"Code: commit {ledger.git_commit}." if ledger.git_commit else f"Code: {ledger.code}."
+    return "## How to repeat it\n\n" + "".join(f"    {line}\n" for line in lines) + f"\n{code} Made {ledger.created}.\n"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; a bar inside a cell stays inside it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(
+        f"| {' | '.join(c.replace('|', chr(92) + '|').replace(chr(10), ' ') for c in row)} |\n" for row in lines
+    )
