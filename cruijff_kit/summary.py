@@ -6,6 +6,7 @@ result.json.
 
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from cruijff_kit.comparisons import compare_runs
@@ -31,17 +32,17 @@ _SETTINGS = {
 
 
 def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
-    """Write a sweep's summary as things stand now; nothing where there is no ledger.
+    """Write a sweep's summary as things stand now; under a launcher that is not ours it has no ledger, and no plan.
 
     Args:
         ask_slurm: False where a job writes it, which would trouble the cluster each time.
     """
-    ledger = read_ledger(sweep_dir)
-    if ledger is None or not ledger.runs:
-        return
-    runs = [k for k in known_below(sweep_dir) if k.entry is not None]
+    runs = known_below(sweep_dir)
     views, _ = survey(runs, ask_slurm)
+    runs = [k if k.entry else replace(k, entry=Entry(k.folder.name, str(k.folder), "", None)) for k in runs]
     results = {k.folder: read_result(k.folder / "result.json") for k in runs if (k.folder / "result.json").exists()}
+    name = next((r.experiment for r in results.values()), sweep_dir.absolute().parent.name)
+    ledger = read_ledger(sweep_dir) or Ledger(name, [], "")
     parts = [_head(ledger, views), _runs(runs, views, results), _findings(views, [*results.values()]), _failures(views)]
     text = "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
     write_text(sweep_dir / NAME, text)
@@ -162,7 +163,9 @@ def _gigabytes(size: float | None) -> str:
 
 
 def _again(ledger: Ledger, sweep_dir: Path, views: list[RunView]) -> str:
-    folder, several = shlex.quote(str(sweep_dir.absolute())), len(views) > 1 or ledger.runs[0].swept
+    if not ledger.cwd:
+        return ""
+    folder, several = shlex.quote(str(sweep_dir.absolute())), len(views) > 1 or any(e.swept for e in ledger.runs)
     typed = shlex.join(o for o in ledger.command if not o.startswith("scaffold="))
     lines = [f"cd {shlex.quote(ledger.cwd)}", f"python -m cruijff_kit.train {'-m ' * bool(several)}{typed}".rstrip()]
     if any(v.state == PLANNED for v in views):

@@ -9,6 +9,7 @@ from scipy.stats import t
 from cruijff_kit import table
 from cruijff_kit.replicates import replicates, spread
 from cruijff_kit.result import Evaluation, RunResult, to_json
+from cruijff_kit.summary import write_summary
 
 
 def run(rank: int, seed: int, accuracy: float, status: str = "done") -> RunResult:
@@ -56,6 +57,6 @@ def test_in_the_table(tmp_path, capsys):
     assert table.main([str(tmp_path), "--json"]) == 0
     found = {r["name"]: r["replicates"] for r in json.loads(capsys.readouterr().out)}
     assert found["rank=4,seed=2"]["seeds"] == [1, 2, 3] and found["rank=8,seed=1"] is None
-    table.write_summary(tmp_path, table.read_results(tmp_path))
+    write_summary(tmp_path)
     summary = (tmp_path / "experiment_summary.md").read_text()
     assert "| rank=4 | 1, 2, 3 | loss | 0.085 | [0.073, 0.097] |  |" in summary

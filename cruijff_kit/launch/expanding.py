@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
 
 from cruijff_kit.command import without_breaks
 from cruijff_kit.errors import UserError
@@ -28,11 +29,15 @@ def as_override(key: str, value: Any) -> str:
 
 
 def as_params(params: Mapping[str, Any]) -> list[str]:
-    """`hydra.sweeper.params` as overrides: text is in Hydra's grammar, a list is that many values."""
+    """`hydra.sweeper.params` as overrides: text is in Hydra's grammar, a list is that many values.
+
+    Raises:
+        UserError: an empty list.
+    """
+    if empty := [key for key, value in params.items() if value == []]:
+        raise UserError(f"hydra.sweeper.params.{empty[0]} is an empty list; give it values, or leave it out")
     return [
-        f"{key}=choice({','.join(as_override('', v)[1:] for v in value)})"
-        if isinstance(value, list)
-        else f"{key}={value}"
+        f"{key}={','.join(as_override('', v)[1:] for v in value)}" if isinstance(value, list) else f"{key}={value}"
         for key, value in params.items()
     ]
 
@@ -95,7 +100,17 @@ def _values(override: Override) -> list[str]:
         raise UserError(
             f"{_bare(key)}: {kind}() has no list of values; give some, {_bare(key)}=1,2, or take hydra/sweeper=optuna"
         )
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [_readable(key, value) for value in override.sweep_iterator()]
+
+
+def _readable(key: str, value: Any) -> str:
+    """One value of a list as an override. choice() drops the quotes of its texts, and may then not be read again."""
+    text = f"{key}={Override._get_value_element_as_str(value)}"
+    try:
+        parse_override(text)
+    except HydraException:
+        return as_override(key, value)
+    return text
 
 
 def _listed(runs: Any, fixed: set[str]) -> list[Run]:

@@ -1,0 +1,150 @@
+"""Experiments: those that ship, one of the user's own, scaffolds, the summary from plan to findings, the budget."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cruijff_kit
+from cruijff_kit import conf
+from cruijff_kit.ledger import read_ledger
+from cruijff_kit.result import read_result
+
+SHIPPED = sorted(p.stem for p in (Path(conf.__path__[0]) / "experiment").glob("*.yaml"))
+SMALL = ["num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=4", "dataset.max_test_samples=8"]
+MINE = """# @package _global_
+defaults: [override /dataset: capitalization, override /lora: default]
+experiment:
+  name: mine
+  question: Does a larger rank | help?
+  hypothesis: |
+    No.
+    Not here.
+hydra:
+  sweeper:
+    params: {seed: "1,2"}
+    runs:
+      - {run_name: small, lora.rank: 2}
+      - {run_name: large, lora.rank: 4, lr: 1e-3}
+dataset: {max_samples: 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def shell(tiny, environment):
+    def run(cwd, *arguments: str, module: str = "cruijff_kit.train", model: bool = True):
+        small = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "cruijff_kit.train" and model else []
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments, *small], cwd=cwd, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("mine")
+    (cwd / "my_conf" / "experiment").mkdir(parents=True)
+    (cwd / "my_conf" / "experiment" / "mine.yaml").write_text(MINE)
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def scaffold(mine, shell):
+    done = shell(mine, "-m", "--config-dir", "my_conf", "experiment=mine", "scaffold=true")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (mine / "multirun" / "mine").iterdir()
+    return done, folder, (folder / "experiment_summary.md").read_text()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_experiments_can_run(name, shell, tmp_path):
+    """Each says what it is for, and its runs pass every check; nothing is left behind."""
+    text = yaml.safe_load((Path(conf.__path__[0]) / "experiment" / f"{name}.yaml").read_text())
+    assert text["experiment"]["name"] == name
+    assert all(text["experiment"][part].strip() for part in ("question", "hypothesis", "evaluation"))
+    done = shell(tmp_path, "-m", f"experiment={name}", "dataset.allow_leaks=[exact]", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "runs; nothing is started" in done.stdout and not (tmp_path / "multirun").exists()
+
+
+def test_a_scaffold_is_a_plan(scaffold):
+    done, folder, planned = scaffold
+    assert "4 runs checked and planned" in done.stdout and "python -m cruijff_kit.resume" in done.stdout
+    names = ["small,seed=1", "small,seed=2", "large,seed=1", "large,seed=2"]
+    ledger = read_ledger(folder)
+    assert [e.name for e in ledger.runs] == names and ledger.experiment == "mine"
+    assert all((folder / n / "config.yaml").exists() and not (folder / n / "result.json").exists() for n in names)
+    assert [e.swept for e in ledger.runs][2] == {"lora.rank": 4, "seed": 1, "lr": 0.001}
+    assert "**Question.** Does a larger rank | help?" in planned and "**Hypothesis.** No. Not here." in planned
+    assert "4 runs: 4 planned" in planned and planned.count("| planned |") == 4
+    assert "| small,seed=1 | llama | 2 | 0.0001 | 8 | 1 | planned |" in planned
+    assert "scaffold=true" not in planned and "-m --config-dir" not in planned
+
+
+def test_resume_starts_what_is_planned(scaffold, mine, shell):
+    _, folder, _ = scaffold
+    assert {v["state"] for v in json.loads(shell(mine, "multirun", "--json", module="cruijff_kit.status").stdout)} == {
+        "planned"
+    }
+    done = shell(mine, str(folder), module="cruijff_kit.resume")
+    assert done.returncode == 0, done.stderr
+    results = {p.parent.name: read_result(p) for p in folder.glob("*/result.json")}
+    assert len(results) == 4 and all(r.status == "done" and r.experiment == "mine" for r in results.values())
+    assert results["large,seed=2"].settings["lora.rank"] == 4 and results["large,seed=2"].settings["lr"] == 0.001
+    summary = (folder / "experiment_summary.md").read_text()
+    assert "4 runs: 4 done" in summary and "## Resources" in summary and "Means over seeds" in summary
+    assert "| in all |" in summary and "versus untrained" in summary
+    again = shell(mine, "-m", "--config-dir", "my_conf", "experiment=mine")
+    assert again.returncode == 0 and "4 of 4 runs exist already (4 done)" in again.stderr
+    estimates = [e.estimate for e in read_ledger(folder).runs]
+    assert all(e["runs"] == 0 and e["seconds"] > 0 and "formula" in e["basis"] for e in estimates)
+
+
+def test_estimates_come_from_finished_runs(scaffold, mine, shell):
+    done = shell(mine, "-m", "--config-dir", "my_conf", "experiment=mine", "seed=3", "scaffold=true")
+    assert "from 4 finished runs of this kind" in done.stderr, done.stderr
+
+
+def test_one_run_of_an_experiment(mine, shell):
+    alone = shell(mine, "--config-dir", "my_conf", "experiment=mine", "seed=1")
+    assert alone.returncode == 2 and "experiment=mine lists 2 runs; add -m" in alone.stderr
+    swept = shell(mine, "experiment=capitalization_rank_lr", "lr=1e-3")
+    assert swept.returncode == 2 and "sweeps over lora.rank; add -m, or set lora.rank=VALUE" in swept.stderr
+    fixed = shell(mine, "experiment=capitalization_rank_lr", "lr=1e-3", "lora.rank=2", "dry_run=true")
+    assert fixed.returncode == 0, fixed.stderr
+
+
+def test_a_mistyped_experiment(mine, shell):
+    done = shell(mine, "-m", "experiment=capitalisation_rank_lr")
+    assert done.returncode == 2 and "did you mean capitalization_rank_lr?" in done.stderr
+    assert "experiment.name=capitalisation_rank_lr" in done.stderr
+
+
+def test_pairs_from_the_shell(mine, shell):
+    done = shell(mine, "-m", "lora.rank=2,4", "lr=1e-3,1e-4", "hydra.sweeper.paired=[lora.rank,lr]", "dry_run=true")
+    assert "2 runs; nothing is started" in done.stdout and "rank=4,lr=0.0001" in done.stdout
+
+
+def test_a_budget_stops_what_is_above_it(mine, shell):
+    asked = ["slurm=cluster", "slurm.gpus=1", "device=cuda", "max_gpu_hours=0.000001"]
+    for flags in (["-m", "seed=1,2"], []):
+        done = shell(mine, *flags, *asked, "lora.rank=2", "experiment.name=budget", "scaffold=true")
+        assert done.returncode == 2, done.stdout
+        assert "GPU-hours" in done.stderr and "approved=true" in done.stderr
+        assert not (mine / "multirun" / "budget").exists()
+    done = shell(mine, "-m", "seed=1,2", *asked, "experiment.name=budget", "scaffold=true", "approved=true")
+    assert done.returncode == 0, done.stderr
+    cheap = shell(mine, "seed=1", "max_gpu_hours=0", "experiment.name=cheap", "scaffold=true")
+    assert cheap.returncode == 0, "a run on a CPU takes no GPU-hours"
+
+
+def test_the_experiment_is_not_part_of_what_is_computed():
+    from cruijff_kit.config import config_hash
+
+    plain, named = cruijff_kit.compose([]), cruijff_kit.compose(["experiment.name=x", "experiment.question=y"])
+    assert config_hash(plain) == config_hash(named)
