@@ -1,4 +1,4 @@
-"""What the README says about data of one's own can be typed, and what it describes can be read."""
+"""What docs/data.md says about data of one's own can be typed, and what it describes can be read."""
 
 import re
 import shlex
@@ -9,8 +9,8 @@ import pytest
 import cruijff_kit
 from cruijff_kit.data.conversations import conversations
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("## Your own data\n")[2].partition("\n## ")[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("## Your own data\n")[2].partition("\n## ")[0]
 
 
 def commands(section: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What the README says about data sets that ship and about evaluation can be typed."""
+"""What docs/data.md says about data sets that ship, and docs/evaluation.md about tasks, can be typed."""
 
 import re
 import shlex
@@ -11,9 +11,10 @@ from cruijff_kit.evaluate import main as evaluate
 from cruijff_kit.evaluation.tasks import TASKS as SHIPPED_TASKS
 from cruijff_kit.plan import check
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-NAMES = ("## Data sets that ship\n", "## Evaluation\n")
-SECTIONS = "\n".join(README.partition(name)[2].partition("\n## ")[0] for name in NAMES)
+DOCS = Path(__file__).parents[2] / "docs"
+DATA = (DOCS / "data.md").read_text(encoding="utf-8").partition("## Data sets that ship\n")[2].partition("\n## ")[0]
+EVALUATION = (DOCS / "evaluation.md").read_text(encoding="utf-8").partition("\n## Scorers")[0]
+SECTIONS = DATA + EVALUATION
 TASKS = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
@@ -80,7 +81,6 @@ def test_every_late_evaluation_can_be_typed(command, trained, tiny, tmp_path, mo
 def test_there_are_commands_and_every_data_set_is_named():
     assert len(commands("train")) == 12 and len(commands("evaluate")) == 4
     shipped = {p.stem for p in (Path(__file__).parents[2] / "conf/dataset").glob("*.yaml")} - {"files", "json"}
-    data, evaluation = (README.partition(name)[2].partition("\n## ")[0] for name in NAMES)
-    assert set(re.findall(r"^\| `(\w+)`", data, flags=re.MULTILINE)) == shipped
-    first_cells = "".join(re.findall(r"^\| (`[^|]*`) \|", evaluation, flags=re.MULTILINE))
+    assert set(re.findall(r"^\| `(\w+)`", DATA, flags=re.MULTILINE)) == shipped
+    first_cells = "".join(re.findall(r"^\| (`[^|]*`) \|", EVALUATION, flags=re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", first_cells)) == set(SHIPPED_TASKS)
