@@ -117,12 +117,17 @@ def editing(folder: Path, new: Ledger | None = None) -> Iterator[Ledger]:
         new: begin with this one if there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{NAME}.lock"):
+    with FileLock(lock_of(folder)):
         ledger = read_ledger(folder) or new
         if ledger is None:
             raise UserError(f"{folder} holds no {NAME}")
         yield ledger
         write_text(folder / NAME, json.dumps(dataclasses.asdict(ledger), indent=1) + "\n")
+
+
+def lock_of(folder: Path) -> Path:
+    """What a command locks that writes a sweep's files."""
+    return folder / f".{NAME}.lock"
 
 
 def run_folder(sweep_dir: Path, entry: Entry) -> Path:

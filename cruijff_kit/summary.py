@@ -4,16 +4,19 @@ Written again whenever a run ends, never read back. Everything comes from the le
 result.json.
 """
 
+import contextlib
 import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock
+
 from cruijff_kit.comparisons import compare_runs
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.estimate import clock
 from cruijff_kit.folder import write_text
-from cruijff_kit.ledger import Entry, Ledger, read_ledger
+from cruijff_kit.ledger import Entry, Ledger, lock_of, read_ledger
 from cruijff_kit.progress import say
 from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import RunResult, now, read_result
@@ -37,15 +40,21 @@ def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
     Args:
         ask_slurm: False where a job writes it, which would trouble the cluster each time.
     """
+    ledger = read_ledger(sweep_dir)
+    # Who writes last has read last: two runs that end together would else leave the older view.
+    with FileLock(lock_of(sweep_dir)) if ledger else contextlib.nullcontext():
+        write_text(sweep_dir / NAME, _summary(sweep_dir, ledger, ask_slurm))
+
+
+def _summary(sweep_dir: Path, ledger: Ledger | None, ask_slurm: bool) -> str:
     runs = known_below(sweep_dir)
     views, _ = survey(runs, ask_slurm)
     runs = [k if k.entry else replace(k, entry=Entry(k.folder.name, str(k.folder), "", None)) for k in runs]
     results = {k.folder: read_result(k.folder / "result.json") for k in runs if (k.folder / "result.json").exists()}
     name = next((r.experiment for r in results.values()), sweep_dir.absolute().parent.name)
-    ledger = read_ledger(sweep_dir) or Ledger(name, [], "")
+    ledger = ledger or Ledger(name, [], "")
     parts = [_head(ledger, views), _runs(runs, views, results), _findings(views, [*results.values()]), _failures(views)]
-    text = "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
-    write_text(sweep_dir / NAME, text)
+    return "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
 
 
 def refresh_above(run: Path) -> None:
