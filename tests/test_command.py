@@ -42,7 +42,7 @@ TYPOS = [
     ("hydra/launcher=nope",
      "hydra/launcher=nope does not exist; valid: basic, cruijff_kit, submitit_local, submitit_slurm"),
     ("lora=8",
-     "model, dataset, lora, eval and slurm take the name of an option, not a number; --help lists the options"),
+     "model, dataset, lora, eval, slurm and experiment take the name of an option, not a number; --help lists the options"),
 ]  # fmt: skip
 TYPES = [
     ("lora.rank=abc", "lora.rank=abc is not a whole number"),

@@ -134,7 +134,7 @@ def test_dry_run_of_one_run(command, weightless):
     assert code == 0
     titles, values = table(out)
     assert titles == [
-        "run", "rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory", "disk"
+        "run", "rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory", "disk", "time"
     ]  # fmt: skip
     (row,) = values
     assert row[:7] == ["run", "400", "8", "50", "100", "10", row[6]]

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from cruijff_kit import answer
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.estimate import Estimate, check_budget, estimates, in_words
@@ -129,7 +130,9 @@ def _naming(job: Job) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error} (in run {job.name}; nothing was started)" if job.swept else str(error)) from error
+        if not job.swept:
+            raise
+        raise UserError(f"{error} (in run {job.name}; nothing was started)", error.fix) from error
 
 
 def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
@@ -150,6 +153,7 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
             folder = Path(view.folder)
             if view.state in (DONE, *ACTIVE) or is_done(folder):  # or only a late evaluation did not end well
                 job.earlier, job.earlier_state = folder, view.state if view.state in ACTIVE else DONE
+                answer.extend(existing=[{"name": view.name, "folder": str(folder), "state": job.earlier_state}])
                 break
             if folder.is_relative_to(sweep_dir.absolute()):
                 job.move(folder)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from cruijff_kit import answer
 from cruijff_kit.config import RunConfig
+from cruijff_kit.launch.dry_run import planned_arrays
 from cruijff_kit.launch.jobs import Job, estimate, find_earlier, write_down
+from cruijff_kit.launch.task import begin_answer
 from cruijff_kit.plan import check
 from cruijff_kit.progress import say
 from cruijff_kit.summary import NAME, write_summary
@@ -21,15 +24,30 @@ def scaffold_alone(config: RunConfig) -> None:
     find_earlier([job], folder)
     if job.earlier is None:
         estimate([job], folder)
+        check_arrays([job], folder)
         write_down([job], folder, sys.argv[1:])
         write_summary(folder)
     say_scaffolded([job], folder)
+
+
+def check_arrays(jobs: list[Job], sweep_dir: Path) -> None:
+    """Ask SLURM whether it would take what is to be submitted.
+
+    Raises:
+        ClusterError: it would not, or does not answer.
+    """
+    new = [job.config for job in jobs if job.earlier is None and job.config.slurm.submit]
+    for array in planned_arrays(new, sweep_dir.absolute()):
+        if array.error is not None:
+            raise array.error
 
 
 def say_scaffolded(jobs: list[Job], sweep_dir: Path) -> None:
     """Say what was made, and what to type next."""
     new = sum(job.earlier is None for job in jobs)
     where = os.path.relpath(sweep_dir)
+    begin_answer(sweep_dir)
+    answer.extend(planned=[{"name": j.name, "folder": str(j.folder.absolute())} for j in jobs if j.earlier is None])
     if new:
         print(f"{new} run{'s' * (new != 1)} checked and planned in {where}; read {Path(where, NAME)}")
         print(f"start:   python -m cruijff_kit.resume {shlex.quote(where)}", flush=True)

@@ -13,8 +13,8 @@ from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.launch.dry_run import show
 from cruijff_kit.launch.jobs import Job, estimate, find_earlier, prepare, write_down
 from cruijff_kit.launch.plugin import SweeperConfig
-from cruijff_kit.launch.scaffold import say_scaffolded
-from cruijff_kit.launch.task import warn_of_ignored
+from cruijff_kit.launch.scaffold import check_arrays, say_scaffolded
+from cruijff_kit.launch.task import begin_answer, warn_of_ignored
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import DONE
 from cruijff_kit.summary import write_summary
@@ -38,7 +38,10 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
             raise SystemExit(0)  # a sweeper that optimises would ask for an objective
         _refuse_blind_search(launcher, jobs)
         find_earlier(jobs, sweep_dir)
+        begin_answer(sweep_dir)
         estimate(jobs, sweep_dir)
+        if jobs[0].config.scaffold:
+            check_arrays(jobs, sweep_dir)
         write_down(jobs, sweep_dir, OmegaConf.to_container(launcher.config.hydra.overrides.task))
         write_summary(sweep_dir)
         if jobs[0].config.scaffold:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from cruijff_kit import answer
 from cruijff_kit.command import PastHydra
 from cruijff_kit.config import RunConfig, load
 from cruijff_kit.errors import UserError
@@ -48,6 +49,12 @@ def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
     return load(cfg)
 
 
+def begin_answer(folder: Path) -> None:
+    """What the command answers to a program has these keys whatever comes of the runs. (Once per batch of a sweep.)"""
+    answer.record(folder=str(folder.absolute()))
+    answer.extend(runs=[], submitted=[], existing=[])
+
+
 def check_alone(cfg: DictConfig) -> None:
     """Check a single run, or show it (dry_run), before Hydra makes its folder.
 
@@ -76,6 +83,7 @@ def check_alone(cfg: DictConfig) -> None:
             submit_alone(config)
         else:
             _check_budget(config, check(config))
+            begin_answer(Path(config.output_dir))
             return
     except Exception as error:
         raise PastHydra(error) from error
@@ -91,11 +99,14 @@ def _check_budget(config: RunConfig, plan: "Plan") -> None:
 
 def _refuse_sweep_alone(cfg: DictConfig) -> None:
     """An experiment without -m is one run only if the shell fixes all that it sweeps."""
-    sweeper, chosen = cfg.hydra.sweeper, cfg.hydra.runtime.choices.get("experiment")
-    typed = {o.lstrip("+~").partition("=")[0] for o in cfg.hydra.overrides.task}
+    chosen = cfg.hydra.runtime.choices.get("experiment")
+    if chosen is None:
+        return
+    sweeper = OmegaConf.to_container(cfg.hydra.sweeper)
+    typed = {o.lstrip("+~").partition("=")[0] for o in OmegaConf.to_container(cfg.hydra.overrides.task)}
     swept = [key for key in sweeper.get("params") or {} if key not in typed]
-    if chosen is not None and (swept or sweeper.get("runs")):
-        what = f"sweeps over {', '.join(swept)}" if swept else f"lists {len(sweeper.runs)} runs"
+    if swept or sweeper.get("runs"):
+        what = f"sweeps over {', '.join(swept)}" if swept else f"lists {len(sweeper['runs'])} runs"
         raise UserError(f"experiment={chosen} {what}; add -m" + (f", or set {swept[0]}=VALUE" if swept else ""))
 
 
@@ -136,6 +147,6 @@ def _run_alone(config: RunConfig) -> float | None:
         return _run(config)
     finally:
         if RunFolder(config.output_dir).result.exists():
-            from cruijff_kit.table import show_results
+            from cruijff_kit.table import answer_or_show
 
-            show_results(Path(config.output_dir))
+            answer_or_show(Path(config.output_dir))
