@@ -1,22 +1,23 @@
-"""Cancel submitted runs: `python -m cruijff_kit.cancel DIR [RUN ...] [--yes]`.
+"""Cancel submitted runs: `python -m cruijff_kit.cancel DIR [RUN ...] [--yes] [--json]`.
 
-A run that is training saves its state first; `python -m cruijff_kit.resume DIR` goes on from there.
+A run that is training saves its state first; `python -m cruijff_kit.resume DIR` goes on from there. It asks at a terminal
+only; --json never asks. --json: {"cancelled": [{"name", "folder", "job_id"}]}.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from cruijff_kit import answer
 from cruijff_kit.cluster import client
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
 from cruijff_kit.logs import chosen_runs
 from cruijff_kit.run_status import ACTIVE, CANCELLED, QUEUED, read_status, write_status
 from cruijff_kit.survey import Known, RunView, known_below, survey
 
 
-def cancel(folder: Path, names: list[str], sure: bool) -> None:
-    """Cancel the runs of these names (none: all) that are queued or running.
+def cancel(folder: Path, names: list[str], sure: bool) -> list[RunView]:
+    """Cancel the runs of these names (none: all) that are queued or running, and return those that were cancelled.
 
     Raises:
         UserError: no such run; or `sure` is False and there is no terminal to ask at.
@@ -33,12 +34,13 @@ def cancel(folder: Path, names: list[str], sure: bool) -> None:
         raise UserError(f"{here[0].name} runs on this machine, not on SLURM: press Ctrl-C where it was started")
     if not submitted:
         print("nothing to cancel: no run is queued or running")
-        return
+        return []
     if not sure and not _confirmed([v for _, v in submitted]):
         print("nothing was cancelled")
-        return
+        return []
     cancel_jobs(submitted)
     print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; python -m cruijff_kit.resume {folder} goes on")
+    return [v for _, v in submitted]
 
 
 def cancel_jobs(submitted: list[tuple[Known, RunView]]) -> None:
@@ -53,19 +55,23 @@ def cancel_jobs(submitted: list[tuple[Known, RunView]]) -> None:
 
 def _confirmed(views: list[RunView]) -> bool:
     names = ", ".join(v.name for v in views[:5]) + (", ..." if len(views) > 5 else "")
-    if not sys.stdin.isatty():
+    if not answer.at_terminal():
         raise UserError(f"{len(views)} runs would be cancelled ({names}); add --yes")
     return input(f"cancel {len(views)} runs ({names})? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.cancel", description="Cancel submitted runs.")
+    parser = Parser("cancel", "Cancel submitted runs.", "which runs were cancelled, as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="names of runs; none: all of them")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
-    options = parser.parse_args(argv)
-    return run_command(lambda: cancel(options.folder, options.runs, options.yes))
+
+    def command(options: argparse.Namespace) -> dict[str, list[dict[str, str | None]]]:
+        gone = cancel(options.folder, options.runs, options.yes)
+        return {"cancelled": [{"name": v.name, "folder": v.folder, "job_id": v.job_id} for v in gone]}
+
+    return parser.run(argv, command)
 
 
 if __name__ == "__main__":

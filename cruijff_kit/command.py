@@ -2,12 +2,11 @@
 
 0 done; 1 a run failed; 2 the user's input; 3 the cluster; 130 interrupted.
 
-With `--json` a command's stdout is one JSON document: what it has to say, or {"error": {type, message, fix, exit_code}}.
+With `--json` a command's stdout is one JSON document: what it has to say, or {"error": {type, message, fix, exit_code}}
+beside what was done by then. docs/json.md has every shape.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from cruijff_kit import answer
 from cruijff_kit.errors import UserError, one_line
 
 # Any key may be set there, so no plus is asked for.
@@ -42,23 +42,45 @@ class Answer:
 class Parser(argparse.ArgumentParser):
     """The arguments of `python -m cruijff_kit.NAME`, which all take --json."""
 
-    def __init__(self, name: str, description: str, json_help: str = "the same as one JSON document") -> None:
-        super().__init__(f"python -m cruijff_kit.{name}", description=description)
+    def __init__(
+        self, name: str, description: str, json_help: str = "the same as one JSON document", **more: Any
+    ) -> None:
+        super().__init__(f"python -m cruijff_kit.{name}", description=description, allow_abbrev=False, **more)
         self.add_argument("--json", action="store_true", help=json_help)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError where argparse would print its usage and leave."""
-        raise UserError(f"{message}; {self.prog} --help shows what it takes")
+        raise UserError(f"{message}; {_meant(message, self)}{self.prog} --help shows what it takes")
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse; with --json the help is data too."""
+        answer.record(help=self.format_help())
+        super().print_help(file)
 
     def run(self, argv: Sequence[str] | None, command: Callable[[argparse.Namespace], object]) -> int:
         """Parse, run the command, and return the exit code.
 
         Args:
-            command: gets the options; prints for people, and returns what --json prints (or an Answer). With --json its
-                own prints go to stderr.
+            command: gets the options; prints for people, and returns what --json prints (or an Answer; or None, where the
+                facts that were recorded are the answer). With --json its own prints go to stderr.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        return run_command(lambda: command(self.parse_intermixed_args(argv)), "--json" in argv)
+        return run_command(lambda: command(self.parse_intermixed_args(argv)), json_asked(argv))
+
+
+def json_asked(arguments: Sequence[str]) -> bool:
+    """Whether --json stands among the flags."""
+    flags = list(arguments)
+    return "--json" in (flags[: flags.index("--")] if "--" in flags else flags)
+
+
+def _meant(message: str, parser: argparse.ArgumentParser) -> str:
+    """ "did you mean --follow? ", where a flag that does not exist is like one that does."""
+    from cruijff_kit.hints import nearest
+
+    flag = re.search(r"unrecognized arguments: (?:.* )?(--?[\w-]+)", message)
+    near = nearest(flag[1], [*parser._option_string_actions]) if flag else None
+    return f"did you mean {near}? " if near else ""
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
@@ -70,7 +92,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    parser.error = _refuse_flag  # argparse would print its usage and exit
+    parser.error = lambda message: _refuse_flag(message, parser)  # argparse would print its usage and exit
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
     arguments, settings = freed(arguments), freed(settings)
@@ -83,14 +105,14 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     return flags + settings
 
 
-def _refuse_flag(message: str) -> NoReturn:
+def _refuse_flag(message: str, parser: argparse.ArgumentParser) -> NoReturn:
     from cruijff_kit.hints import valid_keys
 
     flag = re.search(r"unrecognized arguments: -+([\w.-]+)", message)
     key = flag[1].replace("-", "_") if flag else ""
     if key in valid_keys():
         raise UserError(f"--{flag[1]} is not a flag; settings are written without dashes: {key}=VALUE")
-    raise UserError(f"{message}; --help shows every flag")
+    raise UserError(f"{message}; {_meant(message, parser)}--help shows every flag")
 
 
 def freed(settings: list[str]) -> list[str]:
@@ -119,14 +141,14 @@ def run_command(command: Callable[[], object], as_json: bool = False) -> int:
     With CRUIJFF_TRACEBACK=1 the traceback is shown too.
 
     Args:
-        as_json: print what it returns, or its error, as one JSON document; all that it prints itself goes to stderr.
+        as_json: print what it returns (or, if that is None, the facts that were recorded), or its error beside those facts,
+            as one JSON document; all that it prints itself goes to stderr.
     """
     if not as_json:
         return _ended(command)[0]
-    with contextlib.redirect_stdout(sys.stderr):
-        code, answer = _ended(command)
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(answer, ensure_ascii=False, indent=1), flush=True)
+    with answer.gathering() as facts:
+        code, data = _ended(command)
+    answer.write(facts if data is None else {**facts, **data} if isinstance(data, dict) else data)
     return code
 
 
@@ -136,8 +158,10 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         returned = command()
-        answer = returned if isinstance(returned, Answer) else Answer(returned)
-        return answer.exit_code, answer.data
+        said = returned if isinstance(returned, Answer) else Answer(returned)
+        return said.exit_code, said.data
+    except SystemExit as end:  # of argparse's and Hydra's --help, of dry runs, and after a table with failed runs
+        return end.code if isinstance(end.code, int) else int(end.code is not None), None
     except KeyboardInterrupt:
         return _end("interrupted; finished runs and their results are kept", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
@@ -155,18 +179,18 @@ def _explain(error: Exception) -> tuple[int, Any]:
 
     message = explain(error)
     if message is not None:
-        return _end(f"error: {message}", CLUSTER_ERROR if isinstance(error, ClusterError) else USER_ERROR)
-    return _end(f"failed: {type(error).__name__}: {one_line(error)} (CRUIJFF_TRACEBACK=1 shows where)", RUN_FAILED)
+        code = CLUSTER_ERROR if isinstance(error, ClusterError) else USER_ERROR
+        return _end(f"error: {message}", code, getattr(error, "fix", None))
+    where = "CRUIJFF_TRACEBACK=1 shows where"
+    said = f"failed: {type(error).__name__}: {one_line(error)}"
+    return _end(f"{said} ({where})", RUN_FAILED, answer.fix_in(said) or where)
 
 
-def _end(message: str, code: int) -> tuple[int, Any]:
+def _end(message: str, code: int, fix: str | None = None) -> tuple[int, Any]:
     if os.environ.get("CRUIJFF_TRACEBACK") == "1":
         import traceback
 
         traceback.print_exc()
     print(message, file=sys.stderr, flush=True)
-    said = message.removeprefix("error: ")
-    fix = (
-        said.partition("; ")[2] if code in (USER_ERROR, CLUSTER_ERROR) else ""
-    )  # "what is wrong; what to type instead"
-    return code, {"error": {"type": _TYPES[code], "message": said, "fix": fix or None, "exit_code": code}}
+    said = re.sub(r"^(error|failed): | \(CRUIJFF_TRACEBACK=1 shows where\)$", "", message)
+    return code, {"error": answer.error(_TYPES[code], said, fix or answer.fix_in(said), code)}

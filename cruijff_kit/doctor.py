@@ -1,6 +1,7 @@
-"""What will work on this cluster: `python -m cruijff_kit.doctor [--job] [DIR]`.
+"""What will work on this cluster: `python -m cruijff_kit.doctor [--job] [DIR] [--json]`.
 
-Asks SLURM about itself, says what matters for our runs and what to type, and prints a slurm YAML to start from.
+Asks SLURM about itself, says what matters for our runs and what to type, and prints a slurm YAML to start from. --json:
+everything that was found (site.Site), "verdicts" and "yaml"; exit code 1 when a verdict is a problem.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from cruijff_kit.cluster import client
 from cruijff_kit.cluster.node_test import run_node_test
 from cruijff_kit.cluster.site import Account, Partition, Site, read_site
 from cruijff_kit.cluster.verdicts import OK, PROBLEM, WARNING, Choice, Verdict, choose, gpu_text, verdicts
-from cruijff_kit.command import DONE, RUN_FAILED, run_command
+from cruijff_kit.command import DONE, RUN_FAILED, Answer, Parser
 from cruijff_kit.errors import UserError
 
 _SHORT_S = 3600  # what the smallest model asks for
@@ -23,8 +24,8 @@ _ABOUT = ("account", "partition", "qos", "constraint")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 1 when something will not work, 2 when there is no SLURM to ask."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.doctor", description="What will work on this cluster.")
+    """The command; returns the exit code: 0, 1 when something will not work, 3 when there is no SLURM to ask."""
+    parser = Parser("doctor", "What will work on this cluster.", "everything that was found, as JSON")
     add = parser.add_argument
     add("folder", metavar="DIR", nargs="?", type=Path, default=".", help="where runs will be written; default: here")
     add("--job", action="store_true", help="also submit a tiny job that looks around on a node")
@@ -32,13 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--wait", type=int, default=300, metavar="SECONDS", help="the longest wait for the job (300)")
     for name in _ABOUT:
         add(f"--{name}", metavar=name[0].upper(), help="for the job and the YAML, as sbatch takes it")
-    add("--json", action="store_true", help="everything that was found, as JSON")
-    asked = parser.parse_args(argv)
-    codes = []
-    return run_command(lambda: codes.append(_examine(asked))) or (codes[0] if codes else DONE)
+    return parser.run(argv, _examine)
 
 
-def _examine(asked: argparse.Namespace) -> int:
+def _examine(asked: argparse.Namespace) -> Answer:
     if asked.gpus and not asked.job:
         raise UserError("--gpus goes with --job")
     if not asked.folder.is_dir():
@@ -52,11 +50,10 @@ def _examine(asked: argparse.Namespace) -> int:
         given = [f"--{key}={value}" for key, value in options.items() if value]
         site.node = run_node_test(asked.folder, given, asked.gpus, asked.wait)
     found, yaml = verdicts(site, choice), site_yaml(site, choice)
-    if asked.json:
-        print(json.dumps(asdict(site) | {"verdicts": [asdict(v) for v in found], "yaml": yaml}, indent=2))
-    else:
+    if not asked.json:
         show(site, found, yaml)
-    return RUN_FAILED if any(v.level == PROBLEM for v in found) else DONE
+    data = asdict(site) | {"verdicts": [asdict(v) for v in found], "yaml": yaml}
+    return Answer(data, RUN_FAILED if any(v.level == PROBLEM for v in found) else DONE)
 
 
 def site_yaml(site: Site, choice: Choice) -> str:

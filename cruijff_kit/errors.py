@@ -9,7 +9,13 @@ class UserError(ValueError):
 
     The message says what was wrong, where, and what to type instead, in one line;
     the commands print it and exit with code 2.
+
+    fix: what to do, where the message itself does not say it; only programs are told (--json).
     """
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix
 
 
 def one_line(error: BaseException | str) -> str:

@@ -1,6 +1,7 @@
 """An adapter of a run for use elsewhere: `python -m cruijff_kit.export RUN_DIR [--epoch N] [--merged] --to DIR [--json]`.
 
 Without --merged: the adapter in PEFT's format. With it: a whole model, base and adapter in one, that transformers loads.
+--json: {"run", "epoch", "base", "merged", "to", "files": [{"path", "bytes"}], "bytes"}.
 """
 
 import argparse
@@ -9,10 +10,11 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
-from cruijff_kit.folder import RunFolder, folders_below
+from cruijff_kit.folder import RunFolder, folders_below, require_folder
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
 
 def _saved_epochs(folder: RunFolder) -> list[int]:
     path = folder.path
-    if not path.is_dir():
-        raise UserError(f"no such folder: {path}")
+    require_folder(path)
     names = [p.parent.name.removeprefix("epoch_") for p in path.glob("epoch_*/adapter_config.json")]
     if saved := sorted(int(n) for n in names if n.isdigit()):
         return saved
@@ -87,25 +88,27 @@ def _copy(adapter: Path, to: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _as_data(done: Exported) -> dict[str, Any]:
+    files = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(Path(done.to).rglob("*")) if p.is_file()]
+    return asdict(done) | {"files": files, "bytes": sum(f["bytes"] for f in files)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m cruijff_kit.export", description="An adapter of a run, or a whole model."
-    )
+    parser = Parser("export", "An adapter of a run, or a whole model.", "what was written, with sizes, as JSON")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's folder")
     parser.add_argument("--epoch", type=int, metavar="N", help="counted from 0; default: the last one that was saved")
     parser.add_argument("--merged", action="store_true", help="base and adapter in one model, instead of the adapter")
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--json", action="store_true", help="say as JSON what was written")
-    options = parser.parse_args(argv)
 
-    def command() -> None:
+    def command(options: argparse.Namespace) -> dict[str, Any]:
         done = export(options.run, options.to, options.epoch, options.merged)
-        what = "base model and adapter, merged," if done.merged else "adapter"
-        text = f"{what} of epoch {done.epoch} written to {done.to}"
-        print(json.dumps(asdict(done), indent=2) if options.json else text)
+        if not options.json:
+            what = "base model and adapter, merged," if done.merged else "adapter"
+            print(f"{what} of epoch {done.epoch} written to {done.to}")
+        return _as_data(done)
 
-    return run_command(command)
+    return parser.run(argv, command)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ multirun/<experiment>/<time>/<run>/
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from cruijff_kit.errors import UserError
 
 _OF_A_RUN = {"swept.json", "status.json", "result.json"}
 
@@ -111,6 +114,18 @@ def discard_unused(path: str | Path) -> None:
         if above == Path.cwd() or not above.is_relative_to(Path.cwd()) or any(above.iterdir()):
             return
         above.rmdir()
+
+
+def require_folder(folder: Path) -> None:
+    """Raises UserError, naming the one that may have been meant, if a folder does not exist."""
+    if folder.is_dir():
+        return
+    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.8)
+    raise UserError(
+        f"no such folder: {folder}" + (f"; did you mean {folder.parent / near[0]}?" if near else ""),
+        fix=None if near else "give the folder of a run or a sweep (multirun/EXPERIMENT/TIME), or one above them",
+    )
 
 
 def folders_below(folder: Path, *names: str) -> list[Path]:

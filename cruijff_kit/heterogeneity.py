@@ -3,6 +3,7 @@
 PATH: a run's folder (of several evaluated epochs the last), an .eval log, or a CSV with the columns TRUE_LABEL,
 PREDICTION, P(TRUE LABEL) and GROUP. Writes heterogeneity_report.json and group_performance.png. Accuracy by one-way
 analysis of variance; the AUC of each group from P(label = 1), which is 1 - P(true label) where the label is 0.
+--json: the report, and under "files" where it and the picture were written.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import folders_below, write_text
 
@@ -244,30 +245,32 @@ def _text(report: Report) -> str:
     return "\n".join([*lines, *(report.flags or ["nothing flagged"])])
 
 
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    rows, source = read_rows(options.path, options.group)
+    report = heterogeneity(rows, str(source))
+    to: Path = options.to or (options.path if options.path.is_dir() else options.path.parent)
+    tree: dict[str, Any] = asdict(report)
+    write_text(to / REPORT, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if not options.json:
+        print(f"{_text(report)}\nwritten to {to / REPORT}")
+    files: dict[str, str | None] = {"report": str(to / REPORT), "picture": None}
+    try:
+        draw(report, to / PICTURE)
+        files["picture"] = str(to / PICTURE)
+    except UserError as error:  # the report is there without it
+        print(f"no {PICTURE}: {error}", file=sys.stderr)
+    return tree | {"files": files}
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m cruijff_kit.heterogeneity", description="Accuracy and AUC of each group, and whether they differ."
+    parser = Parser(
+        "heterogeneity", "Accuracy and AUC of each group, and whether they differ.", "print the report as JSON"
     )
     parser.add_argument("path", metavar="PATH", type=Path, help="a run's folder, an .eval log, or a CSV")
     parser.add_argument("--group", metavar="NAME", help="column, or key of the samples' metadata (GROUP; group)")
     parser.add_argument("--to", metavar="DIR", type=Path, help="where to write; default: beside what is read")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    options = parser.parse_args(argv)
-
-    def command() -> None:
-        rows, source = read_rows(options.path, options.group)
-        report = heterogeneity(rows, str(source))
-        to: Path = options.to or (options.path if options.path.is_dir() else options.path.parent)
-        tree: dict[str, Any] = asdict(report)
-        write_text(to / REPORT, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        print(json.dumps(tree, indent=2) if options.json else f"{_text(report)}\nwritten to {to / REPORT}")
-        try:
-            draw(report, to / PICTURE)
-        except UserError as error:  # the report is there without it
-            print(f"no {PICTURE}: {error}", file=sys.stderr)
-
-    return run_command(command)
+    return parser.run(argv, _compare)
 
 
 if __name__ == "__main__":

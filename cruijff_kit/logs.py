@@ -1,11 +1,17 @@
-"""What a submitted run printed: `python -m cruijff_kit.logs DIR [RUN] [--follow]`."""
+"""What a submitted run printed: `python -m cruijff_kit.logs DIR [RUN] [--follow] [--json]`.
+
+--json: {"run", "log": the file, "lines": [...]}; with --follow when the run has ended.
+"""
 
 import argparse
+import codecs
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.run_status import ACTIVE
@@ -25,11 +31,11 @@ def chosen_runs(runs: list[Known], names: list[str]) -> list[Known]:
     return [by_name[n] for n in names] if names else runs
 
 
-def show_log(folder: Path, name: str | None, follow: bool) -> None:
-    """Print a run's log; with `follow`, go on until the run has ended.
+def find_log(folder: Path, name: str | None, follow: bool) -> tuple[list[Known], RunView]:
+    """The run of this name, as a list of one, and its row.
 
     Raises:
-        UserError: no such run, several and none was named, or it has no log.
+        UserError: no such run, several and none was named, or it has no log (with `follow`: and will have none).
     """
     runs = chosen_runs(known_below(folder), [name] if name else [])
     if len(runs) > 1:
@@ -42,23 +48,24 @@ def show_log(folder: Path, name: str | None, follow: bool) -> None:
         )
     if not Path(view.log).exists() and not (follow and view.state in ACTIVE):
         raise UserError(
-            f"{view.name} has no log yet: it is {view.state}" + (f" ({view.reason})" if view.reason else "")
+            f"{view.name} has no log yet: it is {view.state}" + (f" ({view.reason})" if view.reason else ""),
+            fix=f"python -m cruijff_kit.status {folder} shows when it begins; --follow waits for it",
         )
-    _print_from(view, runs, 0, follow)
+    return runs, view
 
 
-def _print_from(view: RunView, runs: list[Known], at: int, follow: bool) -> None:
-    last = False
+def log_text(runs: list[Known], view: RunView, follow: bool) -> Iterator[str]:
+    """What the log of a run holds, piece by piece; with `follow` until the run has ended."""
+    at, last, decoder = 0, False, codecs.getincrementaldecoder("utf-8")("replace")
     while True:
         ended = view.state not in ACTIVE
         log = Path(view.log)
         if log.exists():
             with log.open("rb") as file:
                 file.seek(at)
-                text = file.read()
-            at += len(text)
-            sys.stdout.write(text.decode("utf-8", errors="replace"))
-            sys.stdout.flush()
+                read = file.read()
+            at += len(read)
+            yield decoder.decode(read)
         if not follow or (ended and last):
             return
         last = ended  # what is printed behind a run's end is shown too
@@ -66,14 +73,24 @@ def _print_from(view: RunView, runs: list[Known], at: int, follow: bool) -> None
         view = survey(runs)[0][0]
 
 
+def _show(options: argparse.Namespace) -> dict[str, Any] | None:
+    runs, view = find_log(options.folder, options.run, options.follow)
+    if options.json:
+        text = "".join(log_text(runs, view, options.follow))
+        return {"run": view.name, "log": view.log, "lines": text.removesuffix("\n").split("\n") if text else []}
+    for text in log_text(runs, view, options.follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    return None
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.logs", description="What a submitted run printed.")
+    parser = Parser("logs", "What a submitted run printed.", "the run, its log and the lines as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("run", metavar="RUN", nargs="?", help="the run's name, where DIR has several")
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the run has ended")
-    options = parser.parse_args(argv)
-    return run_command(lambda: show_log(options.folder, options.run, options.follow))
+    return parser.run(argv, _show)
 
 
 if __name__ == "__main__":

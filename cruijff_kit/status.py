@@ -1,10 +1,10 @@
 """How the runs below a folder are doing: `python -m cruijff_kit.status DIR [--watch] [--json]`.
 
-What the runs say themselves and what SLURM says, as one row a run. Runs of this machine are shown too.
+What the runs say themselves and what SLURM says, as one row a run. Runs of this machine are shown too. --json: a list, a
+row (survey.RunView) for each run; with --watch that of the last look.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cruijff_kit.command import run_command
+from cruijff_kit import answer
+from cruijff_kit.command import DONE, RUN_FAILED, Answer, Parser
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE, CANCELLED, FAILED
 from cruijff_kit.survey import Known, RunView, known_below, survey
@@ -94,7 +95,7 @@ def watch(title: str, runs: list[Known], until: Callable[[list[RunView]], bool])
     Returns:
         The last look.
     """
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not answer.wanted():
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
@@ -121,37 +122,30 @@ def none_active(views: list[RunView]) -> bool:
     return not any(v.state in ACTIVE for v in views)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code: 1 if a run that was watched failed."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.status", description="How the runs below a folder do.")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or any folder above them")
-    parser.add_argument("--watch", action="store_true", help="look again every few seconds until every run has ended")
-    parser.add_argument("--json", action="store_true", help="every row, as one JSON list")
-    options = parser.parse_args(argv)
-    failed = False
-
-    def command() -> None:
-        nonlocal failed
-        runs = known_below(options.folder)
-        if options.watch:
-            views = watch(str(options.folder), runs, none_active)
-            failed = any(v.state in (FAILED, CANCELLED) for v in views)
-            if sys.stdout.isatty() and not options.json:
-                return
-            trouble = None
-        else:
-            views, trouble = survey(runs)
-        if options.json:
-            if trouble:
-                say(f"SLURM cannot be asked: {trouble}")
-            print(json.dumps([asdict(v) for v in views], indent=1))
-            return
+def _show(options: argparse.Namespace) -> Answer:
+    runs = known_below(options.folder)
+    code, trouble = DONE, None
+    if options.watch:
+        views = watch(str(options.folder), runs, none_active)
+        code = RUN_FAILED if any(v.state in (FAILED, CANCELLED) for v in views) else DONE
+    else:
+        views, trouble = survey(runs)
+    if options.json and trouble:
+        say(f"SLURM cannot be asked: {trouble}")
+    elif not options.json and not (options.watch and sys.stdout.isatty()):
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         console.print(status_table(str(options.folder), views, trouble, console.width))
+    return Answer([asdict(v) for v in views], code)
 
-    return run_command(command) or int(failed)
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code: 1 if a run that was watched failed."""
+    parser = Parser("status", "How the runs below a folder do.", "every row, as one JSON list")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or any folder above them")
+    parser.add_argument("--watch", action="store_true", help="look again every few seconds until every run has ended")
+    return parser.run(argv, _show)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from cruijff_kit import failures
 from cruijff_kit.cluster import client
 from cruijff_kit.cluster.client import ClusterError, JobInfo
 from cruijff_kit.errors import UserError
-from cruijff_kit.folder import folders_below
+from cruijff_kit.folder import folders_below, require_folder
 from cruijff_kit.ledger import Attempt, Entry, find_ledgers, read_ledger, run_folder
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import (
@@ -89,8 +89,7 @@ def known_below(folder: Path) -> list[Known]:
     Raises:
         UserError: no such folder, or no run in it.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+    require_folder(folder)
     found = {k.folder: k for sweep_dir in find_ledgers(folder) for k in _of_ledger(sweep_dir)}
     for run in folders_below(folder, "status.json", "result.json", "swept.json"):
         if run not in found:

@@ -1,20 +1,20 @@
 """Results as a table: `python -m cruijff_kit.table DIR [--epochs] [--json | --csv]`.
 
-Everything is read from the runs' result.json; nothing is parsed from logs.
+Everything is read from the runs' result.json; nothing is parsed from logs. --json: a list, each result with comparisons and
+replicates.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.comparisons import Comparison, as_dicts, columns, compare_runs
 from cruijff_kit.errors import UserError
-from cruijff_kit.folder import folders_below, write_text
+from cruijff_kit.folder import folders_below, require_folder, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import Evaluation, RunResult, read_result
@@ -36,11 +36,13 @@ def read_results(folder: str | Path) -> list[RunResult]:
         UserError: no such folder, no results in it, or one that cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+    require_folder(folder)
     paths = find_results(folder)
     if not paths:
-        raise UserError(f"{folder} holds no results (no result.json below it)")
+        raise UserError(
+            f"{folder} holds no results (no result.json below it); python -m cruijff_kit.status {folder} shows what is "
+            "under way there"
+        )
     return sorted(map(read_result, paths), key=lambda r: (r.started, r.name))
 
 
@@ -231,16 +233,8 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() else 200
 
 
-def as_json(folder: str | Path) -> str:
-    """Every result below a folder with its comparisons and replicates, as a JSON list.
-
-    Raises:
-        UserError: as read_results.
-    """
-    return json.dumps(_dicts(read_results(folder)), indent=2)
-
-
-def _dicts(results: list[RunResult]) -> list[dict[str, Any]]:
+def as_data(results: list[RunResult]) -> list[dict[str, Any]]:
+    """What --json prints: every result as its result.json has it, with its comparisons and replicates."""
     compared = compare_runs(results, best_run(results))
     of_run = {config: asdict(g) for g in replicates(results) for config in g.config_hashes}
     more = (
@@ -252,27 +246,26 @@ def _dicts(results: list[RunResult]) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.table", description="Results of the runs below a folder.")
+    every = "every result.json with comparisons and replicates, as one JSON list"
+    parser = Parser("table", "Results of the runs below a folder.", every)
     parser.add_argument("folder", metavar="DIR", help="a run, a sweep, or any folder above them")
     parser.add_argument("--epochs", action="store_true", help="a row for each evaluated epoch (--json has them anyway)")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--json", action="store_true", help="every result.json with comparisons and replicates, as one JSON list"
-    )
-    form.add_argument("--csv", action="store_true", help="one line per run, as results.csv has it")
-    options = parser.parse_args(argv)
+    parser.add_argument("--csv", action="store_true", help="one line per run, as results.csv has it")
 
-    def command() -> None:
+    def command(options: argparse.Namespace) -> list[dict[str, Any]] | None:
+        if options.json and options.csv:
+            parser.error("argument --csv: not allowed with argument --json")
+        results = read_results(options.folder)
         if options.json:
-            print(as_json(options.folder))
-        elif options.csv:
-            results = read_results(options.folder)
-            print(to_frame(by_epoch(results) if options.epochs else results).to_csv(index=False), end="")
+            return as_data(results)
+        results = by_epoch(results) if options.epochs else results
+        if options.csv:
+            print(to_frame(results).to_csv(index=False), end="")
         else:
-            results = read_results(options.folder)
-            show_results(Path(options.folder), by_epoch(results) if options.epochs else results)
+            show_results(Path(options.folder), results)
+        return None
 
-    return run_command(command)
+    return parser.run(argv, command)
 
 
 if __name__ == "__main__":

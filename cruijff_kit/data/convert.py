@@ -1,6 +1,7 @@
 """Data in another format: `python -m cruijff_kit.data convert SOURCE FOLDER [--to parquet|jsonl|json] [--json]`.
 
 Any layout that can be read becomes a folder with a file for each split. What was written is read again and compared.
+--json: {"source", "target", "files", "rows": {split: rows}, "hash"}.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.data.layouts import FORMATS, file_hash
 from cruijff_kit.data.readers import Row
 from cruijff_kit.data.rows import read_splits
@@ -111,21 +112,18 @@ def _plain(value: Any) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.data convert", description=__doc__.splitlines()[0])
+    parser = Parser("data convert", __doc__.splitlines()[0], "print the result as JSON")
     parser.add_argument("source", metavar="SOURCE", help="a file or a folder, as dataset.path")
     parser.add_argument("target", metavar="FOLDER", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--to", choices=tuple(_WRITERS), default="parquet", help="format to write (default: parquet)")
     parser.add_argument("--format", choices=tuple(FORMATS), help="format of the source (default: as its name says)")
     parser.add_argument("--split-column", default="split", metavar="COLUMN", help="column that names each row's split")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(argv)
 
-    def command() -> None:
+    def command(options: argparse.Namespace) -> dict[str, Any]:
         made = convert(options.source, options.target, options.to, options.format, options.split_column)
-        if options.json:
-            print(json.dumps(made, ensure_ascii=False))
-            return
-        for file, (split, count) in zip(made["files"], made["rows"].items(), strict=True):
-            print(f"{file}  {count} row{'s' * (count != 1)} of split {split!r}")
+        if not options.json:
+            for file, (split, count) in zip(made["files"], made["rows"].items(), strict=True):
+                print(f"{file}  {count} row{'s' * (count != 1)} of split {split!r}")
+        return made
 
-    return run_command(command)
+    return parser.run(argv, command)

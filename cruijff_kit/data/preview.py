@@ -4,19 +4,19 @@
         [--rows N] [--split NAME] [--json]
 
 Shows tokens and which of them are learnt, lengths and what is cut, the balance of the answers, repetitions within and
-across splits, and answers that stand in their prompt. No weights are read, torch is not needed.
+across splits, and answers that stand in their prompt. No weights are read, torch is not needed. --json: what `preview`
+returns.
 """
 
 import argparse
 import dataclasses
 import importlib
-import json
 import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.config import DatasetConfig, RunConfig
 from cruijff_kit.data.conversations import Conversation, columns_of, conversations
 from cruijff_kit.data.instruct import IGNORE, Example
@@ -144,25 +144,22 @@ def _summary(split: str, examples: list[Example], asked: list[Conversation], con
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.data preview", description="Rows as the model sees them.")
+    parser = Parser("data preview", "Rows as the model sees them.", "print everything as JSON")
     parser.add_argument(
         "settings", metavar="SETTING", nargs="*", help="as for python -m cruijff_kit.train: dataset=files ..."
     )
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show token by token (default: 3)")
     parser.add_argument("--split", metavar="NAME", help="whose rows to show (default: the training split's)")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    options = parser.parse_intermixed_args(argv)
 
-    def command() -> None:
+    def command(options: argparse.Namespace) -> dict[str, Any]:
         from cruijff_kit import compose
         from cruijff_kit.data.preview_shown import show
 
         config_dir = options.config_dir and str(Path(options.config_dir).expanduser())
         report = preview(compose(options.settings, config_dir), max(0, options.rows), options.split)
-        if options.json:
-            print(json.dumps(report, ensure_ascii=False))
-        else:
+        if not options.json:
             show(report)
+        return report
 
-    return run_command(command)
+    return parser.run(argv, command)

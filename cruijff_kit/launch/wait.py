@@ -1,8 +1,8 @@
 """slurm.wait=true: stay with the submitted runs until they have ended."""
 
-import sys
 from pathlib import Path
 
+from cruijff_kit import answer
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE
 from cruijff_kit.status import none_active, watch
@@ -32,7 +32,7 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
 
 
 def _asked_to_cancel(count: int) -> bool:
-    if not sys.stdin.isatty():
+    if not answer.at_terminal():
         return False
     try:
         return input(f"\ncancel the {count} runs that are queued or running? [y/N] ").strip().lower() in ("y", "yes")
