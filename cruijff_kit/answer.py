@@ -67,6 +67,11 @@ def extend(**lists: list[Any]) -> None:
             kept[name] = [*kept.get(name, []), *items]
 
 
+def recorded(name: str) -> Any:
+    """A fact that was recorded; None: it was not."""
+    return (_facts.get() or {}).get(name)
+
+
 def at_terminal() -> bool:
     """Whether there is somebody to ask: questions go to stdout, answers come from stdin, and no program waits for JSON."""
     return not wanted() and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))

@@ -7,6 +7,8 @@ beside what was done by then. docs/json.md has every shape.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
@@ -105,6 +107,27 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     return flags + settings
 
 
+def printed_as_data(hydra_command: Callable[[], object], arguments: list[str]) -> object:
+    """Call a Hydra command for --json: what Hydra prints of itself becomes data, the configuration or {"help": text}.
+
+    Args:
+        arguments: `hydra_arguments`.
+    Returns:
+        None, if it was to run something: what came of that is recorded.
+    """
+    asked = {a.partition("=")[0] for a in arguments} & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}
+    if not asked:
+        hydra_command()
+        return None
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        hydra_command()
+    if asked & {"--cfg", "-c"}:
+        import yaml
+
+        return yaml.safe_load(printed.getvalue())
+    return {"help": printed.getvalue()}
+
+
 def _refuse_flag(message: str, parser: argparse.ArgumentParser) -> NoReturn:
     from cruijff_kit.hints import valid_keys
 
@@ -163,7 +186,9 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
     except SystemExit as end:  # of argparse's and Hydra's --help, of dry runs, and after a table with failed runs
         return end.code if isinstance(end.code, int) else int(end.code is not None), None
     except KeyboardInterrupt:
-        return _end("interrupted; finished runs and their results are kept", INTERRUPTED)
+        folder = answer.recorded("folder")
+        fix = f"python -m cruijff_kit.resume {folder}" if folder else "give the command again"
+        return _end("interrupted; finished runs and their results are kept", INTERRUPTED, fix)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
         sys.stderr.close()
     except PastHydra as carried:

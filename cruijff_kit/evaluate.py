@@ -7,6 +7,8 @@ python -m cruijff_kit.evaluate model=hf_llama model.path=MODEL_DIR              
 
 The cells (run x epoch x task) that finished runs have already are left as they are. What was submitted to SLURM is
 evaluated there, in one job for all runs of one base model; slurm.submit=false evaluates it here.
+--json: {"folder", "made": [{"run", "task", "epoch", "log"}], "submitted", "runs": as of `table --json`}; with dry_run=true
+{"dry_run", "cells"}.
 """
 
 import argparse
@@ -21,17 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from cruijff_kit import answer
 from cruijff_kit.cluster.client import ClusterError
-from cruijff_kit.command import run_command
+from cruijff_kit.command import Parser
 from cruijff_kit.config import EvalConfig, RunConfig, SlurmConfig, literal
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.cells import Cells
-from cruijff_kit.folder import RunFolder
+from cruijff_kit.folder import RunFolder, require_folder
 from cruijff_kit.frozen import frozen
 from cruijff_kit.ledger import is_done
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import read_result
-from cruijff_kit.run_status import ACTIVE, DONE, read_status, write_status
+from cruijff_kit.run_status import ACTIVE, CANCELLED, DONE, FAILED, read_status, write_status
 from cruijff_kit.survey import Known, known_below, owner, survey
 
 if TYPE_CHECKING:
@@ -55,8 +58,8 @@ def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = 
         ClusterError: SLURM refused or does not answer.
         SystemExit: with code 1 if a cell failed.
     """
-    if where is not None and not where.is_dir():
-        raise UserError(f"no such folder: {where}")
+    if where is not None:
+        require_folder(where)
     if where is not None and (where / "adapter_config.json").is_file():
         return _alone(where, overrides, config_dir)
     if where is not None and (where / "config.json").is_file() and not (where / "result.json").exists():
@@ -112,6 +115,7 @@ def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | N
         else:
             _nothing_waits(run.folder)
     left = [(run, config) for run, _, config, cells in waiting if cells]
+    answer.record(folder=str(where.absolute()), made=[], submitted=[], runs=[])
     if not left:
         say("every cell is there already")
     before = {run.folder: _submissions(run) for run, _ in left}
@@ -171,6 +175,7 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
         return None
     folder.freeze(config, {})
     late.write_request(folder.path, request)
+    answer.record(folder=str(folder.path), made=[], submitted=[], runs=[])
     try:
         return start(folder.path, [(Known(folder.path), config)])
     except Exception:
@@ -283,8 +288,11 @@ def start(where: Path, waiting: list[tuple[Known, RunConfig]]) -> Path | None:
     failed = _do([run for run, _ in here])
     if there and not there[0][1].slurm.wait:
         return None
+    failed += sum(v.state in (FAILED, CANCELLED) for v in survey([run for run, _ in there])[0])
     if failed:
         show(where)
+        fix = f"python -m cruijff_kit.status {where} says why; python -m cruijff_kit.resume {where} tries again"
+        answer.record(error=answer.error("run", f"the evaluation of {failed} of {len(waiting)} runs failed", fix, 1))
         raise SystemExit(1)
     return where
 
@@ -355,6 +363,9 @@ def _ledger_of(known: Known, config: RunConfig) -> Path:
 
 
 def _show_missing(rows: list[tuple[str, Cells]]) -> None:
+    if answer.wanted():
+        answer.record(dry_run=True, cells=[{"run": name, **cells.as_data()} for name, cells in rows])
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -367,21 +378,34 @@ def _show_missing(rows: list[tuple[str, Cells]]) -> None:
 
 
 def show(where: Path) -> None:
-    """Bring each sweep's results.csv up to date and print the table."""
+    """Bring each sweep's results.csv up to date and print the table (or record the results)."""
     from cruijff_kit.ledger import find_ledgers
-    from cruijff_kit.table import find_results, read_results, show_results, write_summary
+    from cruijff_kit.table import answer_or_show, find_results, read_results, write_summary
 
     for sweep_dir in find_ledgers(where):
         if find_results(sweep_dir) and not (sweep_dir / "result.json").exists():
             write_summary(sweep_dir, read_results(sweep_dir))
-    show_results(where)
+    answer_or_show(where)
+
+
+def _command(options: argparse.Namespace) -> None:
+    places = [i for i in options.items if "=" not in i or Path(i).is_dir()]
+    overrides = [i for i in options.items if i not in places]
+    if len(places) > 1:
+        raise UserError(f"{places[1]}: one folder can be named; settings are written key=value")
+    if not options.items:
+        raise UserError("name a run's or a sweep's folder, an adapter's, or a model; --help has examples")
+    where = evaluate(Path(places[0]) if places else None, overrides, options.config_dir)
+    if where is not None:
+        show(where)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m cruijff_kit.evaluate",
-        description="Evaluate what is trained already: finished runs, an adapter from elsewhere, a base model alone.",
+    parser = Parser(
+        "evaluate",
+        "Evaluate what is trained already: finished runs, an adapter from elsewhere, a base model alone.",
+        "the cells that were made and every result, as one JSON document",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("python")),
     )
@@ -392,27 +416,9 @@ def main(argv: list[str] | None = None) -> int:
         help="a run, a sweep, a folder above; or an adapter's folder; or a model's. Then settings as for cruijff_kit.train",
     )
     parser.add_argument("--config-dir", metavar="DIR", help="folder with YAML of your own beside ours")
-    parser.add_argument("--json", action="store_true", help="print every result as `table --json` does, not a table")
-    options = parser.parse_args(argv)
-
-    def command() -> None:
-        places = [i for i in options.items if "=" not in i or Path(i).is_dir()]
-        overrides = [i for i in options.items if i not in places]
-        if len(places) > 1:
-            raise UserError(f"{places[1]}: one folder can be named; settings are written key=value")
-        if not options.items:
-            raise UserError("name a run's or a sweep's folder, an adapter's, or a model; --help has examples")
-        where = evaluate(Path(places[0]) if places else None, overrides, options.config_dir)
-        if where is not None and options.json:
-            from cruijff_kit.table import as_json
-
-            print(as_json(where))
-        elif where is not None:
-            show(where)
-
     if os.getcwd() not in sys.path:  # the user's own modules
         sys.path.insert(0, os.getcwd())
-    return run_command(command)
+    return parser.run(argv, _command)
 
 
 if __name__ == "__main__":

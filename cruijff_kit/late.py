@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cruijff_kit import answer
 from cruijff_kit.config import EvalConfig, RunConfig, SlurmConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.cells import Cells, missing_cells, with_cell
@@ -251,6 +252,7 @@ def _evaluate(folder: RunFolder, request: Request, config: RunConfig, result: Ru
             say(f"failed: {one_line(error)}")
             continue
         _keep(new, result, folder)
+        answer.extend(made=[{"run": result.name, "task": new.task, "epoch": new.epoch, "log": new.log}])
     if request.of == ADAPTER and failure is None:
         note_objective(result, config)
     return failure

@@ -3,15 +3,16 @@
 DIR is a run, a sweep, or a folder above them. Each run that is neither done nor on its way goes on from its newest
 checkpoint, or starts if it has none, with the configuration that was frozen when it was first started: on SLURM what was
 submitted, here what ran here. Only the slurm group may be changed: slurm.time=04:00:00, slurm.submit=false to run here.
+--json: {"folder", "to_finish", "on_their_way", "submitted", "made", "runs": as of `table --json`, "states"}.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit import failures
-from cruijff_kit.command import run_command
+from cruijff_kit import answer, failures
+from cruijff_kit.cluster.client import ClusterError
+from cruijff_kit.command import Parser
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.frozen import frozen, frozen_swept
@@ -33,7 +34,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     runs = known_below(folder)
     views, trouble = survey(runs)
     if trouble and any(v.state in ACTIVE and v.job_id for v in views):
-        raise UserError(f"whether the submitted runs are still on their way cannot be told: {trouble}")
+        raise ClusterError(f"whether the submitted runs are still on their way cannot be told: {trouble}")
     active = [v for v in views if v.state in ACTIVE]
     left = [(k, v) for k, v in zip(runs, views, strict=True) if v.state not in (DONE, *ACTIVE)]
     on_their_way = f"; {len(active)} on their way" if active else ""
@@ -41,6 +42,21 @@ def resume(folder: Path, overrides: list[str]) -> None:
         (f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done")
         + on_their_way
     )
+    answer.record(to_finish=[v.name for _, v in left], on_their_way=[v.name for v in active])
+    answer.record(folder=str(folder.absolute()), submitted=[], made=[], runs=[])
+    try:
+        _finish(folder, left, changed)
+    finally:
+        if answer.wanted():
+            answer.record(states=_states(runs))
+
+
+def _states(runs: list[Known]) -> list[dict[str, Any]]:
+    keys = ("name", "folder", "state", "reason", "job_id")
+    return [{key: getattr(view, key) for key in keys} for view in survey(runs)[0]]
+
+
+def _finish(folder: Path, left: list[tuple[Known, RunView]], changed: dict[str, Any]) -> None:
     waiting = [(k, v) for k, v in left if read_request(k.folder)]
     left = [w for w in left if w not in waiting]
     if waiting:
@@ -143,11 +159,10 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m cruijff_kit.resume", description="Finish what is not done.")
+    parser = Parser("resume", "Finish what is not done.", "what was submitted or run, as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's or a sweep's folder, or one above")
     parser.add_argument("overrides", metavar="slurm.KEY=VALUE", nargs="*", help="what to ask the cluster for now")
-    options = parser.parse_args(argv)
-    return run_command(lambda: resume(options.folder, options.overrides))
+    return parser.run(argv, lambda options: resume(options.folder, options.overrides))
 
 
 if __name__ == "__main__":

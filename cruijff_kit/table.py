@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cruijff_kit import answer
 from cruijff_kit.command import Parser
 from cruijff_kit.comparisons import Comparison, as_dicts, columns, compare_runs
 from cruijff_kit.errors import UserError
@@ -226,6 +227,14 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
         if r.late_error:
             why = f"{r.late_error.type}: {r.late_error.message}"
             console.print(f"{r.name}: what was to be evaluated later is missing: {why}", markup=False)
+
+
+def answer_or_show(folder: Path, results: list[RunResult] | None = None) -> None:
+    """Record the results for the command's JSON document, or, where none is wanted, print their table."""
+    if answer.wanted():
+        answer.record(folder=str(folder.absolute()), runs=as_data(results or read_results(folder)))
+    else:
+        show_results(folder, results)
 
 
 def _width() -> int | None:

@@ -3,6 +3,9 @@
 python -m cruijff_kit.train lora.rank=16 lr=5e-4
 python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-4,5e-5
 python -m cruijff_kit.train --help
+
+--json: {"folder", "runs": as of `table --json`, "submitted", "existing"}; with dry_run=true {"dry_run", "folder", "runs",
+"arrays"}; with --cfg the configuration.
 """
 
 import gc
@@ -12,7 +15,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cruijff_kit.command import hydra_arguments, run_command
+from cruijff_kit.command import hydra_arguments, json_asked, printed_as_data, run_command
 from cruijff_kit.config import register
 from cruijff_kit.launch import plugin
 
@@ -28,18 +31,23 @@ def train(cfg: DictConfig) -> float | None:
     return run_task(cfg)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command, with errors explained; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    as_json = json_asked(given)
 
-    def command() -> None:
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
+    def command() -> object:
+        sys.argv[1:] = hydra_arguments([a for a in given if a != "--json"])  # Hydra reads it there
+        if as_json:
+            return printed_as_data(train, sys.argv[1:])
         train()
+        return None
 
     if (
         os.getcwd() not in sys.path
     ):  # the user's own modules; `python -m` looks there by itself, an installed script does not
         sys.path.insert(0, os.getcwd())
-    code = run_command(command)
+    code = run_command(command, as_json)
     gc.freeze()  # else the interpreter looks through millions of objects before it goes: seconds
     return code
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import submitit
 
+from cruijff_kit import answer
 from cruijff_kit.cluster import client
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.cluster.request import describe, grouped, shares, split
 from cruijff_kit.config import SlurmConfig
 from cruijff_kit.folder import write_text
-from cruijff_kit.ledger import Attempt, code_hash, editing, run_folder
+from cruijff_kit.ledger import Attempt, code_hash, editing, read_ledger, run_folder
 from cruijff_kit.progress import progress
 from cruijff_kit.result import now
 from cruijff_kit.run_status import INTERRUPTED, RunStatus, queued_again, read_status, write_status
@@ -233,15 +234,23 @@ def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
             queued_again(folder, run.reason, run.changes)
     _enter(array, sweep_dir, path)
     try:
-        answer = client.call("sbatch", "--parsable", f"--chdir={cwd}", str(path), seconds=_SECONDS_TO_SUBMIT)
+        said = client.call("sbatch", "--parsable", f"--chdir={cwd}", str(path), seconds=_SECONDS_TO_SUBMIT)
     except ClusterError as error:
         if "did not answer" not in str(error):  # then it may have been taken: the ledger keeps its script
             _strike_out(array, sweep_dir, path)
             path.unlink()
             runs_file.unlink()
         raise
-    array.job_id = answer.strip().partition(";")[0]
+    array.job_id = said.strip().partition(";")[0]
     _enter(array, sweep_dir, path)
+    answer.extend(submitted=_as_data(array, sweep_dir))
+
+
+def _as_data(array: Array, sweep_dir: Path) -> list[dict[str, Any]]:
+    """The runs of an array that was submitted, as --json names them."""
+    folders = {folder for run in array.runs for folder in run.folders}
+    entries = [(e, run_folder(sweep_dir, e)) for e in read_ledger(sweep_dir).runs]
+    return [{"name": e.name, "folder": str(f), "job_id": e.attempts[-1].job_id} for e, f in entries if f in folders]
 
 
 def _enter(array: Array, sweep_dir: Path, path: Path) -> None:

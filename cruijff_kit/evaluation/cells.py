@@ -32,6 +32,11 @@ class Cells:
         """The tasks, each once."""
         return list({n.label: n for n in [*self.untrained, *(n for n, _ in self.trained)]}.values())
 
+    def as_data(self) -> dict[str, list]:
+        """As --json has it."""
+        trained = [{"task": n.label, "epoch": e} for n, e in self.trained]
+        return {"untrained": [n.label for n in self.untrained], "trained": trained}
+
     def in_words(self) -> str:
         """In one line."""
         trained = [f"{n.label} of epoch {e}" for n, e in self.trained]

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from cruijff_kit import answer
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult
 
@@ -45,18 +46,22 @@ def show_end(folder: Path) -> None:
     views, _ = survey(known_below(folder))
     failed = [v for v in views if v.state in (FAILED, CANCELLED)]
     if failed:
+        fix = f"python -m cruijff_kit.status {folder} says why; python -m cruijff_kit.resume {folder} tries them again"
+        answer.record(error=answer.error("run", f"{len(failed)} of {len(views)} runs failed", fix, 1))
         say(f"{len(failed)} of {len(views)} runs failed; why: {folder}/*/result.json")
         raise SystemExit(1)
 
 
 def write_and_show(sweep_dir: Path) -> list[RunResult]:
-    """Write results.csv and experiment_summary.md, print the table, and return the results (none: say nothing)."""
-    from cruijff_kit.table import find_results, read_results, show_results, write_summary
+    """Write results.csv and experiment_summary.md, print the table (or record the results, for a program that waits for
+    them), and return the results (none: say nothing).
+    """
+    from cruijff_kit.table import answer_or_show, find_results, read_results, write_summary
 
     if not find_results(sweep_dir):
         return []
     results = read_results(sweep_dir)
     if not (sweep_dir / "result.json").exists():  # a run's own folder has no table
         write_summary(sweep_dir, results)
-    show_results(sweep_dir, results)
+    answer_or_show(sweep_dir, results)
     return results

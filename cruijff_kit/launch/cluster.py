@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from cruijff_kit import answer
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.cluster.request import sbatch_options
 from cruijff_kit.config import RunConfig
 from cruijff_kit.folder import discard_unused
 from cruijff_kit.launch.jobs import Job, find_earlier, write_down
+from cruijff_kit.launch.task import begin_answer
 from cruijff_kit.ledger import editing, is_done, read_ledger, run_folder
 from cruijff_kit.plan import check
 from cruijff_kit.progress import say
@@ -78,6 +80,7 @@ def submit_alone(config: RunConfig) -> None:
     folder = Path(config.output_dir)
     job = Job(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
     find_earlier([job], folder)
+    begin_answer(job.earlier or folder)
     if job.earlier is None:
         write_down([job], folder, sys.argv[1:])
     submit_jobs([job], job.earlier or folder)
@@ -88,7 +91,9 @@ def submit_alone(config: RunConfig) -> None:
 
 
 def report(outcome: "Outcome", sweep_dir: Path) -> None:
-    """Say what was submitted, and what to type next."""
+    """Say what was submitted, and what to type next. (A program is told by the submission itself.)"""
+    if answer.wanted():
+        return
     where = shlex.quote(os.path.relpath(sweep_dir))
     submitted = sum(a.size for a in outcome.arrays)
     print(f"{submitted} run{'s' * (submitted != 1)} submitted to SLURM{':' * bool(submitted)}")

@@ -1,88 +1,122 @@
-"""What a command would do, shown without reading any weights (dry_run=true)."""
+"""What a command would do, worked out and shown without reading any weights (dry_run=true)."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from cruijff_kit import answer
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import UserError
 from cruijff_kit.plan import Plan, check
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that nobody starts: its config, what distinguishes it in its sweep, and what the checks came to."""
+
+    config: RunConfig
+    swept: dict[str, Any]
+    plan: Plan
+
+    def as_data(self) -> dict[str, Any]:
+        """As --json has it: name, folder, swept, everything of plan.Plan, and what the recipe would receive."""
+        where = {"name": self.config.run_name, "folder": self.config.output_dir, "swept": self.swept}
+        return where | dataclasses.asdict(self.plan) | {"torchtune": self.config.torchtune}
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """A job array that nobody submits: what it asks for, its sbatch script, what `sbatch --test-only` says to that."""
+
+    what: str
+    script: str
+    test_only: str
+    refused: bool
+
+
 def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
-    """Print every run with what differs, its steps, tokens and estimates; the torchtune configs, the first whole, of the
-    others what differs from it; and what would be submitted to SLURM.
+    """Print (or record, for a program) every run with what differs, its steps, tokens and estimates; the torchtune configs;
+    and what would be submitted to SLURM.
 
     Args:
         runs: config and swept values of each run.
         folder: where the runs would lie.
     Raises:
         UserError: a run that cannot work.
+        ClusterError: SLURM would refuse an array.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    plans = [check(config) for config, _ in runs]
-    table = Table(title=f"{len(runs)} run{'s' * (len(runs) > 1)}; nothing is started", title_justify="left")
-    columns = [
-        "run",
-        *runs[0][1],
-        "rows",
-        "batch",
-        "steps/epoch",
-        "steps",
-        "warm-up",
-        "tokens",
-        "trained",
-        "memory",
-        "disk",
-    ]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
-    for (config, swept), plan in zip(runs, plans, strict=True):
-        table.add_row(config.run_name, *map(str, swept.values()), *_cells(plan))
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
-    console.print(table)
-    for (config, _), plan in zip(runs, plans, strict=True):
-        for note in _notes(plan):
-            console.print(f"{config.run_name}: {note}", markup=False)
-    first = dict(_leaves(runs[0][0].torchtune))
-    for number, (config, _) in enumerate(runs):
-        differs = ", where it differs" if number else ""
-        console.print(f"\n# torchtune config of {config.run_name}{differs}", markup=False)
-        shown = {k: v for k, v in _leaves(config.torchtune) if first.get(k) != v} if number else config.torchtune
-        console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
-
-    _show_arrays([c for c, _ in runs if c.slurm.submit], folder.absolute(), console)
+    planned = [PlannedRun(config, swept, check(config)) for config, swept in runs]
+    arrays = planned_arrays([c for c, _ in runs if c.slurm.submit], folder.absolute())
+    if answer.wanted():
+        answer.record(dry_run=True, folder=str(folder.absolute()))
+        answer.extend(runs=[run.as_data() for run in planned], arrays=[dataclasses.asdict(array) for array in arrays])
+    else:
+        _print(planned, arrays)
+    if refusals := [a.test_only.removeprefix("refused: ") for a in arrays if a.refused]:
+        raise ClusterError(refusals[0])
 
 
-def _show_arrays(configs: list[RunConfig], folder: Path, console: "Console") -> None:
-    """The sbatch script of each array, and what `sbatch --test-only` says to it."""
+def planned_arrays(configs: list[RunConfig], folder: Path) -> list[PlannedArray]:
+    """The arrays that the runs of these configs would be submitted as; SLURM is asked about each.
+
+    Raises:
+        ClusterError: SLURM does not answer.
+    """
     if not configs:
-        return
+        return []
     from cruijff_kit.cluster import submit
     from cruijff_kit.cluster.request import sbatch_options
 
     runs = [submit.Submission(Path(c.output_dir), sbatch_options(c), c.slurm.max_parallel) for c in configs]
-    refused = []
-    for number, array in enumerate(arrays := submit.arrays_of(runs), 1):
-        console.print(f"\n# array {number} of {len(arrays)}: {array.what}", markup=False, soft_wrap=True)
-        console.print(submit.script(array, folder).rstrip(), markup=False, soft_wrap=True)
+    planned = []
+    for array in submit.arrays_of(runs):
         try:
-            answer = submit.test_only(array, folder, os.getcwd())
+            said, refused = submit.test_only(array, folder, os.getcwd()), False
         except ClusterError as error:
-            refused.append(str(error))
-            answer = f"refused: {error}"
-        console.print(f"# sbatch --test-only: {answer}", markup=False, soft_wrap=True)
-    if refused:
-        raise UserError(refused[0])
+            said, refused = f"refused: {error}", True
+        planned.append(PlannedArray(array.what, submit.script(array, folder), said, refused))
+    return planned
+
+
+def _print(runs: list[PlannedRun], arrays: list[PlannedArray]) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    _print_runs(runs, console)
+    first = dict(_leaves(runs[0].config.torchtune))
+    for number, run in enumerate(runs):
+        differs = ", where it differs" if number else ""
+        console.print(f"\n# torchtune config of {run.config.run_name}{differs}", markup=False)
+        whole = run.config.torchtune
+        shown = {k: v for k, v in _leaves(whole) if first.get(k) != v} if number else whole
+        console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
+    for number, array in enumerate(arrays, 1):
+        console.print(f"\n# array {number} of {len(arrays)}: {array.what}", markup=False, soft_wrap=True)
+        console.print(array.script.rstrip(), markup=False, soft_wrap=True)
+        console.print(f"# sbatch --test-only: {array.test_only}", markup=False, soft_wrap=True)
+
+
+def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{len(runs)} run{'s' * (len(runs) > 1)}; nothing is started", title_justify="left")
+    of_plan = ["rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory", "disk"]
+    for column in ["run", *runs[0].swept, *of_plan]:
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for run in runs:
+        table.add_row(run.config.run_name, *map(str, run.swept.values()), *_cells(run.plan))
+    console.print(table)
+    for run in runs:
+        for note in _notes(run.plan):
+            console.print(f"{run.config.run_name}: {note}", markup=False)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from cruijff_kit import answer
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder
@@ -113,7 +114,9 @@ def _naming(job: Job) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error} (in run {job.name}; nothing was started)" if job.swept else str(error)) from error
+        if not job.swept:
+            raise
+        raise UserError(f"{error} (in run {job.name}; nothing was started)", error.fix) from error
 
 
 def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
@@ -159,6 +162,7 @@ def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tup
 def _say_found(found: list[Job], total: int) -> None:
     if not found:
         return
+    answer.extend(existing=[{"name": j.name, "folder": str(j.earlier), "state": j.earlier_state} for j in found])
     done = sum(j.earlier_state == DONE for j in found)
     parts = [f"{done} done"] * (done > 0) + [f"{len(found) - done} queued or running"] * (done < len(found))
     where = sorted({str(j.earlier.parent) for j in found})

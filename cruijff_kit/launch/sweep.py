@@ -13,7 +13,7 @@ from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.launch.dry_run import show
 from cruijff_kit.launch.jobs import Job, find_earlier, prepare, write_down
 from cruijff_kit.launch.plugin import SweeperConfig
-from cruijff_kit.launch.task import warn_of_ignored
+from cruijff_kit.launch.task import begin_answer, warn_of_ignored
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import DONE
 
@@ -36,6 +36,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
             raise SystemExit(0)  # a sweeper that optimises would ask for an objective
         _refuse_blind_search(launcher, jobs)
         find_earlier(jobs, sweep_dir)
+        begin_answer(sweep_dir)
         return _start(launcher, jobs, sweep_dir)
     except KeyboardInterrupt:
         # Hydra does not call the callback then.

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
+from cruijff_kit import answer
 from cruijff_kit.command import PastHydra
 from cruijff_kit.config import RunConfig, load
 from cruijff_kit.folder import RunFolder, discard_unused
@@ -44,6 +45,12 @@ def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
     return load(cfg)
 
 
+def begin_answer(folder: Path) -> None:
+    """What the command answers to a program has these keys whatever comes of the runs. (Once per batch of a sweep.)"""
+    answer.record(folder=str(folder.absolute()))
+    answer.extend(runs=[], submitted=[], existing=[])
+
+
 def check_alone(cfg: DictConfig) -> None:
     """Check a single run, or show it (dry_run), before Hydra makes its folder.
 
@@ -67,6 +74,7 @@ def check_alone(cfg: DictConfig) -> None:
             submit_alone(config)
         else:
             check(config)
+            begin_answer(Path(config.output_dir))
             return
     except Exception as error:
         raise PastHydra(error) from error
@@ -110,6 +118,6 @@ def _run_alone(config: RunConfig) -> float | None:
         return _run(config)
     finally:
         if RunFolder(config.output_dir).result.exists():
-            from cruijff_kit.table import show_results
+            from cruijff_kit.table import answer_or_show
 
-            show_results(Path(config.output_dir))
+            answer_or_show(Path(config.output_dir))
