@@ -124,7 +124,9 @@ def printed_as_data(hydra_command: Callable[[], object], arguments: list[str]) -
     if asked & {"--cfg", "-c"}:
         import yaml
 
-        return yaml.safe_load(printed.getvalue())
+        tree = yaml.safe_load(printed.getvalue())
+        number = isinstance(tree, str) and re.fullmatch(r"-?\d+e-?\d+", tree)  # Hydra's 3e-05 is text to YAML
+        return float(tree) if number else tree
     return {"help": printed.getvalue()}
 
 

@@ -1,6 +1,8 @@
 """Fixtures for all tests: the tiny model, the real one, and an environment that leaves the user's cache alone."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +68,45 @@ def run_cli(environment):
         return subprocess.run(command, cwd=cwd, env=environment | more, capture_output=True, text=True, timeout=300)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def documented(pytestconfig):
+    """A function: section of docs/json.md, what a command really answered -> nothing; asserts that they fit.
+
+    At the top both have the same keys; deeper down each key that the page has is there, of the same kind.
+    """
+    page = (pytestconfig.rootpath / "docs" / "json.md").read_text()
+    examples = {
+        name: json.loads(text) for name, text in re.findall(r"^## (.+?)$.*?^```json\n(.+?)^```", page, re.M | re.S)
+    }
+
+    def same(section: str, real: Any) -> None:
+        example = examples[section]
+        assert type(real) is type(example), real
+        if isinstance(real, dict):
+            assert set(real) == set(example)
+        else:
+            assert real and set(real[0]) == set(example[0])
+        _holds(example, real, section)
+
+    same.sections = [*examples]
+    return same
+
+
+def _holds(example: Any, real: Any, where: str) -> None:
+    if example is None or real is None:
+        return
+    numbers = (int, float)
+    alike = isinstance(example, numbers) and isinstance(real, numbers) or type(example) is type(real)
+    assert alike, f"{where}: {real!r} is not like {example!r}"
+    if isinstance(example, dict) and real:
+        for key in example if where.rpartition(".")[2] not in ("swept", "prompts_checked", "rows", "gpus") else ():
+            assert key in real, f"{where}.{key}"
+            _holds(example[key], real[key], f"{where}.{key}")
+    if isinstance(example, list) and example:
+        for item in real:
+            _holds(example[0], item, where)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,8 @@ def test_the_command_starts_light():
     "module",
     [
         "cruijff_kit",
+        "cruijff_kit.cli",
+        "cruijff_kit.answer",
         "cruijff_kit.config",
         "cruijff_kit.result",
         "cruijff_kit.table",

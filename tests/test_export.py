@@ -57,7 +57,11 @@ def test_merged_into_a_model_of_its_own(run, export, tmp_path):
     code, out, err = export(run, "--merged", "--to", to, "--json")
     assert (code, err) == (0, "")
     base = str(run.parent / "base")
-    assert json.loads(out) == {"run": str(run), "epoch": 2, "base": base, "merged": True, "to": str(to)}
+    written = json.loads(out)
+    files = written.pop("files")
+    assert {f["path"]: f["bytes"] for f in files} == {str(f): f.stat().st_size for f in to.iterdir()}
+    assert written.pop("bytes") == sum(f["bytes"] for f in files)
+    assert written == {"run": str(run), "epoch": 2, "base": base, "merged": True, "to": str(to)}
     assert {f.name for f in to.iterdir()} == {f.name for f in Path(base).iterdir()}
     assert_logits(run, AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32))
     chat = [{"role": "user", "content": "a"}]

@@ -302,8 +302,12 @@ def test_the_base_is_read_once(runs, monkeypatch):
 
 def test_json(runs, capsys):
     assert main([str(runs), "eval=match", *ASKED, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert sorted([e["task"] for e in r["evaluation"]] for r in found) == [["capitalization", "match"], ["match"]]
+    document = json.loads(capsys.readouterr().out)
+    tasks = [[e["task"] for e in r["evaluation"]] for r in document["runs"]]
+    assert {c["task"] for c in document["made"]} == {"match"} and sorted(tasks) == [
+        ["capitalization", "match"],
+        ["match"],
+    ]
 
 
 def test_a_base_model_alone(model, tiny, tmp_path, monkeypatch, capsys):

@@ -137,6 +137,7 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
             folder = Path(view.folder)
             if view.state in (DONE, *ACTIVE) or is_done(folder):  # or only a late evaluation did not end well
                 job.earlier, job.earlier_state = folder, view.state if view.state in ACTIVE else DONE
+                answer.extend(existing=[{"name": view.name, "folder": str(folder), "state": job.earlier_state}])
                 break
             if folder.is_relative_to(sweep_dir.absolute()):
                 job.move(folder)
@@ -162,7 +163,6 @@ def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tup
 def _say_found(found: list[Job], total: int) -> None:
     if not found:
         return
-    answer.extend(existing=[{"name": j.name, "folder": str(j.earlier), "state": j.earlier_state} for j in found])
     done = sum(j.earlier_state == DONE for j in found)
     parts = [f"{done} done"] * (done > 0) + [f"{len(found) - done} queued or running"] * (done < len(found))
     where = sorted({str(j.earlier.parent) for j in found})

@@ -101,10 +101,12 @@ class Shell:
                 [module, *arguments], os.waitstatus_to_exitcode(status), out.read(), err.read()
             )
 
-    def start(self, module: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    def start(
+        self, module: str, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """As run, without waiting."""
         command = [sys.executable, "-m", f"cruijff_kit.{module}", *map(str, arguments)]
-        pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes = {"stdin": stdin, "stdout": stdout, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.cwd, env=self.environment, text=True, **pipes)
 
     def submit(self, folder: str, *overrides: str) -> Path:

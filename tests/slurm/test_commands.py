@@ -21,13 +21,22 @@ def test_cancel_asks_at_a_terminal(shell):
     unsure = shell.run("cancel", folder)
     assert unsure.returncode == 2 and "3 runs would be cancelled (seed=1, seed=2, seed=3); add --yes" in unsure.stderr
     master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "cruijff_kit.cancel", folder]
+    for more in (
+        {"stdout": subprocess.PIPE},
+        {"stdout": terminal},
+    ):  # its output goes to a program, or --json is asked for
+        asked = [*command, "--json"] if more["stdout"] == terminal else command
+        done = subprocess.run(asked, stdin=terminal, env=shell.environment, stderr=subprocess.PIPE, timeout=60, **more)
+        assert done.returncode == 2 and b"add --yes" in done.stderr
+    assert json.loads(os.read(master, 10_000))["error"]["fix"] == "add --yes"
     command = [sys.executable, "-m", "cruijff_kit.cancel", folder, "seed=2"]
     for answer, expected in (("n", "nothing was cancelled"), ("y", "1 run cancelled")):
         os.write(master, f"{answer}\n".encode())
-        done = subprocess.run(
-            command, stdin=terminal, env=shell.environment, cwd=shell.cwd, capture_output=True, text=True, timeout=60
-        )
-        assert expected in done.stdout and "cancel 1 runs (seed=2)? [y/N]" in done.stdout, done.stderr
+        there = {"env": shell.environment, "cwd": shell.cwd, "timeout": 60}
+        done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, **there)
+        said = os.read(master, 10_000).decode()
+        assert expected in said and "cancel 1 runs (seed=2)? [y/N]" in said, done.stderr
     states = {name: v["state"] for name, v in shell.views(folder).items()}
     assert states == {"seed=1": "queued", "seed=2": "cancelled", "seed=3": "queued"}
     wrong = shell.run("cancel", folder, "seed=7", "--yes")

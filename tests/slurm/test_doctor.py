@@ -158,7 +158,7 @@ def test_an_unreachable_cluster_ends_soon(doctor, slurm_bare, tmp_path):
     start = time.monotonic()
     done = doctor(slurm_bare, SLURM_CONF=str(tmp_path / "slurm.conf"))
     assert time.monotonic() - start < 30
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 3 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 
@@ -166,7 +166,7 @@ def test_a_machine_without_slurm(environment, tmp_path):
     command = [sys.executable, "-m", "cruijff_kit.doctor"]
     variables = environment | {"PATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 3 and done.stdout == ""
     assert done.stderr.startswith("error: there is no scontrol on this machine; ") and done.stderr.count("\n") == 1
 
 

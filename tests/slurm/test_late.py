@@ -49,7 +49,7 @@ def test_refused_and_cancelled(shell):
     """SLURM's refusal leaves the runs as they were; what is cancelled, resume makes."""
     folder = trained(shell)
     refused = shell.run("evaluate", folder, *LATE, "slurm.partition=nowhere")
-    assert refused.returncode == 2 and "slurm.partition" in refused.stderr
+    assert refused.returncode == 3 and "slurm.partition" in refused.stderr
     assert {v["state"] for v in shell.views(folder).values()} == {"done"}
     assert not list(folder.glob("*/evaluate.json"))
     held = shell.run("evaluate", folder, *LATE, "slurm.additional_parameters.begin=now+1hour")
@@ -94,4 +94,4 @@ def test_an_adapter_and_a_base_model(shell):
         result = read_result(where / "result.json")
         assert result.status == "done" and len(result.evaluation) + len(result.baseline) == 1
     refused = shell.run("evaluate", adapter, *asked, "slurm.partition=nowhere", f"output_dir={shell.cwd / 'no'}")
-    assert refused.returncode == 2 and not (shell.cwd / "no").exists()
+    assert refused.returncode == 3 and not (shell.cwd / "no").exists()

@@ -124,7 +124,7 @@ def test_dry_run_shows_and_submits_nothing(shell):
     assert done.stdout.count("# sbatch --test-only: Job ") == 2 and "to start at" in done.stdout
     assert not queue(shell) and not (shell.cwd / "multirun").exists()
     refused = shell.run(*line, "slurm.partition=nowhere")
-    assert refused.returncode == 2 and "# sbatch --test-only: refused: sbatch: invalid partition" in refused.stdout
+    assert refused.returncode == 3 and "# sbatch --test-only: refused: sbatch: invalid partition" in refused.stdout
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_dry_run_shows_and_submits_nothing(shell):
 )
 def test_refusals_are_one_line(shell, override, words):
     done = shell.run("train", "slurm=cluster", *TINY, *override.split())
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 3 and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert words in line and line.endswith("; nothing was submitted")
     assert "Traceback" not in done.stderr
@@ -163,14 +163,14 @@ def test_options_of_ours_are_not_free(shell):
 
 def test_one_bad_request_stops_all_before_the_queue(shell):
     done = shell.run("train", "-m", "slurm=cluster", *TINY, "slurm.partition=cpu,nowhere")
-    assert done.returncode == 2 and "invalid partition" in done.stderr
+    assert done.returncode == 3 and "invalid partition" in done.stderr
     assert not queue(shell) and not (shell.cwd / "multirun").exists()
 
 
 def test_the_queue_is_full(shell):
     """What fits is queued; the user is told; resume queues the rest when there is room."""
     done = shell.run("train", "-m", "slurm=cluster", *TINY, "seed=range(1,6)", "slurm.qos=few", "hydra.sweep.dir=out")
-    assert done.returncode == 2 and "3 runs submitted to SLURM" in done.stdout
+    assert done.returncode == 3 and "3 runs submitted to SLURM" in done.stdout
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: 2 runs do not fit into the queue now (sbatch: QOSMaxSubmitJobPerUserLimit; ")
     assert line.endswith("submit the rest later: python -m cruijff_kit.resume out")
@@ -281,13 +281,14 @@ def test_waiting_for_a_failure_and_ctrl_c(shell):
 def test_ctrl_c_at_a_terminal_asks(shell):
     master, terminal = pty.openpty()
     line = ["train", "-m", "slurm=cluster", "slurm.wait=true", *TINY, HOLD, "hydra.sweep.dir=out"]
-    waiting = shell.start(*line, stdin=terminal)
+    waiting = shell.start(*line, stdin=terminal, stdout=terminal)
     shell.wait_for_file(shell.cwd / "out" / "sweep.json")
     shell.wait(shell.cwd / "out", lambda v: all(x["job_id"] for x in v.values()))
     time.sleep(1)
     os.write(master, b"y\n")
     waiting.send_signal(signal.SIGINT)
-    out, err = waiting.communicate(timeout=30)
+    _, err = waiting.communicate(timeout=30)
+    out = os.read(master, 100_000).decode()
     assert waiting.returncode == 130 and "cancel the 1 runs that are queued or running? [y/N]" in out, err
     assert "1 runs cancelled" in err
     (view,) = shell.views(shell.cwd / "out").values()
@@ -331,5 +332,5 @@ def test_without_slurm(shell, tmp_path):
     """On a machine without sbatch: one line, nothing left."""
     shell.environment["PATH"] = str(tmp_path)
     done = shell.run("train", "-m", "slurm=cluster", *TINY)
-    assert done.returncode == 2 and "there is no scontrol on this machine" in done.stderr
+    assert done.returncode == 3 and "there is no scontrol on this machine" in done.stderr
     assert not (shell.cwd / "multirun").exists()

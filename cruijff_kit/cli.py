@@ -1,0 +1,99 @@
+"""Every command under one name: `cruijff-kit COMMAND ...`, the same as `python -m cruijff_kit.COMMAND ...`.
+
+cruijff-kit --help lists them, with --json as {"commands": [{"name", "summary"}], "version"}. Light: a command's module is
+imported only when it is asked for. A new command is a line in COMMANDS.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cruijff_kit import answer
+from cruijff_kit.command import json_asked, run_command
+from cruijff_kit.errors import UserError
+
+# What is typed -> the module whose `main(argv)` it is, and what it does in a line. In the order in which one needs them.
+COMMANDS = {
+    "data preview": ("cruijff_kit.data.preview", "rows of your data as the model sees them, before training"),
+    "data convert": ("cruijff_kit.data.convert", "data in another format: Parquet, JSON Lines or JSON"),
+    "train": ("cruijff_kit.train", "train and evaluate one run, or with -m a sweep, here or on SLURM"),
+    "status": ("cruijff_kit.status", "how the runs below a folder are doing"),
+    "logs": ("cruijff_kit.logs", "what a submitted run printed"),
+    "cancel": ("cruijff_kit.cancel", "cancel submitted runs"),
+    "resume": ("cruijff_kit.resume", "finish what is neither done nor on its way"),
+    "table": ("cruijff_kit.table", "results of finished runs, compared"),
+    "evaluate": ("cruijff_kit.evaluate", "evaluate what is trained already, an adapter, or a base model"),
+    "heterogeneity": ("cruijff_kit.heterogeneity", "whether a model is as good for every group"),
+    "export": ("cruijff_kit.export", "an adapter of a run, or a whole model, for use elsewhere"),
+    "doctor": ("cruijff_kit.doctor", "what this SLURM cluster has, and what will work on it"),
+}
+_HELP = ("-h", "--help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["--json"]:  # wherever it stands
+        argv = [*argv[1:], "--json"]
+    for words in (2, 1):
+        if (name := " ".join(argv[:words])) in COMMANDS:
+            sys.argv[1:] = argv[words:]  # Hydra, and the ledger of a sweep, read it there
+            return importlib.import_module(COMMANDS[name][0]).main(argv[words:])
+    return run_command(lambda: _about(argv), json_asked(argv))
+
+
+def _about(argv: list[str]) -> None:
+    flags = [a for a in argv if a != "--json"]
+    if flags and flags[0] in _HELP:
+        _list([*COMMANDS])
+    elif flags[1:] and flags[1] in _HELP and (below := _below(flags[0])):
+        _list(below)
+    elif flags and flags[0] in ("-V", "--version"):
+        answer.record(version=_version())
+        print(f"cruijff-kit {_version()}")
+    else:
+        raise UserError(_refusal(flags))
+
+
+def _list(names: list[str]) -> None:
+    answer.record(commands=[{"name": name, "summary": COMMANDS[name][1]} for name in names], version=_version())
+    width = max(map(len, names))
+    print("usage: cruijff-kit COMMAND ...      (the same as python -m cruijff_kit.COMMAND ...)\n")
+    for name in names:
+        print(f"  {name:{width}}  {COMMANDS[name][1]}")
+    print(
+        "\ncruijff-kit COMMAND --help says what a command takes; --json makes its answer one JSON document on stdout."
+    )
+    print("exit codes: 0 done, 1 a run failed, 2 your input, 3 the cluster, 130 interrupted")
+
+
+def _below(first: str) -> list[str]:
+    """The commands of two words that begin with this one."""
+    return [name for name in COMMANDS if name.startswith(f"{first} ")]
+
+
+def _refusal(argv: list[str]) -> str:
+    """Why what was typed is no command, and what to type instead."""
+    from cruijff_kit.hints import nearest
+
+    if not argv:
+        return "a command is missing; cruijff-kit --help lists them"
+    first, two = argv[0], " ".join(argv[:2])
+    if first.startswith("-") or "=" in first:
+        return f"{first} stands where a command should; cruijff-kit train {first} ..., or another of cruijff-kit --help"
+    below = _below(first)
+    near = nearest(two, below or [*COMMANDS]) or nearest(first, [*COMMANDS])
+    if near:
+        return f"there is no command {two if below else first}; did you mean cruijff-kit {near}?"
+    choices = " or ".join(f"cruijff-kit {name}" for name in below)
+    return f"there is no command {two if below else first}; {choices or 'cruijff-kit --help lists them'}"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("cruijff_kit")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
