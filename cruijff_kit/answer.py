@@ -77,6 +77,15 @@ def at_terminal() -> bool:
     return not wanted() and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
+def agreed(question: str) -> bool:
+    """Ask the person at the terminal for a yes; call it only `at_terminal`."""
+    print(f"{question} [y/N] ", end="", flush=True)  # not by input(), which may ask on a stderr that nobody sees
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def error(kind: str, message: str, fix: str | None, exit_code: int) -> dict[str, Any]:
     """An error as data.
 

@@ -57,7 +57,7 @@ def _confirmed(views: list[RunView]) -> bool:
     names = ", ".join(v.name for v in views[:5]) + (", ..." if len(views) > 5 else "")
     if not answer.at_terminal():
         raise UserError(f"{len(views)} runs would be cancelled ({names}); add --yes")
-    return input(f"cancel {len(views)} runs ({names})? [y/N] ").strip().lower() in ("y", "yes")
+    return answer.agreed(f"cancel {len(views)} runs ({names})?")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,7 +48,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         _finish(folder, left, changed)
     finally:
         if answer.wanted():
-            answer.record(states=_states(runs))
+            answer.record(states=_states(known_below(folder)))
 
 
 def _states(runs: list[Known]) -> list[dict[str, Any]]:

@@ -65,9 +65,10 @@ def _run(command: tuple[str, ...], seconds: float, stdin: str | None) -> subproc
             "slurm=local"
         ) from None
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} s") from None
+        raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} s", fix="try again later") from None
     if done.returncode != 0:
-        raise ClusterError(own_words(command[0], done.stderr or done.stdout) or f"{command[0]} failed")
+        words = own_words(command[0], done.stderr or done.stdout) or f"{command[0]} failed"
+        raise ClusterError(words, fix="python -m cruijff_kit.doctor shows what this cluster has")
     return done
 
 

@@ -139,7 +139,7 @@ def test_only(array: Array, sweep_dir: Path, cwd: str) -> str:
     try:
         done = client.call_both("sbatch", "--test-only", f"--chdir={cwd}", stdin=text, seconds=_SECONDS_TO_SUBMIT)
     except ClusterError as error:
-        raise ClusterError(refusal(str(error))) from None
+        raise refused(error) from None
     return client.own_words("sbatch", done)
 
 
@@ -155,7 +155,10 @@ def _check_time(array: Array) -> None:
     }
     if limits and all((most := client.seconds(limit)) is not None and most < asked for limit in limits.values()):
         given = ", ".join(f"{p} {limit}" for p, limit in limits.items())
-        raise ClusterError(f"slurm.time={array.options['time']} is more than the partition gives ({given})")
+        raise ClusterError(
+            f"slurm.time={array.options['time']} is more than the partition gives ({given})",
+            fix="override slurm.time or slurm.partition",
+        )
 
 
 def script(array: Array, sweep_dir: Path) -> str:
@@ -184,7 +187,7 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
                 test_only(array, sweep_dir, cwd)
     except ClusterError as error:
         if not any(words in str(error) for words in _FULL):
-            raise ClusterError(_with_submitted(str(error), outcome)) from None
+            raise _with_submitted(error, outcome) from None
     with progress("submitting", len(runs)) as bar:
         while waiting:
             array = waiting.pop(0)
@@ -192,7 +195,7 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
                 _submit_array(array, sweep_dir, cwd)
             except ClusterError as error:
                 if not any(words in str(error) for words in _FULL):
-                    raise ClusterError(_with_submitted(refusal(str(error)), outcome)) from None
+                    raise _with_submitted(refused(error), outcome) from None
                 outcome.why = str(error)
                 if len(array.runs) == 1:
                     outcome.left = [r for a in [array, *waiting] for r in a.runs]
@@ -209,11 +212,11 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
     return outcome
 
 
-def _with_submitted(message: str, outcome: Outcome) -> str:
+def _with_submitted(error: ClusterError, outcome: Outcome) -> ClusterError:
     if not outcome.arrays:
-        return f"{message}; nothing was submitted"
+        return ClusterError(f"{error}; nothing was submitted", error.fix)
     ids = ", ".join(a.job_id for a in outcome.arrays)
-    return f"{message}; submitted before that and in the ledger: job {ids}"
+    return ClusterError(f"{error}; submitted before that and in the ledger: job {ids}", error.fix)
 
 
 def _not_submitted(run: Path, why: str) -> None:
@@ -292,13 +295,14 @@ def _script(array: Array, sweep_dir: Path, runs_file: Path) -> str:
     return executor._make_submission_file_text(f"{job} || rc=$?", "")
 
 
-def refusal(words: str) -> str:
+def refused(error: ClusterError) -> ClusterError:
     """sbatch's own words, and which setting they are about."""
-    plain = words.removeprefix("Batch job submission failed: ").removeprefix("allocation failure: ")
+    plain = str(error).removeprefix("Batch job submission failed: ").removeprefix("allocation failure: ")
     cures = [cure for sign, cure in _CURES.items() if sign in plain.lower()]
     valid = _partitions() if "slurm.partition" in cures and "account" not in plain.lower() else []
     there = f" (there are: {', '.join(valid)})" if valid else ""
-    return f"sbatch: {plain}" + (f"; override {' or '.join(cures)}{there}" if cures else "")
+    cure = f"override {' or '.join(cures)}{there}" if cures else None
+    return ClusterError(f"sbatch: {plain}" + (f"; {cure}" if cure else ""), cure or error.fix)
 
 
 def _partitions() -> list[str]:

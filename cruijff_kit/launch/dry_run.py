@@ -34,12 +34,19 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedArray:
-    """A job array that nobody submits: what it asks for, its sbatch script, what `sbatch --test-only` says to that."""
+    """A job array that nobody submits: what it asks for, its sbatch script, what `sbatch --test-only` says to that, and the
+    error, where it refuses.
+    """
 
     what: str
     script: str
     test_only: str
-    refused: bool
+    error: ClusterError | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """As --json has it."""
+        answers = {"test_only": self.test_only, "refused": self.error is not None}
+        return {"what": self.what, "script": self.script} | answers
 
 
 def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
@@ -57,11 +64,12 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     arrays = planned_arrays([c for c, _ in runs if c.slurm.submit], folder.absolute())
     if answer.wanted():
         answer.record(dry_run=True, folder=str(folder.absolute()))
-        answer.extend(runs=[run.as_data() for run in planned], arrays=[dataclasses.asdict(array) for array in arrays])
+        answer.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
     else:
         _print(planned, arrays)
-    if refusals := [a.test_only.removeprefix("refused: ") for a in arrays if a.refused]:
-        raise ClusterError(refusals[0])
+    for array in arrays:
+        if array.error is not None:
+            raise array.error
 
 
 def planned_arrays(configs: list[RunConfig], folder: Path) -> list[PlannedArray]:
@@ -79,10 +87,10 @@ def planned_arrays(configs: list[RunConfig], folder: Path) -> list[PlannedArray]
     planned = []
     for array in submit.arrays_of(runs):
         try:
-            said, refused = submit.test_only(array, folder, os.getcwd()), False
+            said, refusal = submit.test_only(array, folder, os.getcwd()), None
         except ClusterError as error:
-            said, refused = f"refused: {error}", True
-        planned.append(PlannedArray(array.what, submit.script(array, folder), said, refused))
+            said, refusal = f"refused: {error}", error
+        planned.append(PlannedArray(array.what, submit.script(array, folder), said, refusal))
     return planned
 
 

@@ -35,6 +35,6 @@ def _asked_to_cancel(count: int) -> bool:
     if not answer.at_terminal():
         return False
     try:
-        return input(f"\ncancel the {count} runs that are queued or running? [y/N] ").strip().lower() in ("y", "yes")
-    except (EOFError, KeyboardInterrupt):
+        return answer.agreed(f"\ncancel the {count} runs that are queued or running?")
+    except KeyboardInterrupt:
         return False

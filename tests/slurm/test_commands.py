@@ -22,12 +22,10 @@ def test_cancel_asks_at_a_terminal(shell):
     assert unsure.returncode == 2 and "3 runs would be cancelled (seed=1, seed=2, seed=3); add --yes" in unsure.stderr
     master, terminal = pty.openpty()
     command = [sys.executable, "-m", "cruijff_kit.cancel", folder]
-    for more in (
-        {"stdout": subprocess.PIPE},
-        {"stdout": terminal},
-    ):  # its output goes to a program, or --json is asked for
-        asked = [*command, "--json"] if more["stdout"] == terminal else command
-        done = subprocess.run(asked, stdin=terminal, env=shell.environment, stderr=subprocess.PIPE, timeout=60, **more)
+    for stdout, *more in ((subprocess.PIPE,), (terminal, "--json")):  # to a program; to one that wants JSON
+        done = subprocess.run(
+            [*command, *more], stdin=terminal, stdout=stdout, stderr=subprocess.PIPE, env=shell.environment, timeout=60
+        )
         assert done.returncode == 2 and b"add --yes" in done.stderr
     assert json.loads(os.read(master, 10_000))["error"]["fix"] == "add --yes"
     command = [sys.executable, "-m", "cruijff_kit.cancel", folder, "seed=2"]
