@@ -94,6 +94,9 @@ def documented(pytestconfig):
     return same
 
 
+_KEYS_OF_THE_RUN = ("swept", "prompts_checked", "samples", "sample_tokens", "rows", "gpus")
+
+
 def _holds(example: Any, real: Any, where: str) -> None:
     if example is None or real is None:
         return
@@ -101,7 +104,7 @@ def _holds(example: Any, real: Any, where: str) -> None:
     alike = isinstance(example, numbers) and isinstance(real, numbers) or type(example) is type(real)
     assert alike, f"{where}: {real!r} is not like {example!r}"
     if isinstance(example, dict) and real:
-        for key in example if where.rpartition(".")[2] not in ("swept", "prompts_checked", "samples", "sample_tokens", "rows", "gpus") else ():
+        for key in example if where.rpartition(".")[2] not in _KEYS_OF_THE_RUN else ():
             assert key in real, f"{where}.{key}"
             _holds(example[key], real[key], f"{where}.{key}")
     if isinstance(example, list) and example:

@@ -3,6 +3,7 @@
 It is built from a copy of the tree, so that nothing left over in build/ can hide a gap.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,12 @@ def test_a_sweep_from_the_checkout(run_cli, tiny, tmp_path):
     done = run_cli("-m", "lora.rank=0,-1", "model=hf_llama", f"model.path={tiny}", cwd=tmp_path)
     assert done.stderr == "error: lora.rank must be at least 1, not 0 (in run rank=0; nothing was started)\n"
     assert done.returncode == 2
+
+
+def test_every_command_under_one_name(from_wheel, installed):
+    """`cruijff-kit` is installed; it finds our conf from an empty folder."""
+    done = from_wheel(str(installed / "bin" / "cruijff-kit"), "train", "lora.rank=3", "--cfg", "job", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["lora"]["rank"] == 3, done.stderr
 
 
 def test_the_short_command_completes(from_wheel, installed, tmp_path):

@@ -72,7 +72,7 @@ def check_alone(cfg: DictConfig) -> None:
         config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
         warn_of_ignored(config, list(cfg.hydra.overrides.task))
         if config.dry_run:
-            _show(config)
+            _show(config, Path(config.output_dir))
         elif config.scaffold:
             from cruijff_kit.launch.scaffold import scaffold_alone
 
@@ -83,7 +83,6 @@ def check_alone(cfg: DictConfig) -> None:
             submit_alone(config)
         else:
             _check_budget(config, check(config))
-            begin_answer(Path(config.output_dir))
             return
     except Exception as error:
         raise PastHydra(error) from error
@@ -119,7 +118,7 @@ def run_task(cfg: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     if hydra.mode is RunMode.MULTIRUN:
-        return _run(load_task(cfg, hydra.runtime.output_dir))
+        return _run(load_task(cfg, hydra.runtime.output_dir), Path(str(hydra.sweep.dir)))
     try:
         return _run_alone(load_task(cfg, hydra.runtime.output_dir))
     except Exception as error:
@@ -128,23 +127,24 @@ def run_task(cfg: DictConfig) -> float | None:
         discard_unused(hydra.runtime.output_dir)
 
 
-def _run(config: RunConfig) -> float | None:
+def _run(config: RunConfig, folder: Path) -> float | None:
     from cruijff_kit.run import train_then_eval
 
     if config.dry_run:  # under a launcher that is not ours
-        return _show(config)
+        return _show(config, folder)
+    begin_answer(folder)
     return train_then_eval(config, _swept.get()).objective
 
 
-def _show(config: RunConfig) -> None:
+def _show(config: RunConfig, folder: Path) -> None:
     from cruijff_kit.launch.dry_run import show
 
-    show([(config, {})], Path(config.output_dir))
+    show([(config, {})], folder)
 
 
 def _run_alone(config: RunConfig) -> float | None:
     try:
-        return _run(config)
+        return _run(config, Path(config.output_dir))
     finally:
         if RunFolder(config.output_dir).result.exists():
             from cruijff_kit.table import answer_or_show
