@@ -393,7 +393,7 @@ class RunConfig:
     experiment: str = MISSING
     """Folder under multirun/."""
     run_name: str = "run"
-    """Folder of the run; a sweep names its runs by what varies."""
+    """Folder of the run: a name of two words, drawn from the command; a sweep names its runs by what varies."""
     output_dir: str = MISSING
     """The run's folder."""
     epochs: int = 1
@@ -608,6 +608,17 @@ def _nproc(gpus: int | None, submit: bool, slurm_gpus: int | None) -> int:
     return gpus or (slurm_gpus if submit else None) or 1
 
 
+def _readable_name(seed: int, *, _root_: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    from cruijff_kit.readable_name import readable_name
+
+    # Hydra takes its own node out of what it gives to the run.
+    known = HydraConfig.get() if HydraConfig.initialized() else None
+    hydra = _root_.hydra if "hydra" in _root_ else known
+    return readable_name([] if hydra is None else hydra.overrides.task, seed)
+
+
 def _lr_scheduler_component(name: str) -> str:
     # An unknown name passes here and is refused by RunConfig, which says what is valid.
     return LR_SCHEDULERS.get(name, name)
@@ -624,6 +635,7 @@ _RESOLVERS: dict[str, Callable] = {
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,
     "nproc": _nproc,
+    "readable_name": _readable_name,
 }
 
 

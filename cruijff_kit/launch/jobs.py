@@ -96,7 +96,7 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
         config = composer.compose(overrides)
         swept = swept_values(config, keys, overrides)
         named_by_user = any(o.lstrip("+").startswith("run_name=") for o in overrides)
-        name = run_name({"": config.run_name} if named_by_user else swept, taken).lstrip("=")
+        name = run_name({"": config.run_name} if named_by_user or not swept else swept, taken).lstrip("=")
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.run_name = name
