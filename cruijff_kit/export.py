@@ -38,7 +38,7 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
         UserError: no such run or epoch, `to` exists, or the base model is gone.
     """
     folder, to = RunFolder(run), Path(to).expanduser().absolute()
-    saved = _saved_epochs(folder)
+    saved = saved_epochs(folder)
     if epoch is not None and epoch not in saved:
         raise UserError(
             f"{folder.path} holds no adapter of epoch {epoch}; there: {', '.join(map(str, saved))} (counted from 0)"
@@ -62,7 +62,12 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     return Exported(str(folder.path), epoch, base, merged, str(to))
 
 
-def _saved_epochs(folder: RunFolder) -> list[int]:
+def saved_epochs(folder: RunFolder) -> list[int]:
+    """Epochs whose adapters a run's folder holds, counted from 0, in order; at least one.
+
+    Raises:
+        UserError: none, or it is no run's folder.
+    """
     path = folder.path
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
