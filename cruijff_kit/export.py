@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.command import run_command
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, folders_below
@@ -40,6 +41,7 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     folder, to = RunFolder(run), Path(to).expanduser().absolute()
     saved = saved_epochs(folder)
     if epoch is not None and epoch not in saved:
+        refuse_archived(folder.path, [epoch])
         raise UserError(
             f"{folder.path} holds no adapter of epoch {epoch}; there: {', '.join(map(str, saved))} (counted from 0)"
         )
@@ -76,6 +78,7 @@ def saved_epochs(folder: RunFolder) -> list[int]:
         return saved
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} is an adapter; give the run's folder: {path.parent}")
+    refuse_archived(path)
     if runs := sorted(set(folders_below(path, "result.json")) - {path}):
         raise UserError(f"{path} holds several runs; give the folder of one, for example {runs[0]}")
     raise UserError(f"{path} holds no saved adapter (epoch_N): is it a run, and did epochs_to_save keep one?")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder
@@ -91,6 +92,7 @@ def _of_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool)
         return Source(config, Path(from_elsewhere), ours=False, tier=tier)
     saved = saved_epochs(folder)
     if epoch is not None and epoch not in saved:
+        refuse_archived(folder.path, [epoch])
         there = ", ".join(map(str, saved))
         raise UserError(f"{folder.path} holds no adapter of epoch {epoch}; there: {there} (counted from 0)")
     epoch = saved[-1] if epoch is None else epoch
