@@ -104,6 +104,8 @@ class RunResult:
     """Rows per update."""
     git_commit: str | None = None
     """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
+    model_hash: str | None = None
+    """Whether the base model's files are still the same (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:

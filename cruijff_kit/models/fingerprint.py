@@ -3,18 +3,20 @@
 import hashlib
 from pathlib import Path
 
+_NAMES = ("config.json", "generation_config.json", "special_tokens_map.json", "model.safetensors.index.json")
 _SMALL = 32 << 20  # bytes up to which a file is read whole
 _PIECE, _PIECES = 64 << 10, 32  # of a larger one: its beginning, its end, and pieces in between
 
 
 def fingerprint(folder: Path | str) -> str:
-    """16 hex digits over the weights, config.json and the tokenizer in a folder; of large files over parts of them.
+    """16 hex digits over the weights, configurations and the tokenizer in a folder; of large files over parts of them.
 
     A model that was trained on has other values nearly everywhere, so that it does not take every byte to tell.
     """
     digest = hashlib.sha256()
     for file in sorted(Path(folder).expanduser().iterdir()):
-        if file.suffix in (".safetensors", ".json", ".jinja") and file.is_file():
+        named = file.name in _NAMES or file.suffix in (".safetensors", ".jinja") or file.name.startswith("tokenizer")
+        if named and file.is_file():
             digest.update(f"{file.name} {file.stat().st_size} ".encode())
             for piece in _pieces(file):
                 digest.update(piece)
