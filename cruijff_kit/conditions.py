@@ -154,9 +154,16 @@ def _machine(found: Conditions, result: RunResult, config: RunConfig) -> None:
     from cruijff_kit.models.machine import check_devices, choose, describe
 
     then, processes = result.machine, result.settings.get("processes") or 1
-    found.changed = {k: then[k] for k in ("dtype", "threads") if then.get(k) is not None} | {"gpus": processes}
+    if processes != (config.gpus or 1):  # it was submitted with as many GPUs
+        found.changed["gpus"] = processes
     try:
-        machine = choose(config.device, found.changed.get("dtype", config.dtype), found.changed.get("threads"))
+        machine = choose(config.device, config.dtype, config.threads)
+        own = describe(machine)
+        found.changed |= {k: then[k] for k in ("dtype", "threads") if then.get(k) not in (None, own[k])}
+        if found.changed:
+            machine = choose(
+                config.device, found.changed.get("dtype", config.dtype), found.changed.get("threads", config.threads)
+            )
         check_devices(machine.device, processes)
     except UserError as error:
         what, _, fix = str(error).partition("; ")
