@@ -50,7 +50,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
             batch_size=options.batch_size, logits=options.logits, top=options.top or 0,
             advance=lambda done: bar.advance(steps=done),
         )  # fmt: skip
-    tops = states.top and [[(tokenizer.token(n), share) for n, share in row] for row in states.top]
+    tops = states.top and [[(_spelled(n, tokenizer), share) for n, share in row] for row in states.top]
     about = {"model": source.config.model.path, "adapter": source.place}
     shown = None if source.tier == "red" else [t.shown for t in texts]
     write(Table(states, [t.id for t in texts], shown, layers, options.pooling, tops, about), options.to)
@@ -65,6 +65,12 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
         ]
     _print(report, texts, tops if shown is not None else None)
     return report
+
+
+def _spelled(token: int, tokenizer: Any) -> str:
+    """A token as text; in the vocabulary's own spelling where it is a part of a character."""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    return text if text and "\ufffd" not in text else tokenizer.token(token)
 
 
 def _print(report: dict[str, Any], texts: list["Text"], tops: list[list[tuple[str, float]]] | None) -> None:

@@ -95,11 +95,10 @@ def rows_of_split(config: RunConfig, split: str | None) -> list[Conversation]:
     """The rows of a split that evaluation would ask; a drawn data set is drawn if need be."""
     from cruijff_kit.data.generators import generate
 
-    data = config.dataset
-    if data.generator is not None:
-        generate(data.generator, data.arguments)
+    data = config.dataset  # what is drawn lies in this machine's cache, wherever it was when the run was made
+    path = data.path if data.generator is None else str(generate(data.generator, data.arguments))
     return conversations(
-        data.path, split or data.test_split, data.column_map, data.prompt, data.system_prompt, data.max_test_samples,
+        path, split or data.test_split, data.column_map, data.prompt, data.system_prompt, data.max_test_samples,
         format=data.format, split_column=data.split_column, type=data.type, sample_seed=data.sample_seed,
     )  # fmt: skip
 
