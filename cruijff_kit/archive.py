@@ -122,8 +122,8 @@ def _is_kept(adapter: Path, plan: Plan, keep: str) -> bool:
     if keep != BEST or plan.best is None:
         return keep == ALL
     run = plan.best.relative_to(plan.root)
-    last = max(int(_EPOCH.fullmatch(p.name)[1]) for p in plan.delete if p.parent == run and _EPOCH.fullmatch(p.name))
-    return adapter == run / f"epoch_{last}"
+    epochs = [int(m[1]) for p in plan.delete if p.parent == run and (m := _EPOCH.fullmatch(p.name))]
+    return bool(epochs) and adapter == run / f"epoch_{max(epochs)}"
 
 
 def _best(runs: list[Path], keep: str) -> Path | None:

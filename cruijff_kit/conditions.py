@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.cells import cell_key
@@ -61,8 +63,9 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
     _code(found, result, ledger)
     _packages(found, result)
     found.add("configuration", result.config_hash, config_hash(config))
-    _data(found, result, config, ledger)
-    _model(found, result, config)
+    began_in = _began_in(run, ledger)
+    _data(found, result, config, began_in)
+    _model(found, result, config, began_in)
     _tasks(found, result, config)
     _machine(found, result, config)
     if result.changes:
@@ -75,6 +78,22 @@ def _ledger_of(run: Path) -> Ledger | None:
     known = next((k for k in known_below(run) if k.folder == run.absolute()), None)
     place = owner(known).sweep_dir if known else None
     return read_ledger(place) if place else None
+
+
+def _began_in(run: Path, ledger: Ledger | None) -> Path | None:
+    """Where the command was given, from which relative paths count; None where that is not known."""
+    if ledger is not None:
+        return Path(ledger.cwd)
+    try:
+        return Path(OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.cwd)
+    except Exception:  # made from Python, or a file of Hydra's that is another version's
+        return None
+
+
+def _located(path: str, began_in: Path | None) -> str:
+    """A path, or where it led when the run was made, if it leads nowhere here."""
+    there = began_in / path if began_in else None
+    return str(there) if there and not Path(path).expanduser().exists() and there.exists() else path
 
 
 def _code(found: Conditions, result: RunResult, ledger: Ledger | None) -> None:
@@ -102,7 +121,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _data(found: Conditions, result: RunResult, config: RunConfig, ledger: Ledger | None) -> None:
+def _data(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
     from cruijff_kit.data.generators import generate
     from cruijff_kit.data.layouts import file_hash
 
@@ -111,8 +130,8 @@ def _data(found: Conditions, result: RunResult, config: RunConfig, ledger: Ledge
     if data.generator is not None:  # in this machine's cache
         path = str(generate(data.generator, data.arguments))
         fix = f"delete {path}, so that it is drawn again; if it differs still, take the code of {result.git_commit}"
-    elif isinstance(path, str) and not Path(path).exists() and ledger and (Path(ledger.cwd) / path).exists():
-        path = str(Path(ledger.cwd) / path)
+    elif isinstance(path, str):
+        path = _located(path, began_in)
     if path != data.path:
         found.places[data.path] = path
     try:
@@ -123,11 +142,14 @@ def _data(found: Conditions, result: RunResult, config: RunConfig, ledger: Ledge
         found.add("data", result.data_hash, now, fix=fix)
 
 
-def _model(found: Conditions, result: RunResult, config: RunConfig) -> None:
+def _model(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
     from cruijff_kit.models.fingerprint import fingerprint
     from cruijff_kit.models.sources import download_command
 
-    model, folder = config.model, Path(config.model.path).expanduser()
+    model, place = config.model, _located(config.model.path, began_in)
+    if place != model.path:
+        found.places[model.path] = place
+    folder = Path(place).expanduser()
     gone = [f for f in ("config.json", *model.checkpoint_files) if not (folder / f).is_file()]
     then = result.model_hash
     if gone and model.download is not None:

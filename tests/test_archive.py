@@ -164,6 +164,12 @@ def test_links_are_not_followed(sweep, archive, tmp_path):
     )
 
 
+def test_the_best_run_saved_no_adapter(sweep, archive):
+    for epoch in (0, 1):
+        shutil.rmtree(sweep / "lr=0.01" / f"epoch_{epoch}")
+    assert archive(sweep, "--yes")[0] == 0 and adapters(sweep) == []
+
+
 def test_a_single_run_is_its_own_best(sweep, archive):
     assert archive(sweep / "lr=1e-06", "--yes")[0] == 0
     assert adapters(sweep) == ["lr=0.01/epoch_0", "lr=0.01/epoch_1", "lr=1e-06/epoch_1"]

@@ -226,6 +226,22 @@ def test_drawn_data_is_drawn_again(tiny, reproduce, tmp_path, monkeypatch):
     assert f"delete {now}" in reproduce(folder, "--check")[1]["error"]["fix"]
 
 
+def test_relative_paths_count_from_where_the_command_was_given(tiny, run_cli, reproduce, tmp_path, monkeypatch):
+    there, here = tmp_path / "there", tmp_path / "here"
+    shutil.copytree(tiny, there / "model")
+    here.mkdir()
+    write_text(there / "d.csv", "split,input,output\n" + "".join(f"train,a{n},b{n}\n" for n in range(16)))
+    data = ["dataset=files", "dataset.path=d.csv", "dataset.validation_split=null", "eval=none", "epochs=1"]
+    settings = [s for s in SMALL if not s.startswith(("epochs", "eval"))]
+    done = run_cli("model=hf_llama", "model.path=model", *data, *settings, "hydra.run.dir=run", cwd=there)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(here)
+    code, report, _ = reproduce((there / "run").rename(here / "moved"))
+    assert code == 0 and report["verdict"] == IDENTICAL and states(report)["data"] == "the same"
+    (there / "d.csv").unlink()
+    assert reproduce(here / "moved", "--check")[0] == 2
+
+
 def test_refused(place, reproduce, tmp_path):
     assert "holds something already" in reproduce(place / "run", "--to", place)[1]["error"]["message"]
     assert "no such folder" in reproduce(tmp_path / "nowhere")[1]["error"]["message"]
