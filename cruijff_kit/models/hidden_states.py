@@ -104,24 +104,30 @@ def read_states(
     found.logits = np.zeros((len(rows), model.decoder.tok_embeddings.num_embeddings), np.float32) if logits else None
     found.top = [[] for _ in rows] if top else None
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))  # texts of like length share a batch
-    last = len(model.decoder.layers)
+    last, asked = len(model.decoder.layers), logits or top > 0
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         to = longest if pooling in OVER_PADS else len(rows[chosen[0]])
         batch = Batch.of([rows[n] for n in chosen], pad_id, to, model.machine.device)
-        wanted = {*layers, last} if logits or top else {*layers}
-        states = dict(layer_states(model, batch, wanted, see_pads=pooling in OVER_PADS))
-        for place, layer in enumerate(layers):
-            pooled = pool(states[layer].float(), batch.mask, pooling).cpu().numpy()
-            if pooling == EACH:
-                found.tensor[chosen, place, :to] = pooled
-            else:
-                found.tensor[chosen, place] = pooled
-        found.attention_mask[chosen, :to] = batch.mask.cpu().numpy()
-        if logits or top:
+        states = dict(
+            layer_states(model, batch, {*layers, last} if asked else {*layers}, see_pads=pooling in OVER_PADS)
+        )
+        _note_states(found, chosen, [states[n] for n in layers], batch, pooling)
+        if asked:
             _note_next(found, chosen, next_logits(model, batch.last(states[last])), top)
         advance(len(chosen))
     return found
+
+
+def _note_states(found: States, chosen: list[int], states: list[torch.Tensor], batch: "Batch", pooling: str) -> None:
+    to = batch.ids.shape[1]
+    for place, layer in enumerate(states):
+        pooled = pool(layer.float(), batch.mask, pooling).cpu().numpy()
+        if pooling == EACH:
+            found.tensor[chosen, place, :to] = pooled
+        else:
+            found.tensor[chosen, place] = pooled
+    found.attention_mask[chosen, :to] = batch.mask.cpu().numpy()
 
 
 def _note_next(found: States, chosen: list[int], logits: torch.Tensor, top: int) -> None:
