@@ -24,7 +24,11 @@ COMMANDS = {
     "table": ("cruijff_kit.table", "results of finished runs, compared"),
     "evaluate": ("cruijff_kit.evaluate", "evaluate what is trained already, an adapter, or a base model"),
     "heterogeneity": ("cruijff_kit.heterogeneity", "whether a model is as good for every group"),
+    "reproduce": ("cruijff_kit.reproduce", "make a run again from its folder, and compare the two"),
+    "compare": ("cruijff_kit.compare", "whether a model is fine-tuned: base against adapter"),
+    "embed": ("cruijff_kit.embed", "embeddings and logits of a model, to a file"),
     "export": ("cruijff_kit.export", "an adapter of a run, or a whole model, for use elsewhere"),
+    "archive": ("cruijff_kit.archive", "keep what matters of a finished experiment, delete the adapters"),
     "doctor": ("cruijff_kit.doctor", "what this SLURM cluster has, and what will work on it"),
 }
 _HELP = ("-h", "--help")

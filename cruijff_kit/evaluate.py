@@ -32,6 +32,7 @@ from cruijff_kit.evaluation.cells import Cells
 from cruijff_kit.folder import RunFolder, require_folder
 from cruijff_kit.frozen import frozen
 from cruijff_kit.ledger import is_done
+from cruijff_kit.model_source import model_at, quoted_text, settings_of, typed
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import ACTIVE, CANCELLED, DONE, FAILED, read_status, write_status
@@ -63,17 +64,8 @@ def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = 
     if where is not None and (where / "adapter_config.json").is_file():
         return _alone(where, overrides, config_dir)
     if where is not None and (where / "config.json").is_file() and not (where / "result.json").exists():
-        return _alone(None, [*_model_at(where, overrides), *overrides], config_dir)
+        return _alone(None, [*model_at(where, overrides), *overrides], config_dir)
     return _runs(where, overrides, config_dir) if where is not None else _alone(None, overrides, config_dir)
-
-
-def _model_at(folder: Path, overrides: list[str]) -> list[str]:
-    chosen = [] if _typed(overrides, "model") else ["model=hf_llama"]
-    return [*chosen, f"model.path={_quoted_text(str(folder.absolute()))}"]
-
-
-def _typed(overrides: list[str], key: str) -> bool:
-    return any(o.lstrip("+").startswith(f"{key}=") for o in overrides)
 
 
 def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | None:
@@ -154,9 +146,9 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
     from cruijff_kit import late
     from cruijff_kit.notebook import compose
 
-    of_adapter = _settings_of(adapter, overrides) if adapter else []
-    named = _typed(overrides, "run_name") or _typed(overrides, "output_dir")
-    name = _quoted_text(adapter.absolute().name) if adapter else "${model.name}"
+    of_adapter = settings_of(adapter, overrides) if adapter else []
+    named = typed(overrides, "run_name") or typed(overrides, "output_dir")
+    name = quoted_text(adapter.absolute().name) if adapter else "${model.name}"
     config = compose([*of_adapter, *([] if named else [f"run_name={name}"]), *overrides], config_dir)
     _require_tasks(config)
     kind = late.ADAPTER if adapter else late.BASE
@@ -182,28 +174,6 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
         if not folder.result.exists():  # nothing began
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
-
-
-def _settings_of(adapter: Path, overrides: list[str]) -> list[str]:
-    """Overrides that an adapter's own files make: the lora group, and the model it names if none is typed."""
-    from cruijff_kit.models.foreign_adapter import base_of, lora_settings
-
-    if typed := [o for o in overrides if o.lstrip("+").startswith("lora")]:
-        raise UserError(f"{typed[0]}: rank, alpha and modules are the adapter's own; leave lora out")
-    lora = [f"lora.{k}={json.dumps(v).replace(' ', '')}" for k, v in lora_settings(adapter).items()]
-    if _typed(overrides, "model") or _typed(overrides, "model.path"):
-        return lora
-    named = base_of(adapter)
-    if not Path(named).expanduser().is_dir():
-        raise UserError(
-            f"{adapter} names {named or 'no model'} as its base model, which is no folder here; "
-            "say which it is: model=NAME, or model=hf_llama model.path=DIR"
-        )
-    return [*lora, *_model_at(Path(named).expanduser(), overrides)]
-
-
-def _quoted_text(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 class Changes:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, folders_below, require_folder
@@ -40,8 +41,9 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
         UserError: no such run or epoch, `to` exists, or the base model is gone.
     """
     folder, to = RunFolder(run), Path(to).expanduser().absolute()
-    saved = _saved_epochs(folder)
+    saved = saved_epochs(folder)
     if epoch is not None and epoch not in saved:
+        refuse_archived(folder.path, [epoch])
         raise UserError(
             f"{folder.path} holds no adapter of epoch {epoch}; there: {', '.join(map(str, saved))} (counted from 0)"
         )
@@ -64,7 +66,12 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     return Exported(str(folder.path), epoch, base, merged, str(to))
 
 
-def _saved_epochs(folder: RunFolder) -> list[int]:
+def saved_epochs(folder: RunFolder) -> list[int]:
+    """Epochs whose adapters a run's folder holds, counted from 0, in order; at least one.
+
+    Raises:
+        UserError: none, or it is no run's folder.
+    """
     path = folder.path
     require_folder(path)
     names = [p.parent.name.removeprefix("epoch_") for p in path.glob("epoch_*/adapter_config.json")]
@@ -72,6 +79,7 @@ def _saved_epochs(folder: RunFolder) -> list[int]:
         return saved
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} is an adapter; give the run's folder: {path.parent}")
+    refuse_archived(path)
     if runs := sorted(set(folders_below(path, "result.json")) - {path}):
         raise UserError(f"{path} holds several runs; give the folder of one, for example {runs[0]}")
     raise UserError(f"{path} holds no saved adapter (epoch_N): is it a run, and did epochs_to_save keep one?")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit import answer
+from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.config import EvalConfig, RunConfig, SlurmConfig, config_hash
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.cells import Cells, missing_cells, with_cell
@@ -134,6 +135,7 @@ def check_cells(cells: Cells, request: Request, config: RunConfig, result: RunRe
     if request.of == RUN:
         gone = sorted({e for _, e in cells.trained if not (folder.epoch(e) / "adapter_model.safetensors").is_file()})
         if gone:
+            refuse_archived(folder.path, gone)
             raise UserError(
                 f"{folder.path} has no adapter of epoch {', '.join(map(str, gone))} "
                 f"(epochs_to_save={config.epochs_to_save}, counted from 0)"

@@ -3,11 +3,12 @@
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cruijff_kit.command import freed
 from cruijff_kit.config import RunConfig, load, register
 from cruijff_kit.hints import explained
+from cruijff_kit.readable_name import readable_name
 
 
 def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
@@ -35,4 +36,7 @@ def compose_unresolved(overrides: list[str], config_dir: str | None) -> DictConf
     plugin.register()
     search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     with explained(), initialize_config_module("cruijff_kit.conf", version_base="1.3"):
-        return hydra_compose("config", overrides=[*search, *freed(overrides)])
+        cfg = hydra_compose("config", overrides=[*search, *freed(overrides)])
+    if "${readable_name:" in str(OmegaConf.to_container(cfg)["run_name"]):  # Hydra leaves out what was typed
+        cfg.run_name = readable_name(overrides, cfg.seed)
+    return cfg

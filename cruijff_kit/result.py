@@ -104,6 +104,8 @@ class RunResult:
     """Rows per update."""
     git_commit: str | None = None
     """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
+    model_hash: str | None = None
+    """Whether the base model's files are still the same (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
 
     def gpu_hours(self) -> float:
@@ -169,9 +171,20 @@ def read_result(path: Path) -> RunResult:
         tree["evaluation"] = [Evaluation(**e) for e in tree["evaluation"]]
         for name in ("error", "late_error"):
             tree[name] = Failure(**tree[name]) if tree.get(name) else None
-        return RunResult(**tree)
+        result = RunResult(**tree)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error
+    _find_logs(result, path.parent)
+    return result
+
+
+def _find_logs(result: RunResult, run: Path) -> None:
+    """Let evaluations name their logs where the run lies now; its folder may have been moved or copied."""
+    for evaluations, logs in ((result.baseline, run / "eval" / "untrained"), (result.evaluation, run / "eval")):
+        for e in evaluations:
+            here = logs / Path(e.log).name
+            if not Path(e.log).is_file() and here.is_file():
+                e.log = str(here)
 
 
 def versions() -> dict[str, str]:

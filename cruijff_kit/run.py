@@ -115,6 +115,7 @@ def _train_and_evaluate(
 ) -> None:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
+    from cruijff_kit.models.fingerprint import fingerprint
     from cruijff_kit.models.machine import describe
 
     with clock("setup"):
@@ -124,6 +125,7 @@ def _train_and_evaluate(
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
         folder.write_yaml("torchtune.yaml", config.torchtune)
         recipe.setup()
+        result.model_hash = fingerprint(config.model.path)
         result.machine = {"host": socket.gethostname(), **describe(recipe.machine)}
 
     def ask_untrained() -> None:

@@ -66,7 +66,7 @@ def test_what_cfg_prints_is_what_the_recipe_receives(command, tiny):
     received = cruijff_kit.compose(overrides)
     printed = yaml.safe_load(out.replace("lr: 0.0001", "lr: 1.0e-4"))
     assert (code, err) == (0, "")
-    folders = re.compile(r"[^ ]*multirun/capitalization/[^/]*/run")  # named by the time
+    folders = re.compile(r"[^ ]*multirun/capitalization/[^/]*/[a-z]+_[a-z]+")  # named by the time
     assert folders.sub("DIR", yaml.safe_dump(printed)) == folders.sub("DIR", yaml.safe_dump(received.torchtune))
     assert printed["model"]["lora_rank"] == 16 and printed["model"]["lora_alpha"] == 32
 
@@ -137,12 +137,13 @@ def test_dry_run_of_one_run(command, weightless):
         "run", "rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory", "disk", "time"
     ]  # fmt: skip
     (row,) = values
-    assert row[:7] == ["run", "400", "8", "50", "100", "10", row[6]]
+    assert re.fullmatch("[a-z]+_[a-z]+", row[0])
+    assert row[1:7] == ["400", "8", "50", "100", "10", row[6]]
     # rank x (in + out) of q, v and o projections and the MLP's three, in 4 layers
     per_layer = 8 * ((128 + 128) + (128 + 64) + (128 + 128) + 3 * (128 + 336))
     assert row[7].startswith(f"{4 * per_layer} (") and row[8].endswith(" MB") and row[9] == "537 kB"
     assert int(row[6]) == 2 * rows_as_tokens(weightless)
-    shown = yaml.safe_load(out.partition("# torchtune config of run\n")[2])
+    shown = yaml.safe_load(out.partition(f"# torchtune config of {row[0]}\n")[2])
     assert shown["model"]["lora_alpha"] == 16 and shown["epochs"] == 2
     assert not list(Path.cwd().rglob("*"))
 

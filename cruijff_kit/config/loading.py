@@ -41,6 +41,17 @@ def _safetensors(folder: str) -> ListConfig:
     return ListConfig(sorted(names) or ["model.safetensors"])
 
 
+def _readable_name(seed: int, *, _root_: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    from cruijff_kit.readable_name import readable_name
+
+    # Hydra takes its own node out of what it gives to the run.
+    known = HydraConfig.get() if HydraConfig.initialized() else None
+    hydra = _root_.hydra if "hydra" in _root_ else known
+    return readable_name([] if hydra is None else OmegaConf.to_container(hydra.overrides.task), seed)
+
+
 def _lr_scheduler_component(name: str) -> str:
     # An unknown name passes here and is refused by RunConfig, which says what is valid.
     return LR_SCHEDULERS.get(name, name)
@@ -57,6 +68,7 @@ _RESOLVERS: dict[str, Callable] = {
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,
     "nproc": processes_of,
+    "readable_name": _readable_name,
     "newline": lambda: "\n",  # Hydra's grammar has no way to write one
 }
 

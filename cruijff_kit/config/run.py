@@ -38,7 +38,7 @@ class RunConfig:
     models_dir: str = "models"
     """Folder in which models are expected whose path is not set."""
     run_name: str = "run"
-    """Folder of the run; a sweep names its runs by what varies."""
+    """Folder of the run: a name of two words, drawn from the command; a sweep names its runs by what varies."""
     output_dir: str = MISSING
     """The run's folder."""
     epochs: int = 1

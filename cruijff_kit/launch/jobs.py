@@ -112,7 +112,8 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
     jobs = []
     for number, (config, swept, name) in enumerate(zip(configs, sweeps, given, strict=True)):
         namesakes = [values for values, other in zip(sweeps, given, strict=True) if other == name]
-        name = run_name(swept if name is None else {"": name} | differing(swept, namesakes), taken).lstrip("=")
+        shown = {"": config.run_name} | differing(swept, namesakes) if name is not None or not swept else swept
+        name = run_name(shown, taken).lstrip("=")
         number += initial_job_idx
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number

@@ -182,14 +182,13 @@ class Trackers:
     Args:
         config: the torchtune config, which the trackers show.
         names: which, of tensorboard, wandb, mlflow.
-        experiment: what the runs belong to. A run goes by its folder's name; a single one, `run`, by that of its time.
+        experiment: what the runs belong to. A run goes by its folder's name.
         again: go on in trackers that were closed, to add something.
     """
 
     def __init__(self, config: dict[str, Any], names: list[str], experiment: str, again: bool = False) -> None:
         folder = Path(config["output_dir"]).absolute()
-        name = folder.parent.name if folder.name == "run" else folder.name
-        run = Run(experiment, name, folder, config, anew=not again)
+        run = Run(experiment, folder.name, folder, config, anew=not again)
         kept = folder / _IDS
         ids = json.loads(kept.read_text()) if (again or config["resume_from_checkpoint"]) and kept.exists() else {}
         self._open: dict[str, Any] = {}

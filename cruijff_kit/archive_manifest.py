@@ -1,0 +1,99 @@
+"""archive.json: what cruijff_kit.archive kept of an experiment, with hashes, and what it deleted. Light."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import write_text
+from cruijff_kit.result import now
+
+NAME = "archive.json"
+COPYING, DELETING, DONE = "copying", "deleting", "done"
+_ABOVE = 4  # folders above a run in which its archive.json is looked for
+
+
+@dataclass
+class Deleted:
+    """A folder that is gone: its path below the archive's, bytes, and of an adapter the sha256 of each file."""
+
+    path: str
+    bytes: int
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Manifest:
+    """An archive; paths are relative to its folder.
+
+    source: the folder that was archived. keep: best, all or none. best: path of the best run, "." for the folder itself.
+    state: copying, deleting or done. files: path -> sha256 and bytes, of what was kept when this was written. links: those
+    that were left alone.
+    """
+
+    source: str
+    keep: str
+    best: str | None = None
+    created: str = field(default_factory=now)
+    state: str = COPYING
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deleted: list[Deleted] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    version: int = 1
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a folder; None if there is none.
+
+    Raises:
+        UserError: the file is not of this version.
+    """
+    path = folder / NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return Manifest(**tree | {"deleted": [Deleted(**d) for d in tree["deleted"]]})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not an archive of this version of cruijff_kit: {error}") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write archive.json into a folder."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    write_text(folder / NAME, text + "\n")
+
+
+def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
+    """Epochs whose adapters were archived away from a run: what is known of each, and the archive.json that says so."""
+    run = run.absolute()
+    for above in [run, *run.parents][:_ABOVE]:
+        manifest = read_manifest(above)
+        if manifest is not None:
+            own = PurePosixPath(run.relative_to(above).as_posix())
+            gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
+            names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
+            return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
+    return {}
+
+
+def refuse_archived(run: Path, epochs: list[int] | None = None) -> None:
+    """Raises UserError if an adapter of these epochs (None: any of the run's) was archived away."""
+    gone = archived_epochs(run)
+    wanted = [e for e in (sorted(gone) if epochs is None else epochs) if e in gone]
+    if wanted:
+        where = gone[wanted[0]][1]
+        some = ", ".join(map(str, wanted))
+        raise UserError(
+            f"the adapter of epoch {some} of {run} was archived away (see {where}); train it again: "
+            f"python -m cruijff_kit.reproduce {run}"
+        )
+
+
+def sha256_of(file: Path) -> str:
+    """Hash of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,196 @@
+"""Under what conditions a run was made, and which of them differ now: code, packages, data, base model, tasks, machine."""
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cruijff_kit.config import RunConfig, config_hash
+from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.cells import cell_key
+from cruijff_kit.frozen import frozen
+from cruijff_kit.ledger import Ledger, code_hash, read_ledger
+from cruijff_kit.result import RunResult, git_commit
+from cruijff_kit.survey import known_below, owner
+
+SAME, DIFFERS, MISSING, UNKNOWN = "the same", "differs", "missing", "unknown"
+
+
+@dataclass
+class Condition:
+    """One thing that a result depends on.
+
+    fix: what to do where a new run would say nothing; None where it can go on.
+    """
+
+    what: str
+    then: str
+    now: str
+    state: str
+    fix: str | None = None
+
+
+@dataclass
+class Conditions:
+    """All of them, and what a new run must be told: settings as they were resolved then, and where files lie now."""
+
+    rows: list[Condition] = field(default_factory=list)
+    changed: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def add(self, what: str, then: Any, now: Any, state: str | None = None, fix: str | None = None) -> None:
+        """A row; its state follows from then and now unless it is said."""
+        state = state or (UNKNOWN if then is None or now is None else SAME if then == now else DIFFERS)
+        then, now = ("not recorded" if v is None else str(v) for v in (then, now))
+        self.rows.append(Condition(what, then, now, state, fix if state != SAME else None))
+
+    @property
+    def refusals(self) -> list[Condition]:
+        """Those that keep the run from being made again."""
+        return [r for r in self.rows if r.fix is not None]
+
+
+def conditions_of(run: Path, result: RunResult) -> Conditions:
+    """Compare what a run recorded with what is here. Data that is drawn from a seed is drawn if it is not there.
+
+    Raises:
+        UserError: the run's config cannot be read.
+    """
+    config, found = frozen(run), Conditions()
+    ledger = _ledger_of(run)
+    _code(found, result, ledger)
+    _packages(found, result)
+    found.add("configuration", result.config_hash, config_hash(config))
+    began_in = _began_in(run, ledger)
+    _data(found, result, config, began_in)
+    _model(found, result, config, began_in)
+    _tasks(found, result, config)
+    _machine(found, result, config)
+    if result.changes:
+        shown = ", ".join(f"{k}={v}" for k, v in result.changes.items())
+        found.add("changed by retries", shown, "as configured", DIFFERS)
+    return found
+
+
+def _ledger_of(run: Path) -> Ledger | None:
+    known = next((k for k in known_below(run) if k.folder == run.absolute()), None)
+    place = owner(known).sweep_dir if known else None
+    return read_ledger(place) if place else None
+
+
+def _began_in(run: Path, ledger: Ledger | None) -> Path | None:
+    """Where the command was given, from which relative paths count; None where that is not known."""
+    if ledger is not None:
+        return Path(ledger.cwd)
+    try:
+        return Path(OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.cwd)
+    except Exception:  # made from Python, or a file of Hydra's that is another version's
+        return None
+
+
+def _located(path: str, began_in: Path | None) -> str:
+    """A path, or where it led when the run was made, if it leads nowhere here."""
+    there = began_in / path if began_in else None
+    return str(there) if there and not Path(path).expanduser().exists() and there.exists() else path
+
+
+def _code(found: Conditions, result: RunResult, ledger: Ledger | None) -> None:
+    then, now = result.git_commit, git_commit()
+    edited = "+changes" in f"{then}{now}"
+    # The same commit, edited: that the edits are the same, too, only the hash of the files can tell.
+    found.add("code, commit", then, now, UNKNOWN if edited and then == now else None)
+    if ledger is not None:
+        found.add("code, hash of the files", ledger.code or None, code_hash())
+
+
+def _packages(found: Conditions, result: RunResult) -> None:
+    now = {name: _version(name) for name in result.versions}
+    apart = {name: then for name, then in result.versions.items() if now[name] != then}
+    for name, then in apart.items():
+        found.add(f"package {name}", then, now[name] or "not installed")
+    same = len(now) - len(apart)
+    found.add("packages", f"{same} versions", f"{same} versions")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _data(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
+    from cruijff_kit.data.generators import generate
+    from cruijff_kit.data.layouts import file_hash
+
+    data, fix = config.dataset, f"put back what was there at {config.dataset.path}"
+    path: Any = data.path
+    if data.generator is not None:  # in this machine's cache
+        path = str(generate(data.generator, data.arguments))
+        fix = f"delete {path}, so that it is drawn again; if it differs still, take the code of {result.git_commit}"
+    elif isinstance(path, str):
+        path = _located(path, began_in)
+    if path != data.path:
+        found.places[data.path] = path
+    try:
+        now = file_hash(path, data.format)
+    except (UserError, OSError):
+        found.add("data", result.data_hash, f"not at {path}", MISSING, fix)
+    else:
+        found.add("data", result.data_hash, now, fix=fix)
+
+
+def _model(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
+    from cruijff_kit.models.fingerprint import fingerprint
+    from cruijff_kit.models.sources import download_command
+
+    model, place = config.model, _located(config.model.path, began_in)
+    if place != model.path:
+        found.places[model.path] = place
+    folder = Path(place).expanduser()
+    gone = [f for f in ("config.json", *model.checkpoint_files) if not (folder / f).is_file()]
+    then = result.model_hash
+    if gone and model.download is not None:
+        found.add("base model", then, "is fetched when the run is made", UNKNOWN)
+    elif gone:
+        get = f"get it again: {download_command(model)}" if model.hub else f"put the model's files back into {folder}"
+        found.add("base model", then, f"no {gone[0]} in {folder}", MISSING, get)
+    else:
+        now, fix = fingerprint(folder), f"put the files back that {folder} held when the run was made"
+        found.add("base model", then, now, fix=fix if then is not None else None)
+
+
+def _tasks(found: Conditions, result: RunResult, config: RunConfig) -> None:
+    keys = {e.task: e.key for e in result.evaluation}
+    for name in config.eval.names:
+        if name.file is not None and not name.file.is_file():
+            found.add(f"task {name.label}", name.file, "no such file", MISSING, f"put {name.file} back")
+        elif name.label in keys:
+            found.add(f"task {name.label}", keys[name.label], cell_key(name, config))
+
+
+def _machine(found: Conditions, result: RunResult, config: RunConfig) -> None:
+    """Precision, threads and processes are those of then, whatever this machine would choose."""
+    from cruijff_kit.models.machine import check_devices, choose, describe
+
+    then, processes = result.machine, result.settings.get("processes") or 1
+    if processes != (config.gpus or 1):  # it was submitted with as many GPUs
+        found.changed["gpus"] = processes
+    try:
+        machine = choose(config.device, config.dtype, config.threads)
+        own = describe(machine)
+        found.changed |= {k: then[k] for k in ("dtype", "threads") if then.get(k) not in (None, own[k])}
+        if found.changed:
+            machine = choose(
+                config.device, found.changed.get("dtype", config.dtype), found.changed.get("threads", config.threads)
+            )
+        check_devices(machine.device, processes)
+    except UserError as error:
+        what, _, fix = str(error).partition("; ")
+        found.add("device", then.get("device"), what, MISSING, fix or "make it on a machine like that of then")
+        return
+    now = describe(machine)
+    for key in ("device", "dtype", "threads"):
+        found.add(key, then.get(key), now[key])

@@ -1,0 +1,124 @@
+"""How two models of one base differ on the same texts: perplexity, logits, likeliest tokens. How large an adapter is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cruijff_kit.compat import TransformerDecoder
+from cruijff_kit.models.hidden_states import Batch, Model, layer_states, next_logits
+
+_SCORED = 256  # positions whose logits are held at once
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text: its ids; the first of them that is scored; the position behind which next tokens are compared."""
+
+    ids: list[int]
+    scored_from: int
+    at: int
+
+
+@dataclass
+class Difference:
+    """Two models on n texts.
+
+    nll: mean negative log-likelihood of the scored tokens, in nats, of each model; perplexity is its exponential.
+    mean_abs, max_abs: of the difference between logits, over texts and vocabulary. kl: mean KL divergence of the first
+    model's next token from the second's, KL(second || first), in nats. agree: share of texts with the same likeliest next
+    token.
+    """
+
+    texts: int = 0
+    scored: int = 0
+    nll: tuple[float, float] = (0.0, 0.0)
+    mean_abs: float = 0.0
+    max_abs: float = 0.0
+    kl: float = 0.0
+    agree: float = 0.0
+
+    @property
+    def perplexity(self) -> tuple[float | None, float | None]:
+        """Of the scored tokens, by each model; None where none was scored, or beyond all numbers."""
+        return tuple(math.exp(n) if n < 700 else None for n in self.nll)  # NaN is not below
+
+
+@torch.inference_mode()
+def difference(
+    first: Model,
+    second: Model,
+    rows: list[Row],
+    pad_id: int,
+    batch_size: int = 16,
+    advance: Callable[[int], object] = lambda texts: None,
+) -> Difference:
+    """Compare two models, which may be one with its adapters on and off.
+
+    Args:
+        advance: called after each batch with its number of texts.
+    """
+    found, sums = Difference(len(rows), sum(len(r.ids) - r.scored_from for r in rows)), [0.0, 0.0]
+    rows = sorted(rows, key=lambda r: -len(r.ids))
+    for begin in range(0, len(rows), batch_size):
+        chosen = rows[begin : begin + batch_size]
+        logits = []
+        for n, model in enumerate((first, second)):
+            batch = Batch.of([r.ids for r in chosen], pad_id, len(chosen[0].ids), model.machine.device)
+            (states,) = dict(layer_states(model, batch, {len(model.decoder.layers)})).values()
+            sums[n] += _nll(model, states, chosen)
+            at = torch.tensor([r.at for r in chosen], device=states.device)
+            logits.append(next_logits(model, states[torch.arange(len(chosen), device=states.device), at]).cpu())
+        _note(found, *logits)
+        advance(len(chosen))
+    found.nll = tuple(s / found.scored if found.scored else math.nan for s in sums)
+    for name in ("mean_abs", "kl", "agree"):
+        setattr(found, name, getattr(found, name) / len(rows))
+    return found
+
+
+def _note(found: Difference, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Add the sums over texts of [n, vocabulary] logits."""
+    apart = (second - first).abs()
+    found.mean_abs += apart.mean(-1).sum().item()
+    found.max_abs = max(found.max_abs, apart.max().item())
+    p, q = second.double().log_softmax(-1), first.double().log_softmax(-1)
+    found.kl += (p.exp() * (p - q)).sum().item()
+    found.agree += (first.argmax(-1) == second.argmax(-1)).sum().item()
+
+
+def _nll(model: Model, states: torch.Tensor, rows: list[Row]) -> float:
+    """Summed negative log-likelihood of the scored tokens; states [b, s, width]."""
+    at = [(n, i - 1) for n, r in enumerate(rows) for i in range(r.scored_from, len(r.ids))]
+    targets = torch.tensor([t for r in rows for t in r.ids[r.scored_from :]], device=states.device)
+    total = 0.0
+    for begin in range(0, len(at), _SCORED):
+        text, position = torch.tensor(at[begin : begin + _SCORED], device=states.device).T
+        logits = next_logits(model, states[text, position])
+        total += torch.nn.functional.cross_entropy(logits, targets[begin : begin + _SCORED], reduction="sum").item()
+    return total
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """norm: Frobenius norm of all updates (alpha / rank) B A together. modules: that have an adapter; nonzero: whose B is
+    not all zero.
+    """
+
+    norm: float
+    modules: int
+    nonzero: int
+
+
+@torch.inference_mode()
+def adapter_size(model: TransformerDecoder) -> AdapterSize:
+    """How large a model's adapter is, worked out without the updates: |BA|^2 = sum of (B'B) * (AA')."""
+    squares, nonzero = [], 0
+    for module in model.modules():
+        if hasattr(module, "adapter_params") and hasattr(module, "lora_a"):
+            a, b = module.lora_a.weight.double(), module.lora_b.weight.double()
+            scale = module.alpha / module.rank
+            squares.append(scale**2 * ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).item())
+            nonzero += bool(b.any())
+    return AdapterSize(math.sqrt(math.fsum(squares)), len(squares), nonzero)

@@ -1,0 +1,163 @@
+"""`python -m cruijff_kit.embed`: which model, which texts, which file; and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from cruijff_kit import compose, train_then_eval
+from cruijff_kit.embed import main
+from cruijff_kit.folder import write_text
+
+SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32", "lora.rank=4"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    """A run of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_then_eval(
+        compose(["model=hf_llama", f"model.path={tiny}", *SMALL, "epochs=2", "eval=none", f"output_dir={folder}"])
+    )
+    return folder
+
+
+@pytest.fixture
+def embed(capsys, tmp_path, monkeypatch):
+    """Runs the command in this process and in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def vectors(file: str, layer: int = 4) -> np.ndarray:
+    return np.array(pyarrow.parquet.read_table(file)[f"embedding_{layer}"].to_pylist())
+
+
+def test_rows_of_the_test_split_are_read_as_evaluation_asks_them(run, embed, tiny):
+    from transformers import AutoTokenizer
+
+    code, out, _ = embed(run, "--to", "a.parquet", "--max-samples", 3, "--json")
+    report = json.loads(out)
+    assert code == 0 and report["shape"] == [3, 1, 128] and report["adapter"] == str(run / "epoch_1")
+    table = pyarrow.parquet.read_table("a.parquet")
+    rows = json.loads(Path(json.loads((run / "result.json").read_text())["paths"]["data"]).read_text())["test"]
+    chat = [
+        [{"role": "system", "content": "You are a helpful assistant."},
+         {"role": "user", "content": f"Capitalize the word: {r['input']}"}] for r in rows[:3]
+    ]  # fmt: skip
+    theirs = AutoTokenizer.from_pretrained(tiny)
+    expected = [theirs.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chat]
+    shown = table["text"].to_pylist()
+    assert table["id"].to_pylist() == [0, 1, 2]
+    assert all(r["input"] in t for r, t in zip(rows, shown, strict=False)) and all(
+        t.endswith("assistant\n") for t in shown
+    )
+    assert [t.rpartition("word: ")[2] for t in shown] == [t.rpartition("word: ")[2] for t in expected]
+
+
+def test_which_model(run, embed, tiny):
+    """The last epoch, an earlier one, the base model, the adapter's folder, the model's folder: each is itself."""
+    asked = ["--text", "Some text", "--text", "Other", "dtype=fp32", "device=cpu"]
+    model = ["model=hf_llama", f"model.path={tiny}"]
+    for name, chosen in {
+        "last": [run], "first": [run, "--epoch", 0], "base": [run, "--untrained"], "adapter": [run / "epoch_0"],
+        "model": [tiny], "settings": model, "bare": [run / "epoch_1", "--untrained"],
+    }.items():  # fmt: skip
+        assert embed(*chosen, *asked, "--to", f"{name}.parquet")[0] == 0
+    found = {n: vectors(f"{n}.parquet") for n in ("last", "first", "base", "adapter", "model", "settings", "bare")}
+    for name in ("model", "settings", "bare"):
+        np.testing.assert_allclose(found[name], found["base"], atol=1e-6)
+    np.testing.assert_allclose(found["adapter"], found["first"], atol=1e-6)
+    assert min(np.abs(found[a] - found[b]).max() for a, b in (("last", "first"), ("first", "base"))) > 1e-2
+
+
+def test_hdf5_has_the_names_that_were_promised(run, embed):
+    import h5py
+
+    options = ["--layers", "0,-1", "--pooling", "mean_non_padding", "--logits", "--top", 2, "--batch-size", 2]
+    code, out, _ = embed(run, "--to", "e.h5", "--text", "Some text", "--text", "One", "--text", "a", *options)
+    assert code == 0 and out.startswith("0: 'Some text' -> ") and "3 texts, layers 0, 4, " in out
+    with h5py.File("e.h5") as file:
+        assert file["tensor"].shape == (3, 2, 128) and file["logits"].shape == (3, 259)
+        assert file["ids_dim0"][:].tolist() == [0, 1, 2] and file["attention_mask"].shape == (
+            3,
+            file["attention_mask"][:].sum(1).max(),
+        )
+        assert file.attrs["layers"].tolist() == [0, 4] and file.attrs["pooling"] == "mean_non_padding"
+        assert file.attrs["adapter"] == str(run / "epoch_1") and Path(file.attrs["model"]).is_dir()
+        logits = file["logits"][:].astype(float)
+        shares = np.exp(logits - np.logaddexp.reduce(logits, 1, keepdims=True))
+        np.testing.assert_allclose(file["next_probabilities"][:], np.sort(shares, 1)[:, ::-1][:, :2], atol=1e-6)
+
+
+def test_texts_of_files(run, embed, tmp_path):
+    write_text(tmp_path / "t.txt", "Some text\n\nOther\n")
+    write_text(tmp_path / "t.csv", "id,said\n7,Some text\n8,Other\n")
+    write_text(tmp_path / "t.jsonl", '{"text": "Some text", "x": 1}\n{"text": "Other", "x": 2}\n')
+    for name, more in {"t.txt": [], "t.csv": ["--column", "said"], "t.jsonl": []}.items():
+        assert embed(run, "--file", name, *more, "--to", f"{name}.parquet")[0] == 0
+        assert pyarrow.parquet.read_table(f"{name}.parquet")["text"].to_pylist() == ["Some text", "Other"]
+    np.testing.assert_array_equal(vectors("t.csv.parquet"), vectors("t.txt.parquet"))
+
+
+def test_positions_without_pooling_are_as_many_as_tokens(run, embed):
+    assert embed(run, "--text", "abc", "--text", "abcdefgh", "--pooling", "none", "--to", "n.parquet")[0] == 0
+    table = pyarrow.parquet.read_table("n.parquet")
+    own = [sum(mask) for mask in table["attention_mask"].to_pylist()]
+    assert [len(rows) for rows in table["embedding_4"].to_pylist()] == own and own[1] - own[0] == 5
+    assert len(table["embedding_4"].to_pylist()[0][0]) == 128
+
+
+def test_red_data_leaves_no_text_behind(run, embed, monkeypatch):
+    from cruijff_kit import embed as module
+
+    real = module.source_of
+    monkeypatch.setattr(module, "source_of", lambda *a: __import__("dataclasses").replace(real(*a), tier="red"))
+    code, out, err = embed(run, "--max-samples", 2, "--to", "r.parquet", "--top", 2)
+    assert code == 0 and "text" not in pyarrow.parquet.read_table("r.parquet").column_names
+    assert "Capitalize" not in out + err
+
+
+def test_a_file_that_exists_is_kept(run, embed, tmp_path):
+    write_text(tmp_path / "there.parquet", "mine")
+    code, _, err = embed(run, "--text", "a", "--to", "there.parquet")
+    assert code == 2 and "exists already" in err and (tmp_path / "there.parquet").read_text() == "mine"
+    assert embed(run, "--text", "ab", "--to", "there.parquet", "--force")[0] == 0
+    assert vectors("there.parquet").shape == (1, 128) and len(list(tmp_path.iterdir())) == 1
+
+
+REFUSED = [
+    (["{run}", "--layers", "5"], "0 (the embedding) to 4, or from the end -1 to -5"),
+    (["{run}", "--layers", "-6"], "0 (the embedding) to 4, or from the end -1 to -5"),
+    (["{run}", "--layers", "a"], "no list of whole numbers"),
+    (["{run}", "--layers", "-1,4"], "names a layer twice"),
+    (["{run}", "--epoch", "2"], "holds no adapter of epoch 2; there: 0, 1"),
+    (["{run}", "lr=1"], "here device, dtype, threads, gpus can differ"),
+    (["{run}", "--split", "tset"], "did you mean test?"),
+    (["{run}", "--text", " "], "is empty"),
+    (["{run}", "--text", "word " * 600], "reads at most 512"),
+    (["{run}", "--text", "a", "--split", "test"], "two ways to name texts"),
+    (["{run}", "--file", "none.txt"], "no such file"),
+    (["{run}", "--pooling", "max"], "invalid choice"),
+    (["{run}", "--batch-size", "0"], "must be at least 1"),
+    (["nowhere"], "no such folder: nowhere"),
+    (["lr=1"], "name a model"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_refused_in_one_line_and_nothing_written(run, embed, tmp_path, arguments, message):
+    code, _, err = embed(*(a.format(run=run) for a in arguments), "--to", "x.parquet")
+    assert code == 2 and message in err.splitlines()[-1] and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_ending_says_the_format(run, embed):
+    assert "write .h5, .hdf5 or .parquet" in embed(run, "--text", "a", "--to", "x.npz")[2]
