@@ -224,6 +224,22 @@ def test_refusals_say_what_to_type(sweep, call, documented, module, arguments, f
     documented("error", answered[1])
 
 
+def test_a_run_again_its_model_and_its_archive(sweep, call, documented):
+    run = str(sweep[3] / "lr=0.001")
+    for section, line in {
+        "reproduce, check": ["reproduce", run, "--check"],
+        "reproduce": ["reproduce", run, "--to", "again"],
+        "compare": ["compare", run],
+        "embed": ["embed", run, "--text", "one", "--text", "two", "--to", "e.parquet"],
+        "archive": ["archive", "out", "--dry-run"],
+    }.items():
+        code, document, _ = call(*line)
+        assert code == 0, document
+        documented(section, document)
+    assert checked_error(call("archive", "out"), 2, "user")["fix"]
+    assert checked_error(call("embed", run, "--to", "e.parquet", "--layers", "99"), 2, "user")
+
+
 def test_no_slurm_is_the_cluster(call, monkeypatch, tmp_path):
     """Exit code 3, also of a submission and of its dry run; nothing is left."""
     for module, *line in (
