@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from cruijff_kit import withheld
 from cruijff_kit.errors import UserError, one_line
 
 # Any key may be set there, so no plus is asked for.
@@ -161,9 +162,7 @@ def _explain(error: Exception) -> tuple[int, Any]:
 
 def _end(message: str, code: int) -> tuple[int, Any]:
     if os.environ.get("CRUIJFF_TRACEBACK") == "1":
-        import traceback
-
-        traceback.print_exc()
+        print(withheld.traceback_of(sys.exception() or Exception(message)), file=sys.stderr)
     print(message, file=sys.stderr, flush=True)
     said = message.removeprefix("error: ")
     fix = (

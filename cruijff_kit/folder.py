@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from cruijff_kit import tiers
+
 _OF_A_RUN = {"swept.json", "status.json", "result.json"}
 
 
@@ -88,7 +90,12 @@ class RunFolder:
         return write_text(self.path / name, text)
 
     def freeze(self, config: Any, swept: dict[str, Any]) -> None:
-        """Write a run's config (a RunConfig) and what distinguishes it in its sweep, before it starts."""
+        """Write a run's config (a RunConfig) and what distinguishes it in its sweep, before it starts.
+
+        Folders of red data become the owner's alone.
+        """
+        if config.dataset.tier == tiers.RED:
+            tiers.close_folder(self.path, config.experiment)
         self.write_yaml("config.yaml", dataclasses.asdict(config))
         self.write("swept.json", json.dumps(swept) + "\n")
 

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from cruijff_kit.config import RunConfig, literal, load, register
 from cruijff_kit.errors import UserError
+from cruijff_kit.folder import RunFolder
 
 
 def frozen(run: Path, slurm: dict[str, Any] | None = None) -> RunConfig:
@@ -31,9 +33,17 @@ def frozen(run: Path, slurm: dict[str, Any] | None = None) -> RunConfig:
     cfg = OmegaConf.create(literal(tree))
     cfg.resume_from_checkpoint = cfg.torchtune.resume_from_checkpoint = True
     cfg.torchtune.metric_logger.append = True
+    cfg.agent = None  # whoever gives this command need not be who gave that one
     for key, value in (slurm or {}).items():
         OmegaConf.update(cfg, f"slurm.{key}", value)
     return load(cfg)
+
+
+def permit(run: Path, permission: str) -> None:
+    """Write down in a run's config who allowed a coding agent to use its data, and when."""
+    tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    tree["dataset"]["permission"] = permission
+    RunFolder(run).write_yaml("config.yaml", tree)
 
 
 def frozen_swept(run: Path) -> dict[str, Any]:

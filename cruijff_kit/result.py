@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cruijff_kit import withheld
 from cruijff_kit.errors import UserError
 
 RECORDED_PACKAGES = ("cruijff_kit", "torch", "torchtune", "torchao", "hydra-core", "inspect-ai", "tokenizers")
@@ -105,6 +106,12 @@ class RunResult:
     git_commit: str | None = None
     """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
     paths: dict[str, str] = field(default_factory=dict)
+    tier: str = "green"
+    """Of the data: green, yellow or red (cruijff_kit/tiers.py)."""
+    redacted: bool = False
+    """Whether the logs go without their samples, because the data is red."""
+    permission: str | None = None
+    """Who allowed a coding agent to use the data, and when."""
 
     def metrics(self) -> dict[str, float]:
         """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
@@ -164,7 +171,10 @@ def read_result(path: Path) -> RunResult:
         tree["evaluation"] = [Evaluation(**e) for e in tree["evaluation"]]
         for name in ("error", "late_error"):
             tree[name] = Failure(**tree[name]) if tree.get(name) else None
-        return RunResult(**tree)
+        result = RunResult(**tree)
+        if result.tier == "red":
+            withheld.begin()  # whoever reads it may open its logs next
+        return result
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error
 

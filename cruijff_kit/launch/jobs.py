@@ -21,6 +21,7 @@ from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import progress, say
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.survey import Known, RunView, survey
+from cruijff_kit.tiers import RED, admit, close_folder
 
 
 @dataclass
@@ -74,6 +75,7 @@ def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
         with _naming(job):
             HydraConfig.instance().set_config(job.composed)  # for what refers to ${hydra:...}
             job.config = load_task(job.composed, str(job.folder))
+            admit(job.config)
             if job.config.slurm.submit:
                 job.composed = OmegaConf.create({"run_name": job.name})  # the rest is large, and frozen in config.yaml
     with progress("checking", len(jobs)) as bar:
@@ -172,6 +174,8 @@ def write_down(jobs: list[Job], sweep_dir: Path, command: list[str]) -> None:
         if job.earlier is None:
             # Frozen, so that a run that the sweep never comes to can be resumed too.
             RunFolder(job.folder).freeze(job.config, job.swept)
+    if any(job.config.dataset.tier == RED for job in jobs):
+        close_folder(sweep_dir)
     with editing(sweep_dir, new_ledger(jobs[0].config.experiment, command)) as ledger:
         folders = {run_folder(sweep_dir, e) for e in ledger.runs}
         ledger.runs += [e for e in (job.entry(sweep_dir) for job in jobs) if run_folder(sweep_dir, e) not in folders]
