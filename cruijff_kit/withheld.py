@@ -5,6 +5,7 @@ that are not ours are replaced by WITHHELD, so are all log records and warnings 
 alone; what a task or metric of the user's prints goes nowhere. Imports nothing of ours: everything may import it.
 """
 
+import ast
 import contextlib
 import logging
 import os
@@ -23,6 +24,7 @@ _OURS = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")  # what a column or a metric may be called to be said
 _make_record = logging.Logger.makeRecord
 _voice: TextIO | None = None
+_warned: set[str] = set()
 
 
 def active() -> bool:
@@ -39,6 +41,7 @@ def begin() -> None:
     os.umask(0o077)
     logging.Logger.makeRecord = _record
     warnings.showwarning = _show_warning
+    traceback.TracebackException.format_exception_only = _format_exception_only  # for hooks that others install
     sys.excepthook = lambda kind, error, trace: print(traceback_of(error), file=sys.stderr)
     threading.excepthook = lambda args: args.exc_value and print(traceback_of(args.exc_value), file=sys.stderr)
     sys.unraisablehook = lambda args: args.exc_value and print(traceback_of(args.exc_value), file=sys.stderr)
@@ -73,8 +76,11 @@ def _is_ours(error: BaseException | str) -> bool:
     if kind.__module__.startswith("torch") and kind.__name__ == "OutOfMemoryError":
         return True
     # A float() that fails quotes its argument, and its error comes out of our own frame: builtins are not trusted.
-    file = Path(frame.f_code.co_filename).resolve()
-    return (made_here or kind is FloatingPointError) and any(file.is_relative_to(folder) for folder in _OURS)
+    return (made_here or kind is FloatingPointError) and _is_in_ours(frame.f_code.co_filename)
+
+
+def _is_in_ours(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in _OURS)
 
 
 def traceback_of(error: BaseException) -> str:
@@ -101,13 +107,19 @@ def of_log(message: str, trace: str) -> str:
     kind = re.match(r"(\w+)\(", message.strip())
     places = re.findall(r'File "([^"\n]+)", line (\d+)|(?m:^│? *(/[^:\n]+):(\d+) in )', trace)
     file, line = next(((a or c, b or d) for a, b, c, d in reversed(places)), ("", ""))
+    if kind and kind[1] == "UserError" and file and _is_in_ours(file):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return str(ast.literal_eval(message.strip().removeprefix("UserError(").removesuffix(")")))
     where = f" at {file}, line {line}" if file else ""
     return f"{kind[1] if kind else 'error'}{where} {WITHHELD}"
 
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within this context nothing but `voice` reaches stdout and stderr, where data is red; for code that is not ours."""
+    """Where data is red: within this context nothing but `voice` reaches stdout and stderr, and nobody logs.
+
+    For code that is not ours. (Log handlers may add to a record what they know of the sample under way: so, no records.)
+    """
     global _voice
     if not active() or _voice is not None:
         yield
@@ -120,9 +132,12 @@ def muted() -> Iterator[None]:
         _voice = spare_stderr() or err
         sys.stdout = sys.stderr = nowhere
         os.dup2(null, 1), os.dup2(null, 2)
+        logged = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
+            logging.disable(logged)
             os.dup2(kept[0], 1), os.dup2(kept[1], 2)
             sys.stdout, sys.stderr = out, err
             if _voice is not err:
@@ -152,8 +167,15 @@ def _record(logger, name, level, fn, lno, msg, args, exc_info, func=None, extra=
     return _make_record(logger, name, level, fn, lno, msg, args, None, func, extra, sinfo)
 
 
+def _format_exception_only(error: traceback.TracebackException, **_: Any) -> Iterator[str]:
+    yield f"{error.exc_type.__name__}: {WITHHELD}\n"
+
+
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"{filename}:{lineno}: {category.__name__} {WITHHELD}", file=file or voice())
+    text = f"{filename}:{lineno}: {category.__name__} {WITHHELD}"
+    if text not in _warned:
+        _warned.add(text)
+        print(text, file=file or voice())
 
 
 if active():  # a worker of a process that handles red data

@@ -181,7 +181,9 @@ def _spec(spec: EvalSpec, made: _Redaction, metadata: dict[str, Any]) -> EvalSpe
     ids = spec.dataset.sample_ids
     same = ("eval_id", "run_id", "created", "task", "task_id", "task_version", "task_file", "task_registry_name", "model",
             "revision", "packages")  # fmt: skip
-    config = {k: v for k, v in spec.config.model_dump().items() if isinstance(v, bool | int | float)}
+    config = {
+        k: v for k, v in spec.config.model_dump().items() if isinstance(v, bool | int | float) and k[:4] != "log_"
+    }
     return EvalSpec(
         **{name: getattr(spec, name) for name in same},
         task_args={k: v for k, v in spec.task_args.items() if v is None or isinstance(v, bool | int | float)},
