@@ -1,6 +1,6 @@
 """What tests/test_tiers.py starts: everything that our commands do, on data whose every cell holds a canary.
 
-python tests/canaries.py TINY_MODEL     in an empty folder; HOME and the caches belong to the test
+python tests/canaries.py TINY_MODEL [COMMAND ...]     in an empty folder; HOME and the caches belong to the test
 """
 
 import dataclasses
@@ -47,8 +47,11 @@ def talks():
     return score
 
 def made(rows, solver, **more):
-    samples = [Sample(id=f"id {r['person']}", input=[ChatMessageSystem(content=r["system"]), ChatMessageUser(content=r["input"])],
-                      target=r["output"], metadata=r, choices=[r["output"]]) for r in rows]
+    samples = [
+        Sample(id=f"id {r['person']}", input=[ChatMessageSystem(content=r["system"]), ChatMessageUser(content=r["input"])],
+               target=r["output"], metadata=r, choices=[r["output"]])
+        for r in rows
+    ]
     return Task(dataset=MemoryDataset(samples, name=rows[0]["person"]), solver=solver, scorer=talks(),
                 metadata={"first": rows[0]["input"]}, **more)
 
@@ -137,8 +140,8 @@ def write_data(folder: Path) -> None:
     (folder / "leaky.json").write_text(json.dumps(splits | {"test": splits["train"][:4]}))
 
 
-def commands(tiny: str) -> None:
-    """Give the commands one after the other, each exit code printed."""
+def commands(tiny: str, wanted: list[str]) -> None:
+    """Give the commands that are wanted (none named: all) one after the other, each exit code printed."""
     import cruijff_kit
     from cruijff_kit import command, evaluate, heterogeneity, resume, table, train
     from cruijff_kit.data import convert, preview
@@ -148,6 +151,8 @@ def commands(tiny: str) -> None:
     sys.path.insert(0, str(Path.cwd()))
 
     def given(name: str, call) -> None:
+        if wanted and name not in wanted:
+            return
         try:
             code = call()
         except SystemExit as end:
@@ -161,8 +166,9 @@ def commands(tiny: str) -> None:
         overrides = [*model, "eval.baseline=false", *overrides, f"output_dir={Path.cwd() / 'runs' / name}"]
         given(name, lambda: command.run_command(lambda: run(overrides), True))
 
-    sys.argv = ["train", "-m", *model, "dataset.path=data/rows.json", "lr=1e-2,1e-3", "hydra.sweep.dir=sweep",
-                "eval.tasks=[match,tasks.py@echoes]", "trackers=[tensorboard,wandb,mlflow]", "custom_metrics=[metrics.loud]"]  # fmt: skip
+    tasks, trackers = "eval.tasks=[match,tasks.py@echoes]", "trackers=[tensorboard,wandb,mlflow]"
+    sweep = ["dataset.path=data/rows.json", "lr=1e-2,1e-3", "hydra.sweep.dir=sweep", "custom_metrics=[metrics.loud]"]
+    sys.argv = ["train", "-m", *model, *sweep, tasks, trackers]
     given("sweep", train.main)
     trained("chats", "dataset.path=data/chats.json", "eval=match", "dataset.group_columns=[]")
     trained("risk", "dataset.path=data/labels.json", "eval=risk", "lr=2e-2", "epochs=4")
@@ -188,6 +194,8 @@ def commands(tiny: str) -> None:
     given("persons", lambda: heterogeneity.main(["runs/risk", "--group", "person"]))
     for form in ([], ["--json"]):
         given("preview", lambda form=form: preview.main([*model, "dataset.path=data/leaky.json", *form]))
+    kept = [*model, "dataset.path=data/rows.json", "eval=match", "eval.baseline=false", "eval.keep_samples=true"]
+    given("kept", lambda: command.run_command(lambda: run([*kept, f"output_dir={Path.cwd() / 'kept'}"]), True))
     given("convert", lambda: convert.main(["data/rows.json", "data/converted"]))
 
 
@@ -196,4 +204,4 @@ if __name__ == "__main__":
     (here / "tasks.py").write_text(TASKS)
     (here / "includes.py").write_text(TASKS.replace("def echoes", "def more"))
     (here / "metrics.py").write_text(METRICS)
-    commands(sys.argv[1])
+    commands(sys.argv[1], sys.argv[2:])

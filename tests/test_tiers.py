@@ -29,7 +29,7 @@ from cruijff_kit.result import RunResult, read_result
 
 FORMS = [canaries.CANARY.encode(), canaries.EXOTIC.encode(), json.dumps(canaries.EXOTIC)[1:-1].encode(),
          json.dumps(canaries.EXOTIC, ensure_ascii=False)[1:-1].encode()]  # fmt: skip
-SOURCES = {"data", "canaries.py"}  # where canaries come from
+SOURCES = {"data", "kept"}  # where canaries come from, or may go
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def forgetful(monkeypatch):
     os.umask(mask)
 
 
-def in_a_place_of_its_own(folder: Path, tier: str | None, tiny: Path) -> subprocess.CompletedProcess[str]:
+def in_a_place_of_its_own(folder: Path, tier: str | None, tiny: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
     """canaries.py in a folder, with everything that a program may write to below it."""
     home = folder / "home"
     for name in ("", "tmp", "cache", "xdg"):
@@ -60,7 +60,7 @@ def in_a_place_of_its_own(folder: Path, tier: str | None, tiny: Path) -> subproc
     own |= {f"XDG_{kind}_HOME": home / "xdg" / kind.lower() for kind in ("DATA", "CACHE", "CONFIG", "STATE")}
     kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("WANDB_", "MLFLOW_"))}
     environment = kept | {k: str(v) for k, v in own.items()} | {"CRUIJFF_TRACEBACK": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, canaries.__file__, str(tiny)]
+    command = [sys.executable, canaries.__file__, str(tiny), *wanted]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -73,9 +73,9 @@ def red(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def green(tiny, tmp_path_factory):
-    """The same on green data."""
+    """Some of it on green data."""
     folder = tmp_path_factory.mktemp("green")
-    return folder, in_a_place_of_its_own(folder, None, tiny)
+    return folder, in_a_place_of_its_own(folder, None, tiny, *IN_GREEN)
 
 
 def unpacked(name: str, content: bytes) -> list[tuple[str, bytes]]:
@@ -114,7 +114,9 @@ def codes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 EXPECTED = {"sweep": "0", "chats": "0", "risk": "0", "broken": "2", "noheader": "2", "leaky": "2", "split": "2",
             "splits": "2", "options": "2", "built": "2", "run": "1", "raises": "2", "ours": "2", "stops": "130",
             "resume": "0", "late": "0", "late again": "1", "table": "0", "groups": "0", "persons": "2", "preview": "0",
-            "convert": "0"}  # fmt: skip
+            "convert": "0", "kept": "0"}  # fmt: skip
+
+IN_GREEN = ("sweep", "chats", "broken", "noheader", "run", "raises", "preview")
 
 
 def test_red_data_stays_inside(red):
@@ -129,15 +131,25 @@ def test_red_data_stays_inside(red):
 def test_the_same_search_finds_what_green_data_leaves(green):
     """Else the test above could not fail."""
     folder, done = green
-    assert codes(done) == EXPECTED | {"persons": "0"}, done.stderr
+    assert codes(done) == {name: EXPECTED[name] for name in IN_GREEN}, done.stderr
     found = " ".join(with_canaries(folder))
     printed = done.stdout + done.stderr
     for what in ("inputtrain", "outputtrain", "persontest", "systemtest", "broken", " first 0"):
         assert canaries.CANARY + what in printed, what
-    for file in ("sweep/lr=0.01/eval/", "sweep/lr=0.01/eval/untrained", "runs/chats/eval", "home/cache/baseline", "/samples/",
-                 "summaries.json", "home/xdg/cache/inspect_ai", "home/xdg/data/inspect_ai/traces", "runs/run/result.json",
-                 "sweep/lr=0.01/result.json"):  # fmt: skip
+    for file in ("sweep/lr=0.01/eval/", "sweep/lr=0.01/eval/untrained", "runs/chats/eval", "home/cache/baseline",
+                 "/samples/", "summaries.json", "reductions.json", "home/xdg/data/inspect_ai/traces", "runs/run/result.json",
+                 "runs/run/status.json", "sweep/lr=0.01/result.json", "sweep/results.csv", "train.log", ".tfevents.",
+                 "sweep/mlruns", ".wandb"):  # fmt: skip
         assert file in found, file
+
+
+def test_answers_that_a_task_caches(red, green):
+    """inspect-ai keeps them in the user's cache."""
+    kept = [
+        len([p for p in (f / "home" / "xdg" / "cache" / "inspect_ai").rglob("*") if p.is_file()])
+        for f, _ in (red, green)
+    ]
+    assert kept[0] == 0 < kept[1]
 
 
 def test_what_red_data_leaves_is_of_use(red):
@@ -150,7 +162,7 @@ def test_what_red_data_leaves_is_of_use(red):
         "untrained"
     }
     assert {(c["task"], c["items"]) for c in sweep["comparisons"]} >= {("match", 8), ("echoes", 8)}
-    assert done.stdout.count("red data: samples are withheld in logs and reports") == 2
+    assert done.stdout.count("red data: samples are withheld in logs and reports") == 5
     assert "red data: samples are withheld" in (folder / "sweep" / "experiment_summary.md").read_text()
     assert "row 2: column 'output' must be text or a whole number, not list (withheld: red data)" in done.stdout
     assert "broken.jsonl, split 'train', row 2" in done.stdout
@@ -278,7 +290,7 @@ def test_yellow_on_the_command_line(tmp_path, tiny, run_cli):
     canaries.write_data(tmp_path / "data")
     (tmp_path / "data" / "TIER").write_text("yellow")
     typed = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "dataset.path=data/broken.jsonl", "eval=none"]
-    typed += ["device=cpu", "dtype=fp32", "dataset.validation_split=null", "output_dir=out", "hydra.run.dir=out"]
+    typed += ["device=cpu", "dtype=fp32", "dataset.validation_split=null", "num_warmup_steps=0", "hydra.run.dir=out"]
     no = run_cli(*typed, cwd=tmp_path, CODEX_SANDBOX="seatbelt")
     assert no.returncode == 2 and "dataset.permission=" in no.stderr and "row 2" not in no.stderr
     assert not (tmp_path / "out").exists()
@@ -290,14 +302,10 @@ def test_yellow_on_the_command_line(tmp_path, tiny, run_cli):
     assert "permission: Ann" in (tmp_path / "out" / "config.yaml").read_text()
 
 
-def test_samples_that_a_person_keeps(tmp_path, tiny):
+def test_samples_that_a_person_keeps(red):
     """eval.keep_samples=true: the logs are whole, and the owner's alone."""
-    canaries.write_data(tmp_path / "data")
-    (tmp_path / "data" / "TIER").write_text("red")
-    place = f"dataset.path={tmp_path / 'data' / 'rows.json'}"
-    typed = ["model=hf_llama", f"model.path={tiny}", "dataset=files", place, "device=cpu", "dtype=fp32", "lora.rank=2",
-             "eval=match", "eval.limit=2", "eval.keep_samples=true", "agent=false", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
-    result = cruijff_kit.train_then_eval(cruijff_kit.compose(typed))
+    folder, _ = red
+    result = read_result(folder / "kept" / "result.json")
     log = Path(result.evaluation[0].log)
     assert canaries.CANARY in read_eval_log(str(log)).samples[0].target and stat.S_IMODE(log.stat().st_mode) == 0o600
     assert not result.redacted and tiers.withholds(result) and "some logs hold them" in tiers.notice([result])
