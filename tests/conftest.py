@@ -1,9 +1,13 @@
 """Fixtures for all tests: the tiny model, the real one, and an environment that leaves the user's cache alone."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +98,24 @@ def set_up_recipe():
         return recipe
 
     return made
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """A process never forgets that it handled red data; this one has other tests to run, and no agent starts them."""
+    from cruijff_kit import withheld
+    from cruijff_kit.agents import VARIABLES
+
+    for name in (*VARIABLES, withheld._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for holder, name in ((logging.Logger, "makeRecord"), (warnings, "showwarning"), (sys, "excepthook"),
+                         (threading, "excepthook"), (sys, "unraisablehook"),
+                         (traceback.TracebackException, "format_exception_only")):  # fmt: skip
+        monkeypatch.setattr(holder, name, getattr(holder, name))
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,11 @@
 import gzip
 import io
 import json
-import logging
 import os
 import re
 import stat
 import subprocess
 import sys
-import threading
-import traceback
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -29,22 +25,8 @@ from cruijff_kit.result import RunResult, read_result
 
 FORMS = [canaries.CANARY.encode(), canaries.EXOTIC.encode(), json.dumps(canaries.EXOTIC)[1:-1].encode(),
          json.dumps(canaries.EXOTIC, ensure_ascii=False)[1:-1].encode()]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("forgetful")
 SOURCES = {"data", "kept"}  # where canaries come from, or may go
-
-
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch):
-    """A process never forgets that it handled red data; this one has other tests to run."""
-    for name in (*VARIABLES, withheld._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for holder, name in ((logging.Logger, "makeRecord"), (warnings, "showwarning"), (sys, "excepthook"),
-                         (threading, "excepthook"), (sys, "unraisablehook"),
-                         (traceback.TracebackException, "format_exception_only")):  # fmt: skip
-        monkeypatch.setattr(holder, name, getattr(holder, name))
-    mask = os.umask(0o022)
-    yield
-    os.umask(mask)
 
 
 def in_a_place_of_its_own(folder: Path, tier: str | None, tiny: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
@@ -136,10 +118,22 @@ def test_the_same_search_finds_what_green_data_leaves(green):
     printed = done.stdout + done.stderr
     for what in ("inputtrain", "outputtrain", "persontest", "systemtest", "broken", " first 0"):
         assert canaries.CANARY + what in printed, what
-    for file in ("sweep/lr=0.01/eval/", "sweep/lr=0.01/eval/untrained", "runs/chats/eval", "home/cache/baseline",
-                 "/samples/", "summaries.json", "reductions.json", "home/xdg/data/inspect_ai/traces", "runs/run/result.json",
-                 "runs/run/status.json", "sweep/lr=0.01/result.json", "sweep/results.csv", "train.log", ".tfevents.",
-                 "sweep/mlruns", ".wandb"):  # fmt: skip
+    logs = (
+        "sweep/lr=0.01/eval/",
+        "sweep/lr=0.01/eval/untrained",
+        "runs/chats/eval",
+        "home/cache/baseline",
+        "/samples/",
+    )
+    others = (
+        "summaries.json",
+        "reductions.json",
+        "traces",
+        "runs/run/result.json",
+        "runs/run/status.json",
+        "results.csv",
+    )
+    for file in (*logs, *others, "sweep/lr=0.01/result.json", "train.log", ".tfevents.", "sweep/mlruns", ".wandb"):
         assert file in found, file
 
 

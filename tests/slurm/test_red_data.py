@@ -4,9 +4,12 @@ import os
 import stat
 
 import canaries
+import pytest
 from conftest import TINY
 
 from cruijff_kit.result import read_result
+
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -58,8 +61,9 @@ def test_permission_is_settled_at_submission(shell):
     """The job's own environment may look like an agent's; what counts is who submitted."""
     canaries.write_data(shell.cwd / "data")
     (shell.cwd / "data" / "TIER").write_text("yellow")
-    sweep = ["-m", "slurm=cluster", *TINY, "dataset=files", "dataset.path=data/rows.json", "eval=none", "num_warmup_steps=0",
-             "lr=1e-3,1e-4", "hydra.sweep.dir=out", "slurm.setup=['export CODEX_SANDBOX=seatbelt']"]  # fmt: skip
+    own = ["dataset=files", "dataset.path=data/rows.json", "eval=none", "num_warmup_steps=0", "lr=1e-3,1e-4"]
+    agents = "slurm.setup=['export CODEX_SANDBOX=seatbelt']"
+    sweep = ["-m", "slurm=cluster", *TINY, *own, agents, "hydra.sweep.dir=out"]
     no = shell.run("train", *sweep, GEMINI_CLI="1")
     assert no.returncode == 2 and "dataset.permission=" in no.stderr
     done = shell.run("train", *sweep)
