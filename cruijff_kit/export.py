@@ -13,6 +13,7 @@ from pathlib import Path
 from cruijff_kit.command import run_command
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, folders_below
+from cruijff_kit.result import read_result
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
         UserError: no such run or epoch, `to` exists, or the base model is gone.
     """
     folder, to = RunFolder(run), Path(to).expanduser().absolute()
+    if folder.result.exists():
+        read_result(folder.result)  # of red data, what an adapter has learnt is the owner's alone too
     saved = _saved_epochs(folder)
     if epoch is not None and epoch not in saved:
         raise UserError(

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from cruijff_kit.config import RunConfig
     from cruijff_kit.result import RunResult
 
-__all__ = ["FILE", "GREEN", "RED", "TIERS", "YELLOW", "admit", "admit_agent", "close_folder", "handle", "marked", "note",
-           "notice", "quoted", "submitted", "tier_of", "withholds", "withholds_samples", "write_tier"]  # fmt: skip
+__all__ = [
+    "FILE", "GREEN", "RED", "TIERS", "YELLOW", "admit", "admit_agent", "close_folder", "handle", "marked", "note", "notice",
+    "quoted", "refuse_servers", "submitted", "tier_of", "withholds", "withholds_samples", "write_tier",
+]  # fmt: skip
 
 GREEN, YELLOW, RED = TIERS = ("green", "yellow", "red")
 FILE = "TIER"
@@ -125,7 +127,7 @@ def admit(config: "RunConfig") -> str:
                 f"eval.keep_samples=true would leave red data in logs, and a coding agent gives the command ({known_by}); "
                 "leave it out, or let a person give the command"
             )
-        _refuse_servers()
+        refuse_servers()
     return tier
 
 
@@ -147,7 +149,8 @@ def admit_agent(
     return known_by
 
 
-def _refuse_servers() -> None:
+def refuse_servers() -> None:
+    """Refuse environment variables that would send red data away. Raises UserError, which names the first."""
     wandb = os.environ.get("WANDB_MODE", "offline").strip().lower()
     if wandb not in ("", "offline", "dryrun", "disabled"):
         raise UserError(f"the data is red, and WANDB_MODE={wandb} sends runs to a server; set WANDB_MODE=offline")
@@ -205,8 +208,17 @@ def write_tier(folder: Path, tier: str) -> Path:
 
 
 def withholds(result: "RunResult") -> bool:
-    """Whether reports must not show the samples of a run."""
-    return getattr(result, "tier", GREEN) == RED
+    """Whether reports must not show the samples of a run: its data is red, or has been marked so since."""
+    if getattr(result, "tier", GREEN) == RED:
+        return True
+    data = getattr(result, "paths", {}).get("data")
+    try:
+        red = data is not None and marked(data) == RED
+    except UserError:  # a TIER file that says something else
+        red = True
+    if red:
+        handle(RED)
+    return red
 
 
 def notice(results: Iterable["RunResult"]) -> str:

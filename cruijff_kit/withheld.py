@@ -20,6 +20,13 @@ from typing import Any, TextIO
 
 WITHHELD = "(withheld: red data)"
 _VARIABLE = "CRUIJFF_RED_DATA"  # so that worker processes know it before they read a row
+# Set where the user has not set it, so that no .env file sets it later. W&B keeps changes of a checkout, data and all.
+_ENVIRONMENT = {
+    "WANDB_MODE": "offline",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_DISABLE_CODE": "true",
+    "INSPECT_TELEMETRY": "",
+}
 _OURS = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "recipes")
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")  # what a column or a metric may be called to be said
 _make_record = logging.Logger.makeRecord
@@ -37,7 +44,8 @@ def begin() -> None:
     if active() and logging.Logger.makeRecord is _record:
         return
     os.environ[_VARIABLE] = "1"
-    os.environ.setdefault("WANDB_MODE", "offline")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.umask(0o077)
     logging.Logger.makeRecord = _record
     warnings.showwarning = _show_warning
@@ -105,13 +113,18 @@ def of_log(message: str, trace: str) -> str:
     if not active():
         return " ".join(message.split())
     kind = re.match(r"(\w+)\(", message.strip())
-    places = re.findall(r'File "([^"\n]+)", line (\d+)|(?m:^│? *(/[^:\n]+):(\d+) in )', trace)
-    file, line = next(((a or c, b or d) for a, b, c, d in reversed(places)), ("", ""))
+    file, line = next(reversed(places_of(trace)), ("", ""))
     if kind and kind[1] == "UserError" and file and _is_in_ours(file):
         with contextlib.suppress(ValueError, SyntaxError):
             return str(ast.literal_eval(message.strip().removeprefix("UserError(").removesuffix(")")))
     where = f" at {file}, line {line}" if file else ""
     return f"{kind[1] if kind else 'error'}{where} {WITHHELD}"
+
+
+def places_of(trace: str) -> list[tuple[str, str]]:
+    """File and line of each frame of a traceback in an inspect-ai log (Python's own, or rich's)."""
+    found = re.findall(r'File "([^"\n]+)", line (\d+)|(?m:^│? *(/[^:\n]+):(\d+) in )', trace)
+    return [(a or c, b or d) for a, b, c, d in found]
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ def write_data(folder: Path) -> None:
 def commands(tiny: str, wanted: list[str]) -> None:
     """Give the commands that are wanted (none named: all) one after the other, each exit code printed."""
     import cruijff_kit
-    from cruijff_kit import command, evaluate, heterogeneity, resume, table, train
+    from cruijff_kit import command, evaluate, export, heterogeneity, resume, table, train
     from cruijff_kit.data import convert, preview
 
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "device=cpu", "dtype=fp32", "num_warmup_steps=0"]
@@ -196,6 +196,7 @@ def commands(tiny: str, wanted: list[str]) -> None:
         given("preview", lambda form=form: preview.main([*model, "dataset.path=data/leaky.json", *form]))
     kept = [*model, "dataset.path=data/rows.json", "eval=match", "eval.baseline=false", "eval.keep_samples=true"]
     given("kept", lambda: command.run_command(lambda: run([*kept, f"output_dir={Path.cwd() / 'kept'}"]), True))
+    given("export", lambda: export.main(["runs/stops", "--to", "exported"]))
     given("convert", lambda: convert.main(["data/rows.json", "data/converted"]))
 
 

@@ -1,5 +1,6 @@
 """Data tiers: where they come from, what a coding agent may do, and that nothing of red data gets out."""
 
+import asyncio
 import gzip
 import io
 import json
@@ -96,7 +97,7 @@ def codes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 EXPECTED = {"sweep": "0", "chats": "0", "risk": "0", "broken": "2", "noheader": "2", "leaky": "2", "split": "2",
             "splits": "2", "options": "2", "built": "2", "run": "1", "raises": "2", "ours": "2", "stops": "130",
             "resume": "0", "late": "0", "late again": "1", "table": "0", "groups": "0", "persons": "2", "preview": "0",
-            "convert": "0", "kept": "0"}  # fmt: skip
+            "convert": "0", "kept": "0", "export": "0"}  # fmt: skip
 
 IN_GREEN = ("sweep", "chats", "broken", "noheader", "run", "raises", "preview")
 
@@ -303,6 +304,75 @@ def test_samples_that_a_person_keeps(red):
     log = Path(result.evaluation[0].log)
     assert canaries.CANARY in read_eval_log(str(log)).samples[0].target and stat.S_IMODE(log.stat().st_mode) == 0o600
     assert not result.redacted and tiers.withholds(result) and "some logs hold them" in tiers.notice([result])
+
+
+def test_what_an_adapter_has_learnt_is_the_owners_alone(red):
+    folder, _ = red
+    files = [p for p in (folder / "exported").rglob("*")]
+    assert files and {p for p in (folder / "exported", *files) if stat.S_IMODE(p.stat().st_mode) & 0o077} == set()
+
+
+def test_no_model_elsewhere_grades_red_answers():
+    """A task may ask another model to grade; in the process is allowed, elsewhere not."""
+    from inspect_ai.model import Model, get_model
+
+    from cruijff_kit.evaluation.redaction import _asked_here, kept_in_memory
+
+    class Elsewhere:
+        def __str__(self) -> str:
+            return "openai/gpt"
+
+    async def answer(model):
+        return f"asked {model}"
+
+    assert asyncio.run(_asked_here(answer)(get_model("mockllm/model"))) == "asked mockllm/model"
+    with pytest.raises(UserError, match="asks openai, a model elsewhere"):
+        asyncio.run(_asked_here(answer)(Elsewhere()))
+    before = Model.generate
+    with kept_in_memory() as folder:
+        assert Model.generate is not before and folder.startswith("memory://")
+    assert Model.generate is before
+
+
+def test_hooks_would_see_red_samples():
+    from inspect_ai._util.registry import _registry
+    from inspect_ai.hooks import Hooks, hooks
+
+    from cruijff_kit.evaluation.redaction import kept_in_memory
+
+    known = {*_registry}
+
+    @hooks(name="spy", description="sees everything")
+    class Spy(Hooks):
+        pass
+
+    try:
+        with pytest.raises(UserError, match="hook Spy would see each sample"), kept_in_memory():
+            pass
+    finally:
+        for name in {*_registry} - known:
+            del _registry[name]
+
+
+def test_data_that_was_marked_later(tmp_path, tiny, run_cli):
+    """A green run's samples are withheld by reports once its data is red, and the red run is made anew."""
+    canaries.write_data(tmp_path / "data")
+    typed = ["-m", "model=hf_llama", f"model.path={tiny}", "dataset=files", "dataset.path=data/rows.json", "device=cpu"]
+    typed += ["num_warmup_steps=0", "eval=none", "lr=1e-3"]
+    assert run_cli(*typed, cwd=tmp_path).returncode == 0
+    (first,) = (tmp_path / "multirun" / "rows").glob("*/*/result.json")
+    result = read_result(first)
+    result.paths["data"] = str(tmp_path / "data" / "rows.json")
+    assert not tiers.withholds(result)
+    (tmp_path / "data" / "TIER").write_text("red")
+    assert tiers.withholds(result) and withheld.active()
+    done = run_cli(*typed, cwd=tmp_path)
+    assert done.returncode == 0 and "exist already" not in done.stderr
+    assert sorted(read_result(p).redacted for p in (tmp_path / "multirun" / "rows").glob("*/*/result.json")) == [
+        False,
+        True,
+    ]
+    assert "exist already" in run_cli(*typed, cwd=tmp_path).stderr
 
 
 def test_group_columns_are_groups(tmp_path, tiny):

@@ -30,6 +30,7 @@ from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
 from cruijff_kit.tiers import RED, close_folder, withholds_samples
+from cruijff_kit.withheld import places_of
 
 
 class EvaluationError(RuntimeError):
@@ -298,7 +299,10 @@ def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
         raise KeyboardInterrupt
     if log.status != "success":
         reason = withheld.of_log(log.error.message, log.error.traceback) if log.error else log.status
-        raise EvaluationError(f"task {name} ended as {log.status}: {reason}")
+        error = EvaluationError(f"task {name} ended as {log.status}: {reason}")
+        if log.error:
+            error.add_note("\n".join(f'  File "{file}", line {line}' for file, line in places_of(log.error.traceback)))
+        raise error
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import hmac
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,6 +33,7 @@ from cruijff_kit.withheld import WITHHELD, of_log
 
 IN_MEMORY = {"log_format": "json", "log_buffer": 1 << 30, "log_shared": None, "log_model_api": False}
 """What keeps inspect-ai from writing until the end (besides log_dir)."""
+_IN_PROCESS = ("cruijff_kit", "hf", "mockllm", "none", "transformer_lens", "nnterp")
 _LETTERS = ("C", "I", "P", "N")
 _FLOATS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # as inspect-ai's value_to_float has it
 
@@ -49,14 +50,29 @@ def kept_in_memory() -> Iterator[str]:
         raise UserError(
             f"the data is red, and the inspect-ai hook {hooks[0]} would see each sample; uninstall its package"
         )
-    folder, store = f"memory://cruijff_kit/{uuid.uuid4().hex}", _model.cache_store
+    folder, store, generate = f"memory://cruijff_kit/{uuid.uuid4().hex}", _model.cache_store, _model.Model.generate
     _model.cache_store = lambda entry, output: False
+    _model.Model.generate = _asked_here(generate)
     try:
         yield folder
     finally:
-        _model.cache_store = store
+        _model.cache_store, _model.Model.generate = store, generate
         with contextlib.suppress(FileNotFoundError):
             fsspec.filesystem("memory").rm(folder, recursive=True)
+
+
+def _asked_here(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """inspect-ai's Model.generate for models of this process alone: a model that grades answers would get them sent."""
+
+    async def asked(model: _model.Model, *arguments: Any, **more: Any) -> Any:
+        provider = str(model).partition("/")[0]
+        if provider not in _IN_PROCESS:
+            raise UserError(
+                f"the data is red, and the task asks {provider}, a model elsewhere; take a task that does not"
+            )
+        return await generate(model, *arguments, **more)
+
+    return asked
 
 
 def file_name(log: EvalLog) -> str:
@@ -202,14 +218,17 @@ def _results(results: EvalResults, names: set[str]) -> EvalResults:
 
 
 def _eval_score(score: EvalScore, names: set[str]) -> EvalScore:
-    """Metrics by name; where a metric has a value for each of several names, those may be of the data: they get numbers."""
-    found = {}
+    """Metrics by name. Where a metric has a value for each of several names, those may be of the data: they are left out
+    (if there is nothing else, they get numbers).
+    """
+    told, numbered = {}, {}
     for number, (name, m) in enumerate(score.metrics.items()):
-        if m.group is not None and m.group != "confusion" and m.name != m.group and m.name not in {*names, "all"}:
-            name = f"{m.group}_{number}"
-        found[name] = EvalMetric(name=name, group=m.group, value=m.value)
+        if m.group in (None, "confusion", m.name) or m.name in {*names, "all"}:
+            told[name] = EvalMetric(name=name, group=m.group, value=m.value)
+        else:
+            numbered[f"{m.group}_{number}"] = EvalMetric(name=f"{m.group}_{number}", group=m.group, value=m.value)
     same = ("name", "scorer", "reducer", "scored_samples", "unscored_samples")
     return EvalScore(
         **{name: getattr(score, name) for name in same},
-        metrics=found,
+        metrics=told or numbered,
     )

@@ -19,9 +19,10 @@ from cruijff_kit.launch.task import load_task
 from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, is_done, new_ledger, read_ledger, run_folder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import progress, say
+from cruijff_kit.result import read_result
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.survey import Known, RunView, survey
-from cruijff_kit.tiers import RED, admit, close_folder
+from cruijff_kit.tiers import RED, admit, close_folder, withholds_samples
 
 
 @dataclass
@@ -134,6 +135,8 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     for job in wanted:
         for view in sorted(same.get(identity(job.config, job.plan.data_hash), []), key=lambda v: v.state != DONE):
             folder = Path(view.folder)
+            if _shows_samples(job, folder):
+                continue
             if view.state in (DONE, *ACTIVE) or is_done(folder):  # or only a late evaluation did not end well
                 job.earlier, job.earlier_state = folder, view.state if view.state in ACTIVE else DONE
                 break
@@ -141,6 +144,12 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
                 job.move(folder)
                 break
     _say_found([j for j in wanted if j.earlier], len(jobs))
+
+
+def _shows_samples(job: Job, folder: Path) -> bool:
+    """Whether a run was made when its data was not red yet: its logs hold what this one's must not."""
+    path = folder / "result.json"
+    return withholds_samples(job.config) and path.exists() and not read_result(path).redacted
 
 
 def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tuple[str, str | None], list[RunView]]:
