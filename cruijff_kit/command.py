@@ -28,7 +28,7 @@ class PastHydra(BaseException):
     """Carries a run's error through Hydra, which would print a report of its own for any Exception."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
+        super().__init__(one_line(error))
         self.error = error
 
 

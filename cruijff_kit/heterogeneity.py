@@ -156,7 +156,7 @@ def read_rows(path: Path, group: str | None) -> tuple[list[Row], Path]:
     name = group or "group"
     logs = _logs(path)
     for log in logs:
-        _refuse_other_columns(log, group)
+        _refuse_other_columns(log, name)
     found = {log: [Row(**r) for r in group_rows(str(log), name)] for log in logs}
     found = {log: rows for log, rows in found.items() if rows}
     if len(found) > 1:
@@ -183,12 +183,12 @@ def _numbered(rows: list[Row]) -> list[Row]:
     return [replace(r, group=names[r.group]) for r in rows]
 
 
-def _refuse_other_columns(log: Path, group: str | None) -> None:
+def _refuse_other_columns(log: Path, group: str) -> None:
     from cruijff_kit.evaluation.items import told_groups  # inspect-ai
 
     told = told_groups(str(log))
-    if told is not None and group is not None and group not in told:
-        there = f"dataset.group_columns has {', '.join(told)}" if told else "dataset.group_columns is empty"
+    if told is not None and group not in told:
+        there = f"dataset.group_columns has {', '.join(told)} (--group)" if told else "dataset.group_columns is empty"
         raise UserError(f"{log} is of red data, whose groups may be named by some columns only; {there}")
 
 

@@ -35,6 +35,7 @@ FILE = "TIER"
 LONGEST_GROUP = 40  # letters; what is longer is a text, and no group
 _LOCAL_STORES = ("", "file", "sqlite")
 _submitted = False
+_chosen: bool | None = None  # whether an agent gives the command that this process is, where that was said
 
 
 def strictest(tiers: Iterable[str]) -> str:
@@ -139,7 +140,9 @@ def admit_agent(
     Raises:
         UserError: names the setting.
     """
-    known_by = None if _submitted else agent(chosen)
+    global _chosen
+    _chosen = _chosen if chosen is None else chosen  # what a run's folder holds does not say it
+    known_by = None if _submitted else agent(_chosen)
     if tier == YELLOW and known_by and not (permission or "").strip():
         typed = dash.format(f'{setting}"who allowed it, when"')
         raise UserError(
@@ -195,9 +198,10 @@ def close_folder(folder: str | Path, experiment: str | None = None) -> None:
 
 def _close(*places: str | Path) -> None:
     for place in places:
-        mode = stat.S_IMODE(os.lstat(place).st_mode)
-        if mode & 0o077 and not os.path.islink(place):
-            os.chmod(place, mode & 0o700)
+        with contextlib.suppress(FileNotFoundError):  # somebody's draft, which has its name by now
+            mode = stat.S_IMODE(os.lstat(place).st_mode)
+            if mode & 0o077 and not os.path.islink(place):
+                os.chmod(place, mode & 0o700)
 
 
 def write_tier(folder: Path, tier: str) -> Path:

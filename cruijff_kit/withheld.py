@@ -28,7 +28,7 @@ _ENVIRONMENT = {
     "INSPECT_TELEMETRY": "",
 }
 _OURS = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "recipes")
-_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")  # what a column or a metric may be called to be said
+_NAME = re.compile(r"[A-Za-z_][\w./@:-]{0,39}")  # what a column or a metric may be called to be said
 _make_record = logging.Logger.makeRecord
 _voice: TextIO | None = None
 _warned: set[str] = set()
@@ -72,7 +72,10 @@ def quoted_names(names: Iterable[str]) -> list[str]:
 def said(error: BaseException | str) -> str:
     """What an exception, or a foreign text, says, on one line; of red data only what an exception of ours says."""
     text = " ".join(str(error).split())
-    return text if not text or not active() or _is_ours(error) else WITHHELD
+    if not text or not active() or _is_ours(error):
+        return text
+    known = isinstance(error, OSError) and error.errno is not None  # such as: No space left on device
+    return f"{os.strerror(error.errno)} {WITHHELD}" if known else WITHHELD
 
 
 def _is_ours(error: BaseException | str) -> bool:

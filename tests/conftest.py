@@ -103,9 +103,10 @@ def set_up_recipe():
 @pytest.fixture
 def forgetful(monkeypatch):
     """A process never forgets that it handled red data; this one has other tests to run, and no agent starts them."""
-    from cruijff_kit import withheld
+    from cruijff_kit import tiers, withheld
     from cruijff_kit.agents import VARIABLES
 
+    monkeypatch.setattr(tiers, "_chosen", None)
     for name in (*VARIABLES, withheld._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

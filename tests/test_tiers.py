@@ -22,7 +22,9 @@ from cruijff_kit import tiers, withheld
 from cruijff_kit.agents import VARIABLES, agent
 from cruijff_kit.config import config_hash
 from cruijff_kit.errors import UserError
+from cruijff_kit.evaluate import main as evaluate
 from cruijff_kit.result import RunResult, read_result
+from cruijff_kit.resume import main as resume
 
 FORMS = [canaries.CANARY.encode(), canaries.EXOTIC.encode(), json.dumps(canaries.EXOTIC)[1:-1].encode(),
          json.dumps(canaries.EXOTIC, ensure_ascii=False)[1:-1].encode()]  # fmt: skip
@@ -232,6 +234,7 @@ def test_a_terminal_in_an_editor_is_no_agent():
 
 def refused(overrides: list[str]) -> str:
     """Why a run is not admitted; empty: it is."""
+    tiers._chosen = None  # each is a command of its own
     try:
         tiers.admit(cruijff_kit.compose(overrides))
     except UserError as error:
@@ -373,6 +376,30 @@ def test_data_that_was_marked_later(tmp_path, tiny, run_cli):
         True,
     ]
     assert "exist already" in run_cli(*typed, cwd=tmp_path).stderr
+
+
+def test_finished_and_unfinished_runs_on_data_that_became_yellow(tmp_path, tiny, monkeypatch):
+    """resume and evaluate ask too; whom they ask for is theirs to say, not what a run's folder holds."""
+    canaries.write_data(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    typed = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "dataset.path=data/rows.json", "device=cpu"]
+    typed += ["dtype=fp32", "num_warmup_steps=0", "eval=none", "agent=false", f"output_dir={tmp_path / 'run'}"]
+    run = tmp_path / "run"
+    cruijff_kit.train_then_eval(cruijff_kit.compose(typed))
+    (tmp_path / "data" / "TIER").write_text("yellow")
+    monkeypatch.setenv("COPILOT_CLI", "1")
+    tiers._chosen = None
+    asked = [str(run), "eval=match", "eval.limit=2", "eval.baseline=false"]
+    assert evaluate(asked) == 2 and read_result(run / "result.json").evaluation == []
+    assert evaluate([*asked, "agent=false"]) == 0
+    tiers._chosen = None
+    (run / "result.json").unlink()
+    (run / "status.json").unlink()
+    assert resume([str(run)]) == 2
+    assert resume([str(run), "dataset.permission=Ann"]) == 0
+    assert (
+        read_result(run / "result.json").permission == "Ann" and "permission: Ann" in (run / "config.yaml").read_text()
+    )
 
 
 def test_group_columns_are_groups(tmp_path, tiny):
