@@ -170,6 +170,9 @@ def commands(tiny: str, wanted: list[str]) -> None:
     sweep = ["dataset.path=data/rows.json", "lr=1e-2,1e-3", "hydra.sweep.dir=sweep", "custom_metrics=[metrics.loud]"]
     sys.argv = ["train", "-m", *model, *sweep, tasks, trackers]
     given("sweep", train.main)
+    single = ["dataset.path=data/rows.json", "hydra.run.dir=runs/single", "eval.tasks=[tasks.py@breaks_when_run]"]
+    sys.argv = ["train", *model, *single, "eval.baseline=false"]
+    given("single", train.main)
     trained("chats", "dataset.path=data/chats.json", "eval=match", "dataset.group_columns=[]")
     trained("risk", "dataset.path=data/labels.json", "eval=risk", "lr=2e-2", "epochs=4")
     trained("broken", "dataset.path=data/broken.jsonl", "eval=none", "dataset.validation_split=null")

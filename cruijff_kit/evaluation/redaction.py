@@ -22,7 +22,7 @@ from inspect_ai.hooks._hooks import get_all_hooks
 from inspect_ai.log import EvalConfig as InspectConfig
 from inspect_ai.log import EvalDataset, EvalLog, EvalMetric, EvalPlan, EvalResults, EvalSample, EvalScore, EvalSpec
 from inspect_ai.log._log import EvalError
-from inspect_ai.model import _model
+from inspect_ai.model import GenerateConfig, _model
 from inspect_ai.scorer import Score
 
 from cruijff_kit.config import RunConfig
@@ -99,7 +99,7 @@ def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: b
         version=log.version,
         status=log.status,
         eval=_spec(log.eval, made, metadata),
-        plan=EvalPlan(name="plan", config=log.plan.config.model_copy(update={"system_message": None})),
+        plan=EvalPlan(name="plan", config=GenerateConfig(**_numbers(log.plan.config.model_dump()))),
         results=log.results and _results(log.results, names),
         stats=log.stats,
         error=log.error and _error(log.error),
@@ -193,18 +193,20 @@ def _error(error: EvalError) -> EvalError:
     return EvalError(message=said, traceback=said, traceback_ansi=said)
 
 
+def _numbers(settings: dict[str, Any]) -> dict[str, bool | int | float]:
+    return {k: v for k, v in settings.items() if isinstance(v, bool | int | float)}
+
+
 def _spec(spec: EvalSpec, made: _Redaction, metadata: dict[str, Any]) -> EvalSpec:
     ids = spec.dataset.sample_ids
     same = ("eval_id", "run_id", "created", "task", "task_id", "task_version", "task_file", "task_registry_name", "model",
             "revision", "packages")  # fmt: skip
-    config = {
-        k: v for k, v in spec.config.model_dump().items() if isinstance(v, bool | int | float) and k[:4] != "log_"
-    }
+    config = {k: v for k, v in _numbers(spec.config.model_dump()).items() if k != "sample_id" and k[:4] != "log_"}
     return EvalSpec(
         **{name: getattr(spec, name) for name in same},
-        task_args={k: v for k, v in spec.task_args.items() if v is None or isinstance(v, bool | int | float)},
+        task_args=_numbers(spec.task_args),
         dataset=EvalDataset(samples=spec.dataset.samples, sample_ids=ids and [made.id(i) for i in ids]),
-        config=InspectConfig(**{k: v for k, v in config.items() if k != "sample_id"}),
+        config=InspectConfig(**config),
         metadata=metadata,
     )
 
