@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cruijff_kit import answer
+from cruijff_kit import answer, withheld
 from cruijff_kit.errors import UserError, one_line
 
 # Any key may be set there, so no plus is asked for.
@@ -29,7 +29,7 @@ class PastHydra(BaseException):
     """Carries a run's error through Hydra, which would print a report of its own for any Exception."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
+        super().__init__(one_line(error))
         self.error = error
 
 
@@ -220,9 +220,7 @@ def _explain(error: Exception) -> tuple[int, Any]:
 
 def _end(message: str, code: int, fix: str | None = None) -> tuple[int, Any]:
     if os.environ.get("CRUIJFF_TRACEBACK") == "1":
-        import traceback
-
-        traceback.print_exc()
+        print(withheld.traceback_of(sys.exception() or Exception(message)), file=sys.stderr)
     print(message, file=sys.stderr, flush=True)
     said = re.sub(r"^(error|failed): | \(CRUIJFF_TRACEBACK=1 shows where\)$", "", message)
     return code, {"error": answer.error(_TYPES[code], said, fix or answer.fix_in(said), code)}

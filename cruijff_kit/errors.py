@@ -3,6 +3,8 @@
 And the text of any other exception as one line.
 """
 
+from cruijff_kit import withheld
+
 
 class UserError(ValueError):
     """A mistake in the command, the configuration or the data.
@@ -19,5 +21,8 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an exception (or a foreign message) says, in one line; its type's name where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an exception (or a foreign message) says, in one line; its type's name where it says nothing.
+
+    Where the process handles red data, only what an exception of ours says.
+    """
+    return withheld.said(error) or type(error).__name__

@@ -30,7 +30,7 @@ from cruijff_kit.config import EvalConfig, RunConfig, SlurmConfig, literal
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.cells import Cells
 from cruijff_kit.folder import RunFolder, require_folder
-from cruijff_kit.frozen import frozen
+from cruijff_kit.frozen import frozen, permit
 from cruijff_kit.ledger import is_done
 from cruijff_kit.model_source import model_at, quoted_text, settings_of, typed
 from cruijff_kit.progress import progress, say
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from cruijff_kit.late import Request
 
 # What may differ from the run: its training is done.
-_CHANGEABLE = ("eval", "slurm", "device", "threads", "dry_run", "force")
+_CHANGEABLE = ("eval", "slurm", "device", "threads", "dry_run", "force", "agent", "dataset.permission")
 
 
 def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = None) -> Path | None:
@@ -85,7 +85,7 @@ def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | N
     changes, waiting = Changes(overrides, config_dir), []
     with progress("checking", len(finished)) as bar:
         for run, _ in finished:
-            folder, was = RunFolder(run.folder), frozen(run.folder)
+            folder, was = RunFolder(run.folder), changes.said(frozen(run.folder))
             result, request = read_result(folder.result), changes.request(was)
             # An adapter from elsewhere, or a base model, is what it was.
             request.adapter = result.paths.get("adapter")
@@ -101,7 +101,9 @@ def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | N
     if changes.dry_run:
         _show_missing([(k.folder.name, cells) for k, _, _, cells in waiting])
         return None
-    for run, request, _, cells in waiting:
+    for run, request, config, cells in waiting:
+        if cells and "dataset.permission" in changes.values:
+            permit(run.folder, config.dataset.permission)
         if cells:
             late.write_request(run.folder, request)
         else:
@@ -191,7 +193,7 @@ class Changes:
         known = valid_keys()
         for o in parsed:
             key = o.key_or_group
-            if key.partition(".")[0] not in _CHANGEABLE and key in known:
+            if not {key, key.partition(".")[0]} & {*_CHANGEABLE} and key in known:
                 raise UserError(
                     f"{key} belongs to the training, which is done; here {', '.join(_CHANGEABLE)} can differ"
                 )
@@ -202,6 +204,12 @@ class Changes:
         self.values = {o.key_or_group: o.value() for o in parsed if o.key_or_group not in self.groups}
         self.dry_run, self.again = bool(self.values.get("dry_run")), bool(self.values.get("force"))
         self._composed = compose_unresolved([*self.groups.values()], config_dir) if self.groups else None
+
+    def said(self, config: RunConfig) -> RunConfig:
+        """The config with what was said about who gives the command, and who allowed it."""
+        config.agent = self.values.get("agent")
+        config.dataset.permission = self.values.get("dataset.permission", config.dataset.permission)
+        return config
 
     def request(self, config: RunConfig) -> "Request":
         """What a run of this config is asked for.

@@ -16,6 +16,7 @@ from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, folders_below, require_folder
+from cruijff_kit.result import read_result
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
         UserError: no such run or epoch, `to` exists, or the base model is gone.
     """
     folder, to = RunFolder(run), Path(to).expanduser().absolute()
+    if folder.result.exists():
+        read_result(folder.result)  # of red data, what an adapter has learnt is the owner's alone too
     saved = saved_epochs(folder)
     if epoch is not None and epoch not in saved:
         refuse_archived(folder.path, [epoch])

@@ -1,9 +1,9 @@
 """Why runs end before they are done, and what starting again would change: the causes that retries distinguish."""
 
 import dataclasses
-import traceback
 from typing import Any
 
+from cruijff_kit import withheld
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.result import Failure
@@ -26,8 +26,7 @@ def failure_of(error: BaseException, phase: str) -> Failure:
     Args:
         phase: setup, baseline, train or evaluate.
     """
-    trace = "".join(traceback.format_exception(error))
-    return Failure(type(error).__name__, one_line(error), phase, trace, cause_of(error))
+    return Failure(type(error).__name__, one_line(error), phase, withheld.traceback_of(error), cause_of(error))
 
 
 def cause_of(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from cruijff_kit import tiers
 from cruijff_kit.errors import UserError
 
 _OF_A_RUN = {"swept.json", "status.json", "result.json"}
@@ -91,7 +92,12 @@ class RunFolder:
         return write_text(self.path / name, text)
 
     def freeze(self, config: Any, swept: dict[str, Any]) -> None:
-        """Write a run's config (a RunConfig) and what distinguishes it in its sweep, before it starts."""
+        """Write a run's config (a RunConfig) and what distinguishes it in its sweep, before it starts.
+
+        Folders of red data become the owner's alone.
+        """
+        if config.dataset.tier == tiers.RED:
+            tiers.close_folder(self.path, config.experiment)
         self.write_yaml("config.yaml", dataclasses.asdict(config))
         self.write("swept.json", json.dumps(swept) + "\n")
 

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cruijff_kit.config import RunConfig, literal, load, register
 from cruijff_kit.errors import UserError
+from cruijff_kit.folder import RunFolder
 
 
 def frozen(run: Path, slurm: dict[str, Any] | None = None) -> RunConfig:
@@ -69,7 +71,9 @@ def _read(run: Path) -> DictConfig:
     began_in, lies_in = tree["output_dir"], str(run.absolute())
     if began_in != lies_in:
         tree = OmegaConf.to_container(OmegaConf.create(text.replace(began_in, lies_in)))
-    return OmegaConf.create(literal(tree))
+    cfg = OmegaConf.create(literal(tree))
+    cfg.agent = None  # whoever gives this command need not be who gave that one
+    return cfg
 
 
 def _with(tree: Any, change: Callable[[str], str]) -> Any:
@@ -79,6 +83,13 @@ def _with(tree: Any, change: Callable[[str], str]) -> Any:
     if isinstance(tree, list):
         return [_with(v, change) for v in tree]
     return change(tree) if isinstance(tree, str) else tree
+
+
+def permit(run: Path, permission: str) -> None:
+    """Write down in a run's config who allowed a coding agent to use its data, and when."""
+    tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    tree["dataset"]["permission"] = permission
+    RunFolder(run).write_yaml("config.yaml", tree)
 
 
 def frozen_swept(run: Path) -> dict[str, Any]:

@@ -11,13 +11,15 @@ import csv
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import folders_below, write_text
+from cruijff_kit.tiers import handle, marked
+from cruijff_kit.withheld import WITHHELD, active, quoted, quoted_names
 
 REPORT, PICTURE = "heterogeneity_report.json", "group_performance.png"
 _COLUMNS = ("TRUE_LABEL", "PREDICTION", "P(TRUE LABEL)")
@@ -148,11 +150,14 @@ def read_rows(path: Path, group: str | None) -> tuple[list[Row], Path]:
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.suffix.lower() == ".csv":
-        return _from_csv(path, group or "GROUP"), path
+        handle(marked(path))
+        return _numbered(_from_csv(path, group or "GROUP")), path
     from cruijff_kit.evaluation.items import group_rows, groups_named  # inspect-ai
 
     name = group or "group"
     logs = _logs(path)
+    for log in logs:
+        _refuse_other_columns(log, name)
     found = {log: [Row(**r) for r in group_rows(str(log), name)] for log in logs}
     found = {log: rows for log, rows in found.items() if rows}
     if len(found) > 1:
@@ -169,6 +174,23 @@ def read_rows(path: Path, group: str | None) -> tuple[list[Row], Path]:
     if not all(0 <= r.correct <= 1 for r in rows):
         raise UserError(f"the scores of {log} are not right or wrong but numbers; groups are compared by accuracy")
     return rows, log
+
+
+def _numbered(rows: list[Row]) -> list[Row]:
+    """The rows of a CSV of red data with numbers for their groups: nobody has said that their names may be told."""
+    if not active():
+        return rows
+    names = {name: f"group {number}" for number, name in enumerate(sorted({r.group for r in rows}), 1)}
+    return [replace(r, group=names[r.group]) for r in rows]
+
+
+def _refuse_other_columns(log: Path, group: str) -> None:
+    from cruijff_kit.evaluation.items import told_groups  # inspect-ai
+
+    told = told_groups(str(log))
+    if told is not None and group not in told:
+        there = f"dataset.group_columns has {', '.join(told)} (--group)" if told else "dataset.group_columns is empty"
+        raise UserError(f"{log} is of red data, whose groups may be named by some columns only; {there}")
 
 
 def _logs(path: Path) -> list[Path]:
@@ -189,7 +211,7 @@ def _from_csv(path: Path, group: str) -> list[Row]:
         reader = csv.DictReader(file)
         lacking = [c for c in (*_COLUMNS, group) if c not in (reader.fieldnames or [])]
         if lacking:
-            there = ", ".join(reader.fieldnames or [])
+            there = ", ".join(quoted_names(reader.fieldnames or [])) or WITHHELD
             raise UserError(f"{path} has no column {', '.join(lacking)}; it has {there} (--group names the group's)")
         return [_csv_row(cells, group, f"{path}, line {reader.line_num}") for cells in reader]
 
@@ -199,9 +221,10 @@ def _csv_row(cells: dict[str, str], group: str, where: str) -> Row:
     try:
         positive, p = {0.0: False, 1.0: True}[float(label)], float(share)
     except (ValueError, KeyError):
-        raise UserError(f"{where}: TRUE_LABEL {label!r} must be 0 or 1, P(TRUE LABEL) {share!r} a number") from None
+        said = f"TRUE_LABEL {quoted(label)} must be 0 or 1, P(TRUE LABEL) {quoted(share)} a number"
+        raise UserError(f"{where}: {said}") from None
     if not 0 <= p <= 1:
-        raise UserError(f"{where}: P(TRUE LABEL) {share} must be in [0, 1]")
+        raise UserError(f"{where}: P(TRUE LABEL) {quoted(p)} must be in [0, 1]")
     try:
         correct = float(prediction) == float(label)
     except ValueError:  # an answer that is neither label is wrong

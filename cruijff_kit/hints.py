@@ -19,7 +19,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from cruijff_kit.errors import UserError
+from cruijff_kit import withheld
+from cruijff_kit.errors import UserError, one_line
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _FLAGS = "Only one of --run"  # how Hydra's ValueErrors begin
@@ -45,7 +46,7 @@ def explain(error: BaseException) -> str | None:
     from yaml import YAMLError
 
     if isinstance(error, UserError):
-        return str(error)
+        return one_line(error) if withheld.active() else str(error)
     if isinstance(error, YAMLError):
         return f"a YAML file cannot be read: {_one_line(error)}"
     if isinstance(error, ValueError) and str(error).startswith((_FLAGS, _RESOLVE, _GROUP)):
@@ -121,7 +122,7 @@ def nearest(name: str, valid: list[str]) -> str | None:
 def did_you_mean(name: str, valid: list[str]) -> str:
     """The end of a refusal: the nearest valid name, else all of them."""
     near = nearest(name, valid)
-    return f"did you mean {near}?" if near else f"valid: {', '.join(sorted(valid))}"
+    return f"did you mean {near}?" if near else f"valid: {', '.join(sorted(valid)) or withheld.WITHHELD}"
 
 
 def valid_keys() -> list[str]:

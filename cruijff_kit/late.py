@@ -29,6 +29,7 @@ from cruijff_kit.result import Evaluation, Failure, RunResult, now, read_result,
 from cruijff_kit.run import Start, begin, note_objective
 from cruijff_kit.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
 from cruijff_kit.stopping import StopSignals
+from cruijff_kit.tiers import RED, close_folder, withholds_samples
 
 NAME = "evaluate.json"
 RUN, ADAPTER, BASE = "run", "adapter", "base"
@@ -190,7 +191,11 @@ def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
     """
     folder, request = RunFolder(run), read_request(run)
     config = request.config(run)
+    if config.dataset.tier == RED:
+        close_folder(run, config.experiment)
     result = result_for(run, request, config)
+    result.tier, result.redacted = config.dataset.tier, withholds_samples(config)
+    result.permission = config.dataset.permission
     stop = StopSignals(signal.SIGINT, signal.SIGTERM) if start is None else None
     heartbeat = start.heartbeat if start else Heartbeat(run)
     began, failure = time.monotonic(), None

@@ -18,7 +18,9 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.progress import say
 from cruijff_kit.result import flat_metrics
+from cruijff_kit.tiers import LONGEST_GROUP, RED, admit
 from cruijff_kit.training.steps import saved_epochs
+from cruijff_kit.withheld import quoted_names
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def check(config: RunConfig) -> Plan:
     Raises:
         UserError: whatever cannot work, in one line.
     """
+    admit(config)
     data_hash = _make_ready(config, (config.dataset.train_split, config.dataset.validation_split, *config.test_splits))
     # The same settings on the same data need no second look.
     key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
@@ -97,7 +100,35 @@ def _make_ready(config: RunConfig, splits: tuple[str | None, ...]) -> str:
     for split in dict.fromkeys(splits):
         if split is not None:
             read_split(data.path, split, data.format, data.split_column)
+    if data.tier == RED:
+        _check_group_columns(config)
     return file_hash(data.path, data.format)
+
+
+def _check_group_columns(config: RunConfig) -> None:
+    """Refuse a column that could tell people apart where it is to stay in the logs of red data."""
+    from cruijff_kit.data.rows import read_split
+
+    data = config.dataset
+    for split in config.test_splits:
+        rows = read_split(data.path, split, data.format, data.split_column)
+        for column in data.group_columns:
+            name = f"dataset.group_columns: {column}"
+            values = [str(row[column]) for row in rows if row.get(column) is not None]
+            if not values:
+                there = quoted_names(rows[0])
+                raise UserError(f"{name} is no column of split {split!r}; {did_you_mean(column, there)}")
+            longest = max(range(len(values)), key=lambda i: len(values[i]))
+            if len(values[longest]) > LONGEST_GROUP:
+                raise UserError(
+                    f"{name} has values of more than {LONGEST_GROUP} letters (split {split!r}, row {longest}), which are "
+                    "texts and not groups; take it out"
+                )
+            if 2 * len({*values}) > len(values):
+                raise UserError(
+                    f"{name} has {len({*values})} different values in {len(values)} rows of split {split!r}, so that it "
+                    "tells rows apart and not groups; take it out"
+                )
 
 
 def check_evaluation(config: RunConfig) -> EvaluationPlan:
@@ -106,6 +137,7 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     Raises:
         UserError: whatever cannot work, in one line.
     """
+    admit(config)
     data_hash = _make_ready(config, tuple(config.test_splits))
     _say_loading()
     from cruijff_kit.models import base

@@ -7,7 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
+
+from cruijff_kit import withheld
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -52,14 +54,19 @@ def progress(what: str, total: int) -> Iterator[_Bar | _Lines]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # What others print while data is red is muted by taking stderr away from them: the bar then needs one of its own.
+    own = withheld.spare_stderr() if withheld.active() else None
+    with (
+        closing(own) if own else nullcontext(),
+        Progress(*columns, console=Console(stderr=True, file=own), transient=True) as bar,
+    ):
         yield _Bar(bar, bar.add_task(what, total=total, note=""))
 
 
 def say(line: str) -> None:
     """One line about what is going on."""
     if not _quiet():
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=withheld.voice(), flush=True)
 
 
 def _quiet() -> bool:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cruijff_kit import withheld
 from cruijff_kit.errors import UserError
 
 RECORDED_PACKAGES = ("cruijff_kit", "torch", "torchtune", "torchao", "hydra-core", "inspect-ai", "tokenizers")
@@ -107,6 +108,12 @@ class RunResult:
     model_hash: str | None = None
     """Whether the base model's files are still the same (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
+    tier: str = "green"
+    """Of the data: green, yellow or red (cruijff_kit/tiers.py)."""
+    redacted: bool = False
+    """Whether the logs go without their samples, because the data is red."""
+    permission: str | None = None
+    """Who allowed a coding agent to use the data, and when."""
 
     def gpu_hours(self) -> float:
         """Hours that its GPUs were held, all of them together; 0 on a CPU."""
@@ -172,6 +179,8 @@ def read_result(path: Path) -> RunResult:
         for name in ("error", "late_error"):
             tree[name] = Failure(**tree[name]) if tree.get(name) else None
         result = RunResult(**tree)
+        if result.tier == "red":
+            withheld.begin()  # whoever reads it may open its logs next
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error
     _find_logs(result, path.parent)

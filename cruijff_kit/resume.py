@@ -7,15 +7,16 @@ submitted, here what ran here. Only the slurm group may be changed: slurm.time=0
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit import answer, failures
+from cruijff_kit import answer, failures, tiers
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.command import Parser
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.frozen import frozen, frozen_swept
+from cruijff_kit.frozen import frozen, frozen_swept, permit
 from cruijff_kit.late import read_request, write_request
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE, DONE
@@ -31,7 +32,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         ClusterError: SLURM refused or does not answer.
         SystemExit: with code 1, after the table, if a run failed again.
     """
-    changed = _slurm_overrides(overrides)
+    changed, said = _overrides(overrides)
     runs = known_below(folder)
     views, trouble = survey(runs)
     if trouble and any(v.state in ACTIVE and v.job_id for v in views):
@@ -46,7 +47,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     answer.record(to_finish=[v.name for _, v in left], on_their_way=[v.name for v in active])
     answer.record(folder=str(folder.absolute()), submitted=[], made=[], runs=[])
     try:
-        _finish(folder, left, changed)
+        _finish(folder, left, changed, said)
     finally:
         if answer.wanted():
             answer.record(states=_states(known_below(folder)))
@@ -57,14 +58,15 @@ def _states(runs: list[Known]) -> list[dict[str, Any]]:
     return [{key: getattr(view, key) for key in keys} for view in survey(runs)[0]]
 
 
-def _finish(folder: Path, left: list[tuple[Known, RunView]], changed: dict[str, Any]) -> None:
+def _finish(folder: Path, left: list[tuple[Known, RunView]], changed: dict[str, Any], said: dict[str, Any]) -> None:
     waiting = [(k, v) for k, v in left if read_request(k.folder)]
     left = [w for w in left if w not in waiting]
     if waiting:
-        _evaluate_again(folder, waiting, changed)
+        _evaluate_again(folder, waiting, changed, said)
         if not left:
             return
-    configs = {k.folder: frozen(k.folder, changed) for k, _ in left}
+    configs = {k.folder: _admitted(k.folder, frozen(k.folder, changed), said) for k, _ in left}
+    _write_permission(configs, said)
     there = [(k, v) for k, v in left if configs[k.folder].slurm.submit]
     here = [k for k, _ in left if not configs[k.folder].slurm.submit]
     for sweep_dir in dict.fromkeys(k.sweep_dir or k.folder for k, _ in there):
@@ -73,11 +75,33 @@ def _finish(folder: Path, left: list[tuple[Known, RunView]], changed: dict[str, 
         _run_here(folder, here, configs)
 
 
-def _evaluate_again(folder: Path, waiting: list[tuple[Known, RunView]], changed: dict[str, Any]) -> None:
+def _admitted(run: Path, config: RunConfig, said: dict[str, Any]) -> RunConfig:
+    """The config with what was said about who gives the command. Raises UserError as tiers.admit."""
+    config.agent = said.get("agent")
+    config.dataset.permission = said.get("dataset.permission", config.dataset.permission)
+    try:
+        tiers.admit(config)
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from error
+    return config
+
+
+def _write_permission(runs: Iterable[Path], said: dict[str, Any]) -> None:
+    if "dataset.permission" in said:
+        for run in runs:
+            permit(run, said["dataset.permission"])
+
+
+def _evaluate_again(
+    folder: Path, waiting: list[tuple[Known, RunView]], changed: dict[str, Any], said: dict[str, Any]
+) -> None:
     """Go on with late evaluations, as cruijff_kit.evaluate asked for them."""
     from cruijff_kit.evaluate import show, start
 
     configs = []
+    for known, _ in waiting:
+        _admitted(known.folder, read_request(known.folder).config(known.folder), said)
+    _write_permission([known.folder for known, _ in waiting], said)
     for known, view in waiting:
         request = read_request(known.folder)
         mem = _more_memory(view, request.slurm["mem"])
@@ -88,22 +112,26 @@ def _evaluate_again(folder: Path, waiting: list[tuple[Known, RunView]], changed:
         show(folder)
 
 
-def _slurm_overrides(overrides: list[str]) -> dict[str, Any]:
+def _overrides(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What changes of the slurm group, and what is said about who gives the command."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from cruijff_kit.hints import explained, unknown_key, valid_keys
 
-    changed = {}
+    changed, said = {}, {}
     known = valid_keys()
     with explained():
         for override in OverridesParser.create().parse_overrides(overrides):
             key = override.key_or_group
+            if key in ("agent", "dataset.permission"):
+                said[key] = override.value()
+                continue
             if not key.startswith("slurm."):
                 raise UserError(f"{key} cannot change in a run that has begun, only slurm.* can; start a new run")
             if key not in known and not key.startswith("slurm.additional_parameters."):
                 raise UserError(unknown_key(key))
             changed[key.removeprefix("slurm.")] = override.value()
-    return changed
+    return changed, said
 
 
 def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: dict[Path, RunConfig]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cruijff_kit import tiers
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.failures import failure_of, with_changes
@@ -258,6 +259,9 @@ def begin(config: RunConfig, swept: dict) -> RunResult:
         versions=versions(),
         git_commit=git_commit(),
         paths={"run": config.output_dir, "data": config.dataset.path, "model": config.model.path},
+        tier=config.dataset.tier,
+        redacted=tiers.withholds_samples(config),
+        permission=config.dataset.permission,
     )
 
 

@@ -23,6 +23,7 @@ from cruijff_kit.result import RunResult, now, read_result
 from cruijff_kit.run_status import ACTIVE, DONE, PLANNED
 from cruijff_kit.survey import Known, RunView, known_below, survey
 from cruijff_kit.table_cells import SEEDS, VERSUS, Cells, best_run, cell, known_best, table_cells, versus_cells
+from cruijff_kit.tiers import notice
 
 NAME = "experiment_summary.md"
 _SETTINGS = {
@@ -108,6 +109,8 @@ def _findings(views: list[RunView], results: list[RunResult]) -> str:
     if best is not None:
         text += f"Best {best.objective_name}: {best.objective:.4g} ({best.name}).\n"
     if line := known_best(results):
+        text += f"\n{line[0].upper()}{line[1:]}.\n"
+    if line := notice(results):
         text += f"\n{line[0].upper()}{line[1:]}.\n"
     if any(v.state in ACTIVE for v in views):
         return text + "\nComparisons follow when all runs have ended.\n"

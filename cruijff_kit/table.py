@@ -20,6 +20,7 @@ from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import Evaluation, RunResult, read_result
 from cruijff_kit.table_cells import SEEDS, VERSUS, best_run, known_best, table_cells, versus_cells
+from cruijff_kit.tiers import notice
 
 if TYPE_CHECKING:
     import pandas
@@ -105,6 +106,7 @@ def _row(result: RunResult, best: RunResult | None, compared: list[Comparison]) 
         "Batch Size": settings["batch_size"],
         "Epochs": settings["epochs"],
         "Status": result.status,
+        **({"Tier": result.tier} if result.tier != "green" else {}),
         **result.swept,
         "loss": training.get("loss"),
         "validation_loss": training.get("validation_loss"),
@@ -178,7 +180,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
         table = _rich(*table_cells(results, narrow=True), styles, broken=True)
     console.print(table)
-    for line in (known_best(results), _of_several_epochs(results)):
+    for line in (known_best(results), _of_several_epochs(results), notice(results)):
         if line:
             console.print(line)
     if versus := versus_cells(results, compare_runs(results, best)):

@@ -56,6 +56,8 @@ def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
     for (task, metric), values in _ceilings(results).items():
         if len({*values} - {""}) > 1:
             columns.append((f"{task} known best {metric}" if several else f"known best {metric}", values))
+    if any(r.tier != "green" for r in results):
+        columns.append(("tier", [r.tier for r in results]))
     columns.append(("seconds", [_seconds(r) for r in results]))
     columns.append(("status", [r.status for r in results]))
     kept = [c for c in columns if any(c[1]) and not (narrow and c[0] == "seconds")]

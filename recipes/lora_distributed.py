@@ -13,7 +13,6 @@ lora_finetune_distributed shards the adapters too, and needs a task per GPU.)
 """
 
 import os
-import traceback
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from cruijff_kit import withheld
 from cruijff_kit.compat import TransformerDecoder, get_adapter_params, set_seed
 from cruijff_kit.data.batches import Batch, make_batch
 from cruijff_kit.data.instruct import Example
@@ -47,6 +47,10 @@ from cruijff_kit.training.validation import validation_batches, validation_sums
 from cruijff_kit.training.workers import Boss, Workers
 
 _INTERRUPTED = "interrupted"
+
+
+class WorkerFailed(RuntimeError):
+    """What a worker's exception said; its traceback is a note."""
 
 
 class LoRAFinetuneRecipeDistributed:
@@ -79,7 +83,7 @@ class LoRAFinetuneRecipeDistributed:
         Raises:
             TrainingInterrupted, FloatingPointError: as the single-device recipe's.
             WorkerDied: a worker was killed.
-            RuntimeError: a worker failed; its traceback is a note of the exception.
+            WorkerFailed: a worker failed; its traceback is a note of the exception.
         """
         size = self.cfg["batch_size"]
         while True:
@@ -129,7 +133,7 @@ class LoRAFinetuneRecipeDistributed:
             OUT_OF_GPU_MEMORY: torch.OutOfMemoryError,
             OUT_OF_MEMORY: MemoryError,
         }
-        made = kinds[cause](error) if cause in kinds else RuntimeError(f"{kind}: {error}")
+        made = kinds[cause](error) if cause in kinds else WorkerFailed(f"{kind}: {error}")
         made.add_note(f"in worker {worker} of {self.steps.processes}:\n{trace}")
         return made
 
@@ -320,7 +324,7 @@ def main() -> None:
         work(boss)
     except BaseException as error:
         cause = _INTERRUPTED if isinstance(error, TrainingInterrupted) else cause_of(error)
-        trace = "".join(traceback.format_exception(error))
+        trace = withheld.traceback_of(error)
         boss.tell(error=one_line(error), cause=cause, kind=type(error).__name__, trace=trace)
         os._exit(1)
 

@@ -1,11 +1,15 @@
 """Fixtures for all tests: the tiny model, the real one, and an environment that leaves the user's cache alone."""
 
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +142,25 @@ def set_up_recipe():
         return recipe
 
     return made
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """A process never forgets that it handled red data; this one has other tests to run, and no agent starts them."""
+    from cruijff_kit import tiers, withheld
+    from cruijff_kit.agents import VARIABLES
+
+    monkeypatch.setattr(tiers, "_chosen", None)
+    for name in (*VARIABLES, withheld._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for holder, name in ((logging.Logger, "makeRecord"), (warnings, "showwarning"), (sys, "excepthook"),
+                         (threading, "excepthook"), (sys, "unraisablehook"),
+                         (traceback.TracebackException, "format_exception_only")):  # fmt: skip
+        monkeypatch.setattr(holder, name, getattr(holder, name))
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ from cruijff_kit.run_status import (
 )
 from cruijff_kit.stopping import StopSignals
 from cruijff_kit.summary import refresh_above
+from cruijff_kit.tiers import submitted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--ended", type=int)
     options = parser.parse_args(argv)
+    submitted()
     listed = json.loads(options.runs.read_text(encoding="utf-8"))
     chosen = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
     if options.ended is not None:

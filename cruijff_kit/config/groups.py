@@ -12,6 +12,7 @@ from cruijff_kit.evaluation.names import TaskName, task_names
 
 MODEL_KINDS = ("chat", "base")
 DATA_TYPES = ("chat", "text", "messages")
+DATA_TIERS = ("green", "yellow", "red")
 LEAKS = ("exact", "near")
 COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
 
@@ -121,6 +122,13 @@ class DatasetConfig:
     """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
     max_seq_len: int | None = 2048
     """Rows are cut to this many tokens."""
+    tier: str = "green"
+    """green: public. yellow: a coding agent needs `permission`. red: samples are withheld from messages, logs and reports.
+    A file named TIER beside the data, or in a folder above, counts too; the strictest wins (cruijff_kit/tiers.py)."""
+    permission: str | None = None
+    """Who allowed a coding agent to use yellow data, and when; kept in result.json."""
+    group_columns: list[str] = field(default_factory=list)
+    """Columns of red data whose values may stay in the logs, to compare groups: few values, each short."""
 
     def __post_init__(self) -> None:
         at_least(1, dataset__max_samples=self.max_samples, dataset__max_seq_len=self.max_seq_len)
@@ -134,6 +142,7 @@ class DatasetConfig:
             one_of("dataset.format", self.format, tuple(FORMATS))
         if self.type is not None:
             one_of("dataset.type", self.type, DATA_TYPES)
+        one_of("dataset.tier", self.tier, DATA_TIERS)
         for kind in self.allow_leaks:
             one_of("dataset.allow_leaks", kind, LEAKS)
         require(
@@ -205,6 +214,8 @@ class EvalConfig:
     """Keep also this many alternatives per token."""
     baseline: bool = True
     """Evaluate the untrained model first (cached)."""
+    keep_samples: bool = False
+    """Keep the samples in the logs of red data. Not for a coding agent to say."""
 
     def __post_init__(self) -> None:
         at_least(1, eval__max_tokens=self.max_tokens, eval__limit=self.limit, eval__batch_size=self.batch_size)

@@ -20,7 +20,10 @@ _NOT_COMPUTED = (
     "slurm",
     "models_dir",
     "trackers",
+    "agent",
 )
+# Who may see the data, not what is computed from it.
+_OF_THE_TIER = {"dataset": ("tier", "permission", "group_columns"), "eval": ("keep_samples",)}
 
 
 def config_hash(config: RunConfig) -> str:
@@ -28,6 +31,9 @@ def config_hash(config: RunConfig) -> str:
     tree = dataclasses.asdict(config)
     for name in _NOT_COMPUTED:
         del tree[name]
+    for group, names in _OF_THE_TIER.items():
+        for name in names:
+            del tree[group][name]
     del tree["model"]["resources"], tree["model"]["date"], tree["dataset"]["allow_leaks"]
     tree["torchtune"]["tokenizer"].pop("date", None)
     for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not

@@ -86,8 +86,10 @@ def load(cfg: DictConfig) -> RunConfig:
     Args:
         cfg: what Hydra composed; its ``hydra`` node is left out.
     Raises:
-        UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value.
+        UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value, or a wrong
+            TIER file beside the data.
     """
+    from cruijff_kit import tiers
     from cruijff_kit.hints import explained
 
     with explained():
@@ -98,6 +100,7 @@ def load(cfg: DictConfig) -> RunConfig:
         config = OmegaConf.to_object(strict)
         config.torchtune = torchtune
         check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
+        tiers.note(config)  # before anybody can read a row
         return config
 
 

@@ -109,6 +109,8 @@ class RunConfig:
     """A person has seen the estimate and lets it go above max_gpu_hours."""
     force: bool = False
     """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
+    agent: bool | None = None
+    """Whether a coding agent gives the command; null: as the environment says (cruijff_kit/agents.py)."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, log_every_n_steps=self.log_every_n_steps)

@@ -17,6 +17,7 @@ from cruijff_kit.data.readers import Row
 from cruijff_kit.data.rows import chosen, fill, read_split, text
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
+from cruijff_kit.withheld import quoted, quoted_names
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
@@ -149,24 +150,26 @@ def _scalars(row: Row, *but: str) -> dict[str, str | int | float | bool]:
 
 def _messages(row: Row, column: str, where: str) -> list[Message]:
     if column not in row:
-        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, [*row])}")
+        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, quoted_names(row))}")
     if not isinstance(row[column], list) or not row[column]:
         wanted = '{"role": ..., "content": ...}'
-        raise UserError(f"{where}: column {column!r} must be a list of messages {wanted}, not {row[column]!r:.40}")
+        raise UserError(
+            f"{where}: column {column!r} must be a list of messages {wanted}, not {quoted(row[column], 40)}"
+        )
     return [_message(m, f"{where}, message {i}") for i, m in enumerate(row[column])]
 
 
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict):
-        raise UserError(f'{where}: must be {{"role": ..., "content": ...}}, not {message!r:.40}')
+        raise UserError(f'{where}: must be {{"role": ..., "content": ...}}, not {quoted(message, 40)}')
     role, content = (
         next((message[k] for k in keys if message.get(k) is not None), None)
         for keys in (("role", "from"), ("content", "value"))
     )
     if role not in _ROLES:
-        raise UserError(f"{where}: the role {role!r:.40} is not known; valid: {', '.join(_ROLES)}")
+        raise UserError(f"{where}: the role {quoted(role, 40)} is not known; valid: {', '.join(_ROLES)}")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(p["text"] for p in content)
     if not isinstance(content, str):
-        raise UserError(f"{where}: its content must be text, not {content!r:.40}")
+        raise UserError(f"{where}: its content must be text, not {quoted(content, 40)}")
     return {"role": _ROLES[role], "content": content}

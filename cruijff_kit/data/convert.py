@@ -18,10 +18,18 @@ from cruijff_kit.data.layouts import FORMATS, file_hash
 from cruijff_kit.data.readers import Row
 from cruijff_kit.data.rows import read_splits
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.tiers import FILE, GREEN, RED, admit_agent, handle, marked, write_tier
+from cruijff_kit.withheld import quoted
 
 
 def convert(
-    source: str, target: Path, to: str = "parquet", format: str | None = None, split_column: str | None = "split"
+    source: str,
+    target: Path,
+    to: str = "parquet",
+    format: str | None = None,
+    split_column: str | None = "split",
+    permission: str | None = None,
+    agent: bool | None = None,
 ) -> dict[str, Any]:
     """Write the splits of a data set into a new folder, one file each.
 
@@ -29,24 +37,31 @@ def convert(
         source, format, split_column: as `rows.read_splits`.
         target: the folder; it must not exist, or be empty.
         to: parquet, jsonl or json.
+        permission, agent: as dataset.permission and agent of a run.
     Returns:
-        source, target, files, rows (by split) and the hash of what was written.
+        source, target, files, rows (by split), the hash of what was written, and the tier, which a file TIER beside it says
+        where it is not green.
     Raises:
         UserError: the source cannot be read, the folder is taken, or a column cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; name a folder that does not exist")
+    tier = marked(source, format)
+    admit_agent(tier, permission, agent, "--permission ", "{}")
+    handle(tier)
     splits = read_splits(source, format, split_column)
     for split, rows in splits.items():
         if not re.fullmatch(r"\w[\w.-]*", split):
-            raise UserError(f"{source}: a split called {split!r} cannot be the name of a file; rename it")
+            raise UserError(f"{source}: a split called {quoted(split)} cannot be the name of a file; rename it")
         if not rows:
             raise UserError(f"{source}: split {split!r} is empty")
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
+    draft.mkdir(parents=True, mode=0o700 if tier == RED else 0o777)
     try:
         for split, rows in splits.items():
             _WRITERS[to](rows, draft / f"{split}.{to}", f"{source}, split {split!r}")
+        if tier != GREEN:
+            write_tier(draft, tier)
         _compare(source, splits, read_splits(str(draft), to))
         if target.exists():
             target.rmdir()
@@ -55,7 +70,8 @@ def convert(
         shutil.rmtree(draft, ignore_errors=True)
     files = [str(target / f"{split}.{to}") for split in splits]
     counts = {split: len(rows) for split, rows in splits.items()}
-    return {"source": source, "target": str(target), "files": files, "rows": counts, "hash": file_hash(str(target), to)}
+    made = {"source": source, "target": str(target), "files": files, "rows": counts}
+    return made | {"hash": file_hash(str(target), to), "tier": tier}
 
 
 def _write_parquet(rows: list[Row], path: Path, where: str) -> None:
@@ -95,9 +111,10 @@ def _compare(source: str, splits: dict[str, list[Row]], written: dict[str, list[
         for number, (before, after) in enumerate(zip(rows, written[split], strict=True)):
             if repr(_plain(before)) != repr(_plain(after)):
                 column = next(c for c in before if repr(_plain(before[c])) != repr(_plain(after.get(c))))
+                would = quoted(after.get(column), 40)
                 raise UserError(
-                    f"{source}, split {split!r}, row {number}: column {column!r} would become {after.get(column)!r:.40}, "
-                    f"not {before[column]!r:.40}; make its values of one kind, or add --to jsonl"
+                    f"{source}, split {split!r}, row {number}: column {column!r} would become {would}, "
+                    f"not {quoted(before[column], 40)}; make its values of one kind, or add --to jsonl"
                 )
 
 
@@ -118,12 +135,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", choices=tuple(_WRITERS), default="parquet", help="format to write (default: parquet)")
     parser.add_argument("--format", choices=tuple(FORMATS), help="format of the source (default: as its name says)")
     parser.add_argument("--split-column", default="split", metavar="COLUMN", help="column that names each row's split")
+    parser.add_argument(
+        "--permission", metavar="TEXT", help="yellow data: who allowed a coding agent to use it, and when"
+    )
+    parser.add_argument(
+        "--agent", action=argparse.BooleanOptionalAction, help="a coding agent gives the command, or not"
+    )
 
     def command(options: argparse.Namespace) -> dict[str, Any]:
-        made = convert(options.source, options.target, options.to, options.format, options.split_column)
+        how = (options.to, options.format, options.split_column, options.permission, options.agent)
+        made = convert(options.source, options.target, *how)
         if not options.json:
             for file, (split, count) in zip(made["files"], made["rows"].items(), strict=True):
                 print(f"{file}  {count} row{'s' * (count != 1)} of split {split!r}")
+            if made["tier"] != GREEN:
+                print(f"{options.target / FILE} says {made['tier']}, as beside {options.source}")
         return made
 
     return parser.run(argv, command)

@@ -96,6 +96,12 @@ def file_hash(path: DataPath, format: str | None = None) -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
+def digest_of(path: DataPath, format: str | None = None) -> bytes:
+    """A key that only who has the data can know: unlike `file_hash`, of which the half is kept, it is written nowhere."""
+    digests = [_digest(f.path, *_version(f.path)) for f in locate(path, format).files]
+    return hashlib.sha256(" ".join(["key", *digests]).encode()).digest()
+
+
 def version(path: DataPath, format: str | None = None) -> list[list]:
     """What changes when a file of the data set does: names, times, sizes."""
     return [[str(f.path), *_version(f.path)] for f in locate(path, format).files]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cruijff_kit.data.conversations import Conversation, conversations
 from cruijff_kit.data.near import near_pairs
 from cruijff_kit.errors import UserError
+from cruijff_kit.withheld import quoted
 
 if TYPE_CHECKING:
     from cruijff_kit.config import DatasetConfig
@@ -53,7 +54,7 @@ class Leak:
         whose = f"what rows of {self.first!r} ask too" if self.across else "what another of its rows asks"
         return (
             f"{self.rows} of {self.of} rows of split {self.second!r} ask {how} {whose}, {self.same_answer} with the same "
-            f"answer (for example {where}: {self.prompt!r})"
+            f"answer (for example {where}: {quoted(self.prompt)})"
         )
 
 

@@ -24,6 +24,8 @@ from cruijff_kit.data.layouts import file_hash
 from cruijff_kit.data.leaks import find_leaks, targets_in_prompts, used_splits
 from cruijff_kit.data.packing import packed
 from cruijff_kit.data.rows import named_columns
+from cruijff_kit.tiers import RED, admit
+from cruijff_kit.withheld import WITHHELD, quoted_names
 
 _LABELS = 20  # different answers up to which they are counted one by one
 
@@ -36,14 +38,15 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
         rows: how many rows to show token by token.
         split: whose rows to show; None: the training split's.
     Returns:
-        data, hash, model, unused_columns; rows: token by token; splits: lengths and answers; leaks; targets_in_prompts.
+        data, hash, model, unused_columns; rows: token by token; splits: lengths and answers; leaks; targets_in_prompts;
+        tier. Of red data neither rows nor answers.
     Raises:
         UserError: what a run would refuse in the data, repetitions apart.
     """
     from cruijff_kit.data.generators import generate
     from cruijff_kit.models import sources
 
-    data = config.dataset
+    data, red = config.dataset, admit(config) == RED
     if data.generator is not None:
         generate(data.generator, data.arguments)
     sources.fetch(config.model)
@@ -55,16 +58,30 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
         used[shown] = conversations(data.path, shown, data.column_map, data.prompt, data.system_prompt, **how)
     examples = {name: _examples(config, name, tokenizer, len(of)) for name, of in used.items()}
     answers = {c.row: c.answer for c in used[shown]}
-    return {
+    shown_rows = [] if red else examples[shown][:rows]
+    report = {
         "data": data.path,
         "hash": file_hash(data.path, data.format),
         "model": config.model.name,
-        "unused_columns": _unused_columns(data, used[shown][0], shown),
-        "rows": [_shown(e, shown, tokenizer) | {"answer": answers[e.row]} for e in examples[shown][:rows]],
+        "unused_columns": quoted_names(_unused_columns(data, used[shown][0], shown)),
+        "rows": [_shown(e, shown, tokenizer) | {"answer": answers[e.row]} for e in shown_rows],
         "splits": {name: _summary(name, examples[name], used[name], config) for name in used},
         "leaks": [dataclasses.asdict(leak) | {"says": str(leak)} for leak in find_leaks(used)],
         "targets_in_prompts": {name: targets_in_prompts(of) for name, of in used.items()},
+        "tier": data.tier,
     }
+    return _without_contents(report, used) if red else report
+
+
+def _without_contents(report: dict[str, Any], used: dict[str, list[Conversation]]) -> dict[str, Any]:
+    """The report of red data: answers by number, the most frequent one first, and no prompts."""
+    counted = Counter(c.answer for rows in used.values() for c in rows)
+    numbers = {answer: f"answer {n}" for n, (answer, _) in enumerate(counted.most_common(), 1)}
+    for split in report["splits"].values():
+        split["answers"] = {numbers[answer]: count for answer, count in split["answers"].items()}
+    for leak in report["leaks"]:
+        leak["prompt"] = WITHHELD
+    return report
 
 
 def _examples(config: RunConfig, split: str, tokenizer: Any, count: int) -> list[Example]:

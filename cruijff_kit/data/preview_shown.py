@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cruijff_kit.tiers import RED
+
 _LEARNT, _MASKED = ("bold green", "bold dark_green"), ("grey62", "grey42")  # in turns, so that tokens can be told apart
 _OPEN, _CLOSE = "⟦", "⟧"
 
@@ -27,6 +29,8 @@ def show(report: dict[str, Any]) -> None:
         console.print(
             Text("Learnt is what is ").append_text(learnt).append("; the rest is only read. ↵ is a line break.\n")
         )
+    if report["tier"] == RED:
+        console.print("red data: rows and answers are withheld\n")
     console.print(_lengths(report["splits"]))
     _show_answers(report["splits"], console)
     for line in _remarks(report):

@@ -15,6 +15,7 @@ from typing import Any
 
 from cruijff_kit.data.layouts import File
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.withheld import active, quoted, quoted_names
 
 Row = dict[str, Any]
 
@@ -49,7 +50,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
-        raise UserError(f"the key {twice!r} stands twice in one object; rename one of them")
+        raise UserError(f"the key {quoted(twice)} stands twice in one object; rename one of them")
     return made
 
 
@@ -60,8 +61,18 @@ def _parsed(text: str) -> Any:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode-escape").decode()
-            raise UserError(f"{half} stands alone, which is half a character; write the whole one") from error
+            raise UserError(
+                f"{quoted(half) if active() else half} stands alone, which is half a character; write the whole one"
+            ) from error
     return content
+
+
+def _wrong(error: json.JSONDecodeError) -> str:
+    return error.msg.partition(": ")[0]  # what follows is a piece of the file
+
+
+def _column(name: str) -> str:
+    return repr(name) if quoted_names([name]) else quoted(name)
 
 
 def _read_json(path: Path) -> Any:
@@ -70,7 +81,7 @@ def _read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data" and "; if each line is a row of its own, add dataset.format=jsonl"
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path} is not JSON: {error.msg} at {where}{lines or ''}") from error
+        raise UserError(f"{path} is not JSON: {_wrong(error)} at {where}{lines or ''}") from error
     except RecursionError as error:
         raise UserError(f"{path} is not a data set: its JSON is nested too deep") from error
     except UserError as error:
@@ -99,7 +110,7 @@ def _read_jsonl(path: Path) -> list[Row]:
         try:
             row = _parsed(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+            raise UserError(f"{where} is not JSON: {_wrong(error)} at column {error.colno}") from error
         except RecursionError as error:
             raise UserError(f"{where}: its JSON is nested too deep") from error
         except UserError as error:
@@ -146,7 +157,7 @@ def _delimiter(path: Path, text: str) -> str:
 def _check_header(path: Path, header: list[str]) -> None:
     for column, count in Counter(header).items():
         if count > 1:
-            raise UserError(f"{path}: {count} columns are called {column!r}; rename them in its first line")
+            raise UserError(f"{path}: {count} columns are called {_column(column)}; rename them in its first line")
         if not column.strip() and len(header) == 1:
             raise UserError(f"{path}: its first line must name the columns")
 
@@ -154,7 +165,7 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _read_table(path: Path, opened: Any) -> list[Row]:
     for column, count in Counter(opened.column_names).items():
         if count > 1:
-            raise UserError(f"{path}: {count} columns are called {column!r}; rename them")
+            raise UserError(f"{path}: {count} columns are called {_column(column)}; rename them")
     opened.validate(full=True)  # else damaged offsets end the process
     return opened.to_pylist()
 

@@ -2,13 +2,16 @@
 
 import random
 import re
+from collections.abc import Iterable
 
 from cruijff_kit.data.layouts import DataPath, File, default_split, locate
 from cruijff_kit.data.readers import Row, read
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean, nearest
+from cruijff_kit.withheld import active, quoted, quoted_names
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_USUAL = ("train", "training", "validation", "valid", "val", "dev", "test")
 _HOW = {  # what to type where a number is not text, by its type
     "float": "decimals can be written in many ways, so write them as text yourself, or round them to whole numbers",
     "bool": "write text, for example yes and no, or 1 and 0",
@@ -32,10 +35,10 @@ def read_split(path: DataPath, split: str, format: str | None = None, split_colu
         if len(splits) == 1 and not nearest(split, [*splits]):
             (single,) = splits
             raise UserError(
-                f"{shown} has no split {split!r}: all its rows are {single!r}; "
+                f"{shown} has no split {split!r}: all its rows are {_named(single)}; "
                 f"{_without(split)}give the others too, or a column that names each row's split (dataset.split_column)"
             )
-        raise UserError(f"{shown} has no split {split!r}; {did_you_mean(split, [*splits])}")
+        raise UserError(f"{shown} has no split {split!r}; {did_you_mean(split, quoted_splits(splits))}")
     if not splits[split]:
         raise UserError(f"{shown}: split {split!r} is empty")
     return splits[split]
@@ -62,6 +65,15 @@ def read_splits(
     for number, row in enumerate(content):
         splits.setdefault(text(row, split_column, f"{path}, row {number}"), []).append(row)
     return splits
+
+
+def quoted_splits(splits: Iterable[str]) -> list[str]:
+    """Names of splits as a message may list them: of red data the usual ones, because any column can name splits."""
+    return [*splits] if not active() else [s for s in splits if s in _USUAL]
+
+
+def _named(split: str) -> str:
+    return repr(split) if quoted_splits([split]) else quoted(split)
 
 
 def chosen(count: int, max_samples: int | None, seed: int | None, split: str) -> list[int]:
@@ -98,12 +110,12 @@ def text(row: Row, column: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if column not in row:
-        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, [*row])}")
+        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, quoted_names(row))}")
     if value is None:
         raise UserError(f"{where}: column {column!r} is empty; fill it in, or leave the row out")
     kind = type(value).__name__
     hint = f"; {_HOW[kind]}" if kind in _HOW else ""
-    raise UserError(f"{where}: column {column!r} must be text or a whole number, not {kind} {value!r:.40}{hint}")
+    raise UserError(f"{where}: column {column!r} must be text or a whole number, not {kind} {quoted(value, 40)}{hint}")
 
 
 def fill(prompt: str, row: Row, column_map: dict[str, str], where: str) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ from cruijff_kit.folder import RunFolder, write_text
 from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import say
 from cruijff_kit.result import Evaluation, versions
+from cruijff_kit.tiers import RED, close_folder
 
 
 def evaluate_untrained(
@@ -37,6 +38,8 @@ def _one(
 ) -> Evaluation:
     kept = cache_dir() / "baseline" / _key(name, chat_model, config, plan)
     kept.mkdir(parents=True, exist_ok=True)
+    if config.dataset.tier == RED:
+        close_folder(kept)
     with FileLock(kept / "lock"):
         entry = _read(kept / "evaluation.json")
         if entry is None:
@@ -66,7 +69,7 @@ def _read(path: Path) -> Evaluation | None:
 def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan) -> str:
     """Everything that the untrained model's answers depend on."""
     decoding = dataclasses.asdict(config.eval)
-    for other in ("tasks", "task_args", "epochs", "baseline", "batch_size"):
+    for other in ("tasks", "task_args", "epochs", "baseline", "batch_size", "keep_samples"):
         del decoding[other]
     model = [
         (f.name, f.stat().st_size, f.stat().st_mtime_ns)
@@ -92,6 +95,7 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
         decoding,
         machine,
         versions(),
+        *([["red", config.eval.keep_samples, data.group_columns]] if data.tier == RED else []),
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

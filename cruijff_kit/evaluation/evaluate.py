@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog, EvalScore
+from inspect_ai.log import EvalLog, EvalScore, write_eval_log
 from inspect_ai.scorer import NOANSWER, Score
 
+from cruijff_kit import withheld
 from cruijff_kit.config import RunConfig
 from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.evaluation import redaction
 from cruijff_kit.evaluation.cells import cell_key, with_cell
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
@@ -27,6 +29,8 @@ from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter
 from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
+from cruijff_kit.tiers import RED, close_folder, withholds_samples
+from cruijff_kit.withheld import places_of
 
 
 class EvaluationError(RuntimeError):
@@ -146,6 +150,8 @@ def run_task(
     with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
         model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance)
         log = run_inspect(task, model, config, log_dir, metadata)
+        if config.dataset.tier == RED:
+            log = _keep_red(log, config, log_dir, metadata, name.ships)
     scored = _check(label, log, untrained=epoch is None)
     samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
@@ -161,6 +167,24 @@ def run_task(
         ceiling=_ceiling(name, config),
         key=cell_key(name, config),
     )  # fmt: skip
+
+
+def _keep_red(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dict[str, Any], ships: bool) -> EvalLog:
+    """Write a log of red data, which is in memory so far, without its samples' contents.
+
+    Returns:
+        The whole log with its new place, and with results that can be told.
+    """
+    withholds = withholds_samples(config)
+    close_folder(log_dir)
+    path = log_dir / redaction.file_name(log)
+    metadata = redaction.marked(metadata, config, withholds)
+    kept = told = redaction.redacted(log, config, metadata, ships)
+    if not withholds:
+        kept = log.model_copy(update={"eval": log.eval.model_copy(update={"metadata": metadata})})
+    _outside_event_loop(lambda: write_eval_log(kept, str(path)))
+    path.chmod(0o600)
+    return log.model_copy(update={"location": str(path), "results": told.results})
 
 
 def _ceiling(name: TaskName, config: RunConfig) -> dict[str, float]:
@@ -206,13 +230,25 @@ def check_tasks(config: RunConfig) -> None:
 def run_inspect(
     task: Task, model, config: RunConfig, log_dir: Path, metadata: dict[str, Any], score: bool = True
 ) -> EvalLog:
-    """inspect-ai's eval with what must hold in a job: no display, no server, no retries; the first error ends it."""
+    """inspect-ai's eval with what must hold in a job: no display, no server, no retries; the first error ends it.
+
+    The log of red data is not in `log_dir` but in memory, whole.
+
+    Raises:
+        UserError: the data is red, and something installed would see the samples.
+    """
+    if config.dataset.tier != RED:
+        return _eval(task, model, config, metadata, score, log_dir=str(log_dir))
+    with redaction.kept_in_memory() as folder, withheld.muted():
+        return _eval(task, model, config, metadata, score, log_dir=folder, **redaction.IN_MEMORY)
+
+
+def _eval(task: Task, model, config: RunConfig, metadata: dict[str, Any], score: bool, **more: Any) -> EvalLog:
     settings = config.eval
     options: dict[str, Any] = {
         "model": model,
         "metadata": metadata,
         "limit": settings.limit,
-        "log_dir": str(log_dir),
         "log_format": "eval",
         "log_samples": True,
         "log_realtime": False,
@@ -227,7 +263,7 @@ def run_inspect(
         "max_tokens": task.config.max_tokens or settings.max_tokens,
         "logprobs": True if settings.logprobs or settings.top_logprobs else None,
         "top_logprobs": settings.top_logprobs,
-    }
+    } | more
     often = gc.get_threshold()
     gc.set_threshold(10_000, *often[1:])  # a quarter of inspect-ai's own time went into looking for garbage
     try:
@@ -262,14 +298,16 @@ def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
     if log.status == "cancelled":  # inspect-ai took the Ctrl-C
         raise KeyboardInterrupt
     if log.status != "success":
-        reason = one_line(log.error.message if log.error else log.status)
-        raise EvaluationError(f"task {name} ended as {log.status}: {reason}")
+        reason = withheld.of_log(log.error.message, log.error.traceback) if log.error else log.status
+        error = EvaluationError(f"task {name} ended as {log.status}: {reason}")
+        if log.error:
+            error.add_note("\n".join(f'  File "{file}", line {line}' for file, line in places_of(log.error.traceback)))
+        raise error
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:
-        raise EvaluationError(
-            f"task {name}: {len(failed)} of {expected} samples failed, first: {one_line(failed[0].error.message)}"
-        )
+        first = withheld.of_log(failed[0].error.message, failed[0].error.traceback)
+        raise EvaluationError(f"task {name}: {len(failed)} of {expected} samples failed, first: {first}")
     if not expected or len(samples) != expected:
         raise EvaluationError(f"task {name}: {len(samples)} of {expected} samples were answered")
     if not log.results.scores:

@@ -25,6 +25,7 @@ from inspect_ai.scorer._scorer import scorer_metrics
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.hints import did_you_mean
+from cruijff_kit.withheld import muted
 
 
 def build_foreign(name: TaskName, arguments: dict[str, Any]) -> Task:
@@ -39,7 +40,7 @@ def build_foreign(name: TaskName, arguments: dict[str, Any]) -> Task:
     function = _function(name)
     check_arguments(name, function, arguments)
     # Relative paths in the file mean the file's folder, as for `inspect eval`.
-    with chdir_python(str(name.file.parent)) if name.file else nullcontext():
+    with chdir_python(str(name.file.parent)) if name.file else nullcontext(), muted():
         try:
             (task,) = create_file_tasks(name.file, [name.task], arguments) if name.file else [function(**arguments)]
         except (Exception, SystemExit) as error:  # whatever a task of the user's does wrong
@@ -93,7 +94,7 @@ def _function(name: TaskName) -> Any:
         return _installed(name)
     if not name.file.is_file():
         raise UserError(f"eval.tasks: no such file {name.file}")
-    with chdir_python(str(name.file.parent)), warnings.catch_warnings():
+    with chdir_python(str(name.file.parent)), warnings.catch_warnings(), muted():
         try:
             module = load_module(name.file)
         except (Exception, SystemExit) as error:

@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
-from inspect_ai.log import EvalSampleSummary, read_eval_log_sample_summaries
+from inspect_ai.log import EvalSampleSummary, read_eval_log, read_eval_log_sample_summaries
 from inspect_ai.scorer import Score, value_to_float
+
+from cruijff_kit import withheld
 
 
 def summaries(log: str) -> list[EvalSampleSummary]:
@@ -48,6 +50,15 @@ def groups_named(log: str) -> list[str]:
     return [key for key, found in values.items() if 1 < len(found) <= len(samples) / 2]
 
 
+def told_groups(log: str) -> list[str] | None:
+    """Of a log of red data the columns that may name groups; None: any may."""
+    said = read_eval_log(log, header_only=True).eval.metadata or {}
+    if said.get("tier") != "red":
+        return None
+    withheld.begin()
+    return [column for column in said.get("group_columns", "").split(",") if column]
+
+
 def group_rows(log: str, group: str) -> list[dict[str, Any]]:
     """The scored samples of a log whose metadata name a group.
 
@@ -65,6 +76,6 @@ def group_rows(log: str, group: str) -> list[dict[str, Any]]:
         if score is None or name is None or (correct := _value(score)) is None:
             continue
         kept = score.metadata or {}
-        positive = kept["label"] == kept["positive"] if "risk" in kept else None
+        positive = kept.get("is_positive", kept.get("label") == kept.get("positive")) if "risk" in kept else None
         rows.append({"group": str(name), "correct": correct, "positive": positive, "risk": kept.get("risk")})
     return rows

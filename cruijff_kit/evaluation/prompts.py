@@ -19,6 +19,7 @@ from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
 from inspect_ai.model import ChatMessage
 
+from cruijff_kit import withheld
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation import metrics
@@ -29,6 +30,7 @@ from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.settings import as_messages
 from cruijff_kit.training import shared
+from cruijff_kit.withheld import quoted
 
 _SAMPLES = 32  # prompts compared per task
 _FEW = 2  # samples of a task that is not ours
@@ -157,12 +159,19 @@ def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, log
     finally:
         said.disabled = was
     if log.status != "success":
-        raise UserError(f"eval task {name} cannot run: {_plain(log.error.message if log.error else log.status)}")
+        why = _plain(log.error.message, log.error.traceback) if log.error else log.status
+        raise UserError(f"eval task {name} cannot run: {why}")
     return log
 
 
-def _plain(message: str) -> str:
+def _shown(ids: list[int], tokenizer) -> str:
+    return quoted(ids) if withheld.active() else f"{tokenizer.decode(ids, skip_special_tokens=False)!r} {ids[:4]}"
+
+
+def _plain(message: str, trace: str) -> str:
     """What a log says of an error, in one line; of an error of ours without its type and quotes."""
+    if withheld.active():
+        return withheld.of_log(message, trace)
     ours = re.fullmatch(r"UserError\((.*)\)", one_line(message))
     return str(ast.literal_eval(ours[1])) if ours else one_line(message)
 
@@ -186,7 +195,6 @@ def _compare(name: str, row: int, asked: list[int], taught: list[int], tokenizer
     at = next((i for i, (a, t) in enumerate(zip(asked, taught, strict=False)) if a != t), min(len(asked), len(taught)))
     raise UserError(
         f"eval task {name} asks row {row} in other tokens than training teaches: from token {at} on, evaluation has "
-        f"{tokenizer.decode(asked[at : at + 8], skip_special_tokens=False)!r} {asked[at : at + 4]}, training has "
-        f"{tokenizer.decode(taught[at : at + 8], skip_special_tokens=False)!r} {taught[at : at + 4]}; "
+        f"{_shown(asked[at : at + 8], tokenizer)}, training has {_shown(taught[at : at + 8], tokenizer)}; "
         "make dataset.prompt and dataset.system_prompt agree with torchtune.dataset"
     )

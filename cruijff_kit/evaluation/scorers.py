@@ -18,6 +18,7 @@ from inspect_ai.solver import TaskState
 
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation import metrics
+from cruijff_kit.withheld import active, quoted
 
 # Not a part of a word, nor of a number with commas.
 _NUMBER = re.compile(r"(?<![\w.])(?<!\d,)-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w|,\d{3}\b)")
@@ -112,7 +113,7 @@ def continuous_scorer() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         wanted, number = find_number(target.text), find_number(state.output.completion)
         if wanted is None:
-            raise UserError(f"continuous_scorer needs a number as target, not {target.text!r}")
+            raise UserError(f"continuous_scorer needs a number as target, not {quoted(target.text)}")
         if number is None:
             return _unscored("invalid_response_format", "no number in the answer")
         kept = {"scored": True, "prediction": number, "target": wanted}
@@ -139,7 +140,7 @@ def find_number(text: str) -> float | None:
 def _checked(options: Sequence[str]) -> list[str]:
     options = [str(o) for o in options]
     if len(options) < 2 or len(set(options)) < len(options) or not all(options):
-        raise UserError(f"a scorer's options are two or more different texts, not {options}")
+        raise UserError(f"a scorer's options are two or more different texts, not {quoted(options)}")
     return options
 
 
@@ -148,7 +149,8 @@ def _label(target: Target, options: list[str]) -> str:
     for option in options:
         if option.strip() == text:
             return option
-    raise UserError(f"the target {target.text!r} is none of the scorer's options: {', '.join(map(repr, options))}")
+    listed = ", ".join(map(quoted, options[: 1 if active() else None]))
+    raise UserError(f"the target {quoted(target.text)} is none of the scorer's options: {listed}")
 
 
 def _spelling(state: TaskState, options: list[str]) -> dict[str, str]:
@@ -176,9 +178,9 @@ def _option_id(tokenizer: Any, messages: list[dict[str, str]], option: str) -> i
     ids, prompt = tokenizer.example(messages, option)
     answer = [i for i in ids[prompt:] if i not in tokenizer.stop_tokens]
     if len(answer) != 1:
-        spelt = " ".join(repr(tokenizer.token(i)) for i in answer)
+        spelt = quoted(answer) if active() else " ".join(repr(tokenizer.token(i)) for i in answer)
         raise UserError(
-            f"risk_scorer: the option {option!r} is {len(answer)} tokens of this model ({spelt}), not a single one; "
+            f"risk_scorer: the option {quoted(option)} is {len(answer)} tokens of this model ({spelt}), not a single one; "
             "choose options that are one token each, such as digits or letters"
         )
     return answer[0]

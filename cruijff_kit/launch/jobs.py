@@ -21,9 +21,11 @@ from cruijff_kit.launch.task import load_task
 from cruijff_kit.ledger import Entry, editing, find_ledgers, identity, is_done, new_ledger, read_ledger, run_folder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import progress, say
+from cruijff_kit.result import read_result
 from cruijff_kit.run import settings_of
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.survey import Known, RunView, survey
+from cruijff_kit.tiers import RED, admit, close_folder, withholds_samples
 
 
 @dataclass
@@ -86,6 +88,7 @@ def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
         with _naming(job):
             HydraConfig.instance().set_config(job.composed)  # for what refers to ${hydra:...}
             job.config = load_task(job.composed, str(job.folder))
+            admit(job.config)
             if job.config.slurm.submit:
                 job.composed = OmegaConf.create({"run_name": job.name})  # the rest is large, and frozen in config.yaml
     with progress("checking", len(jobs)) as bar:
@@ -152,6 +155,8 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     for job in wanted:
         for view in sorted(same.get(identity(job.config, job.plan.data_hash), []), key=lambda v: v.state != DONE):
             folder = Path(view.folder)
+            if _shows_samples(job, folder):
+                continue
             if view.state in (DONE, *ACTIVE) or is_done(folder):  # or only a late evaluation did not end well
                 job.earlier, job.earlier_state = folder, view.state if view.state in ACTIVE else DONE
                 answer.extend(existing=[{"name": view.name, "folder": str(folder), "state": job.earlier_state}])
@@ -160,6 +165,12 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
                 job.move(folder)
                 break
     _say_found([j for j in wanted if j.earlier], len(jobs))
+
+
+def _shows_samples(job: Job, folder: Path) -> bool:
+    """Whether a run was made when its data was not red yet: its logs hold what this one's must not."""
+    path = folder / "result.json"
+    return withholds_samples(job.config) and path.exists() and not read_result(path).redacted
 
 
 def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tuple[str, str | None], list[RunView]]:
@@ -212,6 +223,8 @@ def write_down(jobs: list[Job], sweep_dir: Path, command: list[str]) -> None:
         if job.earlier is None:
             # Frozen, so that a run that the sweep never comes to can be resumed too.
             RunFolder(job.folder).freeze(replace(job.config, scaffold=False), job.swept)
+    if any(job.config.dataset.tier == RED for job in jobs):
+        close_folder(sweep_dir)
     with editing(sweep_dir, new_ledger(jobs[0].config.experiment, command)) as ledger:
         folders = {run_folder(sweep_dir, e) for e in ledger.runs}
         ledger.runs += [e for e in (job.entry(sweep_dir) for job in jobs) if run_folder(sweep_dir, e) not in folders]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.errors import UserError
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.models.template import compile_template
 
 Message = dict[str, str]
@@ -90,7 +90,7 @@ class ChatTokenizer:
             )
         except jinja2.TemplateError as error:
             roles = " ".join(m["role"] for m in messages)
-            raise UserError(f"the model's chat template refuses these messages ({roles}): {error}") from error
+            raise UserError(f"the model's chat template refuses these messages ({roles}): {one_line(error)}") from error
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """Ids that the model continues with its answer; a last message of the assistant's is the answer's beginning.

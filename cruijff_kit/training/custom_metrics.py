@@ -21,6 +21,7 @@ from cruijff_kit.compat import get_component
 from cruijff_kit.data.instruct import IGNORE, Example
 from cruijff_kit.data.packing import Pack, rows_of
 from cruijff_kit.errors import UserError, one_line
+from cruijff_kit.withheld import muted, quoted_names
 
 Metric = Callable[[torch.Tensor, torch.Tensor, Any, int], dict[str, float]]
 Loss = Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
@@ -77,9 +78,14 @@ class CustomMetrics:
         labels = pad_sequence(targets.split(learnt), batch_first=True, padding_value=IGNORE)
         for name, function in self.functions.items():
             try:
-                values = {str(k): float(v) for k, v in function(by_row, labels, self.tokenizer, IGNORE).items()}
+                with muted():
+                    values = {str(k): float(v) for k, v in function(by_row, labels, self.tokenizer, IGNORE).items()}
             except Exception as error:
                 raise UserError(f"custom_metrics: {name} raised {type(error).__name__}: {one_line(error)}") from error
+            if not quoted_names(values) and values:
+                raise UserError(
+                    f"custom_metrics: {name} returns names that are no names, and the data is red; rename them"
+                )
             if taken := _TAKEN.intersection(values):
                 raise UserError(f"custom_metrics: {name} calls a value {min(taken)!r}, which is ours; rename it")
             for key, value in values.items():
@@ -116,7 +122,8 @@ def _learnt(examples: list[Example | Pack]) -> list[int]:
 
 def _function(name: str) -> Metric:
     try:
-        function = get_component(name)
+        with muted():
+            function = get_component(name)
     except Exception as error:  # torchtune raises InstantiationError for any failure to import
         cause = error.__cause__ or error
         raise UserError(f"custom_metrics: {name} cannot be imported: {one_line(cause)}") from error

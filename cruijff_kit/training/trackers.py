@@ -32,6 +32,7 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import OmegaConf
 
+from cruijff_kit import tiers, withheld
 from cruijff_kit.compat import MLFlowLogger, TensorBoardLogger, WandBLogger, flatten_dict, instantiate
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.folder import write_text
@@ -193,6 +194,8 @@ class Trackers:
         ids = json.loads(kept.read_text()) if (again or config["resume_from_checkpoint"]) and kept.exists() else {}
         self._open: dict[str, Any] = {}
         self._repeats: dict[str, int] = {}  # lines that a tracker has already
+        if names and withheld.active():
+            tiers.refuse_servers()  # what a .env file has brought since the run was checked
         for name in dict.fromkeys(names):
             try:
                 self._open[name] = _KINDS[name](run, ids.get(name))

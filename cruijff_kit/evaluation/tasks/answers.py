@@ -17,6 +17,7 @@ from inspect_ai.solver import generate
 from cruijff_kit.data.conversations import Message, conversations
 from cruijff_kit.data.layouts import DataPath
 from cruijff_kit.errors import UserError
+from cruijff_kit.withheld import active, quoted
 
 MOST_OPTIONS = 20  # alternatives per token that every provider gives
 _KINDS = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
@@ -86,7 +87,7 @@ def options_of(task: str, options: list[str] | None, **rows: Any) -> list[str]:
     for sample in answers_task(**rows | {"max_samples": None}).dataset:
         found.setdefault(sample.target.strip(), sample.target)
     if not 2 <= len(found) <= MOST_OPTIONS:
-        some = ", ".join(map(repr, [*found][:3])) + (", ..." if len(found) > 3 else "")
+        some = ", ".join(map(quoted, [*found][: 1 if active() else 3])) + (", ..." if len(found) > 3 else "")
         raise UserError(
             f"eval task {task}: the outputs of split {rows['split']!r} are {len(found)} different texts ({some}), not 2 to "
             f"{MOST_OPTIONS} options; name them, the positive one last: 'eval.task_args.{task}.options=[no,yes]', or take "
