@@ -17,6 +17,7 @@ from cruijff_kit.embedding_file import Table, check_target, write
 from cruijff_kit.errors import UserError
 from cruijff_kit.model_source import Source, source_of
 from cruijff_kit.progress import progress, say
+from cruijff_kit.tiers import RED
 
 if TYPE_CHECKING:
     from cruijff_kit.texts import Text
@@ -38,6 +39,9 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     where, overrides = places_and_settings(options.items, 1)
     source = source_of(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
+    red = source.admit(options.file) == RED
+    if red and options.top:
+        raise UserError("--top writes what the model would say, and the data is red; leave it out")
     tokenizer, texts, context, blocks = read_texts(source, options)
     layers = _layers(numbers, blocks)
     from cruijff_kit.models import hidden_states
@@ -52,18 +56,18 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
     tops = states.top and [[(_spelled(n, tokenizer), share) for n, share in row] for row in states.top]
     about = {"model": source.config.model.path, "adapter": source.place}
-    shown = None if source.tier == "red" else [t.shown for t in texts]
+    shown = None if red else [t.shown for t in texts]
     write(Table(states, [t.id for t in texts], shown, layers, options.pooling, tops, about), options.to)
     report = about | {
         "file": str(options.to.absolute()), "texts": len(texts), "tokens": sum(len(t.ids) for t in texts),
         "shape": list(states.tensor.shape), "layers": layers, "pooling": options.pooling,
         "dtype": str(model.machine.dtype).removeprefix("torch."), "context": context,
     }  # fmt: skip
-    if tops and shown is not None:
+    if tops:
         report["next_tokens"] = [
             {"id": t.id, "top": [list(p) for p in row]} for t, row in zip(texts, tops, strict=True)
         ]
-    _print(report, texts, tops if shown is not None else None)
+    _print(report, texts, tops)
     return report
 
 
@@ -113,6 +117,7 @@ def read_texts(
         raise UserError("--column names a column of --file; add --file FILE")
     if options.max_samples and chosen and chosen != ["split"]:
         raise UserError(f"--max-samples counts rows of a data set, not of --{chosen[0]}; leave it out")
+    source.admit(options.file)
     given = list(options.text or []) or (ways.texts_of_file(options.file, options.column) if options.file else [])
     from cruijff_kit.models import sources
 

@@ -7,12 +7,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cruijff_kit import tiers
 from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder
 
 _MACHINE = ("device", "dtype", "threads", "gpus")  # what may differ from the run's own
+_WHO = ("agent", "dataset.permission")
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,28 @@ class Source:
 
     config: of the run, or composed; its dataset says which rows are asked by default. adapter: its folder; None for the
     base model alone. ours: whether a run of ours saved it (else PEFT did). epoch: counted from 0, of a run's adapter.
-    tier: of the run's data, green where nothing is known.
     """
 
     config: RunConfig
     adapter: Path | None = None
     ours: bool = True
     epoch: int | None = None
-    tier: str = "green"
 
     @property
     def place(self) -> str | None:
         """The adapter's folder as text, for reports."""
         return str(self.adapter) if self.adapter else None
+
+    def admit(self, file: Path | None = None) -> str:
+        """Refuse what the tier of the run's data, or of a file with texts, forbids, before it is read; the tier.
+
+        Raises:
+            UserError: a coding agent without permission, or a wrong TIER file.
+        """
+        tier = tiers.strictest([self.config.dataset.tier, *([tiers.marked(file)] if file else [])])
+        tiers.handle(tier)
+        tiers.admit_agent(tier, self.config.dataset.permission, self.config.agent)
+        return tier
 
     def in_words(self) -> str:
         """In a few words."""
@@ -84,19 +95,20 @@ def _of_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool)
 
     folder, config = RunFolder(run), _on_machine(run, overrides)
     result = read_result(folder.result) if folder.result.exists() else None
-    tier = getattr(result, "tier", None) or getattr(config.dataset, "tier", None) or "green"
+    if result:
+        config.dataset.tier = tiers.strictest([config.dataset.tier, result.tier])
     from_elsewhere = result.paths.get("adapter") if result else None
     if untrained or (result and result.settings.get("lora.rank") is None):
-        return Source(config, tier=tier)
+        return Source(config)
     if from_elsewhere:
-        return Source(config, Path(from_elsewhere), ours=False, tier=tier)
+        return Source(config, Path(from_elsewhere), ours=False)
     saved = saved_epochs(folder)
     if epoch is not None and epoch not in saved:
         refuse_archived(folder.path, [epoch])
         there = ", ".join(map(str, saved))
         raise UserError(f"{folder.path} holds no adapter of epoch {epoch}; there: {there} (counted from 0)")
     epoch = saved[-1] if epoch is None else epoch
-    return Source(config, folder.epoch(epoch), epoch=epoch, tier=tier)
+    return Source(config, folder.epoch(epoch), epoch=epoch)
 
 
 def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
@@ -112,20 +124,21 @@ def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
     with explained():
         parsed = OverridesParser.create().parse_overrides(overrides)
     chosen = {o.key_or_group: o.value() for o in parsed}
-    if strange := [key for key in chosen if key not in _MACHINE]:
+    config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)
+    if strange := [key for key in chosen if key not in (*_MACHINE, *_WHO)]:
         raise UserError(f"{strange[0]}: the run is what it is; here {', '.join(_MACHINE)} can differ")
     for key in ("threads", "gpus"):
         if not isinstance(chosen.get(key, 1), int):
             raise UserError(f"{key}={chosen[key]} is not a whole number")
     processes = {"nproc_per_node": chosen["gpus"]} if chosen.get("gpus") else {}
-    cfg = config.torchtune | {k: v for k, v in chosen.items() if k != "gpus"} | processes
+    cfg = config.torchtune | {k: v for k, v in chosen.items() if k not in ("gpus", "agent")} | processes
     return dataclasses.replace(config, **chosen, torchtune=cfg)
 
 
 def _of_adapter(adapter: Path, overrides: list[str], config_dir: str | None, untrained: bool) -> Source:
     named = [] if typed(overrides, "run_name") else [f"run_name={quoted_text(adapter.name)}"]
     config = _composed([*settings_of(adapter, overrides), *named, *overrides], config_dir)
-    return Source(config, None if untrained else adapter, ours=False, tier=getattr(config.dataset, "tier", "green"))
+    return Source(config, None if untrained else adapter, ours=False)
 
 
 def _composed(overrides: list[str], config_dir: str | None) -> RunConfig:

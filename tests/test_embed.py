@@ -115,14 +115,21 @@ def test_positions_without_pooling_are_as_many_as_tokens(run, embed):
     assert len(table["embedding_4"].to_pylist()[0][0]) == 128
 
 
-def test_red_data_leaves_no_text_behind(run, embed, monkeypatch):
-    from cruijff_kit import embed as module
-
-    real = module.source_of
-    monkeypatch.setattr(module, "source_of", lambda *a: __import__("dataclasses").replace(real(*a), tier="red"))
-    code, out, err = embed(run, "--max-samples", 2, "--to", "r.parquet", "--top", 2)
+def test_red_data_leaves_no_text_behind(embed, tiny, tmp_path, forgetful):
+    """Texts of a file with TIER beside it, whatever model reads them."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "t.txt").write_text("canary one\ncanary two\n")
+    (tmp_path / "data" / "TIER").write_text("yellow")
+    asked = [tiny, "--file", "data/t.txt", "--to", "r.parquet"]
+    code, _, err = embed(*asked, "agent=true")
+    assert code == 2 and "dataset.permission=" in err and not (tmp_path / "r.parquet").exists()
+    assert embed(*asked, "agent=true", "dataset.permission=Ann")[0] == 0
+    (tmp_path / "data" / "TIER").write_text("red")
+    code, out, err = embed(*asked, "--force", "--top", 2)
+    assert code == 2 and "--top" in err
+    code, out, err = embed(*asked, "--force")
     assert code == 0 and "text" not in pyarrow.parquet.read_table("r.parquet").column_names
-    assert "Capitalize" not in out + err
+    assert "canary" not in out + err and (tmp_path / "r.parquet").stat().st_mode & 0o077 == 0
 
 
 def test_a_file_that_exists_is_kept(run, embed, tmp_path):
