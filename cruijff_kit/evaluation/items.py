@@ -1,4 +1,6 @@
-"""What each sample of an .eval log was worth, for comparisons item by item. Called by comparisons, heterogeneity, report."""
+"""What each sample of an .eval log was worth, for comparisons item by item. Called by comparisons, heterogeneity
+and report.
+"""
 
 import math
 from typing import Any
@@ -91,9 +93,7 @@ def asked_and_answered(log: str, each: int) -> list[dict[str, str | bool | None]
         each: how many right ones and how many wrong ones, spread over the log.
     """
     scored = [
-        (s, value)
-        for s in summaries(log)
-        if s.scores and (value := _value(next(iter(s.scores.values())))) is not None
+        (s, value) for s in summaries(log) if s.scores and (value := _value(next(iter(s.scores.values())))) is not None
     ]
     if all(value in (0, 0.5, 1) for _, value in scored):
         kinds = [(right, [s for s, value in scored if (value == 1) == right]) for right in (True, False)]

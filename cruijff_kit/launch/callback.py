@@ -1,13 +1,15 @@
 """What happens before a single run's folder is made: every check. And when a sweep ends: results.csv,
-experiment_summary.md, the table, and the command's exit code.
+experiment_summary.md, the report, the table, and the command's exit code.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from cruijff_kit.errors import one_line
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult
 
@@ -50,13 +52,30 @@ def show_end(folder: Path) -> None:
 
 
 def write_and_show(sweep_dir: Path) -> list[RunResult]:
-    """Write results.csv and experiment_summary.md, print the table, and return the results (none: say nothing)."""
+    """Write results.csv, experiment_summary.md and the report, print the table; returns the results (none: says nothing)."""
     from cruijff_kit.table import find_results, read_results, show_results, write_summary
 
     if not find_results(sweep_dir):
         return []
     results = read_results(sweep_dir)
-    if not (sweep_dir / "result.json").exists():  # a run's own folder has no table
+    alone = (sweep_dir / "result.json").exists()  # a run's own folder has no table
+    if not alone:
         write_summary(sweep_dir, results)
     show_results(sweep_dir, results)
+    if not alone:
+        _report(sweep_dir)
     return results
+
+
+def _report(sweep_dir: Path) -> None:
+    """Write the report where its charts can be drawn; whatever goes wrong with it is said, and the sweep is as it was."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from cruijff_kit.report.writing import write_report
+
+    try:
+        say(f"report: {write_report(sweep_dir).html}")
+    except Exception as error:
+        say(
+            f"no report: {type(error).__name__}: {one_line(error)}; python -m cruijff_kit.report {sweep_dir} tries again"
+        )

@@ -6,5 +6,6 @@ trains, evaluates and changes nothing.
 
 runs      what is reported on, read once           document  sections, tables, charts; what is written
 drawing   how charts look, as SVG and as PNG       page.html the page's template
+writing   makes all sections, writes the files     varying   what runs have in common, in words (for methods)
 overview, ranking, curves, effects, scores, calibration, groups, samples, costs, failed, methods: a section each
 """

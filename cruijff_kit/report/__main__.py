@@ -1,13 +1,13 @@
-"""`python -m cruijff_kit.report DIR [--to DIR2] [--methods] [--json]`: the report of a run, a sweep, or all below a folder.
+"""The report of a run, a sweep, or all below a folder: `python -m cruijff_kit.report DIR [--to DIR2] [--methods] [--json]`.
 
-Writes report.html (one file, which opens without a network), report/*.png and *.csv (every figure, and the data behind every
-figure and table) and methods.txt (paragraphs for a paper).
+Writes report.html (one file, which opens without a network), report/*.png and *.csv (every figure, and the data behind
+every figure and table) and methods.txt (paragraphs for a paper).
 
---json: {html, methods_file, figures: [...], tables: [...], title, folder, commands: [...], states: {state: runs}, gpu_hours,
-cpu_hours, best: [{objective, metric, run, value, folder}], sections: {id: {title, text: [...], absent, tables: {name:
-{caption, rows: [{column: value}]}}, samples: [{run, task, right, prompt, target, answer, score}]}}}; the ids are overview,
-best, losses, effects, scores, calibration, groups, samples, costs, failures and methods; absent says why a section is empty.
-With --methods: {text}.
+--json: {html, methods_file, figures: [...], tables: [...], title, folder, commands: [...], states: {state: runs},
+gpu_hours, cpu_hours, best: [{objective, metric, run, value, folder}], sections: {id: {title, text: [...], absent,
+tables: {name: {caption, rows: [{column: value}]}}, samples: [{run, task, right, prompt, target, answer, score}]}}}; the
+ids are overview, best, losses, effects, scores, calibration, groups, samples, costs, failures and methods; absent says
+why a section is empty. With --methods: {text}.
 """
 
 import argparse

@@ -96,7 +96,9 @@ def _table(found: list[Risks], task: str, name: str) -> Table:
         metrics = r.cell.metrics.get(r.scorer, {})
         rows.append([r.label, len(r.cases), *(metrics.get(m) for m in ("auc", "brier", "r_ece", "c_ece"))])
     header = ["run", "samples", "AUC", "Brier", "ECE of risk", "ECE of confidence"]
-    return Table(f"{name}_scores", f"Task {task}: ranking and calibration", header, rows, {0} if len(rows) > 1 else set())
+    return Table(
+        f"{name}_scores", f"Task {task}: ranking and calibration", header, rows, {0} if len(rows) > 1 else set()
+    )
 
 
 def _colour(found: list[Risks], place: int) -> dict[str, Any]:
@@ -104,7 +106,11 @@ def _colour(found: list[Risks], place: int) -> dict[str, Any]:
         return {"color": GREY, "linestyle": "--", "linewidth": 1.6, "zorder": 3}
     colours = [PALETTE[1], *(c for i, c in enumerate(PALETTE) if i != 1)]
     others = place - any(r.cell.epoch is None for r in found[:place])
-    return {"color": colours[others % len(colours)], "linewidth": 2.4 if place == 0 else 1.1, "zorder": 4 if place == 0 else 2}
+    return {
+        "color": colours[others % len(colours)],
+        "linewidth": 2.4 if place == 0 else 1.1,
+        "zorder": 4 if place == 0 else 2,
+    }
 
 
 def _charts(found: list[Risks], task: str, name: str) -> list[Chart]:
@@ -115,7 +121,7 @@ def _roc(found: list[Risks], task: str, name: str) -> Chart:
     curves = [r.roc() for r in found]
     rows = [[r.label, false, true] for r, curve in zip(found, curves, strict=True) for false, true in curve]
     data = Table(f"{name}_roc", f"Task {task}: ROC curves", ["run", "false positive rate", "true positive rate"], rows)
-    with figure(5, 4.6 + 0.16 * len(found)) as drawn:
+    with figure(5.1, 4.6 + 0.16 * len(found)) as drawn:
         axes = drawn.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         for place, (r, curve) in enumerate(zip(found, curves, strict=True)):
@@ -127,7 +133,9 @@ def _roc(found: list[Risks], task: str, name: str) -> Chart:
         axes.set_aspect("equal")
         legend_below(axes, len(found), 60)
         aucs = [(r.label, r.cell.metrics.get(r.scorer, {}).get("auc")) for r in found]
-        return chart(drawn, data, f"{data.caption}. AUC: " + "; ".join(f"{who} {shown(v) or 'undefined'}" for who, v in aucs))
+        return chart(
+            drawn, data, f"{data.caption}. AUC: " + "; ".join(f"{who} {shown(v) or 'undefined'}" for who, v in aucs)
+        )
 
 
 def _reliability(found: list[Risks], task: str, name: str) -> Chart:
@@ -138,7 +146,7 @@ def _reliability(found: list[Risks], task: str, name: str) -> Chart:
         for number, samples, risk, share in r.reliability()
     ]
     data = Table(f"{name}_reliability", f"Task {task}: reliability", header, rows)
-    with figure(5, 4.6 + 0.16 * len(found)) as drawn:
+    with figure(5.1, 4.6 + 0.16 * len(found)) as drawn:
         axes = drawn.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         for place, r in enumerate(found):
@@ -151,7 +159,9 @@ def _reliability(found: list[Risks], task: str, name: str) -> Chart:
         axes.set_aspect("equal")
         legend_below(axes, len(found), 60)
         errors = [(r.label, r.cell.metrics.get(r.scorer, {}).get("r_ece")) for r in found]
-        return chart(drawn, data, f"{data.caption}. ECE: " + "; ".join(f"{who} {shown(v) or 'undefined'}" for who, v in errors))
+        return chart(
+            drawn, data, f"{data.caption}. ECE: " + "; ".join(f"{who} {shown(v) or 'undefined'}" for who, v in errors)
+        )
 
 
 def best_runs(runs: Runs) -> list[Run]:

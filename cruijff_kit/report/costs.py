@@ -23,7 +23,9 @@ def costs(runs: Runs) -> Section:
         return section
     section.text.append(hours_in_words(runs))
     if earlier := sum(_earlier_seconds(r) for r in timed):
-        section.text.append(f"Earlier starts of runs that were started again took another {shown(earlier / 3600)} hours.")
+        section.text.append(
+            f"Earlier starts of runs that were started again took another {few_digits(earlier / 3600)} hours."
+        )
     section.blocks += [_chart(timed), _table(timed)]
     if estimates := _estimates(runs):
         section.blocks.append(estimates)
@@ -42,10 +44,18 @@ def hours(runs: Runs) -> dict[str, float]:
 
 def hours_in_words(runs: Runs) -> str:
     """ "All runs together: 12.3 GPU-hours"."""
-    found = {k.replace("_h", "-h").replace("gpu", "GPU").replace("cpu", "CPU"): v for k, v in hours(runs).items() if v > 0}
+    words = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
+    found = {words[k]: v for k, v in hours(runs).items() if v > 0}
     reused = sum(bool(r.entry and r.entry.reused) for r in runs.all)
-    text = f"All runs together: {' and '.join(f'{shown(v)} {k}' for k, v in found.items()) or 'no time'}"
-    return f"{text} (time x processes)" + (f"; {several(reused, 'run')} of an earlier sweep not counted." if reused else ".")
+    text = f"All runs together: {' and '.join(f'{few_digits(v)} {k}' for k, v in found.items()) or 'no time'}"
+    return f"{text} (time x processes)" + (
+        f"; {several(reused, 'run')} of an earlier sweep not counted." if reused else "."
+    )
+
+
+def few_digits(value: float) -> str:
+    """Two digits of a small number; of a large one the whole part."""
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def on_gpu(run: Run) -> bool:
@@ -104,7 +114,14 @@ def _chart(timed: list[Run]) -> Chart:
         left, right = drawn.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         start = [0.0] * len(rows)
         for i, phase in enumerate(phases, 1):
-            left.barh(places, [r[i] for r in rows], left=start, height=0.75 if named else 1.0, color=PALETTE[i - 1], label=phase)
+            left.barh(
+                places,
+                [r[i] for r in rows],
+                left=start,
+                height=0.75 if named else 1.0,
+                color=PALETTE[i - 1],
+                label=phase,
+            )
             start = [s + r[i] for s, r in zip(start, rows, strict=True)]
         right.barh(places, [r[-1] or 0 for r in rows], height=0.75 if named else 1.0, color=PALETTE[9])
         left.set(xlabel="seconds", ylim=(len(rows) - 0.4, -0.6))

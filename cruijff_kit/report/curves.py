@@ -36,7 +36,7 @@ def curves(runs: Runs) -> Section:
 
 
 def read_curve(path: Path, key: str) -> Curve:
-    """(step, value) of metrics.jsonl; of a step that a resumed run repeated the last. Lines that are cut off are left out."""
+    """(step, value) of metrics.jsonl; of a step that a resumed run repeated the last. What cannot be read is left out."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -67,6 +67,8 @@ def _draw(runs: Runs, drawn: dict[Run, dict[str, Curve]], kinds: list[str], data
     best = runs.families[0].best if runs.families and len(drawn) > 1 else None
     colours, key = _colours(runs, [*drawn], best)
     few = len(drawn) <= _FEW
+    from matplotlib.ticker import MaxNLocator
+
     with figure(9.5 if len(kinds) > 1 else 7, 3.6 + (0.17 * len(drawn) if few else 0)) as page:
         panels = page.subplots(1, len(kinds), squeeze=False)[0]
         for axes, kind in zip(panels, kinds, strict=True):
@@ -75,6 +77,7 @@ def _draw(runs: Runs, drawn: dict[Run, dict[str, Curve]], kinds: list[str], data
             losses = [v for c in drawn.values() for _, v in c[kind]]
             scale_axis(axes, "y", losses, ratio=20)
             axes.set(title=_WHAT[kind], xlabel="update")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _explain(page, panels, drawn, best, key, runs)
         ends = [c[kinds[-1]][-1][1] for c in drawn.values() if c[kinds[-1]]]
         alt = f"{' and '.join(_WHAT[k] for k in kinds)} of {len(drawn)} runs over updates; "
@@ -133,9 +136,13 @@ def _explain(page: Any, panels: Any, drawn: dict, best: Run | None, key: str | N
         from matplotlib.ticker import FuncFormatter
 
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        if len(values) <= _FEW:
+            bar.set_ticks(sorted(values.values()))
         bar.ax.minorticks_off()
     elif key:
-        handles = [Line2D([], [], color=PALETTE[i], label=f"{key} = {fitted(v)}") for i, v in enumerate(values.values())]
+        handles = [
+            Line2D([], [], color=PALETTE[i], label=f"{key} = {fitted(v)}") for i, v in enumerate(values.values())
+        ]
     else:
         handles = [Line2D([], [], color=GREY, label="runs")]
     if best is not None:

@@ -113,6 +113,15 @@ def shown(value: Any) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.3g}"
 
 
+def plain(value: Any) -> Any:
+    """A setting's value as tables and axes have it: lists as "a+b", as in the names of runs; true and false as typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "+".join(str(plain(v)) for v in value) or "none"
+    return value if isinstance(value, int | float | str) or value is None else str(value)
+
+
 def several(number: int, what: str) -> str:
     """1 run, 2 runs."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

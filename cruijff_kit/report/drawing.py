@@ -60,7 +60,8 @@ def chart(drawn: "Figure", data: Table, alt: str) -> Chart:
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         svg, png = io.StringIO(), io.BytesIO()
         drawn.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        drawn.savefig(png, format="png", dpi=200, facecolor="white")
+        drawn.set_layout_engine("none")  # it is laid out now; once more would only take time
+        drawn.savefig(png, format="png", dpi=150, facecolor="white")
     width = round(drawn.get_figwidth() * 96)
     return Chart(data.name, data.caption, alt, _inline(svg.getvalue(), data.name, alt), png.getvalue(), width, data)
 

@@ -1,5 +1,7 @@
 """Charts of what the settings do: lines, heat maps, clouds of points. Called by effects."""
 
+import itertools
+import math
 from typing import Any
 
 from cruijff_kit.replicates import spread
@@ -84,7 +86,10 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, family: Family)
     norm = Normalize(min(means), max(means) if max(means) > min(means) else min(means) + 1)
     # drawn as shapes, not as a picture: sharp at any size, and cells without a run stay empty
     mesh = axes.pcolormesh(grid, cmap=colours, norm=norm, edgecolors="none")
-    if len(rows) <= _MOST_NUMBERS:
+    if len(xs) * len(ys) <= _MOST_NUMBERS:
+        for x, y in itertools.product(range(len(xs)), range(len(ys))):
+            if math.isnan(grid[y][x]):
+                axes.text(x + 0.5, y + 0.5, "no run", ha="center", va="center", fontsize=7.5)
         for x, y, mean, _ in rows:
             axes.text(xs.index(x) + 0.5, ys.index(y) + 0.5, shown(mean), ha="center", va="center", fontsize=8,
                       color=_readable(colours(norm(mean))))  # fmt: skip
@@ -134,13 +139,17 @@ def _points(axes: Any, xs: list[float], rows: list[list[Any]], colour: Effect | 
 
         shades = [row[2] for row in rows]
         norm = LogNorm(min(shades), max(shades)) if logarithmic(shades) else None
-        bar = axes.figure.colorbar(axes.scatter(xs, values, c=shades, cmap=scale(), norm=norm, s=24), ax=axes, label=colour.key)
+        bar = axes.figure.colorbar(
+            axes.scatter(xs, values, c=shades, cmap=scale(), norm=norm, s=24), ax=axes, label=colour.key
+        )
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         bar.ax.minorticks_off()
     else:
         for i, (value, _) in enumerate(colour.levels):
             own = [(x, row[-1]) for x, row in zip(xs, rows, strict=True) if row[2] == value]
-            axes.plot(*zip(*own, strict=True), "o", color=PALETTE[i % len(PALETTE)], label=fitted(value, 24), markersize=5)
+            axes.plot(
+                *zip(*own, strict=True), "o", color=PALETTE[i % len(PALETTE)], label=fitted(value, 24), markersize=5
+            )
         axes.legend(title=colour.key)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cruijff_kit.report.document import Section, Table, shown
+from cruijff_kit.report.document import Section, Table, plain, shown
 from cruijff_kit.report.runs import SEED, Family, Run, Runs, finite
 
 _BINS = 4  # of a setting that a search drew from a range
@@ -30,18 +30,30 @@ class Effect:
 
 
 def by_effect(family: Family) -> list[Effect]:
-    """The settings that vary over a family's runs, that with the largest effect first."""
+    """The settings that vary over a family's runs: first that with the largest effect, then by what each adds to it.
+
+    What the second one adds counts its interaction with the first: a setting that matters only at a low learning rate
+    has no effect on average.
+    """
     keys = dict.fromkeys(k for r in family.runs for k in r.swept if k != SEED)
-    found = [_effect(key, family.runs) for key in keys]
-    return sorted((e for e in found if len(e.levels) > 1), key=lambda e: -e.share)
+    found = sorted((e for e in (_effect(k, family.runs) for k in keys) if len(e.levels) > 1), key=lambda e: -e.share)
+    return [*found[:1], *sorted(found[1:], key=lambda e: -together(found[0], e))]
+
+
+def together(first: Effect, second: Effect) -> float:
+    """The share of the variance that goes with two settings at once."""
+    place = {run: i for i, (_, group) in enumerate(second.levels) for run in group}
+    groups: dict[tuple[int, int], list[float]] = {}
+    for i, (_, group) in enumerate(first.levels):
+        for run in group:
+            groups.setdefault((i, place[run]), []).append(run.result.objective)
+    return _share([*groups.values()])
 
 
 def level(run: Run, key: str) -> Any:
     """A run's value of a setting as one that can be compared: lists and the like as text, none as a dash."""
-    value = run.value(key)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, int | float | str) else "–" if value is None else str(value)
+    value = plain(run.value(key))
+    return "–" if value is None else value
 
 
 def _effect(key: str, runs: list[Run]) -> Effect:
@@ -89,26 +101,24 @@ def effects(runs: Runs) -> Section:
             continue
         name = "effects" if number == 1 else f"effects_{number}"
         if len(found) == 1:
-            section.blocks.append(scatter(family, found, name) if found[0].drawn_from_range else line(family, found[0], name))
+            section.blocks.append(
+                scatter(family, found, name) if found[0].drawn_from_range else line(family, found[0], name)
+            )
             continue
         searched = any(e.drawn_from_range for e in found[:2])
         section.blocks.append((scatter if searched else heat_map)(family, found, name))
         if len(found) > 2:
             first, second = found[:2]
             section.text.append(
-                f"{len(found)} settings vary; {first.key} and {second.key} have the largest effects on {family.name} "
-                f"({shares(found)} of its variance over runs, corrected for the number of values)."
+                f"{len(found)} settings vary; {first.key} and {second.key} have the largest effect on {family.name}: "
+                f"{first.key} goes with {max(0, first.share):.0%} of its variance over runs, both together with "
+                f"{max(0, together(first, second)):.0%} (corrected for how many values they have)."
             )
             section.blocks.append(marginals(family, found[2:], f"{name}_rest"))
         section.blocks.append(_table(family, found, f"{name}_means"))
     if not section.blocks:
         section.absent = "nothing varies over the runs that have finished, but for seeds"
     return section
-
-
-def shares(found: list[Effect]) -> str:
-    """ "lr 81%, lora.rank 10%"."""
-    return ", ".join(f"{e.key} {max(0, e.share):.0%}" for e in found)
 
 
 def level_name(value: Any) -> str:
@@ -121,6 +131,16 @@ def _table(family: Family, found: list[Effect], name: str) -> Table:
     for e in found:
         for value, group in e.levels:
             scores = [r.result.objective for r in group]
-            rows.append([e.key, level_name(value), len(group), sum(scores) / len(scores), min(scores), max(scores), e.share])
+            rows.append(
+                [
+                    e.key,
+                    level_name(value),
+                    len(group),
+                    sum(scores) / len(scores),
+                    min(scores),
+                    max(scores),
+                    max(0.0, e.share),
+                ]
+            )
     header = ["setting", "value", "runs", "mean", "lowest", "highest", "share of variance"]
     return Table(name, f"{family.name}: means over all runs of each value (marginal means)", header, rows)

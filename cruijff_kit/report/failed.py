@@ -13,7 +13,19 @@ def failed(runs: Runs) -> Section:
     if not rows:
         section.absent = f"{several(len(runs.all), 'run')}, all done, none of them with an error"
         return section
-    header = ["run", "state", "phase", "type", "message", "cause", "step", "of", "restarts", "changed by retries", "folder"]
+    header = [
+        "run",
+        "state",
+        "phase",
+        "type",
+        "message",
+        "cause",
+        "step",
+        "of",
+        "restarts",
+        "changed by retries",
+        "folder",
+    ]
     section.blocks.append(Table("failures", "Runs that did not finish, and why", header, rows))
     section.text.append("python -m cruijff_kit.resume goes on with what is not done.")
     return section

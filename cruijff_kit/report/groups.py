@@ -95,7 +95,7 @@ def _chart(report: Report, column: str, run: Run, task: str, name: str) -> Chart
     rows = [[g.name, g.samples, g.accuracy, g.stderr, g.auc, bool(g.outlier)] for g in ordered]
     header = [column, "samples", "accuracy", "standard error", "AUC", "flagged"]
     data = Table(name, f"Task {task}, {run.label}: accuracy (95% intervals) and AUC by {column}", header, rows)
-    with figure(6.5, 1.3 + 0.3 * len(rows)) as drawn:
+    with figure(5.1, 1.3 + 0.3 * len(rows)) as drawn:
         axes = drawn.subplots()
         axes.axvline(report.accuracy, color=GREY, linestyle="--", linewidth=1.2, label="accuracy of all")
         for place, g in enumerate(ordered):

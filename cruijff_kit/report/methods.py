@@ -4,15 +4,12 @@ What is the same in all runs is given once, what varies as a list or a range. Wh
 """
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
 
 from cruijff_kit.report.costs import hours_in_words
-from cruijff_kit.report.document import Section, listed, several, shown
-from cruijff_kit.report.overview import states_in_words
-from cruijff_kit.report.runs import SEED, Run, Runs, finite
+from cruijff_kit.report.document import Section, listed, several
+from cruijff_kit.report.runs import SEED, Run, Runs
+from cruijff_kit.report.varying import each, either, setting, worded
 
-_FEW = 6  # values that are listed; of more numbers the range is given
 _MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
 _PACKAGES = {"torch": "PyTorch", "hydra-core": "Hydra", "inspect-ai": "inspect-ai"}
 
@@ -28,42 +25,9 @@ def methods_text(runs: Runs) -> str:
     return "\n\n".join(text for part in parts if (text := part(runs)))
 
 
-def each(runs: Iterable[Run], read: Callable[[Run], Any]) -> list[Any]:
-    """The different values of something over the runs, in order; those that do not have it left out."""
-    found: dict[str, Any] = {}
-    for run in runs:
-        value = read(run)
-        if value is not None and value != "":
-            found.setdefault(repr(value), value)
-    values = [*found.values()]
-    return sorted(values) if all(finite(v) for v in values) else values
-
-
-def worded(values: list[Any]) -> str:
-    """ "8", "8 or 16", or "between 0.0001 and 0.01 (40 values)"."""
-    if len(values) > _FEW and all(finite(v) for v in values):
-        return f"between {shown(values[0])} and {shown(values[-1])} ({len(values)} values)"
-    return listed([shown(v) for v in values], "or")
-
-
-def setting(run: Run, path: str) -> Any:
-    """A value of the run's config by its dotted path; None where it has none. What retries changed comes first."""
-    if run.result and path in run.result.changes:
-        return run.result.changes[path]
-    tree: Any = run.config
-    for key in path.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def _either(run: Run, *paths: str) -> Any:
-    """The first of these settings that the config has (config.yaml, then torchtune.yaml's name of it)."""
-    return next((value for path in paths if (value := setting(run, path)) is not None), None)
-
-
 def _known(runs: Runs, label: str, *paths: str) -> list[str]:
-    """ ["rank 8 or 16"], or nothing."""
-    values = each(runs.all, lambda r: _either(r, *paths))
+    """["rank 8 or 16"], or nothing."""
+    values = each(runs.all, lambda r: either(r, *paths))
     return [f"{label} {worded(values)}"] if values else []
 
 
@@ -87,7 +51,7 @@ def _training(runs: Runs) -> str:
         f"; {trainable} parameters were trained.",
         _optimiser(runs),
         _schedule(runs, trained),
-        f"Of {states_in_words(runs).replace(':', ',', 1)}." if len(runs.all) > 1 else "",
+        _finished(runs),
         _seeds(trained),
         _changed(trained),
     ]
@@ -95,21 +59,33 @@ def _training(runs: Runs) -> str:
 
 
 def _count(values: list[int]) -> str:
-    return listed([f"{v:,}" for v in values], "or") if len(values) <= _FEW else f"{values[0]:,} to {values[-1]:,}"
+    return listed([f"{v:,}" for v in values], "or") if len(values) <= 3 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _finished(runs: Runs) -> str:
+    states = runs.states()
+    if len(runs.all) == 1:
+        return "" if states["done"] else f"The run is {runs.all[0].view.state}."
+    others = [f"{number} {state}" for state, number in states.items() if state != "done"]
+    return (
+        f"Of {len(runs.all)} runs {states['done']} finished ({listed(others)})."
+        if others
+        else f"All {len(runs.all)} runs finished."
+    )
 
 
 def _modules(runs: list[Run]) -> list[str]:
     def of(run: Run) -> str | None:
-        names = _either(run, "lora.attn_modules", "torchtune.model.lora_attn_modules")
+        names = either(run, "lora.attn_modules", "torchtune.model.lora_attn_modules")
         if names is None:
             return None
         parts = [_MODULES.get(n, str(n)) for n in names]
-        parts += ["MLP"] if _either(run, "lora.apply_to_mlp", "torchtune.model.apply_lora_to_mlp") else []
-        parts += ["model output"] if _either(run, "lora.apply_to_output", "torchtune.model.apply_lora_to_output") else []
+        parts += ["MLP"] if either(run, "lora.apply_to_mlp", "torchtune.model.apply_lora_to_mlp") else []
+        parts += ["model output"] if either(run, "lora.apply_to_output", "torchtune.model.apply_lora_to_output") else []
         return f"the {listed(parts)} projections"
 
     values = each(runs, of)
-    return [f"on {'; or on '.join(values)}"] if values else []
+    return [f"on {', or on '.join(values)}"] if values else []
 
 
 def _optimiser(runs: Runs) -> str:
@@ -123,7 +99,7 @@ def _optimiser(runs: Runs) -> str:
         for key in ("betas", "eps", "momentum")
     }
     about += [f"{key} {worded(values)}" for key, values in other.items() if values]
-    clip = each(runs.all, lambda r: _either(r, "clip_grad_norm", "torchtune.clip_grad_norm"))
+    clip = each(runs.all, lambda r: either(r, "clip_grad_norm", "torchtune.clip_grad_norm"))
     about.append(f"gradients clipped to a norm of {worded(clip)}" if clip else "no clipping of gradients")
     if not name:
         return ""
@@ -155,14 +131,15 @@ def _split(trained: list[Run]) -> str:
     if any(len(v) != 1 for v in values):
         return ""
     size, passes, processes = (v[0] for v in values)
-    return f" (batches of {size}, {several(passes, 'accumulation step')}, {several(processes, 'process').replace('sss', 'sses')})"
+    made_of = [f"batches of {size}", several(passes, "accumulation step")]
+    return f" ({', '.join(made_of)}, {processes} {'process' if processes == 1 else 'processes'})"
 
 
 def _seeds(trained: list[Run]) -> str:
     seeds = each(trained, lambda r: r.result.seeds.get(SEED))
     if not seeds:
         return ""
-    words = f"{len(seeds)} random seeds ({worded(seeds)})" if len(seeds) > 1 else f"random seed {seeds[0]}"
+    words = f"{len(seeds)} random seeds ({listed([*map(str, seeds)])})" if len(seeds) > 1 else f"random seed {seeds[0]}"
     return f"Runs used {words}." if len(trained) > 1 else f"The run used {words}."
 
 
@@ -180,7 +157,9 @@ def _data(runs: Runs) -> str:
     text = f"The data set was {listed([str(n) for n in names])}"
     if drawn and any(each(runs.all, lambda r: setting(r, "dataset.generator"))):
         keys = dict.fromkeys(k for arguments in drawn for k in arguments)
-        words = [f"{k} {worded(each(runs.all, lambda r, k=k: (setting(r, 'dataset.arguments') or {}).get(k)))}" for k in keys]
+        words = [
+            f"{k} {worded(each(runs.all, lambda r, k=k: (setting(r, 'dataset.arguments') or {}).get(k)))}" for k in keys
+        ]
         text += f", drawn by its generator ({', '.join(words)})"
     sizes = []
     for split in ("train", "validation"):
@@ -188,12 +167,14 @@ def _data(runs: Runs) -> str:
         sizes += [f"{worded(rows)} {'training' if split == 'train' else split} rows"] if rows else []
     text += f", of which we used {listed(sizes)}" if sizes else ""
     hashes = each(runs.with_result, lambda r: r.result.data_hash)
-    text += f" (data hash {worded(hashes)})" if len(hashes) <= 3 and hashes else f" ({len(hashes)} versions of the data)"
-    length = each(runs.all, lambda r: _either(r, "dataset.max_seq_len", "torchtune.tokenizer.max_seq_len"))
+    text += (
+        f" (data hash {worded(hashes)})" if len(hashes) <= 3 and hashes else f" ({len(hashes)} versions of the data)"
+    )
+    length = each(runs.all, lambda r: either(r, "dataset.max_seq_len", "torchtune.tokenizer.max_seq_len"))
     text += f". Rows were cut at {worded(length)} tokens" if length else ""
-    whole = each(runs.all, lambda r: _either(r, "dataset.train_on_input", "torchtune.dataset.train_on_input"))
+    whole = each(runs.all, lambda r: either(r, "dataset.train_on_input", "torchtune.dataset.train_on_input"))
     text += ", and the loss was cross-entropy over the outputs' tokens alone" if whole == [False] else ""
-    packed = True in each(runs.all, lambda r: _either(r, "dataset.packed", "torchtune.dataset.packed"))
+    packed = True in each(runs.all, lambda r: either(r, "dataset.packed", "torchtune.dataset.packed"))
     return text + ("; short rows were packed together." if packed else ".")
 
 
@@ -209,7 +190,11 @@ def _evaluation(runs: Runs) -> str:
     version = worded(each(runs.with_result, lambda r: r.result.versions.get("inspect-ai")))
     text = f"The adapters were evaluated with inspect-ai{f' {version}' if version else ''} on {listed(tasks)}"
     epochs = sorted({e.epoch for _, e in cells if e.epoch is not None})
-    text += f", after epoch {worded([e + 1 for e in epochs])}" if epochs else ""
+    text += (
+        f", after {listed([str(e + 1) for e in epochs])} {'epoch' if epochs == [0] else 'epochs'} of training"
+        if epochs
+        else ""
+    )
     tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))
     text += f", with at most {worded(tokens)} generated tokens unless the task says otherwise" if tokens else ""
     before = any(r.result.baseline for r in runs.with_result)
@@ -231,11 +216,17 @@ def _statistics(runs: Runs) -> str:
         )
     tests = sorted({c.method for c in compared})
     if tests:
-        against = listed(sorted({f"the {c.against} {'model' if c.against == 'untrained' else 'run'}" for c in compared}))
+        against = listed(
+            sorted({f"the {c.against} {'model' if c.against == 'untrained' else 'run'}" for c in compared})
+        )
         text.append(
             f"Runs were compared with {against} sample by sample ({listed(tests)}), p corrected for the number of "
             "runs (Holm 1979)"
-            + ("; intervals of differences in accuracy are Agresti and Min's (2005)." if "McNemar, exact" in tests else ".")
+            + (
+                "; intervals of differences in accuracy are Agresti and Min's (2005)."
+                if "McNemar, exact" in tests
+                else "."
+            )
         )
     if len({r.value(SEED) for r in runs.with_result if SEED in r.swept}) > 1:
         text.append("Means over seeds have 95% intervals of Student's t.")
@@ -253,11 +244,17 @@ def _machines(runs: Runs) -> str:
     commits = each(runs.with_result, lambda r: r.result.git_commit)
     software = [f"{_PACKAGES.get(n, n)} {listed(v, 'or')}" for n, v in packages.items()]
     text = f"Software: {listed(software)}" if software else ""
-    text += f" (commit {listed([c[:12] + ('+changes' if c.endswith('+changes') else '') for c in commits[:3]], 'or')})" if commits else ""
+    text += (
+        f" (commit {listed([c[:12] + ('+changes' if c.endswith('+changes') else '') for c in commits[:3]], 'or')})"
+        if commits
+        else ""
+    )
     devices = each(runs.with_result, lambda r: r.result.machine.get("device"))
     dtype = each(runs.with_result, lambda r: r.result.machine.get("dtype"))
     processes = each(runs.with_result, lambda r: r.result.settings.get("processes"))
-    threads = each(runs.with_result, lambda r: r.result.machine.get("threads") if r.result.machine.get("device") == "cpu" else None)
+    threads = each(
+        runs.with_result, lambda r: r.result.machine.get("threads") if r.result.machine.get("device") == "cpu" else None
+    )
     hardware = [listed(["CPU" if d == "cpu" else str(d) for d in devices], "or")] if devices else []
     hardware += [f"{worded(processes)} a run"] if processes and processes != [1] else []
     hardware += [f"{worded(threads)} {'thread' if threads == [1] else 'threads'} a process"] if threads else []

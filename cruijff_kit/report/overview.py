@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from cruijff_kit.report.document import Section, Table, listed, several
+from cruijff_kit.report.document import Section, Table, listed, plain, several
 from cruijff_kit.report.runs import Run, Runs
 
 _ORDER = ("done", "running", "evaluating", "queued", "interrupted", "cancelled", "failed")
@@ -15,12 +15,11 @@ def overview(runs: Runs) -> Section:
     asked = [(ledger, name) for ledger in runs.ledgers for name in ("question", "hypothesis", "evaluation")]
     words = {"question": "Question", "hypothesis": "Hypothesis", "evaluation": "Evaluation plan"}
     section.text = list(dict.fromkeys(f"{words[n]}: {getattr(led, n)}" for led, n in asked if getattr(led, n)))
-    section.text.append(f"{states_in_words(runs)}.")
     if runs.trouble:
         section.text.append(f"SLURM cannot be asked, so this is what the runs said last: {runs.trouble}")
     keys = varied(runs.all)
     rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(r)] for r in runs.all]
-    header = ["run", "state", *keys, "objective", "value", "loss", "validation loss", "started", "folder"]
+    header = ["run", "state", *keys, "objective", "value", "loss", "validation loss", "started (UTC)", "folder"]
     best = {i for i, r in enumerate(runs.all) if any(r is f.best and len(f.runs) > 1 for f in runs.families)}
     section.blocks.append(Table("runs", "Every run", header, rows, best))
     return section
@@ -72,15 +71,11 @@ def varied(runs: list[Run]) -> list[str]:
     return list(dict.fromkeys(k for r in runs for k in r.swept))
 
 
-def plain(value: Any) -> Any:
-    """A setting's value as a table has it: lists and the like as text."""
-    return value if isinstance(value, int | float | str) or value is None else str(value)
-
-
 def _outcome(run: Run) -> list[Any]:
     r = run.result
     if r is None:
         return [None, None, run.view.loss, None, None, str(run.folder)]
     training = r.training
     losses = [training.get("loss"), training.get("validation_loss")]
-    return [r.objective_name, r.objective, *losses, r.started, str(run.folder)]
+    started = r.started.removesuffix("+00:00").replace("T", " ")
+    return [r.objective_name, r.objective, *losses, started, str(run.folder)]

@@ -107,10 +107,10 @@ class Family:
 
     @property
     def name(self) -> str:
-        """The objective in words: "risk, match: accuracy"."""
+        """The objective in words: "match accuracy (risk)"."""
         if self.source is None:
             return self.objective.replace("_", " ")
-        return f"{self.source[0]}, {self.source[1]}: {self.source[2].replace('_', ' ')}"
+        return f"{self.source[1]} {self.source[2]} ({self.source[0]})".replace("_", " ")
 
 
 @dataclass(eq=False)

@@ -56,7 +56,11 @@ def _table(task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
 def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
     """A panel for each task's scorers, with the metric that tables show; the untrained model in front."""
     results = [r.result for r in runs.with_result]
-    wanted = [(t, s) for t in tasks for s in dict.fromkeys(s for r in results for e in r.evaluation if e.task == t for s in e.metrics)]
+    wanted = [
+        (t, s)
+        for t in tasks
+        for s in dict.fromkeys(s for r in results for e in r.evaluation if e.task == t for s in e.metrics)
+    ]
     wanted = [(t, s, headline_name(results, t, s)) for t, s in wanted][:6]
     rows = []
     for r in runs.with_result:
@@ -65,7 +69,9 @@ def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
                 value = e.metrics.get(scorer, {}).get(metric) if e.task == task else None
                 if finite(value):
                     rows.append([r.label, task, scorer, metric, -1 if e.epoch is None else e.epoch, value])
-    data = Table("epochs", "Scores over epochs", ["run", "task", "scorer", "metric", "epoch (-1: untrained)", "value"], rows)
+    data = Table(
+        "epochs", "Scores over epochs", ["run", "task", "scorer", "metric", "epoch (-1: untrained)", "value"], rows
+    )
     columns = min(2, len(wanted))
     lines = -(-len(wanted) // columns)
     labels = list(dict.fromkeys(row[0] for row in rows))
@@ -81,7 +87,11 @@ def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
         if few and len(labels) > 1:
             legend_below(panels[0], len(labels), max(len(fitted(label, 60)) for label in labels))
         alt = f"Scores over epochs of {len(labels)} runs: " + "; ".join(f"{t} {s} {m}" for t, s, m in wanted)
-        return chart(drawn, data, f"{alt}; values lie between {shown(min(r[5] for r in rows))} and {shown(max(r[5] for r in rows))}.")
+        return chart(
+            drawn,
+            data,
+            f"{alt}; values lie between {shown(min(r[5] for r in rows))} and {shown(max(r[5] for r in rows))}.",
+        )
 
 
 def _panel(axes: Any, rows: list[list[Any]], labels: list[str], runs: Runs, few: bool) -> None:
@@ -91,8 +101,9 @@ def _panel(axes: Any, rows: list[list[Any]], labels: list[str], runs: Runs, few:
         is_best = best is not None and best.label == label and len(labels) > 1
         colour = PALETTE[i] if few else PALETTE[1] if is_best else GREY
         if line:
-            axes.plot(*zip(*line, strict=True), "o-" if few or is_best else "-", color=colour, markersize=4, label=fitted(label, 60),
-                      linewidth=2.4 if is_best else 1.3 if few else 0.7, zorder=3 if is_best else 2)  # fmt: skip
+            width = 2.4 if is_best else 1.3 if few else 0.7
+            form = {"color": colour, "linewidth": width, "zorder": 3 if is_best else 2, "label": fitted(label, 60)}
+            axes.plot(*zip(*line, strict=True), "o-" if few or is_best else "-", markersize=4, **form)
     epochs = sorted({row[4] for row in rows})
     if len(epochs) <= 12:
         axes.set_xticks(epochs, [UNTRAINED if e < 0 else str(e) for e in epochs])

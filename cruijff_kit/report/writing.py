@@ -12,7 +12,7 @@ from typing import Any
 from cruijff_kit.folder import write_text
 from cruijff_kit.progress import progress
 from cruijff_kit.report.calibration import calibration
-from cruijff_kit.report.costs import costs, hours
+from cruijff_kit.report.costs import costs, few_digits, hours
 from cruijff_kit.report.curves import curves
 from cruijff_kit.report.document import Chart, Section, shown
 from cruijff_kit.report.drawing import require_matplotlib
@@ -131,7 +131,9 @@ def page(runs: Runs, sections: list[Section], data: dict[str, Any]) -> str:
     source = files("cruijff_kit.report")
     script = (source / "page_script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.tests["chart"] = lambda block: isinstance(block, Chart)
     template = environment.from_string((source / "page.html").read_text(encoding="utf-8"))
     return template.render(
@@ -155,4 +157,4 @@ def _tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
     for family in runs.families[:2]:
         tiles.append((shown(family.best.result.objective), f"{'best ' if len(family.runs) > 1 else ''}{family.name}"))
     kinds = (("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours"))
-    return tiles + [(shown(data[key]), what) for key, what in kinds if data[key] > 0]
+    return tiles + [(few_digits(data[key]), what) for key, what in kinds if data[key] > 0]
