@@ -52,7 +52,7 @@ def show_end(folder: Path) -> None:
 
 
 def write_and_show(sweep_dir: Path) -> list[RunResult]:
-    """Write results.csv, experiment_summary.md and the report, print the table; returns the results (none: says nothing)."""
+    """Write results.csv, experiment_summary.md and the report, print the table; return the results, if any."""
     from cruijff_kit.table import find_results, read_results, show_results, write_summary
 
     if not find_results(sweep_dir):

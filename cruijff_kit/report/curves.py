@@ -6,7 +6,7 @@ from typing import Any
 
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.report.document import Section, Table, shown
-from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted, legend_below, scale, scale_axis
+from cruijff_kit.report.drawing import GREY, INK, PALETTE, chart, figure, fitted, legend_below, scale, scale_axis
 from cruijff_kit.report.effects import by_effect
 from cruijff_kit.report.runs import Run, Runs, finite
 
@@ -65,15 +65,15 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
 
 def _draw(runs: Runs, drawn: dict[Run, dict[str, Curve]], kinds: list[str], data: Table) -> Any:
     best = runs.families[0].best if runs.families and len(drawn) > 1 else None
-    colours, key = _colours(runs, [*drawn], best)
+    colours, key = _colours(runs, [*drawn])
     few = len(drawn) <= _FEW
     from matplotlib.ticker import MaxNLocator
 
     with figure(9.5 if len(kinds) > 1 else 7, 3.6 + (0.17 * len(drawn) if few else 0)) as page:
-        panels = page.subplots(1, len(kinds), squeeze=False)[0]
+        panels = page.subplots(1, len(kinds), squeeze=False, sharex=True)[0]
         for axes, kind in zip(panels, kinds, strict=True):
             for run in sorted(drawn, key=lambda r: r is best):
-                _line(axes, run, drawn[run][kind], colours[run], run is best, few)
+                _line(axes, run, drawn[run][kind], INK if run is best and not few else colours[run], run is best, few)
             losses = [v for c in drawn.values() for _, v in c[kind]]
             scale_axis(axes, "y", losses, ratio=20)
             axes.set(title=_WHAT[kind], xlabel="update")
@@ -94,7 +94,7 @@ def _line(axes: Any, run: Run, curve: Curve, colour: Any, best: bool, few: bool)
               label=label)  # fmt: skip
 
 
-def _colours(runs: Runs, shown_runs: list[Run], best: Run | None) -> tuple[dict[Run, Any], str | None]:
+def _colours(runs: Runs, shown_runs: list[Run]) -> tuple[dict[Run, Any], str | None]:
     """Run -> colour: each its own where they are few, else by the setting that matters most, else grey."""
     if len(shown_runs) <= _FEW:
         return {r: PALETTE[i] for i, r in enumerate(shown_runs)}, None
@@ -107,7 +107,7 @@ def _colours(runs: Runs, shown_runs: list[Run], best: Run | None) -> tuple[dict[
         return {r: scale()(place(r.value(key))) for r in shown_runs}, key
     if key and len(values) <= len(PALETTE):
         return {r: PALETTE[values.index(repr(r.value(key)))] for r in shown_runs}, key
-    return {r: PALETTE[1] if r is best else GREY for r in shown_runs}, None
+    return dict.fromkeys(shown_runs, GREY), None
 
 
 def norm(values: list[float]) -> Any:
@@ -146,6 +146,5 @@ def _explain(page: Any, panels: Any, drawn: dict, best: Run | None, key: str | N
     else:
         handles = [Line2D([], [], color=GREY, label="runs")]
     if best is not None:
-        handles.append(Line2D([], [], linewidth=2.6, color=PALETTE[1] if key is None else GREY,
-                              label=f"thick: best, {fitted(best.label, 60)}"))  # fmt: skip
+        handles.append(Line2D([], [], linewidth=2.4, color=INK, label=f"best, {fitted(best.label, 60)}"))
     page.legend(handles=handles, loc="outside lower left", ncols=3)

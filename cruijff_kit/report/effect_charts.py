@@ -91,7 +91,7 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, family: Family)
             if math.isnan(grid[y][x]):
                 axes.text(x + 0.5, y + 0.5, "no run", ha="center", va="center", fontsize=7.5)
         for x, y, mean, _ in rows:
-            axes.text(xs.index(x) + 0.5, ys.index(y) + 0.5, shown(mean), ha="center", va="center", fontsize=8,
+            axes.text(xs.index(x) + 0.5, ys.index(y) + 0.5, f"{mean:.3g}", ha="center", va="center", fontsize=8,
                       color=_readable(colours(norm(mean))))  # fmt: skip
     axes.figure.colorbar(mesh, ax=axes, label=family.name)
     axes.set_xticks([i + 0.5 for i in range(len(xs))], [fitted(x, 24) for x in xs], rotation=0 if _narrow(xs) else 30,

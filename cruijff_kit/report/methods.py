@@ -116,8 +116,9 @@ def _schedule(runs: Runs, trained: list[Run]) -> str:
     epochs = each(trained, lambda r: r.result.training.get("epochs") or r.result.settings.get("epochs"))
     updates = each(trained, lambda r: r.result.training.get("steps") or r.result.steps.get("total"))
     parts = [f"the learning rate followed a {worded(shape)} schedule"] if shape else []
-    parts += [f"{worded(warmup)} updates of linear warm-up"] if warmup else []
-    text = " after ".join(parts)
+    text = parts[0] if parts else ""
+    if text and warmup:
+        text += " without warm-up" if warmup == [0] else f" after {worded(warmup)} updates of linear warm-up"
     text += f"{'; e' if text else 'E'}ach update took {worded(rows)} rows" if rows else ""
     text += f"{_split(trained)}, over {worded(epochs)} {'epoch' if epochs == [1] else 'epochs'}" if epochs else ""
     text += f" ({worded(updates)} updates)" if updates else ""

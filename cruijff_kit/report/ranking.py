@@ -29,11 +29,16 @@ def ranking(runs: Runs) -> Section:
         section.text.append(f"{len(runs.families) - 4} more objectives stand in the first table only.")
     if seeds := _seeds(runs):
         section.blocks.append(seeds)
-    section.text.append(
-        "Intervals are 95%: 1.96 standard errors over test items (Wilson's where all or none are right). Differences are "
-        "item by item, over the items that both answered; p is corrected for the runs shown (Holm). The best run was "
-        "chosen on these very items, so comparisons with it flatter it."
-    )
+    columns = {c for table in section.tables for c in table.columns}
+    if "low" in columns:
+        section.text.append(
+            "Intervals are 95%: 1.96 standard errors over test items (Wilson's where all or none are right)."
+        )
+    if "versus untrained: p" in columns or "versus best: p" in columns:
+        section.text.append(
+            "Differences are item by item, over the items that both answered; p is corrected for the runs shown (Holm). "
+            "The best run was chosen on these very items, so comparisons with it flatter it."
+        )
     return section
 
 
@@ -93,7 +98,7 @@ def _table(family: Family, name: str) -> Table:
         found = family.comparisons[run]
         row: list[Any] = [run.label, run.result.objective, *interval(family, run), untrained_value(family, run)]
         rows.append([*row, *_difference(found, UNTRAINED, family), *_difference(found, BEST, family)])
-    kept = [i for i in range(len(header)) if i < 4 or any(row[i] is not None for row in rows)]
+    kept = [i for i in range(len(header)) if i < 2 or any(row[i] is not None for row in rows)]
     caption = f"Runs by {family.name}, the best first"
     return Table(name, caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], {0})
 
