@@ -53,7 +53,7 @@ def show_end(folder: Path) -> None:
 
 def write_and_show(sweep_dir: Path) -> list[RunResult]:
     """Write results.csv, experiment_summary.md and the report, print the table; return the results, if any."""
-    from cruijff_kit.table import find_results, read_results, show_results, write_summary
+    from cruijff_kit.table import find_results, read_results, show_results, unfinished_runs, write_summary
 
     if not find_results(sweep_dir):
         return []
@@ -62,7 +62,7 @@ def write_and_show(sweep_dir: Path) -> list[RunResult]:
     if not alone:
         write_summary(sweep_dir, results)
     show_results(sweep_dir, results)
-    if not alone:
+    if not alone and not unfinished_runs(sweep_dir):  # of runs that are submitted or were interrupted it would be early
         _report(sweep_dir)
     return results
 

@@ -4,6 +4,7 @@ Lines and letters are drawn in INK, for which the page's SVG has the colour of t
 """
 
 import io
+import re
 import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
@@ -70,7 +71,7 @@ def _inline(svg: str, name: str, alt: str) -> str:
     """An SVG as a part of a page: ids of its own, the page's colour for ink, what it shows in words."""
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _LINK)
-    root = ET.fromstring(svg)
+    root = ET.fromstring(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", " ", svg))  # which XML cannot hold
     for parent in list(root.iter()):
         for child in list(parent):  # metadata, and a style that would hold for the whole page
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):

@@ -50,6 +50,7 @@ def _sentence(family: Family) -> str:
     text = f"{family.name}: {shown(best.result.objective)}{about}, {best.label}"
     if len(family.runs) > 1:
         text = f"Best {text}, of {len(family.runs)} runs"
+    text = text[0].upper() + text[1:]
     return f"{text}." + (f" The best that any model can expect is {shown(ceiling)}." if ceiling is not None else "")
 
 

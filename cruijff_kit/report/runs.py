@@ -18,7 +18,6 @@ from cruijff_kit.folder import RunFolder
 from cruijff_kit.ledger import Entry, Ledger, find_ledgers, read_ledger
 from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
 from cruijff_kit.survey import Known, RunView, known_below, survey
-from cruijff_kit.table_cells import best_run
 
 SEED = "seed"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -74,7 +73,7 @@ class Run:
 class Family:
     """Runs that finished and whose objective is the same number: of the same task, scorer and metric.
 
-    source: (task, scorer, metric); None for a loss. best: None where none of them has a number.
+    source: (task, scorer, metric); None for a loss.
     """
 
     objective: str
@@ -87,22 +86,19 @@ class Family:
         return higher_is_better(self.objective)
 
     @cached_property
-    def best(self) -> Run | None:
-        """The run with the best objective."""
-        best = best_run([r.result for r in self.runs]) if len(self.runs) > 1 else self.runs[0].result
-        return next((r for r in self.runs if r.result is best), None)
+    def best(self) -> Run:
+        """The run with the best objective; of equals the one that started first, as table_cells.best_run has it."""
+        return (max if self.higher else min)(self.runs, key=lambda r: r.result.objective)
 
     @cached_property
     def ranked(self) -> list[Run]:
         """Its runs, the best first; of equals the one that started first."""
-        known = [r for r in self.runs if finite(r.result.objective)]
-        ranked = sorted(known, key=lambda r: -r.result.objective if self.higher else r.result.objective)
-        return sorted(ranked, key=lambda r: r is not self.best)
+        return sorted(self.runs, key=lambda r: -r.result.objective if self.higher else r.result.objective)
 
     @cached_property
     def comparisons(self) -> dict[Run, list[Comparison]]:
         """Each run with the untrained model and with the best run."""
-        best = self.best.result if self.best and len(self.runs) > 1 else None
+        best = self.best.result if len(self.runs) > 1 else None
         return dict(zip(self.runs, compare_runs([r.result for r in self.runs], best), strict=True))
 
     @property
@@ -168,7 +164,7 @@ def read_runs(folder: Path) -> Runs:
     known = known_below(folder)
     views, trouble = survey(known)
     runs = [_read(k, v) for k, v in zip(known, views, strict=True)]
-    runs.sort(key=lambda r: (r.result.started if r.result else "~", r.folder.name))
+    runs.sort(key=lambda r: (r.result.started if r.result else "~", r.label))
     for label, times in Counter(r.label for r in runs).items():
         for r in runs:
             if times > 1 and r.label == label:
