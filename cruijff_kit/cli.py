@@ -22,6 +22,7 @@ COMMANDS = {
     "cancel": ("cruijff_kit.cancel", "cancel submitted runs"),
     "resume": ("cruijff_kit.resume", "finish what is neither done nor on its way"),
     "table": ("cruijff_kit.table", "results of finished runs, compared"),
+    "report": ("cruijff_kit.report.__main__", "a sweep as a page with figures, its data, and a methods paragraph"),
     "evaluate": ("cruijff_kit.evaluate", "evaluate what is trained already, an adapter, or a base model"),
     "heterogeneity": ("cruijff_kit.heterogeneity", "whether a model is as good for every group"),
     "reproduce": ("cruijff_kit.reproduce", "make a run again from its folder, and compare the two"),

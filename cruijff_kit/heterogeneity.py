@@ -233,15 +233,9 @@ def _csv_row(cells: dict[str, str], group: str, where: str) -> Row:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Accuracy (bars, 95% intervals) and AUC (diamonds) of each group as a PNG.
+    """Accuracy (bars, 95% intervals) and AUC (diamonds) of each group as a PNG."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("the picture needs matplotlib: pip install 'cruijff_kit[report]'") from None
     groups = sorted(report.groups, key=lambda g: g.accuracy)
     figure = Figure(figsize=(7, 1.5 + 0.4 * len(groups)), layout="constrained")
     axes, places = figure.subplots(), range(len(groups))

@@ -35,14 +35,16 @@ class EvaluationPlan:
 class Plan(EvaluationPlan):
     """What a run will do.
 
-    steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). tokens: in all
-    epochs. cut_rows: rows that max_seq_len shortens. memory_bytes, disk_bytes: estimates. packed_rows: rows inside the
-    packs; None without packs. samples: task -> how many it asks; sample_tokens: task -> of the longest prompt and answer.
-    machine: device, dtype, threads. leaks: "exact train test" -> rows that stand in both; "target train" -> rows whose
-    answer stands in the prompt. warnings: what to know before it starts.
+    steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). validation_rows:
+    of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
+    disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
+    sample_tokens: task -> of the longest prompt and answer. machine: device, dtype, threads. leaks: "exact train test" ->
+    rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
+    starts.
     """
 
     rows: int
+    validation_rows: int
     effective_batch: int
     steps: dict[str, int]
     tokens: int
@@ -200,6 +202,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     return Plan(
         data_hash=data_hash,
         rows=len(examples),
+        validation_rows=len(held_out),
         effective_batch=steps.rows_per_update,
         steps=dataclasses.asdict(steps),
         tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),

@@ -82,6 +82,8 @@ class RunResult:
     """Phase -> seconds: setup, baseline, train, evaluate, total."""
     steps: dict[str, int] = field(default_factory=dict)
     """Steps of training/steps.py: per_epoch, total, warmup, rows_per_update, processes."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows that were read: train (inside packs too), validation (0 without a split)."""
     training: dict[str, Any] = field(default_factory=dict)
     """The recipe's summary (recipes/lora_single_device.py, TrainingSummary): loss, validation_loss, best_epoch, tokens,
     trainable_parameters, peak_memory_bytes, adapters, ..."""

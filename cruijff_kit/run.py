@@ -121,6 +121,7 @@ def _train_and_evaluate(
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
+        result.rows = {"train": plan.packed_rows or plan.rows, "validation": plan.validation_rows}
         for warning in plan.warnings:
             say(f"warning: {warning}")
         start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A Chromium for the test that opens logs in `inspect view`: installs one, unless there is one.
+# A Chromium for the tests that open reports, and logs in `inspect view`: installs one, unless there is one.
 #
 #     browser.sh              for root, or where sudo asks for no password; else prints the line to type, exit code 1
 #     browser.sh --check      installs nothing: prints the path of the browser, or that line when there is none
@@ -15,8 +15,8 @@ for name in chromium google-chrome google-chrome-stable chromium-browser; do
   fi
 done
 
-missing="A test opens logs in a browser, and there is no Chromium"
-without_apt="A test opens logs in a browser; install Chromium or Google Chrome, this machine has no apt-get to do it with"
+missing="Tests open pages in a browser, and there is no Chromium"
+without_apt="Tests open pages in a browser; install Chromium or Google Chrome, this machine has no apt-get to do it with"
 . "$(dirname "$0")/apt.sh"
 
 $run $apt update </dev/null || refuse

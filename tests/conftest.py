@@ -127,6 +127,16 @@ def smollm2(cache) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's command. Fails, with the line to type, when there is none."""
+    check = ["sh", str(Path(__file__).parent / "browser.sh"), "--check"]
+    found = subprocess.run(check, capture_output=True, text=True)
+    if found.returncode:
+        pytest.fail(found.stderr.strip(), pytrace=False)
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="session")
 def set_up_recipe():
     """A function: overrides -> the single-device recipe, checked and set up, without evaluation."""
 

@@ -26,8 +26,8 @@ ALLOWED = {
     "wandb": ("cruijff_kit.training.trackers",),
     "mlflow": ("cruijff_kit.training.trackers",),
     "h5py": ("cruijff_kit.embedding_file",),
-    "sklearn": ("cruijff_kit.evaluation.metrics", "cruijff_kit.heterogeneity"),
-    "matplotlib": ("cruijff_kit.heterogeneity",),
+    "sklearn": ("cruijff_kit.evaluation.metrics", "cruijff_kit.heterogeneity", "cruijff_kit.report."),
+    "matplotlib": ("cruijff_kit.heterogeneity", "cruijff_kit.report."),
 }  # fmt: skip
 LOWER = ("recipes.", "cruijff_kit.evaluation.", "cruijff_kit.data.", "cruijff_kit.models.", "cruijff_kit.training.")
 UPPER = ("cruijff_kit.train", "cruijff_kit.run", "cruijff_kit.launch")
@@ -140,6 +140,8 @@ def test_the_command_starts_light():
         "cruijff_kit.tiers",
         "cruijff_kit.withheld",
         "cruijff_kit.agents",
+        "cruijff_kit.report.__main__",
+        "cruijff_kit.report.writing",
         "cruijff_kit.cluster.job",
         "cruijff_kit.data.convert",
         "cruijff_kit.data.preview",

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -93,14 +91,6 @@ def test_the_command_on_a_csv(table, tmp_path, capsys):
     assert (tmp_path / PICTURE).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert main([str(table), "--to", str(tmp_path / "new"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 400 and (tmp_path / "new" / PICTURE).exists()
-
-
-def test_without_matplotlib_the_report_is_written(table, tmp_path):
-    code = "import sys; sys.modules['matplotlib'] = None; sys.modules['matplotlib.figure'] = None\n"
-    code += f"from cruijff_kit.heterogeneity import main; raise SystemExit(main([{str(table)!r}]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and (tmp_path / REPORT).exists() and not (tmp_path / PICTURE).exists()
-    assert done.stderr == f"no {PICTURE}: the picture needs matplotlib: pip install 'cruijff_kit[report]'\n"
 
 
 def test_a_csv_that_cannot_be_read(tmp_path, capsys):

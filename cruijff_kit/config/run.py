@@ -99,6 +99,8 @@ class RunConfig:
     objective: str | None = None
     """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy.
     null: accuracy where there are tasks, else the validation loss, else the loss."""
+    report: bool = True
+    """Write report.html at the end of a sweep that was made here (`python -m cruijff_kit.report DIR` does at any time)."""
     dry_run: bool = False
     """Show what would run, and stop."""
     scaffold: bool = False

@@ -1,9 +1,11 @@
-"""What each sample of an .eval log was worth, for comparisons item by item. Called by comparisons and heterogeneity."""
+"""What each sample of an .eval log was worth, for comparisons item by item. Called by comparisons, heterogeneity
+and report.
+"""
 
 import math
 from typing import Any
 
-from inspect_ai.log import EvalSampleSummary, read_eval_log, read_eval_log_sample_summaries
+from inspect_ai.log import EvalSampleSummary, read_eval_log, read_eval_log_sample, read_eval_log_sample_summaries
 from inspect_ai.scorer import Score, value_to_float
 
 from cruijff_kit import withheld
@@ -41,13 +43,17 @@ def _value(score: Score) -> float | None:
 
 
 def groups_named(log: str) -> list[str]:
-    """Keys of the samples' metadata that can name groups: those with fewer values than samples, in order of appearance."""
+    """Keys of the samples' metadata that can name groups: those with fewer values than samples, in order of appearance; of
+    red data those that may be told.
+    """
+    told = told_groups(log)
     values: dict[str, set[str]] = {}
     samples = summaries(log)
     for sample in samples:
         for key, value in (sample.metadata or {}).items():
             values.setdefault(key, set()).add(str(value))
-    return [key for key, found in values.items() if 1 < len(found) <= len(samples) / 2]
+    named = [key for key, found in values.items() if 1 < len(found) <= len(samples) / 2]
+    return [key for key in named if told is None or key in told]
 
 
 def told_groups(log: str) -> list[str] | None:
@@ -79,3 +85,58 @@ def group_rows(log: str, group: str) -> list[dict[str, Any]]:
         positive = kept.get("is_positive", kept.get("label") == kept.get("positive")) if "risk" in kept else None
         rows.append({"group": str(name), "correct": correct, "positive": positive, "risk": kept.get("risk")})
     return rows
+
+
+def risks(log: str) -> dict[str, list[tuple[bool, float]]]:
+    """scorer -> (whether the label is the last option, risk = P(last option)) of each sample that it scored with a risk."""
+    found: dict[str, list[tuple[bool, float]]] = {}
+    for sample in summaries(log):
+        for scorer, score in (sample.scores or {}).items():
+            kept = score.metadata or {}
+            if kept.get("scored") and kept.get("risk") is not None:
+                found.setdefault(scorer, []).append((kept["label"] == kept["positive"], float(kept["risk"])))
+    return found
+
+
+def asked_and_answered(log: str, each: int) -> list[dict[str, str | bool | None]]:
+    """Some samples of a log in full: those that its first scorer found right, then those that it found wrong.
+
+    Where scores are numbers (a distance from the target) right is None, and the smallest scores come first. Keys: right,
+    prompt (all that was sent), target, answer, score.
+
+    Args:
+        each: how many right ones and how many wrong ones, spread over the log.
+    """
+    scored = [
+        (s, value) for s in summaries(log) if s.scores and (value := _value(next(iter(s.scores.values())))) is not None
+    ]
+    if all(value in (0, 0.5, 1) for _, value in scored):
+        kinds = [(right, [s for s, value in scored if (value == 1) == right]) for right in (True, False)]
+        chosen = [(right, s) for right, found in kinds for s in _spread(found, each)]
+    else:
+        ordered = [s for s, _ in sorted(scored, key=lambda pair: pair[1])]
+        chosen = [(None, s) for s in _spread(ordered, 2 * each)]
+    return [{"right": right, **_in_full(log, s)} for right, s in chosen]
+
+
+def _spread(found: list[EvalSampleSummary], number: int) -> list[EvalSampleSummary]:
+    """The first, the last, and some between at equal distances."""
+    if len(found) <= number:
+        return found
+    return [found[round(i * (len(found) - 1) / max(1, number - 1))] for i in range(number)]
+
+
+def _in_full(log: str, summary: EvalSampleSummary) -> dict[str, str]:
+    sample = read_eval_log_sample(log, id=summary.id, epoch=summary.epoch)
+    sent = [m for m in sample.messages if m.role != "assistant"]
+    prompt = "\n\n".join(m.text if m.role == "user" else f"[{m.role}] {m.text}" for m in sent)
+    target = sample.target if isinstance(sample.target, str) else "\n".join(sample.target)
+    scores = [f"{name}: {_in_words(score)}" for name, score in (sample.scores or {}).items()]
+    return {"prompt": prompt, "target": target, "answer": sample.output.completion, "score": ", ".join(scores)}
+
+
+def _in_words(score: Score) -> str:
+    risk = (score.metadata or {}).get("risk")
+    value = {"C": "right", "I": "wrong", "N": "no answer", "P": "partly right"}.get(str(score.value), score.value)
+    value = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return value if risk is None else f"{value}, risk {risk:.3f}"

@@ -1,5 +1,5 @@
 """What happens before a single run's folder is made: every check. And when a sweep ends: results.csv,
-experiment_summary.md, the table, and the command's exit code.
+experiment_summary.md, the report, the table, and the command's exit code.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from cruijff_kit import answer
+from cruijff_kit.errors import one_line
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult
 
@@ -28,11 +29,14 @@ class SweepEnd(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """As show_end. (Hydra swallows a callback's exceptions, but for SystemExit.)"""
-        show_end(Path(str(config.hydra.sweep.dir)))
+        show_end(Path(str(config.hydra.sweep.dir)), bool(config.report))
 
 
-def show_end(folder: Path) -> None:
+def show_end(folder: Path, report: bool = True) -> None:
     """Write and show the results of a sweep (or of a single run), if there are any yet.
+
+    Args:
+        report: whether the page with figures is wanted too.
 
     Raises:
         SystemExit: with code 1, after the table, if a run failed.
@@ -42,7 +46,7 @@ def show_end(folder: Path) -> None:
 
     if not folder.is_dir():
         return
-    write_and_show(folder)
+    write_and_show(folder, report)
     views, _ = survey(known_below(folder))
     failed = [v for v in views if v.state in (FAILED, CANCELLED)]
     if failed:
@@ -52,18 +56,35 @@ def show_end(folder: Path) -> None:
         raise SystemExit(1)
 
 
-def write_and_show(sweep_dir: Path) -> list[RunResult]:
-    """Write results.csv and experiment_summary.md, print the table (or record the results, for a program that waits for
-    them), and return the results (none: say nothing).
+def write_and_show(sweep_dir: Path, report: bool = True) -> list[RunResult]:
+    """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a program that
+    waits for them), and return the results, if any.
     """
     from cruijff_kit.summary import write_summary
-    from cruijff_kit.table import answer_or_show, find_results, read_results, write_csv
+    from cruijff_kit.table import answer_or_show, find_results, read_results, unfinished_runs, write_csv
 
     if not find_results(sweep_dir):
         return []
     results = read_results(sweep_dir)
-    if not (sweep_dir / "result.json").exists():  # a run's own folder has no table
+    alone = (sweep_dir / "result.json").exists()  # a run's own folder has no table
+    if not alone:
         write_csv(sweep_dir, results)
         write_summary(sweep_dir)
     answer_or_show(sweep_dir, results)
+    if (
+        report and not alone and not unfinished_runs(sweep_dir)
+    ):  # of runs that are submitted or were interrupted it would be early
+        _report(sweep_dir)
     return results
+
+
+def _report(sweep_dir: Path) -> None:
+    """Write the report; whatever goes wrong with it is said, and the sweep is as it was."""
+    from cruijff_kit.report.writing import write_report
+
+    try:
+        say(f"report: {write_report(sweep_dir).html}")
+    except Exception as error:
+        say(
+            f"no report: {type(error).__name__}: {one_line(error)}; python -m cruijff_kit.report {sweep_dir} tries again"
+        )

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,11 @@ import cruijff_kit
 from cruijff_kit.result import read_result
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=10"]
+
+
+def run_folders(sweep: Path) -> list[Path]:
+    """The folders below a sweep's but for the report's figures."""
+    return [p for p in sweep.iterdir() if p.is_dir() and p.name != "report"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def sweep(shell, tmp_path_factory):
 def test_failed_runs_do_not_hide_the_others(sweep):
     done, folder = sweep
     assert done.returncode == 1
-    results = {p.name: read_result(p / "result.json") for p in folder.iterdir() if p.is_dir()}
+    results = {p.name: read_result(p / "result.json") for p in run_folders(folder)}
     assert {n: r.status for n, r in results.items()} == {
         "rank=4,lr=0.001": "done", "rank=4,lr=1e+30": "failed", "rank=8,lr=0.001": "done", "rank=8,lr=1e+30": "failed",
     }  # fmt: skip
@@ -114,7 +120,7 @@ def test_folders_named_by_the_user(shell, tmp_path):
         tmp_path, "-m", "seed=1,2", "eval=none", "hydra.sweep.dir=out", "hydra.sweep.subdir=job_${hydra:job.num}"
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["job_0", "job_1"]
+    assert sorted(p.name for p in run_folders(tmp_path / "out")) == ["job_0", "job_1"]
     assert [read_result(p).name for p in sorted(tmp_path.glob("out/*/result.json"))] == ["seed=1", "seed=2"]
 
 
@@ -140,7 +146,7 @@ def test_a_sweep_runs_only_what_is_new(shell, tmp_path):
     assert "2 of 3 runs exist already (2 done)" in larger.stderr and "[1/1] seed=3" in larger.stderr
     assert all(f"seed={i}" in larger.stdout for i in (1, 2, 3))
     (again,) = {p.parent.parent for p in tmp_path.rglob("seed=3/result.json")}
-    assert [p.name for p in again.iterdir() if p.is_dir()] == ["seed=3"]
+    assert [p.name for p in run_folders(again)] == ["seed=3"]
     assert len(cruijff_kit.read_sweep(again)) == 3
     forced = shell(tmp_path, "-m", "seed=1,2", "eval=none", "force=true")
     assert "exist already" not in forced.stderr and "[2/2] seed=2" in forced.stderr
@@ -151,5 +157,5 @@ def test_an_unfinished_run_of_the_same_folder_goes_on_there(shell, tmp_path):
     assert shell(tmp_path, *line).returncode == 1
     again = shell(tmp_path, *line)
     assert again.returncode == 1 and "1 of 2 runs exist already (1 done)" in again.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["lr=0.001", "lr=1e+30"]
+    assert sorted(p.name for p in run_folders(tmp_path / "out")) == ["lr=0.001", "lr=1e+30"]
     assert read_result(tmp_path / "out" / "lr=1e+30" / "result.json").restarts == 1

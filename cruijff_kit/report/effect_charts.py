@@ -1,0 +1,194 @@
+"""Charts of what the settings do: lines, heat maps, clouds of points. Called by effects."""
+
+import itertools
+import math
+from typing import Any
+
+from cruijff_kit.replicates import spread
+from cruijff_kit.report.document import Chart, Table, shown
+from cruijff_kit.report.drawing import PALETTE, chart, figure, fitted, logarithmic, scale, scale_axis, tick_values
+from cruijff_kit.report.effects import Effect, level, level_name
+from cruijff_kit.report.ranking import interval
+from cruijff_kit.report.runs import SEED, Family, Run
+
+_MOST_NUMBERS = 60  # cells of a heat map that has its numbers written in
+
+
+def line(family: Family, effect: Effect, name: str) -> Chart:
+    """The objective over one setting; intervals over seeds, else over test items."""
+    rows = [[level_name(value), len(group), *_with_interval(family, group)] for value, group in effect.levels]
+    over = {row[-1] for row in rows} - {""}
+    caption = f"{family.name} by {effect.key}" + (f", with 95% intervals {' and '.join(sorted(over))}" if over else "")
+    data = Table(name, caption, [effect.key, "runs", "mean", "low", "high", "interval"], rows)
+    with figure(6.5, 3.6) as drawn:
+        axes = drawn.subplots()
+        xs = [value for value, _ in effect.levels] if effect.numeric else [*range(len(rows))]
+        means = [r[2] for r in rows]
+        axes.plot(xs, means, "o-" if effect.numeric else "o", color=PALETTE[0])
+        banded = [(x, r[3], r[4]) for x, r in zip(xs, rows, strict=True) if r[3] is not None]
+        if effect.numeric and len(banded) == len(rows) and "over seeds" in over:
+            axes.fill_between(*zip(*banded, strict=True), color=PALETTE[0], alpha=0.2, linewidth=0)
+        else:
+            for x, low, high in banded:
+                axes.plot([x, x], [low, high], color=PALETTE[0], linewidth=2, alpha=0.55)
+        _place(axes, "x", effect, xs)
+        axes.set(xlabel=effect.key, ylabel=family.name)
+        alt = f"{caption}: " + "; ".join(f"{r[0]}: {shown(r[2])}" for r in rows[:12])
+        return chart(drawn, data, alt)
+
+
+def _with_interval(family: Family, group: list[Run]) -> list[Any]:
+    """Mean, low, high, and what the interval is over."""
+    if len(group) == 1:
+        low, high = interval(family, group[0])
+        return [group[0].result.objective, low, high, "over test items" if low is not None else ""]
+    over = spread([r.result.objective for r in group])
+    only_seeds = len({r.value(SEED) for r in group}) == len(group)
+    return [over.mean, *((over.low, over.high, "over seeds") if only_seeds else (None, None, ""))]
+
+
+def heat_map(family: Family, found: list[Effect], name: str) -> Chart:
+    """Means over two settings: the second upwards, the first to the right."""
+    across, up = found[:2]
+    cells: dict[tuple, list[float]] = {}
+    for r in family.runs:
+        cells.setdefault((level(r, across.key), level(r, up.key)), []).append(r.result.objective)
+    xs, ys = ([value for value, _ in e.levels] for e in (across, up))
+    rows = [[x, y, sum(cells[x, y]) / len(cells[x, y]), len(cells[x, y])] for x in xs for y in ys if (x, y) in cells]
+    rest = [e.key for e in found[2:]]
+    mean = any(r[3] > 1 for r in rows)
+    over = " and ".join([*rest, *(["seeds"] if any(SEED in r.swept for r in family.runs) else [])]) or "repeated runs"
+    caption = f"{family.name} by {across.key} and {up.key}" + (f", mean over {over}" if mean else "")
+    data = Table(name, caption, [across.key, up.key, "mean", "runs"], rows)
+    with figure(min(10, 3.2 + 0.75 * len(xs)), min(8, 1.6 + 0.45 * len(ys))) as drawn:
+        axes = drawn.subplots()
+        _cells(axes, rows, xs, ys, family)
+        axes.set(xlabel=across.key, ylabel=up.key)
+        best = (max if family.higher else min)(rows, key=lambda r: r[2])
+        alt = f"Heat map: {caption}. {_best_cell(best, across, up)}"
+        return chart(drawn, data, alt)
+
+
+def _best_cell(best: list[Any], across: Effect, up: Effect) -> str:
+    return f"Best: {shown(best[2])} at {across.key}={shown(best[0])}, {up.key}={shown(best[1])}."
+
+
+def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, family: Family) -> None:
+    """Coloured cells, with their numbers where these fit; what no run has is left empty."""
+    import matplotlib
+    from matplotlib.colors import Normalize
+
+    grid: list[list[float]] = [[float("nan")] * len(xs) for _ in ys]
+    for x, y, mean, _ in rows:
+        grid[ys.index(y)][xs.index(x)] = mean
+    means = [r[2] for r in rows]
+    colours = matplotlib.colormaps["viridis" if family.higher else "viridis_r"]
+    norm = Normalize(min(means), max(means) if max(means) > min(means) else min(means) + 1)
+    # drawn as shapes, not as a picture: sharp at any size, and cells without a run stay empty
+    mesh = axes.pcolormesh(grid, cmap=colours, norm=norm, edgecolors="none")
+    if len(xs) * len(ys) <= _MOST_NUMBERS:
+        for x, y in itertools.product(range(len(xs)), range(len(ys))):
+            if math.isnan(grid[y][x]):
+                axes.text(x + 0.5, y + 0.5, "no run", ha="center", va="center", fontsize=7.5)
+        for x, y, mean, _ in rows:
+            axes.text(xs.index(x) + 0.5, ys.index(y) + 0.5, f"{mean:.3g}", ha="center", va="center", fontsize=8,
+                      color=_readable(colours(norm(mean))))  # fmt: skip
+    axes.figure.colorbar(mesh, ax=axes, label=family.name)
+    axes.set_xticks([i + 0.5 for i in range(len(xs))], [fitted(x, 24) for x in xs], rotation=0 if _narrow(xs) else 30,
+                    ha="center" if _narrow(xs) else "right")  # fmt: skip
+    axes.set_yticks([i + 0.5 for i in range(len(ys))], [fitted(y, 24) for y in ys])
+    axes.grid(False)
+
+
+def _narrow(values: list) -> bool:
+    return max(len(fitted(v, 24)) for v in values) <= 8
+
+
+def _readable(colour: tuple[float, ...]) -> str:
+    """Black or white, whichever is easier to read on a colour (WCAG 2.1, relative luminance)."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance > 0.179 else "#ffffff"
+
+
+def scatter(family: Family, found: list[Effect], name: str) -> Chart:
+    """A point a run: what a search tried, the second setting as colour."""
+    across, colour = found[0], found[1] if len(found) > 1 else None
+    keys = [across.key, *([colour.key] if colour else [])]
+    rows = [[r.label, *(level(r, k) for k in keys), r.result.objective] for r in family.runs]
+    data = Table(name, f"{family.name} by {' and '.join(keys)}, a point a run", ["run", *keys, "value"], rows)
+    with figure(7.5, 4) as drawn:
+        axes = drawn.subplots()
+        places = [value for value, _ in across.levels]
+        xs = [row[1] if across.numeric else places.index(row[1]) for row in rows]
+        _points(axes, xs, rows, colour)
+        _place(axes, "x", across, xs)
+        axes.set(xlabel=across.key, ylabel=family.name)
+        best = family.best
+        alt = f"{data.caption}. Best: {shown(best.result.objective)}, {best.label}."
+        return chart(drawn, data, alt)
+
+
+def _points(axes: Any, xs: list[float], rows: list[list[Any]], colour: Effect | None) -> None:
+    values = [row[-1] for row in rows]
+    if colour is None:
+        axes.plot(xs, values, "o", color=PALETTE[0], markersize=5, alpha=0.8)
+    elif colour.numeric:
+        from matplotlib.colors import LogNorm
+        from matplotlib.ticker import FuncFormatter
+
+        shades = [row[2] for row in rows]
+        norm = LogNorm(min(shades), max(shades)) if logarithmic(shades) else None
+        bar = axes.figure.colorbar(
+            axes.scatter(xs, values, c=shades, cmap=scale(), norm=norm, s=24), ax=axes, label=colour.key
+        )
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        bar.ax.minorticks_off()
+    else:
+        for i, (value, _) in enumerate(colour.levels):
+            own = [(x, row[-1]) for x, row in zip(xs, rows, strict=True) if row[2] == value]
+            axes.plot(
+                *zip(*own, strict=True), "o", color=PALETTE[i % len(PALETTE)], label=fitted(value, 24), markersize=5
+            )
+        axes.legend(title=colour.key)
+
+
+def marginals(family: Family, found: list[Effect], name: str) -> Chart:
+    """Small plots side by side: the mean over all runs of each value, and how far these runs reach."""
+    rows = [
+        [e.key, level_name(value), len(group), sum(s) / len(s), min(s), max(s)]
+        for e in found
+        for value, group in e.levels
+        for s in [[r.result.objective for r in group]]
+    ]
+    caption = f"{family.name} by the other settings: means over all runs of each value, lowest to highest"
+    data = Table(name, caption, ["setting", "value", "runs", "mean", "lowest", "highest"], rows)
+    columns = min(3, len(found))
+    lines = -(-len(found) // columns)
+    with figure(3.1 * columns + 0.4, 2.7 * lines) as drawn:
+        panels = drawn.subplots(lines, columns, squeeze=False, sharey=True).flat
+        for axes, e in zip(panels, found, strict=False):
+            own = [r for r in rows if r[0] == e.key]
+            for place, row in enumerate(own):
+                axes.plot([place, place], row[4:6], color=PALETTE[0], linewidth=2, alpha=0.45)
+            axes.plot(range(len(own)), [r[3] for r in own], "o", color=PALETTE[0])
+            wide = max(len(fitted(r[1], 20)) for r in own) * len(own) > 28
+            axes.set_xticks(range(len(own)), [fitted(r[1], 20) for r in own], rotation=30 if wide else 0,
+                            ha="right" if wide else "center")  # fmt: skip
+            axes.set(title=fitted(e.key), xlim=(-0.5, len(own) - 0.5))
+        for axes in list(panels):
+            axes.set_visible(False)
+        alt = f"{caption}: " + "; ".join(f"{r[0]}={r[1]}: {shown(r[3])}" for r in rows[:16])
+        return chart(drawn, data, alt)
+
+
+def _place(axes: Any, which: str, effect: Effect, values: list[float]) -> None:
+    """Ticks of a setting: numbers at their place, names side by side."""
+    if effect.numeric:
+        scale_axis(axes, which, values)
+        if not effect.drawn_from_range:
+            tick_values(axes.xaxis, values)
+        return
+    names = [fitted(value, 24) for value, _ in effect.levels]
+    wide = sum(map(len, names)) > 60
+    axes.set_xticks(range(len(names)), names, rotation=30 if wide else 0, ha="right" if wide else "center")

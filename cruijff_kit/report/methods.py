@@ -1,0 +1,264 @@
+"""The methods paragraphs of a paper, with the numbers of these runs: read from result.json, config.yaml, torchtune.yaml.
+
+What is the same in all runs is given once, what varies as a list or a range. What no file says is not said.
+"""
+
+import re
+
+from cruijff_kit.report.costs import hours_in_words
+from cruijff_kit.report.document import Section, listed, several
+from cruijff_kit.report.runs import SEED, Run, Runs
+from cruijff_kit.report.varying import each, either, setting, worded
+
+_MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
+_PACKAGES = {"torch": "PyTorch", "hydra-core": "Hydra", "inspect-ai": "inspect-ai"}
+
+
+def methods(runs: Runs) -> Section:
+    """The text as a section of the page."""
+    return Section("methods", "Methods, for a paper", methods_text(runs).split("\n\n"))
+
+
+def methods_text(runs: Runs) -> str:
+    """Paragraphs: model and training, data, evaluation, statistics, software and hardware."""
+    parts = (_training, _data, _evaluation, _statistics, _machines)
+    return "\n\n".join(text for part in parts if (text := part(runs)))
+
+
+def _known(runs: Runs, label: str, *paths: str) -> list[str]:
+    """["rank 8 or 16"], or nothing."""
+    values = each(runs.all, lambda r: either(r, *paths))
+    return [f"{label} {worded(values)}"] if values else []
+
+
+def _training(runs: Runs) -> str:
+    trained = [r for r in runs.all if r.result and r.result.training.get("trainable_parameters")]
+    if not trained:
+        return ""
+    total = each(trained, lambda r: r.result.training.get("total_parameters"))
+    name = listed([str(m) for m in each(trained, lambda r: r.result.model)])
+    own = [t for t in [_count(total)] if t]
+    trainable = _count(each(trained, lambda r: r.result.training["trainable_parameters"]))
+    quantized = any(each(trained, lambda r: setting(r, "lora.quantize_base") or None))
+    method = "QLoRA (the base model in 4 bits)" if quantized else "LoRA"
+    if any(each(trained, lambda r: setting(r, "lora.use_dora") or None)):
+        method += " with weight decomposition (DoRA)"
+    lora = [*_known(runs, "rank", "lora.rank", "torchtune.model.lora_rank")]
+    lora += [*_known(runs, "alpha", "lora.alpha", "torchtune.model.lora_alpha")]
+    lora += [*_known(runs, "dropout", "lora.dropout", "torchtune.model.lora_dropout"), *_modules(trained)]
+    sentences = [
+        f"We fine-tuned {name}{f' ({own[0]} parameters with the adapter)' if own else ''} with {method}: {', '.join(lora)}"
+        f"; {trainable} parameters were trained.",
+        _optimiser(runs),
+        _schedule(runs, trained),
+        _finished(runs),
+        _seeds(trained),
+        _changed(trained),
+    ]
+    return " ".join(s for s in sentences if s)
+
+
+def _count(values: list[int]) -> str:
+    return listed([f"{v:,}" for v in values], "or") if len(values) <= 3 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _finished(runs: Runs) -> str:
+    states = runs.states()
+    if len(runs.all) == 1:
+        return "" if states["done"] else f"The run is {runs.all[0].view.state}."
+    others = [f"{number} {state}" for state, number in states.items() if state != "done"]
+    return (
+        f"Of {len(runs.all)} runs {states['done']} finished ({listed(others)})."
+        if others
+        else f"All {len(runs.all)} runs finished."
+    )
+
+
+def _modules(runs: list[Run]) -> list[str]:
+    def of(run: Run) -> str | None:
+        names = either(run, "lora.attn_modules", "torchtune.model.lora_attn_modules")
+        if names is None:
+            return None
+        parts = [_MODULES.get(n, str(n)) for n in names]
+        parts += ["MLP"] if either(run, "lora.apply_to_mlp", "torchtune.model.apply_lora_to_mlp") else []
+        parts += ["model output"] if either(run, "lora.apply_to_output", "torchtune.model.apply_lora_to_output") else []
+        return f"the {listed(parts)} projections"
+
+    values = each(runs, of)
+    return [f"on {', or on '.join(values)}"] if values else []
+
+
+def _optimiser(runs: Runs) -> str:
+    name = each(runs.all, lambda r: setting(r, "torchtune.optimizer._component_"))
+    about = [
+        *_known(runs, "learning rate", "lr", "torchtune.optimizer.lr"),
+        *_known(runs, "weight decay", "weight_decay", "torchtune.optimizer.weight_decay"),
+    ]
+    other = {
+        key: each(runs.all, lambda r, key=key: setting(r, f"torchtune.optimizer.{key}"))
+        for key in ("betas", "eps", "momentum")
+    }
+    about += [f"{key} {worded(values)}" for key, values in other.items() if values]
+    clip = each(runs.all, lambda r: either(r, "clip_grad_norm", "torchtune.clip_grad_norm"))
+    about.append(f"gradients clipped to a norm of {worded(clip)}" if clip else "no clipping of gradients")
+    if not name:
+        return ""
+    return f"The optimiser was {worded([str(n).rpartition('.')[2] for n in name])} ({', '.join(about)})."
+
+
+def _schedule(runs: Runs, trained: list[Run]) -> str:
+    shape = each(runs.all, lambda r: setting(r, "lr_scheduler"))
+    if not shape:
+        component = each(runs.all, lambda r: setting(r, "torchtune.lr_scheduler._component_"))
+        shape = [re.sub(r"^get_|_schedule.*$", "", str(c).rpartition(".")[2]) for c in component]
+    warmup = each(trained, lambda r: r.result.steps.get("warmup"))
+    rows = each(trained, lambda r: r.result.steps.get("rows_per_update") or r.result.effective_batch)
+    epochs = each(trained, lambda r: r.result.training.get("epochs") or r.result.settings.get("epochs"))
+    updates = each(trained, lambda r: r.result.training.get("steps") or r.result.steps.get("total"))
+    parts = [f"the learning rate followed a {worded(shape)} schedule"] if shape else []
+    text = parts[0] if parts else ""
+    if text and warmup:
+        text += " without warm-up" if warmup == [0] else f" after {worded(warmup)} updates of linear warm-up"
+    text += f"{'; e' if text else 'E'}ach update took {worded(rows)} rows" if rows else ""
+    text += f"{_split(trained)}, over {worded(epochs)} {'epoch' if epochs == [1] else 'epochs'}" if epochs else ""
+    text += f" ({worded(updates)} updates)" if updates else ""
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _split(trained: list[Run]) -> str:
+    """How the rows of an update came about, where that is the same in all runs."""
+    names = ("batch_size", "gradient_accumulation_steps", "processes")
+    values = [each(trained, lambda r, n=n: r.result.changes.get(n, r.result.settings.get(n))) for n in names]
+    if any(len(v) != 1 for v in values):
+        return ""
+    size, passes, processes = (v[0] for v in values)
+    made_of = [f"batches of {size}", several(passes, "accumulation step")]
+    return f" ({', '.join(made_of)}, {processes} {'process' if processes == 1 else 'processes'})"
+
+
+def _seeds(trained: list[Run]) -> str:
+    seeds = each(trained, lambda r: r.result.seeds.get(SEED))
+    if not seeds:
+        return ""
+    words = f"{len(seeds)} random seeds ({listed([*map(str, seeds)])})" if len(seeds) > 1 else f"random seed {seeds[0]}"
+    return f"Runs used {words}." if len(trained) > 1 else f"The run used {words}."
+
+
+def _changed(trained: list[Run]) -> str:
+    changed = [r for r in trained if r.result.changes]
+    names = sorted({k for r in changed for k in r.result.changes})
+    return f"In {several(len(changed), 'run')} retries changed {listed(names)}." if changed else ""
+
+
+def _data(runs: Runs) -> str:
+    names = each(runs.with_result, lambda r: r.result.settings.get("dataset"))
+    if not names:
+        return ""
+    drawn = each(runs.all, lambda r: setting(r, "dataset.arguments") or None)
+    text = f"The data set was {listed([str(n) for n in names])}"
+    if drawn and any(each(runs.all, lambda r: setting(r, "dataset.generator"))):
+        keys = dict.fromkeys(k for arguments in drawn for k in arguments)
+        words = [
+            f"{k} {worded(each(runs.all, lambda r, k=k: (setting(r, 'dataset.arguments') or {}).get(k)))}" for k in keys
+        ]
+        text += f", drawn by its generator ({', '.join(words)})"
+    sizes = []
+    for split in ("train", "validation"):
+        rows = each(runs.with_result, lambda r, split=split: r.result.rows.get(split) or None)
+        sizes += [f"{worded(rows)} {'training' if split == 'train' else split} rows"] if rows else []
+    text += f", of which we used {listed(sizes)}" if sizes else ""
+    hashes = each(runs.with_result, lambda r: r.result.data_hash)
+    text += (
+        f" (data hash {worded(hashes)})" if len(hashes) <= 3 and hashes else f" ({len(hashes)} versions of the data)"
+    )
+    length = each(runs.all, lambda r: either(r, "dataset.max_seq_len", "torchtune.tokenizer.max_seq_len"))
+    text += f". Rows were cut at {worded(length)} tokens" if length else ""
+    whole = each(runs.all, lambda r: either(r, "dataset.train_on_input", "torchtune.dataset.train_on_input"))
+    text += ", and the loss was cross-entropy over the outputs' tokens alone" if whole == [False] else ""
+    packed = True in each(runs.all, lambda r: either(r, "dataset.packed", "torchtune.dataset.packed"))
+    return text + ("; short rows were packed together." if packed else ".")
+
+
+def _evaluation(runs: Runs) -> str:
+    cells = [(r, e) for r in runs.with_result for e in r.result.evaluation]
+    if not cells:
+        return "The runs were not evaluated on tasks." if runs.with_result else ""
+    tasks = []
+    for task in dict.fromkeys(e.task for _, e in cells):
+        own = [e for _, e in cells if e.task == task]
+        scorers = listed([*dict.fromkeys(s for e in own for s in e.metrics)])
+        tasks.append(f"{task} ({worded(sorted({e.samples for e in own}))} test samples; scored by {scorers})")
+    version = worded(each(runs.with_result, lambda r: r.result.versions.get("inspect-ai")))
+    text = f"The adapters were evaluated with inspect-ai{f' {version}' if version else ''} on {listed(tasks)}"
+    epochs = sorted({e.epoch for _, e in cells if e.epoch is not None})
+    text += (
+        f", after {listed([str(e + 1) for e in epochs])} {'epoch' if epochs == [0] else 'epochs'} of training"
+        if epochs
+        else ""
+    )
+    tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))
+    text += f", with at most {worded(tokens)} generated tokens unless the task says otherwise" if tokens else ""
+    before = any(r.result.baseline for r in runs.with_result)
+    text += "; the untrained model answered the same samples" if before else ""
+    missing = sorted({f"{e.task}, {s}" for _, e in cells for s, share in e.coverage.items() if share < 1})
+    text += f". Not every answer could be scored by {listed(missing)}; shares scored are reported" if missing else ""
+    return text + "."
+
+
+def _statistics(runs: Runs) -> str:
+    compared = [c for f in runs.families for found in f.comparisons.values() for c in found]
+    cells = [e for r in runs.with_result for e in r.result.evaluation]
+    if not cells:
+        return ""
+    text = []
+    if any("stderr" in values for e in cells for values in e.metrics.values()):
+        text.append(
+            "Intervals of scores are 95%, 1.96 standard errors over test samples (Wilson's where all or none are right)."
+        )
+    tests = sorted({c.method for c in compared})
+    if tests:
+        against = listed(
+            sorted({f"the {c.against} {'model' if c.against == 'untrained' else 'run'}" for c in compared})
+        )
+        text.append(
+            f"Runs were compared with {against} sample by sample ({listed(tests)}), p corrected for the number of "
+            "runs (Holm 1979)"
+            + (
+                "; intervals of differences in accuracy are Agresti and Min's (2005)."
+                if "McNemar, exact" in tests
+                else "."
+            )
+        )
+    if len({r.value(SEED) for r in runs.with_result if SEED in r.swept}) > 1:
+        text.append("Means over seeds have 95% intervals of Student's t.")
+    return " ".join(text)
+
+
+def _machines(runs: Runs) -> str:
+    packages: dict[str, list[str]] = {}
+    for r in runs.with_result:
+        for name, version in r.result.versions.items():
+            if version not in packages.setdefault(name, []):
+                packages[name].append(version)
+    if not runs.with_result:
+        return ""
+    commits = each(runs.with_result, lambda r: r.result.git_commit)
+    software = [f"{_PACKAGES.get(n, n)} {listed(v, 'or')}" for n, v in packages.items()]
+    text = f"Software: {listed(software)}" if software else ""
+    text += (
+        f" (commit {listed([c[:12] + ('+changes' if c.endswith('+changes') else '') for c in commits[:3]], 'or')})"
+        if commits
+        else ""
+    )
+    devices = each(runs.with_result, lambda r: r.result.machine.get("device"))
+    dtype = each(runs.with_result, lambda r: r.result.machine.get("dtype"))
+    processes = each(runs.with_result, lambda r: r.result.settings.get("processes"))
+    threads = each(
+        runs.with_result, lambda r: r.result.machine.get("threads") if r.result.machine.get("device") == "cpu" else None
+    )
+    hardware = [listed(["CPU" if d == "cpu" else str(d) for d in devices], "or")] if devices else []
+    hardware += [f"{worded(processes)} a run"] if processes and processes != [1] else []
+    hardware += [f"{worded(threads)} {'thread' if threads == [1] else 'threads'} a process"] if threads else []
+    hardware += [f"precision {worded(dtype)}"] if dtype else []
+    text += f". Hardware: {', '.join(hardware)}" if hardware else ""
+    return f"{text}. {hours_in_words(runs)}"

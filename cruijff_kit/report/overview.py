@@ -1,0 +1,81 @@
+"""The report's first section: what was asked, which runs there are, and the command that repeats them."""
+
+import shlex
+from typing import Any
+
+from cruijff_kit.report.document import Section, Table, listed, plain, several
+from cruijff_kit.report.runs import Run, Runs
+
+_ORDER = ("done", "running", "evaluating", "queued", "interrupted", "cancelled", "failed")
+
+
+def overview(runs: Runs) -> Section:
+    """Question, hypothesis and plan of each sweep where they were written down; the runs by state."""
+    section = Section("overview", "What was run")
+    asked = [(ledger, name) for ledger in runs.ledgers for name in ("question", "hypothesis", "evaluation")]
+    words = {"question": "Question", "hypothesis": "Hypothesis", "evaluation": "Evaluation plan"}
+    section.text = list(dict.fromkeys(f"{words[n]}: {getattr(led, n)}" for led, n in asked if getattr(led, n)))
+    if runs.trouble:
+        section.text.append(f"SLURM cannot be asked, so this is what the runs said last: {runs.trouble}")
+    keys = varied(runs.all)
+    rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(r)] for r in runs.all]
+    header = ["run", "state", *keys, "objective", "value", "loss", "validation loss", "started (UTC)", "folder"]
+    best = {i for i, r in enumerate(runs.all) if any(r is f.best and len(f.runs) > 1 for f in runs.families)}
+    section.blocks.append(Table("runs", "Every run", header, rows, best))
+    return section
+
+
+def states_in_words(runs: Runs) -> str:
+    """ "8 runs: 6 done, 2 failed"."""
+    counts = runs.states()
+    states = sorted(counts, key=lambda s: _ORDER.index(s) if s in _ORDER else len(_ORDER))
+    return f"{several(len(runs.all), 'run')}: {', '.join(f'{counts[s]} {s}' for s in states)}"
+
+
+def commands(runs: Runs) -> list[str]:
+    """The command lines that made the runs; a single run that left no ledger is repeated from its config."""
+    lines = [
+        f"python -m cruijff_kit.train {'' if _alone(ledger) else '-m '}{shlex.join(ledger.command)}".rstrip()
+        for ledger in runs.ledgers
+    ]
+    if not lines and len(runs.all) == 1:
+        lines = [line for line in [_typed(runs.all[0])] if line]
+    return list(dict.fromkeys(lines))
+
+
+def _alone(ledger: Any) -> bool:
+    """Whether it is the ledger of a single run, which was submitted."""
+    return len(ledger.runs) == 1 and not ledger.runs[0].swept and ledger.runs[0].folder in (".", "")
+
+
+def _typed(run: Run) -> str | None:
+    """What Hydra keeps of the command of a single run."""
+    import yaml
+
+    try:
+        typed = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return f"python -m cruijff_kit.train {shlex.join(map(str, typed))}".rstrip()
+
+
+def title(runs: Runs) -> str:
+    """The experiments' names."""
+    names = dict.fromkeys(r.result.experiment for r in runs.with_result)
+    names |= dict.fromkeys(ledger.experiment for ledger in runs.ledgers)
+    return listed([*names][:3]) + (" and others" if len(names) > 3 else "") if names else runs.folder.absolute().name
+
+
+def varied(runs: list[Run]) -> list[str]:
+    """Keys that are swept over in any of the runs, in their order."""
+    return list(dict.fromkeys(k for r in runs for k in r.swept))
+
+
+def _outcome(run: Run) -> list[Any]:
+    r = run.result
+    if r is None:
+        return [None, None, run.view.loss, None, None, str(run.folder)]
+    training = r.training
+    losses = [training.get("loss"), training.get("validation_loss")]
+    started = r.started.removesuffix("+00:00").replace("T", " ")
+    return [r.objective_name, r.objective, *losses, started, str(run.folder)]

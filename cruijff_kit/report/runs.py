@@ -1,0 +1,201 @@
+"""What a report is about, read once: the runs below a folder with their states and results, their ledgers, and the best.
+
+A folder that was moved or copied is read where it lies: its own logs come before those that its results name.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cruijff_kit.comparisons import Comparison, compare_runs
+from cruijff_kit.errors import UserError
+from cruijff_kit.folder import RunFolder
+from cruijff_kit.ledger import Entry, Ledger, find_ledgers, read_ledger
+from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
+from cruijff_kit.survey import Known, RunView, known_below, survey
+
+SEED = "seed"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(eq=False)
+class Run:
+    """One run. label: its name, with its folder where names repeat. result: None while (or because) there is none.
+
+    unreadable: what is wrong with its result.json. entry: what its sweep's ledger says of it.
+    """
+
+    label: str
+    folder: Path
+    view: RunView
+    result: RunResult | None = None
+    entry: Entry | None = None
+    unreadable: str = ""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml, else {"torchtune": torchtune.yaml}; empty where neither is there."""
+        for name in ("config.yaml", "torchtune.yaml"):
+            try:
+                tree = yaml.load((self.folder / name).read_text(encoding="utf-8"), Loader=_LOADER)
+            except (OSError, ValueError, yaml.YAMLError):
+                continue
+            if isinstance(tree, dict):
+                return tree if name == "config.yaml" else {"torchtune": tree}
+        return {}
+
+    @property
+    def done(self) -> bool:
+        """Whether it has finished."""
+        return self.result is not None and self.result.status == "done"
+
+    @property
+    def swept(self) -> dict[str, Any]:
+        """What varies in its sweep."""
+        return self.result.swept if self.result else self.entry.swept if self.entry else {}
+
+    def value(self, key: str) -> Any:
+        """What a setting that varies somewhere is in this run; None where it is not known."""
+        return self.swept.get(key, self.result.settings.get(key) if self.result else None)
+
+    def last(self, task: str, untrained: bool = False) -> Evaluation | None:
+        """A task's cell, of several epochs the last."""
+        cells = (self.result.baseline if untrained else self.result.evaluation) if self.result else []
+        return next((e for e in reversed(cells) if e.task == task), None)
+
+
+@dataclass(eq=False)
+class Family:
+    """Runs that finished and whose objective is the same number: of the same task, scorer and metric.
+
+    source: (task, scorer, metric); None for a loss.
+    """
+
+    objective: str
+    source: tuple[str, str, str] | None
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return higher_is_better(self.objective)
+
+    @cached_property
+    def best(self) -> Run:
+        """The run with the best objective; of equals the one that started first, as table_cells.best_run has it."""
+        return (max if self.higher else min)(self.runs, key=lambda r: r.result.objective)
+
+    @cached_property
+    def ranked(self) -> list[Run]:
+        """Its runs, the best first; of equals the one that started first."""
+        return sorted(self.runs, key=lambda r: -r.result.objective if self.higher else r.result.objective)
+
+    @cached_property
+    def comparisons(self) -> dict[Run, list[Comparison]]:
+        """Each run with the untrained model and with the best run."""
+        best = self.best.result if len(self.runs) > 1 else None
+        return dict(zip(self.runs, compare_runs([r.result for r in self.runs], best), strict=True))
+
+    @property
+    def name(self) -> str:
+        """The objective in words: "match accuracy (risk)"."""
+        if self.source is None:
+            return self.objective.replace("_", " ")
+        return f"{self.source[1]} {self.source[2]} ({self.source[0]})".replace("_", " ")
+
+
+@dataclass(eq=False)
+class Runs:
+    """Every run below a folder. trouble: why SLURM could not be asked about them."""
+
+    folder: Path
+    all: list[Run]
+    ledgers: list[Ledger]
+    trouble: str | None = None
+
+    @cached_property
+    def with_result(self) -> list[Run]:
+        """Those with a result.json, finished or not."""
+        return [r for r in self.all if r.result is not None]
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Finished runs by what their objective is, the largest family first."""
+        found: dict[tuple, Family] = {}
+        for run in self.all:
+            if run.done and run.result.objective_name and finite(run.result.objective):
+                source = source_of(run.result)
+                key = (source or run.result.objective_name, higher_is_better(run.result.objective_name))
+                found.setdefault(key, Family(run.result.objective_name, source)).runs.append(run)
+        return sorted(found.values(), key=lambda f: -len(f.runs))
+
+    def states(self) -> Counter[str]:
+        """State -> runs."""
+        return Counter(r.view.state for r in self.all)
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number that can be compared."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def source_of(result: RunResult) -> tuple[str, str, str] | None:
+    """(task, scorer, metric) that the run's objective is, as RunResult.metrics finds it; None for a loss."""
+    name = result.objective_name
+    for e in {e.task: e for e in result.evaluation}.values():
+        for scorer, values in e.metrics.items():
+            for metric in values:
+                if name in (metric, f"{scorer}/{metric}", f"{e.task}/{scorer}/{metric}"):
+                    return e.task, scorer, metric
+    return None
+
+
+def read_runs(folder: Path) -> Runs:
+    """Every run of a run's folder, of a sweep's, or of any folder above, in the order of their starts.
+
+    Raises:
+        UserError: no such folder, or no run in it.
+    """
+    known = known_below(folder)
+    views, trouble = survey(known)
+    runs = [_read(k, v) for k, v in zip(known, views, strict=True)]
+    runs.sort(key=lambda r: (r.result.started if r.result else "~", r.label))
+    for label, times in Counter(r.label for r in runs).items():
+        for r in runs:
+            if times > 1 and r.label == label:
+                r.label = _place(r.folder, folder)
+    places = dict.fromkeys([*find_ledgers(folder), *(k.sweep_dir for k in known if k.sweep_dir)])
+    ledgers = [ledger for place in places if (ledger := read_ledger(place))]
+    return Runs(folder, runs, ledgers, trouble)
+
+
+def _place(run: Path, folder: Path) -> str:
+    within = run.is_relative_to(folder.absolute())
+    return str(run.relative_to(folder.absolute())) if within else f"{run.parent.name}/{run.name}"
+
+
+def _read(known: Known, view: RunView) -> Run:
+    path = RunFolder(known.folder).result
+    run = Run(view.name, known.folder, view, entry=known.entry)
+    if path.exists():
+        try:
+            run.result = read_result(path)
+        except (UserError, OSError) as error:
+            run.unreadable = str(error)
+    if run.result:
+        run.label = run.result.name
+        for e in run.result.evaluation:
+            e.log = _found(known.folder / "eval", e.log)
+        for e in run.result.baseline:
+            e.log = _found(known.folder / "eval" / "untrained", e.log)
+    return run
+
+
+def _found(folder: Path, log: str) -> str:
+    own = folder / Path(log).name
+    return str(own) if log and own.is_file() else log

@@ -1,0 +1,326 @@
+"""The report against the results that it is made from: every kind of run, the numbers, what is left out, what is kept."""
+
+import ast
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cruijff_kit.comparisons import UNTRAINED, compare_runs
+from cruijff_kit.launch.callback import write_and_show
+from cruijff_kit.replicates import replicates
+from cruijff_kit.report import drawing
+from cruijff_kit.report.__main__ import main
+from cruijff_kit.report.curves import read_curve, thinned
+from cruijff_kit.report.effects import by_effect, effects, together
+from cruijff_kit.report.runs import Family, Run, Runs, read_runs
+from cruijff_kit.report.samples import WITHHELD, samples
+from cruijff_kit.report.writing import write_report
+from cruijff_kit.result import RunResult
+from cruijff_kit.survey import RunView
+from cruijff_kit.table import read_results
+from cruijff_kit.table_cells import best_run
+
+ROOT = Path(__file__).parents[2]
+NASTY = "<b>x</b> $a_{$ & \"q\" 'é'"
+
+
+@pytest.fixture(scope="module")
+def sweep(run_cli, tiny, tmp_path_factory) -> Path:
+    """Two ranks, two seeds; two epochs are asked for yes and no."""
+    folder = tmp_path_factory.mktemp("report") / "sweep"
+    where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "dtype=fp32", "num_warmup_steps=0", "epochs=2"]
+    data = ["dataset=census", "dataset.arguments.wording=terse", "dataset.max_samples=48", "eval.limit=24"]
+    varied = ["lr=1e-2", "lora.rank=2,4", "seed=1,2", "eval.epochs=all", f"hydra.sweep.dir={folder}"]
+    done = run_cli("-m", *where, *data, "dataset.max_validation_samples=16", *varied, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {folder / 'report.html'}" in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(sweep, tmp_path_factory) -> dict:
+    """What the command says with --json, written elsewhere."""
+    to = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-m", "cruijff_kit.report", str(sweep), "--to", str(to), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def rows_of(told: dict, name: str) -> list[dict[str, str]]:
+    (path,) = [p for p in told["tables"] if Path(p).name == f"{name}.csv"]
+    return list(csv.DictReader(Path(path).open(encoding="utf-8")))
+
+
+def copies(sweep: Path, to: Path, changes: list[dict]) -> Path:
+    """A folder with a run for each change, made of the sweep's first; its logs stay where they are."""
+    first = min(p for p in sweep.iterdir() if (p / "result.json").exists())
+    result = json.loads((first / "result.json").read_text())
+    for number, change in enumerate(changes):
+        folder = to / f"run{number}"
+        folder.mkdir(parents=True)
+        for name in ("config.yaml", "torchtune.yaml", "metrics.jsonl"):
+            shutil.copy(first / name, folder)
+        (folder / "result.json").write_text(
+            json.dumps(result | {"name": folder.name, "config_hash": str(number)} | change)
+        )
+    return to
+
+
+def grid(number: int) -> list[dict]:
+    """Runs of two settings, a third and seeds, with scores that depend on them."""
+    found = []
+    for i in range(number):
+        swept = {
+            "lora.rank": 2 ** (1 + i % 5),
+            "lr": [1e-4, 1e-3, 1e-2][i // 5 % 3],
+            NASTY: ["a", NASTY][i // 15 % 2],
+            "seed": i,
+        }
+        found.append({"swept": swept, "objective": round(0.2 + 0.1 * (i % 5) + 0.001 * (i % 7), 4)})
+    return found
+
+
+def test_every_file_is_there(told, sweep):
+    to = Path(told["html"]).parent
+    assert {p.name for p in to.iterdir()} == {"report.html", "methods.txt", "report"}
+    charts = {Path(p).stem for p in told["figures"]}
+    assert {"best_runs_chart", "losses", "effects", "epochs", "calibration_roc", "calibration_reliability"} < charts
+    assert charts <= {Path(p).stem for p in told["tables"]}, "every figure has its data"
+    for figure in told["figures"]:
+        assert Path(figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and Path(figure).stat().st_size > 3000
+    page = Path(told["html"]).read_text()
+    assert page.count('role="img"') == len(charts) and "<svg" in page
+    assert told["states"] == {"done": 4} and "lora.rank=2,4" in told["commands"][0]
+    assert (sweep / "report.html").exists() and (sweep / "methods.txt").read_text() == Path(
+        told["methods_file"]
+    ).read_text()
+
+
+def test_the_best_runs_are_those_of_the_table(told, sweep):
+    results = read_results(sweep)
+    best = best_run(results)
+    compared = {r.name: c for r, c in zip(results, compare_runs(results, best), strict=True)}
+    rows = rows_of(told, "best_runs")
+    assert rows[0]["run"] == best.name and len(rows) == 4
+    assert [float(r["value"]) for r in rows] == sorted((r.objective for r in results), reverse=True)
+    for row in rows:
+        result = next(r for r in results if r.name == row["run"])
+        values = result.evaluation[-1].metrics["match"]
+        if values["stderr"]:
+            reach = 1.959964 * values["stderr"]
+            assert float(row["low"]) == pytest.approx(max(0, values["accuracy"] - reach))
+        (versus,) = [c for c in compared[row["run"]] if (c.against, c.scorer) == (UNTRAINED, "match")]
+        assert float(row["versus untrained: p (Holm)"]) == pytest.approx(versus.p_holm)
+        assert float(row["versus untrained: low"]) == pytest.approx(versus.low)
+    seeds = {(r["configuration"], r["metric"]): float(r["mean"]) for r in rows_of(told, "seeds")}
+    for group in replicates(results):
+        assert seeds[group.name, "risk/match/accuracy"] == pytest.approx(group.metrics["risk/match/accuracy"].mean)
+
+
+def test_curves_of_risk_give_the_metrics_of_the_results(told, sweep):
+    """The area under each ROC curve is the AUC, the weighted distances of the reliability the ECE that the run has."""
+    metrics = {r.name: r.evaluation[-1].metrics["risk_scorer"] for r in read_results(sweep)}
+    for name, values in metrics.items():
+        roc = [r for r in rows_of(told, "calibration_roc") if r["run"] == name]
+        points = [(float(r["false positive rate"]), float(r["true positive rate"])) for r in roc]
+        area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
+        assert area == pytest.approx(values["auc"])
+        bins = [r for r in rows_of(told, "calibration_reliability") if r["run"] == name]
+        off = sum(int(b["samples"]) * abs(float(b["mean risk"]) - float(b["share positive"])) for b in bins)
+        assert off / sum(int(b["samples"]) for b in bins) == pytest.approx(values["r_ece"])
+
+
+def test_losses_and_scores_are_complete(told, sweep):
+    for r in read_results(sweep):
+        losses = [row for row in rows_of(told, "losses") if row["run"] == r.name]
+        assert len([row for row in losses if row["kind"] == "training loss"]) == r.training["steps"]
+        assert (
+            float([row for row in losses if row["kind"] == "validation loss"][-1]["loss"])
+            == r.training["validation_loss"]
+        )
+        scores = [row for row in rows_of(told, "scores_1_risk") if row["run"] == r.name]
+        assert [row["epoch"] for row in scores] == ["0", "1"]
+        assert float(scores[1]["risk scorer auc"]) == r.evaluation[-1].metrics["risk_scorer"]["auc"]
+
+
+def test_methods_give_the_numbers(told, sweep, capsys):
+    text = Path(told["methods_file"]).read_text()
+    parts = [
+        "rank 2 or 4",
+        "alpha 4 or 8",
+        "AdamW (learning rate 0.01",
+        "48 training rows and 16 validation rows",
+        "fp32",
+    ]
+    parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "McNemar", "inspect-ai 0.3"]
+    for part in [*parts, "batches of 8", "without warm-up"]:
+        assert part in text, f"{part} is not in: {text}"
+    assert main([str(sweep), "--methods"]) == 0 and capsys.readouterr().out == text
+
+
+def test_hours_and_estimates(sweep, tmp_path):
+    folder = copies(sweep, tmp_path / "s", [{}, {"machine": {"device": "NVIDIA H200"}, "settings": {"processes": 2}}])
+    total = json.loads((folder / "run0" / "result.json").read_text())["seconds"]["total"]
+    entry = {"name": "run0", "folder": "run0", "config_hash": "0", "data_hash": None, "attempts": [],
+             "estimate": {"seconds": total / 2, "memory_bytes": 1e9, "gpu_hours": 0, "basis": "guess"}}  # fmt: skip
+    more = {"question": "Which rank?", "hypothesis": NASTY, "evaluation": "McNemar"}
+    (folder / "sweep.json").write_text(
+        json.dumps({"experiment": "e", "command": ["a=1,2"], "cwd": "/", "runs": [entry]} | more)
+    )
+    data = write_report(folder, tmp_path / "to").data
+    assert data["cpu_hours"] == pytest.approx(total / 3600) and data["gpu_hours"] == pytest.approx(2 * total / 3600)
+    (row,) = data["sections"]["costs"]["tables"]["estimates"]["rows"]
+    assert row["took / expected"] == pytest.approx(2) and row["basis"] == "guess"
+    assert data["sections"]["overview"]["text"][:2] == ["Question: Which rank?", f"Hypothesis: {NASTY}"]
+    page = (tmp_path / "to" / "report.html").read_text()
+    assert "<b>x</b>" not in page and "&lt;b&gt;x&lt;/b&gt;" in page
+
+
+def test_runs_that_did_not_finish(sweep, tmp_path, capsys):
+    """Failed, never started, with a broken result, never evaluated, of another task, with a log that is gone: one page."""
+    error = {"type": "ValueError", "message": NASTY, "phase": "train", "traceback": "", "cause": "error"}
+    bare = {"evaluation": [], "baseline": [], "objective_name": "validation_loss", "objective": 0.5}
+    other = [
+        {"task": "sums", "epoch": 0, "samples": 4, "metrics": {"s": {"mae": 3.0}}, "log": "/gone.eval", "seconds": 1}
+    ]
+    failed = {"status": "failed", "error": error, "objective": None, "evaluation": [], "seconds": {}, "training": {}}
+    sums = {"evaluation": other, "baseline": [], "objective_name": "sums/s/mae", "objective": 3.0}
+    folder = copies(sweep, tmp_path / "s", [{}, failed, bare, sums])
+    (folder / "waiting").mkdir()
+    (folder / "waiting" / "swept.json").write_text("{}")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "result.json").write_text("{")
+    (folder / "broken" / "status.json").write_text('{"state": "failed", "reason": "disk full"}')
+    assert main([str(folder), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    rows = {r["run"]: r for r in data["sections"]["failures"]["tables"]["failures"]["rows"]}
+    assert rows["run1"]["message"] == NASTY and rows["run1"]["phase"] == "train"
+    assert rows["waiting"]["state"] == "interrupted" and rows["broken"]["type"] == "unreadable result"
+    assert {b["metric"] for b in data["best"]} == {"risk/match/accuracy", "validation_loss", "sums/s/mae"}
+    assert "sums" in (folder / "methods.txt").read_text()
+
+
+def test_nothing_but_failures_and_nothing_at_all(sweep, tmp_path, capsys):
+    failed = {"status": "failed", "objective": None, "evaluation": [], "baseline": [], "training": {}, "seconds": {}}
+    data = write_report(copies(sweep, tmp_path / "s", [failed])).data
+    assert data["best"] == [] and data["sections"]["best"]["absent"]
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 2 and "holds no runs" in capsys.readouterr().err
+
+
+def test_red_data_show_no_samples(sweep):
+    runs = read_runs(sweep)
+    shown = samples(runs)
+    assert {s.right for s in shown.samples} <= {True, False} and shown.samples
+    assert all(s.prompt.startswith("AGE:") and s.target in "01" for s in shown.samples)
+    for run in runs.all:
+        run.result.tier = "red"
+    withheld = samples(runs)
+    assert withheld.samples == [] and not withheld.absent and WITHHELD.lower() in withheld.text[0].lower()
+
+
+def test_samples_come_through_one_function():
+    """What the rule for red data hangs on: nobody else in the report asks evaluation for samples."""
+    for path in (ROOT / "cruijff_kit" / "report").glob("*.py"):
+        names = {
+            a.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for a in node.names
+        }
+        assert path.name == "samples.py" or not names & {"asked_and_answered", "summaries", "read_eval_log", "items"}
+
+
+def test_a_report_that_fails_does_not_fail_the_sweep(sweep, tmp_path, capsys):
+    folder = copies(sweep, tmp_path / "s", grid(2))
+    (folder / "report.html").mkdir()
+    assert len(write_and_show(folder)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("no report: IsADirectoryError: ") and said.endswith(
+        f"python -m cruijff_kit.report {folder} tries again"
+    )
+
+
+def test_what_an_earlier_report_wrote_goes_and_nothing_else(sweep, tmp_path):
+    folder = copies(sweep, tmp_path / "s", grid(4))
+    write_report(folder, tmp_path / "to")
+    assert (tmp_path / "to" / "report" / "effects.png").exists()
+    (tmp_path / "to" / "report" / "mine.csv").write_text("1")
+    for run in ("run1", "run2", "run3"):
+        shutil.rmtree(folder / run)
+    write_report(folder, tmp_path / "to")
+    assert (
+        not (tmp_path / "to" / "report" / "effects.png").exists() and (tmp_path / "to" / "report" / "mine.csv").exists()
+    )
+
+
+def family(scores: dict[tuple, float]) -> Family:
+    """Runs of (a, b, seed)."""
+    found = []
+    for (a, b, seed), score in scores.items():
+        name = f"{a},{b},{seed}"
+        result = RunResult(
+            name,
+            "done",
+            "e",
+            "m",
+            {"a": a, "b": b, "seed": seed},
+            {"seed": seed},
+            name,
+            objective=score,
+            objective_name="accuracy",
+        )
+        found.append(Run(name, Path(name), RunView(name, name, "done"), result))
+    return Family("accuracy", None, found)
+
+
+def test_effects_are_those_that_were_put_in():
+    flat = family({(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in "xy" for s in (0, 1)})
+    first, second = by_effect(flat)
+    assert (first.key, second.key) == ("a", "b") and first.share > 0.98 and second.share < 0.01
+    crossed = family(
+        {(a, b, s): float((a == 1) == (b == "x")) + 0.01 * s for a in (1, 2) for b in "xy" for s in (0, 1)}
+    )
+    assert by_effect(crossed)[0].share < 0.01 and together(*by_effect(crossed)) > 0.99
+    section = effects(Runs(Path("x"), crossed.runs, []))
+    heat = section.charts[0].data
+    means = {(row[0], row[1]): row[2] for row in heat.rows}
+    assert {*heat.columns[:2]} == {"a", "b"} and "mean over seeds" in heat.caption
+    assert means[(1, "x") if heat.columns[0] == "a" else ("x", 1)] == pytest.approx(1.005)
+
+
+def test_a_search_is_a_cloud_of_points():
+    drawn = family({(10 ** (-4 + i / 20), i % 7 / 7, 0): i / 40 for i in range(40)})
+    chart = effects(Runs(Path("x"), drawn.runs, [])).charts[0]
+    assert len(chart.data.rows) == 40 and chart.data.columns == ["run", "a", "b", "value"]
+
+
+def test_long_and_broken_metrics_files(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 2, "loss": 3}\n{"step": 1, "loss": 5}\n{"step": 2, "loss": 4}\n{"step": 3, "loss": NaN}\nnull\n{"st'
+    )
+    assert read_curve(path, "loss") == [(1, 5), (2, 4)] and read_curve(tmp_path / "none", "loss") == []
+    curve = [(float(i), float(i % 2)) for i in range(1000)]
+    assert len(thinned(curve, 100)) == 100 and {v for _, v in thinned(curve, 100)} == {0.5}
+
+
+def luminance(colour: str) -> float:
+    linear = [
+        c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_data_colours_stand_out_on_both_pages():
+    for colour in (*drawing.PALETTE, drawing.GREY):
+        assert (
+            1.05 / (luminance(colour) + 0.05) >= 3 and (luminance(colour) + 0.05) / (luminance("#14171c") + 0.05) >= 3
+        ), colour
