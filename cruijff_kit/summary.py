@@ -54,7 +54,8 @@ def _summary(sweep_dir: Path, ledger: Ledger | None, ask_slurm: bool) -> str:
     results = {k.folder: read_result(k.folder / "result.json") for k in runs if (k.folder / "result.json").exists()}
     name = next((r.experiment for r in results.values()), sweep_dir.absolute().parent.name)
     ledger = ledger or Ledger(name, [], "")
-    parts = [_head(ledger, views), _runs(runs, views, results), _findings(views, [*results.values()]), _failures(views)]
+    made = [*results.values()]
+    parts = [_head(ledger, views, made), _runs(runs, views, results), _findings(views, made), _failures(views)]
     return "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
 
 
@@ -68,11 +69,13 @@ def refresh_above(run: Path) -> None:
         say(f"{NAME} could not be written: {one_line(error)}")
 
 
-def _head(ledger: Ledger, views: list[RunView]) -> str:
+def _head(ledger: Ledger, views: list[RunView], results: list[RunResult]) -> str:
     told = {"Question": ledger.question, "Hypothesis": ledger.hypothesis, "Evaluation plan": ledger.evaluation}
     about = "".join(f"**{title}.** {' '.join(text.split())}\n\n" for title, text in told.items() if text)
     counts = ", ".join(f"{n} {state}" for state, n in Counter(v.state for v in views).items())
-    return f"# {ledger.experiment}\n\n{about}{len(views)} run{'s' * (len(views) != 1)}: {counts} ({now()}).\n"
+    line = notice(results)
+    said = f"\n{line[0].upper()}{line[1:]}.\n" if line else ""
+    return f"# {ledger.experiment}\n\n{about}{len(views)} run{'s' * (len(views) != 1)}: {counts} ({now()}).\n{said}"
 
 
 def _runs(runs: list[Known], views: list[RunView], results: dict[Path, RunResult]) -> str:
@@ -109,8 +112,6 @@ def _findings(views: list[RunView], results: list[RunResult]) -> str:
     if best is not None:
         text += f"Best {best.objective_name}: {best.objective:.4g} ({best.name}).\n"
     if line := known_best(results):
-        text += f"\n{line[0].upper()}{line[1:]}.\n"
-    if line := notice(results):
         text += f"\n{line[0].upper()}{line[1:]}.\n"
     if any(v.state in ACTIVE for v in views):
         return text + "\nComparisons follow when all runs have ended.\n"

@@ -30,7 +30,8 @@ def modules_with_main() -> set[str]:
 def test_every_command_is_listed():
     listed = {module for module, _ in COMMANDS.values()}
     assert listed == modules_with_main() - INSIDE
-    assert [module for module, _ in COMMANDS.values()] == [f"cruijff_kit.{name.replace(' ', '.')}" for name in COMMANDS]
+    modules = [module.removesuffix(".__main__") for module, _ in COMMANDS.values()]
+    assert modules == [f"cruijff_kit.{name.replace(' ', '.')}" for name in COMMANDS]
     assert all(summary and "\n" not in summary and len(summary) < 80 for _, summary in COMMANDS.values())
 
 

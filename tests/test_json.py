@@ -230,6 +230,8 @@ def test_a_run_again_its_model_and_its_archive(sweep, call, documented):
         "reproduce, check": ["reproduce", run, "--check"],
         "reproduce": ["reproduce", run, "--to", "again"],
         "compare": ["compare", run],
+        "report": ["report", "out"],
+        "report, methods": ["report", "out", "--methods"],
         "embed": ["embed", run, "--text", "one", "--text", "two", "--to", "e.parquet"],
         "archive": ["archive", "out", "--dry-run"],
     }.items():

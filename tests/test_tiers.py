@@ -165,7 +165,7 @@ def test_what_red_data_leaves_is_of_use(red):
     assert (sweep["tier"], sweep["redacted"]) == ("red", True)
     assert {(c["task"], c["items"]) for c in sweep["comparisons"]} >= {("match", 8), ("echoes", 8)}
     assert done.stdout.count("red data: samples are withheld in logs and reports") == 6
-    assert "red data: samples are withheld" in (folder / "sweep" / "experiment_summary.md").read_text()
+    assert "ed data: samples are withheld" in (folder / "sweep" / "experiment_summary.md").read_text()
     assert "row 2: column 'output' must be text or a whole number, not list (withheld: red data)" in done.stdout
     assert "broken.jsonl, split 'train', row 2" in done.stdout
     assert "ValueError" in done.stdout and f"{folder}/tasks.py" in done.stdout and f"{folder}/metrics.py" in done.stderr

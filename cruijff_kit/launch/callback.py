@@ -57,8 +57,8 @@ def show_end(folder: Path, report: bool = True) -> None:
 
 
 def write_and_show(sweep_dir: Path, report: bool = True) -> list[RunResult]:
-    """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a program that
-    waits for them), and return the results, if any.
+    """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a
+    program that waits for them), and return the results, if any.
     """
     from cruijff_kit.summary import write_summary
     from cruijff_kit.table import answer_or_show, find_results, read_results, unfinished_runs, write_csv
@@ -71,9 +71,8 @@ def write_and_show(sweep_dir: Path, report: bool = True) -> list[RunResult]:
         write_csv(sweep_dir, results)
         write_summary(sweep_dir)
     answer_or_show(sweep_dir, results)
-    if (
-        report and not alone and not unfinished_runs(sweep_dir)
-    ):  # of runs that are submitted or were interrupted it would be early
+    # Of runs that are submitted or were interrupted it would be early.
+    if report and not alone and not unfinished_runs(sweep_dir):
         _report(sweep_dir)
     return results
 

@@ -201,7 +201,7 @@ def test_runs_that_did_not_finish(sweep, tmp_path, capsys):
     data = json.loads(capsys.readouterr().out)
     rows = {r["run"]: r for r in data["sections"]["failures"]["tables"]["failures"]["rows"]}
     assert rows["run1"]["message"] == NASTY and rows["run1"]["phase"] == "train"
-    assert rows["waiting"]["state"] == "interrupted" and rows["broken"]["type"] == "unreadable result"
+    assert rows["waiting"]["state"] == "planned" and rows["broken"]["type"] == "unreadable result"
     assert {b["metric"] for b in data["best"]} == {"risk/match/accuracy", "validation_loss", "sums/s/mae"}
     assert "sums" in (folder / "methods.txt").read_text()
 
