@@ -340,8 +340,7 @@ def test_a_dry_run_of_a_large_model_needs_no_weights(tiny, tmp_path, monkeypatch
     monkeypatch.setattr(
         "sys.argv", ["train.py", "model=llama3_1_8b_instruct", "dry_run=true", "lora.rank=8", "dtype=bf16"]
     )
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    assert main() == 0
     out = capsys.readouterr().out
     # rank x (in + out) of q, v and o projections and the MLP's three, in 32 layers; 2 bytes each on disk
     adapters = 32 * 8 * ((4096 + 4096) + (4096 + 1024) + (4096 + 4096) + 3 * (4096 + 14336))

@@ -140,10 +140,10 @@ def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
     found = [run.estimate for run in runs]
     console.print(in_words(found), markup=False, soft_wrap=True)
     if budget(runs[0].config, found)["stopped"]:
-        console.print("above max_gpu_hours: without approved=true nothing of it starts", markup=False)
+        console.print("above max_gpu_hours: without approved=true nothing of it starts", markup=False, soft_wrap=True)
     for run in runs:
         for note in _notes(run.plan):
-            console.print(f"{run.config.run_name}: {note}", markup=False)
+            console.print(f"{run.config.run_name}: {note}", markup=False, soft_wrap=True)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -166,5 +166,5 @@ def test_cut_rows_are_warned_of(compose, capsys):
     assert plan.warnings == [f"2 of 3 rows {says.format('train')}", f"1 of 1 rows {says.format('validation')}"]
     show([(config, {})], Path())
     out = capsys.readouterr().out
-    assert all(f"run: {line}\n" in out for line in plan.warnings)
-    assert "run: in 3 rows of split 'train' the answer stands in the prompt\n" in out
+    assert all(f"{config.run_name}: {line}\n" in out for line in plan.warnings)
+    assert f"{config.run_name}: in 3 rows of split 'train' the answer stands in the prompt\n" in out
