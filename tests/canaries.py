@@ -143,8 +143,22 @@ def write_data(folder: Path) -> None:
 def commands(tiny: str, wanted: list[str]) -> None:
     """Give the commands that are wanted (none named: all) one after the other, each exit code printed."""
     import cruijff_kit
-    from cruijff_kit import command, evaluate, export, heterogeneity, resume, table, train
+    from cruijff_kit import (
+        archive,
+        command,
+        compare,
+        embed,
+        evaluate,
+        export,
+        heterogeneity,
+        reproduce,
+        resume,
+        status,
+        table,
+        train,
+    )
     from cruijff_kit.data import convert, preview
+    from cruijff_kit.report import __main__ as report
 
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "device=cpu", "dtype=fp32", "num_warmup_steps=0"]
     model += ["eval.max_tokens=3", "batch_size=4", "lora.rank=2", "dataset.group_columns=[sex]"]
@@ -193,6 +207,8 @@ def commands(tiny: str, wanted: list[str]) -> None:
     )
     for form in ([], ["--json"], ["--csv"]):
         given("table", lambda form=form: table.main([".", *form]))
+    for form in (["--json"], ["--methods"], ["--to", "reported"]):
+        given("report", lambda form=form: report.main([".", *form]))
     given("groups", lambda: heterogeneity.main(["runs/risk", "--group", "sex"]))
     given("persons", lambda: heterogeneity.main(["runs/risk", "--group", "person"]))
     for form in ([], ["--json"]):
@@ -201,6 +217,12 @@ def commands(tiny: str, wanted: list[str]) -> None:
     given("kept", lambda: command.run_command(lambda: run([*kept, f"output_dir={Path.cwd() / 'kept'}"]), True))
     given("export", lambda: export.main(["runs/stops", "--to", "exported"]))
     given("convert", lambda: convert.main(["data/rows.json", "data/converted"]))
+    given("compare", lambda: compare.main(["runs/stops", "--json"]))
+    given("embed", lambda: embed.main(["runs/stops", "--logits", "--to", "embedded.h5"]))
+    given("embed", lambda: embed.main(["runs/stops", "--to", "embedded.parquet"]))
+    given("reproduce", lambda: reproduce.main(["runs/stops", "--json"]))
+    given("status", lambda: status.main([".", "--json"]))
+    given("archive", lambda: archive.main(["runs/stops", "--to", "archived", "--yes", "--json"]))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
         from cruijff_kit.run import Start, train_then_eval
 
         result = train_then_eval(frozen(run), frozen_swept(run), Start(heartbeat, stop))
+        say(f"done: {result.objective_name} {result.objective}")
+        return 0
     except KeyboardInterrupt:
         return _after_signal(run, heartbeat, stop)
     except Exception as error:
@@ -121,8 +123,6 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     finally:
         heartbeat.__exit__()
         refresh_above(run)
-    say(f"done: {result.objective_name} {result.objective}")
-    return 0
 
 
 def _after_signal(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:

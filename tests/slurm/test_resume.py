@@ -98,17 +98,21 @@ def test_resume_runs_exactly_the_rest(shell):
     views = shell.wait_all(folder, "done")
     first = {name: view["job_id"] for name, view in views.items()}
     shell.submit("out", *slow, "seed=10,11,12")
-    views = shell.wait(folder, lambda v: all((v[f"slow{n}"]["step"] or 0) > 0 for n in ("", "-2", "-3")))
-    kill(shell, folder / "slow")
-    shell.cluster.run("scancel", views["slow-2"]["job_id"])
-    views = shell.wait(folder, lambda v: (v["slow"]["state"], v["slow-2"]["state"]) == ("failed", "cancelled"))
-    assert views["slow-3"]["state"] == "running"
+    views = shell.wait(folder, lambda v: all((v[f"slow,seed={n}"]["step"] or 0) > 0 for n in (10, 11, 12)))
+    kill(shell, folder / "slow,seed=10")
+    shell.cluster.run("scancel", views["slow,seed=11"]["job_id"])
+    views = shell.wait(
+        folder, lambda v: (v["slow,seed=10"]["state"], v["slow,seed=11"]["state"]) == ("failed", "cancelled")
+    )
+    assert views["slow,seed=12"]["state"] == "running"
     resumed = shell.run("resume", folder, "slurm.time=00:30:00")
     assert resumed.returncode == 0, resumed.stderr
     assert "2 runs to finish; 1 on their way" in resumed.stderr and "2 runs submitted" in resumed.stdout
-    views = shell.wait(folder, lambda v: all((v[f"slow{n}"]["restarts"] == 1) for n in ("", "-2")))
-    assert {n: views[n]["job_id"] for n in first} == first and views["slow-3"]["restarts"] == 0
-    limit = shell.cluster.run("squeue", "--noheader", "--format=%l", "--jobs", views["slow"]["job_id"]).stdout.split()
+    views = shell.wait(folder, lambda v: all((v[f"slow,seed={n}"]["restarts"] == 1) for n in (10, 11)))
+    assert {n: views[n]["job_id"] for n in first} == first and views["slow,seed=12"]["restarts"] == 0
+    limit = shell.cluster.run(
+        "squeue", "--noheader", "--format=%l", "--jobs", views["slow,seed=10"]["job_id"]
+    ).stdout.split()
     assert limit == ["30:00"]
     nothing = shell.run("resume", folder)
     assert "nothing to finish; 3 on their way" in nothing.stderr and nothing.returncode == 0
