@@ -101,8 +101,8 @@ def codes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 ENDS = {
-    "0": "sweep chats risk resume late table groups preview convert kept export".split()
-    + "report compare embed reproduce status archive".split(),
+    "0": ["sweep", "chats", "risk", "resume", "late", "table", "groups", "preview", "convert", "kept", "export"]
+    + ["report", "compare", "embed", "reproduce", "status", "archive"],
     "1": ["single", "run", "late again"],
     "2": ["broken", "noheader", "leaky", "split", "splits", "options", "built", "raises", "ours", "persons"],
     "130": ["stops"],
