@@ -79,7 +79,10 @@ class RunResult:
     objective_name: str | None = None
     objective: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Phase -> seconds: setup, baseline, train, evaluate, total."""
+    """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a pack's runs computed together, a run has its
+    share by tokens."""
+    pack: dict[str, Any] | None = None
+    """id and size of the pack that the run was trained in; None for a run by itself."""
     steps: dict[str, int] = field(default_factory=dict)
     """Steps of training/steps.py: per_epoch, total, warmup, rows_per_update, processes."""
     rows: dict[str, int] = field(default_factory=dict)

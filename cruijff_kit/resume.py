@@ -168,17 +168,15 @@ def _more_memory(view: RunView, mem: str | None) -> str | None:
 
 def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -> None:
     from cruijff_kit.launch.callback import show_end
-    from cruijff_kit.run import train_then_eval
+    from cruijff_kit.packs import packs_of, run_pack
 
+    folders = [known.folder for known in runs]
     try:
-        for place, known in enumerate(runs, 1):
-            run = known.folder
-            say(f"[{place}/{len(runs)}] {run.name}")
-            try:
-                train_then_eval(configs[run], frozen_swept(run))
-            except Exception as error:
-                say(f"[{place}/{len(runs)}] {run.name} failed: {one_line(error)}")
-            refresh_above(run)
+        for pack in packs_of([configs[run] for run in folders]):
+            if len(pack.runs) > 1:
+                run_pack([(configs[folders[n]], frozen_swept(folders[n])) for n in pack.runs])
+            else:
+                _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:
         interrupted = sys.exc_info()[0] is not None
         try:
@@ -186,6 +184,17 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
         except SystemExit:
             if not interrupted:
                 raise
+
+
+def _run_alone(run: Path, configs: dict[Path, RunConfig], place: str) -> None:
+    from cruijff_kit.run import train_then_eval
+
+    say(f"{place} {run.name}")
+    try:
+        train_then_eval(configs[run], frozen_swept(run))
+    except Exception as error:
+        say(f"{place} {run.name} failed: {one_line(error)}")
+    refresh_above(run)
 
 
 def main(argv: list[str] | None = None) -> int:

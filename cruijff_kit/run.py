@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult, git_commit, now, read_result, to_json, versions
 from cruijff_kit.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
 from cruijff_kit.stopping import StopSignals
+from cruijff_kit.training.passes import Story, told
 
 
 def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start | None" = None) -> RunResult:
@@ -37,9 +38,26 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
         UserError: the config or the data cannot work, or the folder is taken; nothing was trained.
         Exception: whatever went wrong later; result.json says what and where.
     """
+    return told(run_story(config, swept or {}, start))
+
+
+def run_story(
+    config: RunConfig,
+    swept: dict[str, Any],
+    start: "Start | None" = None,
+    recipe_of: Callable[[RunConfig], Any] | None = None,
+    pack: dict[str, Any] | None = None,
+) -> Story[RunResult]:
+    """As `train_then_eval`, told side by side with others: training asks for the passes that it does not compute itself.
+
+    Args:
+        recipe_of: makes the recipe; None: the one that trains by itself.
+        pack: what result.json says of the pack.
+    """
     folder = RunFolder(config.output_dir)
     _refuse_taken(folder, config.resume_from_checkpoint)
-    result = begin(config, swept or {})
+    result = begin(config, swept)
+    result.pack = pack
     clock = _Clock(result)
     plan = None
     if start is None:
@@ -58,9 +76,9 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
                     plan = plan or check(config)
                     say(plan.in_words())
                     folder.freeze(chosen, result.swept)
-                    recipe = _recipe(config)
+                    recipe = (recipe_of or _recipe)(config)
                 with _cleaned_up(recipe, result):
-                    _train_and_evaluate(recipe, config, plan, folder, result, clock, start)
+                    yield from _train_and_evaluate(recipe, config, plan, folder, result, clock, start)
                 result.status = DONE
             except BaseException as error:
                 _note_end(result, error, clock.phase, start.stop)
@@ -70,16 +88,21 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
                 folder.write("result.json", to_json(result))
                 _note_status(result, start)
     finally:
-        start.stop.let_go()
+        if not start.shared:
+            start.stop.let_go()
     return result
 
 
 @dataclasses.dataclass
 class Start:
-    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop."""
+    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop.
+
+    shared: the signals are other runs' too, and let go by whoever made them.
+    """
 
     heartbeat: Heartbeat
     stop: StopSignals
+    shared: bool = False
 
 
 def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
@@ -113,7 +136,7 @@ def _refuse_taken(folder: RunFolder, resume: bool) -> None:
 
 def _train_and_evaluate(
     recipe: Any, config: RunConfig, plan: Plan, folder: RunFolder, result: RunResult, clock: "_Clock", start: Start
-) -> None:
+) -> Story[None]:
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
     from cruijff_kit.models.fingerprint import fingerprint
@@ -138,8 +161,8 @@ def _train_and_evaluate(
 
     if config.processes == 1:  # else the model is here only when the workers have gone
         ask_untrained()
-    with clock("train"):
-        _train(recipe, bool(config.eval.tasks), folder, result, start)
+    with clock("train", getattr(recipe, "spent", time.monotonic)):
+        yield from _train(recipe, bool(config.eval.tasks), folder, result, start)
     start.heartbeat.set(state=EVALUATING)
     if config.processes > 1:
         ask_untrained()
@@ -168,7 +191,7 @@ def note_objective(result: RunResult, config: RunConfig) -> None:
     result.objective = found[result.objective_name]
 
 
-def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResult, start: Start) -> None:
+def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResult, start: Start) -> Story[None]:
     from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 
     result.resumed_at_step = recipe.global_step or None
@@ -176,7 +199,7 @@ def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResul
     start.heartbeat.follow(lambda: _progress_of(recipe, result))
     try:
         with start.stop.asking(recipe):
-            recipe.train()
+            yield from recipe.training()
         if then_evaluate:
             recipe.save_state()
             if start.stop.received is not None:  # it came too late for a step
@@ -270,16 +293,16 @@ class _Clock:
     """Seconds per phase, kept in the result; remembers the phase that is under way."""
 
     def __init__(self, result: RunResult) -> None:
-        self.result, self.phase, self.started = result, "setup", time.monotonic()
+        self.result, self.phase = result, "setup"
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        self.phase, started = phase, time.monotonic()
+    def __call__(self, phase: str, time_of: Callable[[], float] = time.monotonic) -> Iterator[None]:
+        self.phase, started = phase, time_of()
         try:
             yield
         finally:
-            spent = self.result.seconds.get(phase, 0) + time.monotonic() - started
+            spent = self.result.seconds.get(phase, 0) + time_of() - started
             self.result.seconds[phase] = round(spent, 3)
 
     def total(self) -> float:
-        return round(time.monotonic() - self.started, 3)
+        return round(sum(self.result.seconds.values()), 3)

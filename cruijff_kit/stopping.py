@@ -23,7 +23,7 @@ class StopSignals:
         self.signals = signals
         self.leave: Callable[[], None] = self._interrupt
         self.received: signal.Signals | None = None
-        self._recipe: Any = None
+        self._recipes: list[Any] = []
         self._pid = os.getpid()
         self._usual: dict[signal.Signals, Any] = {}
 
@@ -40,21 +40,25 @@ class StopSignals:
 
     @contextmanager
     def asking(self, recipe: Any) -> Iterator[None]:
-        """Within this context a signal sets the recipe's `stop_reason`; a second Ctrl-C acts at once."""
-        self._recipe = recipe
+        """Within this context a signal sets the recipe's `stop_reason`; a second Ctrl-C acts at once.
+
+        (The runs of a pack train side by side.)
+        """
+        self._recipes.append(recipe)
         if self.received is not None:
             recipe.stop_reason = _reason(self.received)
         try:
             yield
         finally:
-            self._recipe = None
+            self._recipes.remove(recipe)
 
     def _act(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             return
         again, self.received = self.received is not None, self.received or signal.Signals(number)
-        if self._recipe is not None and not (again and number == signal.SIGINT):
-            self._recipe.stop_reason = self._recipe.stop_reason or _reason(self.received)
+        if self._recipes and not (again and number == signal.SIGINT):
+            for recipe in self._recipes:
+                recipe.stop_reason = recipe.stop_reason or _reason(self.received)
         elif not again or number == signal.SIGINT:  # what a cluster repeats must not cut the saving short
             self.leave()
 

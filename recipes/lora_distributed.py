@@ -42,6 +42,7 @@ from cruijff_kit.recipes.lora_single_device import (
 from cruijff_kit.training import shared
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state
 from cruijff_kit.training.loss import attention_cost, batch_loss
+from cruijff_kit.training.passes import Passed, Story
 from cruijff_kit.training.steps import Steps, smaller_micro_batch
 from cruijff_kit.training.validation import validation_batches, validation_sums
 from cruijff_kit.training.workers import Boss, Workers
@@ -141,6 +142,11 @@ class LoRAFinetuneRecipeDistributed:
         self.model, _ = for_evaluation(self.cfg)
         load_adapter_state(self.model, newest_checkpoint(self.folder.checkpoints)["adapter"])
 
+    def training(self) -> Story[None]:
+        """As `train`; asks for no passes."""
+        self.train()
+        yield from ()
+
     def save_state(self) -> None:
         """Nothing: worker 0 saved it when training ended."""
 
@@ -221,9 +227,9 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
     def _forward(self, batch: Batch, loss_fn) -> torch.Tensor:
         return self.loss_module(batch, loss_fn)
 
-    def _gradients(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
+    def _gradients(self, rows: list[int]) -> Story[Passed]:
         # Out of memory on one worker leaves the others waiting: the run's process starts all of them again.
-        loss, labels, tokens = self._backward(rows)
+        loss, labels, tokens = yield from self._backward(rows)
         gradients = [p.grad for p in self.trainable]
         flat = torch.cat([g.flatten() for g in gradients]).float()
         dist.all_reduce(flat)
@@ -251,11 +257,11 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
                 self.custom_metrics.sums[name][0] += total
                 self.custom_metrics.sums[name][1] += weight
 
-    def _validation_sums(self) -> tuple[float, int]:
+    def _validation_sums(self) -> Story[tuple[float, int]]:
         batches = validation_batches(self.val_data)
         batches += [[]] * (-len(batches) % self.size)
         mine = batches[self.rank :: self.size]
-        loss, labels = self._summed(*validation_sums(self.model, mine, lambda examples: self._loss(examples)[:2]))
+        loss, labels = self._summed(*(yield from validation_sums(mine)))
         self._share_metrics()
         return loss.item(), int(labels)
 

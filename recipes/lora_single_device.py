@@ -37,7 +37,6 @@ from cruijff_kit.compat import (
 )
 from cruijff_kit.data.batches import Batch, batch_order, make_batch
 from cruijff_kit.data.instruct import Example
-from cruijff_kit.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, cause_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
 from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
@@ -47,9 +46,10 @@ from cruijff_kit.training import shared
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
+from cruijff_kit.training.passes import Pass, Passed, Story, out_of_memory, told
 from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
-from cruijff_kit.training.validation import validation_batches, validation_sums
+from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
 
 
 @dataclass
@@ -140,12 +140,17 @@ class LoRAFinetuneRecipeSingleDevice:
         # Where dropout draws per row, rows must not share what they would draw apart.
         self.draws = cfg["model"].get("lora_dropout", 0.0) > 0
         self.attention_cost = attention_cost(model)
+        self._arrange(model)
+        return model
+
+    def _arrange(self, model: TransformerDecoder) -> None:
+        """How passes go through the model: compiled, with activations kept, computed again, or put aside."""
+        cfg = self.cfg
         if cfg["compile"]:
             compile_model(model, verbose=False)
         if cfg["enable_activation_checkpointing"]:
             set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
         self.activations = get_act_offloading_ctx_manager(model, cfg["enable_activation_offloading"])
-        return model
 
     def train(self) -> None:
         """All epochs that are left, with validation and saving at the end of each.
@@ -154,18 +159,36 @@ class LoRAFinetuneRecipeSingleDevice:
             TrainingInterrupted: `stop_reason` was set; the state is saved, and a resumed run goes on from there.
             FloatingPointError: the loss or a gradient is not a finite number; the state before that step is saved.
         """
-        self.model.train()
         with progress("training", self.steps.total) as bar, self.profiler or contextlib.nullcontext():
             bar.advance(steps=self.global_step)
-            while self.epoch < self.cfg["epochs"]:
-                for rows in self._updates(self.epoch)[self.updates_done :]:
-                    self._update(rows)
-                    bar.advance(f"loss {self.summary.loss:.3f}")
-                    self.updates_done += 1
-                    self._after_update()
-                self._end_epoch()
-                self.epoch, self.updates_done = self.epoch + 1, 0
+            told(self.story(bar), self.compute)
+
+    def training(self) -> Story[None]:
+        """As `train`, for whoever tells stories: this recipe computes its passes itself, and asks for none."""
+        self.train()
+        yield from ()
+
+    def story(self, bar: Any) -> Story[None]:
+        """As `train`, asking for each pass; `bar` is told of every update."""
+        self.model.train()
+        while self.epoch < self.cfg["epochs"]:
+            for rows in self._updates(self.epoch)[self.updates_done :]:
+                yield from self._update(rows)
+                bar.advance(f"loss {self.summary.loss:.3f}")
+                self.updates_done += 1
+                self._after_update()
+            yield from self._end_epoch()
+            self.epoch, self.updates_done = self.epoch + 1, 0
         self.summary.peak_memory_bytes = machine.peak_memory(self.machine.device)
+
+    def compute(self, asked: Pass) -> Passed:
+        """One pass through the model, forward and, where it is to learn, back."""
+        if asked.learn:
+            loss, labels, tokens = self._loss(asked.examples)
+            loss.backward()
+            return loss.detach(), labels, tokens
+        with evaluating(self.model):
+            return self._loss(asked.examples)
 
     def _after_update(self) -> None:
         if self.profiler is not None:
@@ -180,11 +203,11 @@ class LoRAFinetuneRecipeSingleDevice:
     def _agree_on_stopping(self) -> None:
         """Whoever is asked to stop stops; several processes must do so at one step."""
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> Story[None]:
         summary = self.summary
         summary.epochs = self.epoch + 1
         if self.val_data is not None:
-            summary.validation_loss = self.validate(self.epoch)
+            summary.validation_loss = yield from self.validate(self.epoch)
             summary.validation_losses.append(summary.validation_loss)
             summary.best_epoch = min(range(summary.epochs), key=summary.validation_losses.__getitem__)
         if self.epoch in saved_epochs(self.cfg["epochs_to_save"], self.cfg["epochs"]):
@@ -206,14 +229,14 @@ class LoRAFinetuneRecipeSingleDevice:
         )
         return updates[: self.steps.per_epoch]
 
-    def _update(self, rows: list[int]) -> None:
+    def _update(self, rows: list[int]) -> Story[None]:
         """One step of the optimiser: gradients of the mean loss per labelled token over all its rows.
 
         Raises:
             FloatingPointError: the loss or a gradient is not finite; the step is not taken.
         """
         started = time.perf_counter()
-        loss, labels, tokens = self._gradients(rows)
+        loss, labels, tokens = yield from self._gradients(rows)
         gradients = [p.grad for p in self.trainable]
         torch._foreach_mul_(gradients, 1 / labels)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -238,7 +261,7 @@ class LoRAFinetuneRecipeSingleDevice:
             self.metrics.log_dict({"epoch": self.epoch, **values}, step=self.global_step)
         every = self.cfg["run_val_every_n_steps"]
         if every and self.global_step % every == 0 and self.global_step % self.steps.per_epoch:
-            self.validate(self.epoch)
+            yield from self.validate(self.epoch)
 
     def _refuse(self, loss: float, grad_norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -249,18 +272,18 @@ class LoRAFinetuneRecipeSingleDevice:
             f"(the state of step {self.global_step} is kept in {self.folder.checkpoints.name}/)"
         )
 
-    def _gradients(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
+    def _gradients(self, rows: list[int]) -> Story[Passed]:
         """As `_backward`, again in smaller micro-batches when memory runs out.
 
         Raises:
             RuntimeError: one row at a time is too much (torch's OutOfMemoryError on a GPU), or another error.
         """
-        random = random_state() if self.draws else None
+        random = self._random_state() if self.draws else None
         while True:
             try:
-                return self._backward(rows)
+                return (yield from self._backward(rows))
             except (RuntimeError, MemoryError) as error:
-                if cause_of(error) not in (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY):
+                if not out_of_memory(error):
                     raise
                 smaller = smaller_micro_batch(self.batch_size, self.steps.rows_per_update // self.steps.processes)
                 if smaller is None:
@@ -270,28 +293,30 @@ class LoRAFinetuneRecipeSingleDevice:
             self.custom_metrics.take()
             machine.free_memory(self.machine.device)
             if random is not None:
-                set_random_state(random)
+                self._set_random_state(random)
             self.changes, self.batch_size = smaller, smaller["batch_size"]
             words = " ".join(f"{k}={v}" for k, v in smaller.items())
             say(f"out of memory at step {self.global_step + 1}; again with {words}, the same rows per update")
 
-    def _backward(self, rows: list[int]) -> tuple[torch.Tensor, int, int]:
+    def _backward(self, rows: list[int]) -> Story[Passed]:
         """Adds the gradients of the rows' summed loss; returns that loss (fp64 scalar), labelled tokens, tokens."""
         total, labels, tokens = torch.zeros((), dtype=torch.float64, device=self.machine.device), 0, 0
         for part in self._micro_batches(rows):
-            loss, some_labels, some_tokens = self._loss([self.train_data[r] for r in part])
-            loss.backward()
-            total += loss.detach()
+            loss, some_labels, some_tokens = yield Pass([self.train_data[r] for r in part], learn=True, by=self)
+            total += loss
             labels, tokens = labels + some_labels, tokens + some_tokens
         return total, labels, tokens
 
     def _micro_batches(self, rows: list[int]) -> list[list[int]]:
         return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
+    def batch(self, examples: list[Example], learn: bool) -> Batch:
+        """Rows as they go through the model."""
+        return make_batch(examples, self.attention_cost, not (self.draws and learn)).to(self.machine.device)
+
     def _loss(self, examples: list[Example]) -> tuple[torch.Tensor, int, int]:
         """One forward pass: summed loss of the labelled tokens (scalar, with a graph), their number, all tokens."""
-        share_prefix = not (self.draws and self.model.training)
-        batch = make_batch(examples, self.attention_cost, share_prefix).to(self.machine.device)
+        batch = self.batch(examples, self.model.training)
         with self.activations:
             loss = self._forward(batch, self.custom_metrics.watching(self.loss_fn, examples))
         return loss, len(batch.targets), batch.num_tokens
@@ -299,17 +324,16 @@ class LoRAFinetuneRecipeSingleDevice:
     def _forward(self, batch: Batch, loss_fn: Callable) -> torch.Tensor:
         return batch_loss(self.model, batch, loss_fn)
 
-    def validate(self, epoch: int) -> float:
+    def validate(self, epoch: int) -> Story[float]:
         """Mean loss per labelled token of the whole validation split; also written to the metrics."""
-        loss, labels = self._validation_sums()
+        loss, labels = yield from self._validation_sums()
         self.summary.custom_metrics = {f"validation_{k}": v for k, v in self.custom_metrics.take().items()}
         values = {"validation_loss": loss / labels, **self.summary.custom_metrics}
         self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
         return loss / labels
 
-    def _validation_sums(self) -> tuple[float, int]:
-        batches = validation_batches(self.val_data)
-        return validation_sums(self.model, batches, lambda examples: self._loss(examples)[:2])
+    def _validation_sums(self) -> Story[tuple[float, int]]:
+        return (yield from validation_sums(validation_batches(self.val_data), self))
 
     def save_checkpoint(self, epoch: int) -> None:
         """Write the adapter of an epoch in PEFT's format, and with `save_merged` the whole model."""

@@ -13,6 +13,7 @@ _NOT_COMPUTED = (
     "experiment",
     "objective",
     "dry_run",
+    "pack",
     "report",
     "scaffold",
     "max_gpu_hours",

@@ -99,6 +99,8 @@ class RunConfig:
     objective: str | None = None
     """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy.
     null: accuracy where there are tasks, else the validation loss, else the loss."""
+    pack: Any = "off"
+    """Runs of a sweep that train together in one process, on one base model in memory: off, or how many, such as 4."""
     report: bool = True
     """Write report.html at the end of a sweep that was made here (`python -m cruijff_kit.report DIR` does at any time)."""
     dry_run: bool = False
@@ -133,6 +135,11 @@ class RunConfig:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
+        self.pack = "off" if self.pack is False or self.pack is None else self.pack  # YAML reads off as false
+        require(
+            self.pack == "off" or type(self.pack) is int and self.pack > 1,
+            f"pack={self.pack} is neither off nor a number of runs from 2 on; set pack=4, for example",
+        )
         for name in self.trackers:
             one_of("trackers", name, TRACKERS)
         self._check_epochs_to_save()

@@ -14,6 +14,7 @@ from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.estimate import Estimate, check_budget, clock, estimates, in_words, total
+from cruijff_kit.packs import PlannedPack, packs_of
 from cruijff_kit.plan import Plan, check
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     checked = [(config, check(config)) for config, _ in runs]
     found = estimates(checked, folder)
     planned = [PlannedRun(*c, plan, e) for c, (_, plan), e in zip(runs, checked, found, strict=True)]
+    packs = packs_of([config for config, _ in runs]) if any(c.pack != "off" for c, _ in runs) else []
     arrays = planned_arrays([c for c, _ in runs if c.slurm.submit], folder.absolute())
     if answer.wanted():
         answer.record(dry_run=True, folder=str(folder.absolute()), estimate=total(found) | budget(runs[0][0], found))
         answer.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
+        answer.extend(packs=[{"runs": [planned[n].config.run_name for n in p.runs], "why": p.why} for p in packs])
     else:
-        _print(planned, arrays)
+        _print(planned, arrays, packs)
     for array in arrays:
         if array.error is not None:
             raise array.error
@@ -109,11 +112,16 @@ def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
     return {"max_gpu_hours": config.max_gpu_hours, "stopped": False}
 
 
-def _print(runs: list[PlannedRun], arrays: list[PlannedArray]) -> None:
+def _print(runs: list[PlannedRun], arrays: list[PlannedArray], packs: list[PlannedPack]) -> None:
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
     _print_runs(runs, console)
+    for pack in packs:
+        names = [runs[n].config.run_name for n in pack.runs]
+        at_once = min(len(names), runs[pack.runs[0]].config.pack) if not pack.why else 1
+        together = f"{len(names)} runs train together, {at_once} at a time: {'; '.join(names)}"
+        console.print(f"{names[0]} trains alone: {pack.why}" if pack.why else together, markup=False, soft_wrap=True)
     first = dict(_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):
         differs = ", where it differs" if number else ""

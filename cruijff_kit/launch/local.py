@@ -1,6 +1,7 @@
 """Runs of a sweep on this machine, one after another in this process.
 
-One process, so torch is imported once, the base model read once and each distinct data setting tokenised once.
+One process, so torch is imported once, the base model read once and each distinct data setting tokenised once. With
+pack=N so many runs that can share the base model train together (packs.py).
 """
 
 import math
@@ -12,6 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job
 from cruijff_kit.errors import one_line
 from cruijff_kit.launch.jobs import Job
 from cruijff_kit.launch.task import swept_by
+from cruijff_kit.packs import packs_of, run_pack
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import queued_again, read_status, write_status
 from cruijff_kit.summary import refresh_above
@@ -25,7 +27,23 @@ def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
     """
     for job in jobs:
         _queue(job)
-    return {id(job): _run(launcher, job, place, len(jobs)) for place, job in enumerate(jobs, 1)}
+    objectives: dict[int, float | None] = {}
+    for pack in packs_of([job.config for job in jobs]):
+        chosen = [jobs[n] for n in pack.runs]
+        if len(chosen) > 1:
+            objectives |= _run_pack(chosen, jobs)
+        else:
+            objectives |= {id(job): _run(launcher, job, jobs.index(job) + 1, len(jobs)) for job in chosen}
+    return objectives
+
+
+def _run_pack(chosen: list[Job], jobs: list[Job]) -> dict[int, float | None]:
+    say(f"{len(chosen)} of {len(jobs)} runs train together, {chosen[0].config.pack} at a time")
+    ended = run_pack([(job.config, job.swept) for job in chosen])
+    return {
+        id(job): math.nan if isinstance(result, Exception) else result.objective
+        for job, result in zip(chosen, ended, strict=True)
+    }
 
 
 def _queue(job: Job) -> None:

@@ -1,11 +1,14 @@
 """Validation over a whole split."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.data.instruct import Example
+from cruijff_kit.training.passes import Pass, Story
 
 _ROWS = 32  # rows per forward pass; without a backward pass memory is small
 
@@ -16,23 +19,22 @@ def validation_batches(examples: list[Example]) -> list[list[Example]]:
     return [by_length[i : i + _ROWS] for i in range(0, len(by_length), _ROWS)]
 
 
-@torch.no_grad()
-def validation_sums(
-    model: TransformerDecoder,
-    batches: list[list[Example]],
-    loss: Callable[[list[Example]], tuple[torch.Tensor, int]],
-) -> tuple[float, int]:
-    """Summed loss of all labelled tokens, and their number.
+def validation_sums(batches: list[list[Example]], by: Any = None) -> Story[tuple[float, int]]:
+    """Summed loss of all labelled tokens of some batches, and their number; `by`: the recipe that asks."""
+    sums = []
+    for batch in batches:
+        loss, labels, _ = yield Pass(batch, learn=False, by=by)
+        sums.append((loss.item(), labels))
+    return sum(loss for loss, _ in sums), sum(labels for _, labels in sums)
 
-    Args:
-        model: put into eval mode meanwhile.
-        batches: of the split.
-        loss: summed loss (scalar) and labelled tokens of some examples.
-    """
+
+@contextmanager
+def evaluating(model: TransformerDecoder) -> Iterator[None]:
+    """Within this context a model is in eval mode, and nothing keeps a graph."""
     training = model.training
     model.eval()
     try:
-        sums = [loss(batch) for batch in batches]
-        return sum(total.item() for total, _ in sums), sum(labels for _, labels in sums)
+        with torch.no_grad():
+            yield
     finally:
         model.train(training)

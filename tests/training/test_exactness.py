@@ -12,7 +12,8 @@ from cruijff_kit.data.instruct import IGNORE, Example
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.training.loss import LabelledCrossEntropy, attention_cost, batch_loss
-from cruijff_kit.training.validation import validation_batches, validation_sums
+from cruijff_kit.training.passes import Pass, told
+from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 FREE = AttentionCost(0.0)  # attention that costs nothing, so that sharing a prefix always pays
@@ -124,12 +125,14 @@ def test_validation_loss_is_the_mean_over_labelled_tokens_of_every_row(model):
     examples = rows(11, 75, prefix=9)  # more than two batches, the last one smaller
     model.train()
 
-    def loss(some: list[Example]) -> tuple[torch.Tensor, int]:
-        assert not model.training
-        batch = make_batch(some, attention_cost(model))
-        return batch_loss(model, batch, LabelledCrossEntropy()), len(batch.targets)
+    def compute(asked: Pass) -> tuple[torch.Tensor, int, int]:
+        assert not asked.learn
+        with evaluating(model):
+            assert not model.training
+            batch = make_batch(asked.examples, attention_cost(model))
+            return batch_loss(model, batch, LabelledCrossEntropy()), len(batch.targets), batch.num_tokens
 
-    total, labels = validation_sums(model, validation_batches(examples), loss)
+    total, labels = told(validation_sums(validation_batches(examples)), compute)
     assert labels == sum(label != IGNORE for e in examples for label in e.labels)
     assert total == pytest.approx(plain_loss(model, examples).item(), rel=1e-5)
     assert model.training

@@ -211,7 +211,7 @@ def stop_at(recipe, step: int, error: BaseException | None) -> None:
     def counted(*args):
         if recipe.global_step + 1 == step and error is None:
             recipe.stop_reason = "asked to"
-        update(*args)
+        yield from update(*args)
         if recipe.global_step == step and error is not None:
             raise error
 
@@ -288,7 +288,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(recipe, monkeypat
         if failing.global_step == 2:
             (kept,) = (tmp_path / "capitalization" / "mlruns").glob(f"*/{ids['mlflow']}")
             shutil.rmtree(kept)
-        update(*args)
+        yield from update(*args)
 
     failing._update = counted
     finish(failing)

@@ -1,0 +1,179 @@
+"""A sweep with pack=N: it leaves what the runs by themselves leave, one's failure is its own, and it can be stopped."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from inspect_ai.log import read_eval_log
+
+import cruijff_kit
+from cruijff_kit.errors import UserError
+from cruijff_kit.packs import alone_because, packs_of
+from cruijff_kit.result import read_result
+from cruijff_kit.run_status import read_status
+
+LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=10", "report=false"]
+
+
+@pytest.fixture(scope="module")
+def shell(tiny, environment, tmp_path_factory):
+    """A function: the command in a folder of its own; returns the process and the sweep's folder."""
+    place = tmp_path_factory.mktemp("packs")
+
+    def run(folder: str, *arguments: str):
+        command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", *LITTLE]
+        command += [*arguments, "force=true", f"hydra.sweep.dir={folder}"]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+        return done, place / folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sweeps(shell):
+    """The same four runs in a pack and one by one."""
+    runs = ["lora.rank=4,8", "lr=1e-2,2e-3", "epochs=2"]
+    return [shell(folder, *runs, *more) for folder, more in (("packed", ["pack=3"]), ("alone", []))]
+
+
+def test_every_file_is_as_if_each_had_run_alone(sweeps):
+    (packed, there), (alone, here) = sweeps
+    assert packed.returncode == 0, packed.stderr
+    assert alone.returncode == 0, alone.stderr
+    assert "4 of 4 runs train together, 3 at a time" in packed.stderr
+    hydras_own = (".hydra", "train.log")
+    for run in sorted(p.name for p in here.glob("rank=*")):
+        files = [
+            {p.relative_to(place / run).as_posix() for p in (place / run).rglob("*") if p.suffix != ".eval"}
+            for place in (there, here)
+        ]
+        assert files[0] == {f for f in files[1] if not f.startswith(hydras_own)}
+        ours, theirs = (read_result(place / run / "result.json") for place in (there, here))
+        assert ours.status == "done" and ours.pack["size"] == 3 and theirs.pack is None
+        assert ours.config_hash == theirs.config_hash and ours.steps == theirs.steps
+        assert ours.training["loss"] == pytest.approx(theirs.training["loss"], rel=1e-4)
+        assert {k: v > 0 for k, v in ours.seconds.items()} == {k: v > 0 for k, v in theirs.seconds.items()}
+        assert ours.seconds["total"] == pytest.approx(sum(v for k, v in ours.seconds.items() if k != "total"), abs=0.01)
+        answers = [[s.output.completion for s in read_eval_log(r.evaluation[0].log).samples] for r in (ours, theirs)]
+        assert answers[0] == answers[1]
+        assert read_status(there / run).state == "done"
+    assert len({read_result(p).pack["id"] for p in there.glob("*/result.json")}) == 1
+
+
+def test_a_run_that_fails_does_not_stop_the_others(shell):
+    done, folder = shell("failing", "lr=1e-2,1e30,2e-3", "pack=3")
+    assert done.returncode == 1
+    results = {p.parent.name: read_result(p) for p in folder.glob("*/result.json")}
+    assert {n: r.status for n, r in results.items()} == {"lr=0.01": "done", "lr=1e+30": "failed", "lr=0.002": "done"}
+    error = results["lr=1e+30"].error
+    assert error.type == "FloatingPointError" and error.phase == "train" and error.cause == "not_finite"
+
+
+def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "cruijff_kit.train",
+        "-m",
+        "model=hf_llama",
+        f"model.path={tiny}",
+        *LITTLE,
+        "epochs=40",
+    ]
+    process = subprocess.Popen(
+        [*command, "lora.rank=4,8,16", "pack=2", "hydra.sweep.dir=out"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = tmp_path / "out" / "rank=4"
+    deadline = time.monotonic() + 120
+    while not ((first / "metrics.jsonl").exists() and len((first / "metrics.jsonl").read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    states = {run: read_status(tmp_path / "out" / run).state for run in ("rank=4", "rank=8", "rank=16")}
+    assert states == {"rank=4": "interrupted", "rank=8": "interrupted", "rank=16": "queued"}
+    assert all(list((tmp_path / "out" / run / "checkpoint").glob("step_*.pt")) for run in ("rank=4", "rank=8"))
+    resumed = subprocess.run(
+        [sys.executable, "-m", "cruijff_kit.resume", "out", "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert {s["state"] for s in json.loads(resumed.stdout)["states"]} == {"done"}
+    for run in states:
+        result = read_result(tmp_path / "out" / run / "result.json")
+        steps = [
+            json.loads(line)["step"] for line in (tmp_path / "out" / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert sorted(set(steps)) == list(range(1, 81)) and result.pack["size"] == 2
+        assert bool(result.resumed_at_step) == (run != "rank=16")
+
+
+def config(tiny: Path, *overrides: str):
+    return cruijff_kit.compose(
+        ["model=hf_llama", f"model.path={tiny}", "output_dir=x", "device=cpu", "dtype=fp32", *overrides]
+    )
+
+
+def test_who_can_share(tiny):
+    """What may differ within a pack, and what makes a pack of its own."""
+    alike = [
+        "lora.rank=4",
+        "lora.rank=16",
+        "lora.use_dora=true",
+        "lr=1e-2",
+        "dataset=bit_sequences",
+        "batch_size=2",
+        "seed=3",
+    ]
+    unlike = ["dtype=bf16", "dtype=bf16", "threads=1"]
+    found = packs_of([config(tiny, "pack=4", more) for more in alike + unlike])
+    assert [p.runs for p in found] == [[*range(7)], [7, 8], [9]]
+    assert [p.why for p in found] == ["", "", "no other run shares its base model and machine"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["pack=off"], "pack=off"),
+        (["gpus=2"], "it trains on 2 processes"),
+        (["compile=true"], "compile=true"),
+        (["lora.quantize_base=true"], "its base model is in 4 bits"),
+        (["slurm.submit=true"], "it is submitted to SLURM"),
+        (["lora.dropout=0.1", "enable_activation_checkpointing=true"], "dropout with activation checkpointing"),
+        (["trackers=[tensorboard,mlflow]"], "mlflow follows one run at a time"),
+        (["enable_activation_checkpointing=true", "trackers=[tensorboard]"], ""),
+    ],
+)
+def test_who_trains_alone(tiny, overrides, why):
+    assert alone_because(config(tiny, "pack=2", *overrides)) == why
+
+
+@pytest.mark.parametrize("value", ["1", "0", "-2", "many", "2.5", "true"])
+def test_what_pack_may_be(tiny, value):
+    with pytest.raises(UserError, match=r"pack=.* is neither off nor a number of runs"):
+        config(tiny, f"pack={value}")
+
+
+def test_a_pack_is_no_other_run(tiny):
+    """It changes nothing that is computed, so that a sweep recognises its runs."""
+    from cruijff_kit.config import config_hash
+
+    chosen = config(tiny, "pack=4")
+    assert config_hash(chosen) == config_hash(dataclasses.replace(chosen, pack="off"))
+
+
+def test_a_dry_run_shows_the_packs(shell):
+    done, _ = shell("dry", "lr=1e-2,1e-3", "compile=false,true", "pack=4", "dry_run=true", "--json")
+    packs = json.loads(done.stdout)["packs"]
+    assert packs == [
+        {"runs": ["lr=0.01,compile=false", "lr=0.001,compile=false"], "why": ""},
+        {"runs": ["lr=0.01,compile=true"], "why": "compile=true"},
+        {"runs": ["lr=0.001,compile=true"], "why": "compile=true"},
+    ]

@@ -1,0 +1,223 @@
+"""Runs in a pack equal the runs by themselves: losses of each step, adapters, what they write; one's trouble is its own."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cruijff_kit
+from cruijff_kit.plan import check
+from cruijff_kit.recipes.lora_packed import Pack
+from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
+
+SMALL = ["dataset.max_samples=24", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "dtype=fp32"]
+# One setting each that packs must stand.
+VARIED = [
+    ["lora.rank=8"],
+    ["lora.rank=16", "lr=2e-3", "seed=3"],
+    ["lora.alpha=32", "lr_scheduler=constant", "weight_decay=0.1"],
+    ["batch_size=4", "gradient_accumulation_steps=2", "clip_grad_norm=0.5"],
+    ["epochs=2", "batch_size=6"],
+    ["lora.dropout=0.2", "seed=5"],
+    ["lora.dropout=0.1", "batch_size=3", "gradient_accumulation_steps=2"],
+    ["lora.attn_modules=[q_proj]", "lora.apply_to_mlp=false"],
+    ["lora.use_dora=true"],
+    ["dataset=bit_sequences", "dataset.max_samples=20"],
+    ["dataset.prompt='{input} ->'", "shuffle=false"],
+    ["dataset.packed=true", "dataset.max_seq_len=256", "batch_size=2"],
+    ["max_steps_per_epoch=2", "epochs=3", "run_val_every_n_steps=1"],
+    ["lr_scheduler=linear", "group_by_length=false", "num_warmup_steps=0"],
+    ["'+torchtune.optimizer.betas=[0.8,0.9]'"],
+    ["torchtune.optimizer._component_=torch.optim.SGD", "~torchtune.optimizer.fused"],
+]
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    def made(name: str, *overrides: str):
+        where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "eval=none", f"output_dir={tmp_path / name}"]
+        overrides = [o.strip("'") if o.startswith("'+") else o for o in overrides]
+        found = cruijff_kit.compose([*where, *SMALL, *overrides])
+        check(found)
+        return found
+
+    return made
+
+
+def alone(config) -> LoRAFinetuneRecipeSingleDevice:
+    recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
+    recipe.setup()
+    recipe.train()
+    recipe.cleanup()
+    return recipe
+
+
+def told(pack: Pack, configs: list, at_once: int | None = None, stop_at: int | None = None) -> list:
+    """The members after training, or what ended them; `stop_at`: the step after which all are asked to stop."""
+
+    def story(config):
+        recipe = pack.member(config.torchtune)
+        recipe.setup()
+        usual = recipe._after_update
+
+        def after_update():
+            recipe.stop_reason = "asked to" if recipe.global_step == stop_at else None
+            usual()
+
+        recipe._after_update = after_update
+        yield from recipe.training()
+        recipe.cleanup()
+        return recipe
+
+    return pack.tell([story(c) for c in configs], at_once)
+
+
+def lines(recipe) -> list[dict]:
+    found = [json.loads(line) for line in recipe.folder.metrics.read_text().splitlines()]
+    return [{k: v for k, v in x.items() if k not in ("tokens_per_second_per_gpu", "peak_memory_bytes")} for x in found]
+
+
+def assert_same(packed, own) -> None:
+    assert [sorted(x) for x in lines(packed)] == [sorted(x) for x in lines(own)]
+    for ours, theirs in zip(lines(packed), lines(own), strict=True):
+        norms = [x.pop("grad_norm", 0.0) for x in (ours, theirs)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # a sum of squares of what is rounded
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+    for epoch in own.summary.adapters:
+        ours, theirs = (load_file(r.folder.epoch(epoch) / "adapter_model.safetensors") for r in (packed, own))
+        assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+        moved = torch.cat([v.flatten() for k, v in theirs.items() if "lora_B" in k]).norm()
+        apart = torch.cat([(ours[k] - theirs[k]).flatten() for k in theirs]).norm()
+        assert apart < 0.01 * moved
+
+
+@pytest.mark.parametrize("number", [2, 5, 16])
+def test_a_pack_of_different_runs_equals_the_runs_alone(config, number):
+    chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
+    assert len(chosen) == number
+    own = [alone(config(f"own{i}", *more)) for i, more in enumerate(chosen)]
+    packed = told(Pack(), [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
+    for a, b in zip(packed, own, strict=True):
+        assert_same(a, b)
+
+
+def test_the_order_of_the_runs_changes_nothing(config):
+    chosen = VARIED[:6]
+    there = told(Pack(), [config(f"there{i}", *more) for i, more in enumerate(chosen)])
+    back = told(Pack(), [config(f"back{i}", *more) for i, more in reversed([*enumerate(chosen)])])
+    for a, b in zip(there, reversed(back), strict=True):
+        assert_same(a, b)
+
+
+def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
+    members = told(Pack(), [config(f"rank{rank}", f"lora.rank={rank}") for rank in (2, 5, 16)])
+    for member, rank in zip(members, (2, 5, 16), strict=True):
+        saved = load_file(member.folder.epoch(0) / "adapter_model.safetensors")
+        assert len(saved) == 2 * 4 * 6
+        assert all(rank in v.shape for v in saved.values())
+        assert all(v.abs().sum(0).gt(0).all() for k, v in saved.items() if "lora_B" in k), "a column for each rank"
+
+
+def test_recomputed_activations_leave_every_adapter_its_gradients(config):
+    more = [["lora.rank=8"], ["seed=3", "batch_size=5"]]
+    again = "enable_activation_checkpointing=true"
+    packed = told(Pack(), [config(f"packed{i}", *m, again) for i, m in enumerate(more)])
+    for i, m in enumerate(more):
+        assert_same(packed[i], alone(config(f"own{i}", *m)))
+
+
+METRICS = """
+calls = {"n": 0}
+
+def breaks(logits, labels, tokenizer, ignore_index):
+    calls["n"] += 1
+    if calls["n"] == 4:
+        raise ValueError("the fourth time")
+    return {"n": float(calls["n"])}
+
+def exact(logits, labels, tokenizer, ignore_index):
+    return {"exact": ((logits.argmax(-1) == labels) | (labels == ignore_index)).all(1).float().mean()}
+"""
+
+
+def test_trouble_of_one_is_not_the_others(config, tmp_path, monkeypatch):
+    """A loss that is no number any more, a metric of the user's that raises: the others are as in a pack without them."""
+    (tmp_path / "pack_metrics.py").write_text(METRICS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    good = [["lora.rank=8"], ["seed=3", "custom_metrics=[pack_metrics.exact]"]]
+    without = told(Pack(), [config(f"without{i}", *more) for i, more in enumerate(good)])
+    bad = [["lr=1e30", "num_warmup_steps=0"], ["custom_metrics=[pack_metrics.breaks]"]]
+    configs = [config(f"with{i}", *more) for i, more in enumerate([good[0], *bad, good[1]])]
+    first, lost, broken, last = told(Pack(), configs)
+    assert isinstance(lost, FloatingPointError) and "try a smaller lr" in str(lost)
+    assert "pack_metrics.breaks raised ValueError: the fourth time" in str(broken)
+    assert_same(first, without[0])
+    assert_same(last, without[1])
+
+
+class Small(Pack):
+    """Has memory for two runs at once."""
+
+    tries = 0
+
+    def _pass(self, group):
+        if len(group) > 2:
+            self.tries += 1
+            with torch.no_grad():  # random numbers are drawn by then
+                self._packed(group[0].by).losses([one.by.part(one) for one in group])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super()._pass(group)
+
+
+def test_out_of_memory_splits_the_pack(config, capsys):
+    chosen = [["lora.rank=8"], ["lora.dropout=0.2"], ["seed=3"], ["batch_size=4"], ["epochs=2"]]
+    pack = Small()
+    packed = told(pack, [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
+    assert pack.tries == 1 and pack.together == 2
+    assert "out of memory with 5 runs in one pass; on with 2" in capsys.readouterr().err
+    for i, more in enumerate(chosen):
+        assert not packed[i].changes
+        assert_same(packed[i], alone(config(f"own{i}", *more)))
+
+
+def test_the_next_run_takes_the_place_of_one_that_has_ended(config):
+    seen = []
+
+    class Watched(Pack):
+        def _pass(self, group):
+            seen.append(len(group))
+            return super()._pass(group)
+
+    chosen = [["max_steps_per_epoch=2"], ["epochs=2"], ["seed=3"], ["seed=4"]]
+    packed = told(Watched(), [config(f"packed{i}", *more) for i, more in enumerate(chosen)], at_once=2)
+    assert max(seen) == 2 and seen.count(2) > 5, "the first run has two updates and four validation batches"
+    for i, more in enumerate(chosen):
+        assert_same(packed[i], alone(config(f"own{i}", *more)))
+
+
+@pytest.mark.parametrize("how", ["alone", "another pack", "the same pack"])
+def test_a_stopped_pack_goes_on_exactly(config, how):
+    """Each run from its own state, by itself or with others; bit for bit where it goes on in the same company."""
+    chosen = [["lora.rank=8", "epochs=2"], ["lora.dropout=0.2", "epochs=2"], ["seed=3", "epochs=2"]]
+    whole = told(Pack(), [config(f"whole{i}", *more) for i, more in enumerate(chosen)])
+    stopped = told(Pack(), [config(f"stopped{i}", *more) for i, more in enumerate(chosen)], stop_at=2)
+    assert all(isinstance(s, TrainingInterrupted) for s in stopped)
+    again = [config(f"stopped{i}", *more, "resume_from_checkpoint=true") for i, more in enumerate(chosen)]
+    if how == "alone":
+        went_on = [alone(c) for c in again]
+    else:
+        went_on = (
+            told(Pack(), again) if how == "the same pack" else [*told(Pack(), again[:2]), *told(Pack(), again[2:])]
+        )
+    for a, b in zip(went_on, whole, strict=True):
+        assert_same(a, b)
+        if how == "the same pack":
+            name = "adapter_model.safetensors"
+            assert (a.folder.epoch(1) / name).read_bytes() == (b.folder.epoch(1) / name).read_bytes()
+
+
+def test_time_is_shared_out(config):
+    members = told(Pack(), [config("short", "batch_size=1"), config("long", "batch_size=8")])
+    assert all(m.spent() > 0 and math.isfinite(m.spent()) for m in members)
