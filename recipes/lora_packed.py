@@ -40,11 +40,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         return model
 
     def _arrange(self, model: TransformerDecoder) -> None:
-        self.modules = dict(model.named_modules())
-
-    def train(self) -> None:
-        """Not by itself: `Pack.tell` drives `training`."""
-        raise NotImplementedError("a member of a pack is trained by its pack")
+        self.modules, self.activations = dict(model.named_modules()), contextlib.nullcontext()
 
     def training(self) -> Story[None]:
         """All epochs that are left; the pack computes the passes."""
@@ -57,6 +53,8 @@ class Member(LoRAFinetuneRecipeSingleDevice):
 
     def part(self, asked: Pass) -> Part:
         """Its share of a pass."""
+        if self.draws:
+            self.model.train(asked.learn)
         batch = self.batch(asked.examples, asked.learn)
         loss = self.custom_metrics.watching(self.loss_fn, asked.examples)
         drawing = self._drawing if self.draws and asked.learn else None

@@ -126,7 +126,8 @@ class PackedModel:
         found: list[Any] = [None] * len(parts)
         for place, own, part, at in zip(order, hidden, self.parts, predicting, strict=True):
             try:
-                found[place] = part.loss(own[at], part.batch.targets, part.output)
+                with part.drawing() if part.drawing else contextlib.nullcontext():  # the output may have an adapter too
+                    found[place] = part.loss(own[at], part.batch.targets, part.output)
             except Exception as error:
                 if out_of_memory(error):
                     raise

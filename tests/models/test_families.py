@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 import cruijff_kit
 from cruijff_kit.data.generators import generate
 from cruijff_kit.errors import UserError
+from cruijff_kit.models.adapter import adapter_state
 from cruijff_kit.models.architecture import architecture
 from cruijff_kit.models.base import build, read_base, skeleton
 from cruijff_kit.models.machine import Machine
 from cruijff_kit.models.merge import merge
 from cruijff_kit.plan import check
+from cruijff_kit.recipes.lora_packed import Pack
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 LLAMA3_ROPE = {  # both ends and the middle of its three ranges are in use
@@ -287,3 +289,44 @@ def test_the_plan_refuses_before_anything_is_read(save_model, changed_config):
     arguments[1] = f"model.path={changed_config(model_type='gemma2')}"
     with pytest.raises(UserError, match="model_type 'gemma2' .its norms scale by 1"):
         check(cruijff_kit.compose(arguments))
+
+
+EVERYTHING = ["lora.attn_modules=[q_proj,k_proj,v_proj,output_proj]", "lora.apply_to_output=true"]
+PACKED = {
+    "llama untied": [EVERYTHING, [*EVERYTHING, "lora.dropout=0.2", "lora.rank=4"], ["lora.use_dora=true", "seed=3"]],
+    "biases": [["lora.rank=4"], ["lora.dropout=0.1"], ["lora.use_dora=true", "lora.dropout=0.1"]],
+    "qwen2.5 untied": [EVERYTHING, ["lora.attn_modules=[k_proj]", "lora.apply_to_mlp=false"], ["batch_size=3"]],
+    "mistral head_dim, window, shards": [["lora.rank=4"], ["lora.rank=16", "lr=1e-3"], ["seed=3"]],
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_pack_on_every_kind_of_base(set_up_recipe, save_model, tmp_path, name):
+    """Biases, output projections with adapters, heads of their own width: each adapter as the run alone makes it."""
+    family, keys = MODELS[name]
+    small = [
+        "dtype=fp32",
+        "num_warmup_steps=0",
+        "lr=1e-2",
+        "dataset.max_samples=24",
+        "dataset.max_validation_samples=8",
+    ]
+    where = ["model=hf_llama", f"model.path={save_model(family, **keys)}", "lora.rank=8", "dataset.max_seq_len=100"]
+    alone, members, pack = [], [], Pack()
+
+    def story(number: int, more: list[str]):
+        own = ["eval=none", "device=cpu", f"output_dir={tmp_path / str(number)}"]
+        config = cruijff_kit.compose([*where, *small, *own, *more])
+        members.append(pack.member(config.torchtune))
+        members[-1].setup()
+        yield from members[-1].training()
+
+    for number, more in enumerate(PACKED[name]):
+        alone.append(set_up_recipe(*where, *small, *more, f"output_dir={tmp_path / f'alone{number}'}"))
+        alone[-1].train()
+    assert pack.tell([story(number, more) for number, more in enumerate(PACKED[name])]) == [None] * 3
+    for packed, own in zip(members, alone, strict=True):
+        assert packed.summary.validation_losses == pytest.approx(own.summary.validation_losses, rel=1e-5)
+        ours, theirs = adapter_state(packed.model), adapter_state(own.model)
+        moved = torch.cat([v.flatten() for k, v in theirs.items() if ".lora_b" in k]).norm()
+        assert torch.cat([(ours[k] - theirs[k]).flatten() for k in theirs]).norm() < 0.01 * moved

@@ -23,7 +23,7 @@ VARIED = [
     ["lora.dropout=0.2", "seed=5"],
     ["lora.dropout=0.1", "batch_size=3", "gradient_accumulation_steps=2"],
     ["lora.attn_modules=[q_proj]", "lora.apply_to_mlp=false"],
-    ["lora.use_dora=true"],
+    ["lora.use_dora=true", "lora.dropout=0.1"],
     ["dataset=bit_sequences", "dataset.max_samples=20"],
     ["dataset.prompt='{input} ->'", "shuffle=false"],
     ["dataset.packed=true", "dataset.max_seq_len=256", "batch_size=2"],
