@@ -111,7 +111,7 @@ def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
         steps = [
             json.loads(line)["step"] for line in (tmp_path / "out" / run / "metrics.jsonl").read_text().splitlines()
         ]
-        assert sorted(set(steps)) == list(range(1, 81)) and result.pack["size"] == 2
+        assert sorted(set(steps)) == list(range(1, 41)) and result.pack["size"] == 2
         assert bool(result.resumed_at_step) == (run != "rank=16")
 
 

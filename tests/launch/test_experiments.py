@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import forked
 
 import cruijff_kit
 from cruijff_kit import conf
@@ -35,12 +36,14 @@ dataset: {max_samples: 16}
 
 @pytest.fixture(scope="module")
 def shell(tiny, environment):
-    def run(cwd, *arguments: str, module: str = "cruijff_kit.train", model: bool = True):
-        small = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "cruijff_kit.train" and model else []
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments, *small], cwd=cwd, env=environment, capture_output=True, text=True,
-            timeout=300,
-        )  # fmt: skip
+    """A function: a command in a folder; `train`: what it starts trains."""
+
+    def run(cwd, *arguments: str, module: str = "train", train: bool = False):
+        small = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "train" else []
+        if not train:
+            return forked(module, [*arguments, *small], cwd, environment)
+        command = [sys.executable, "-m", f"cruijff_kit.{module}", *arguments, *small]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
 
@@ -88,10 +91,8 @@ def test_a_scaffold_is_a_plan(scaffold):
 
 def test_resume_starts_what_is_planned(scaffold, mine, shell):
     _, folder, _ = scaffold
-    assert {v["state"] for v in json.loads(shell(mine, "multirun", "--json", module="cruijff_kit.status").stdout)} == {
-        "planned"
-    }
-    done = shell(mine, str(folder), module="cruijff_kit.resume")
+    assert {v["state"] for v in json.loads(shell(mine, "multirun", "--json", module="status").stdout)} == {"planned"}
+    done = shell(mine, str(folder), module="resume", train=True)
     assert done.returncode == 0, done.stderr
     results = {p.parent.name: read_result(p) for p in folder.glob("*/result.json")}
     assert len(results) == 4 and all(r.status == "done" and r.experiment == "mine" for r in results.values())

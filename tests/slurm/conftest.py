@@ -1,20 +1,16 @@
 """Real SLURM clusters for the tests, each started when the first test asks for it."""
 
 import getpass
-import importlib
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NoReturn
 
 import pytest
 from cluster import Cluster
+from forked import forked, import_all
 
 
 @pytest.fixture(scope="session")
@@ -47,35 +43,10 @@ TINY = ("model=hf_llama", f"model.path={Path(__file__).parents[1] / 'tiny' / 'll
 LONG = (*TINY, "dataset.max_samples=200", "batch_size=2", "epochs=30")
 
 
-def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: IO, err: IO) -> NoReturn:
-    """Be a command, to the end of this process."""
-    code = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        os.chdir(cwd)
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.path[:0] = environment.get("PYTHONPATH", "").split(":") if "PYTHONPATH" in environment else []
-        sys.argv = [module, *arguments]
-        code = importlib.import_module(f"cruijff_kit.{module}").main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 @pytest.fixture(scope="session")
 def imported() -> None:
-    """What takes seconds to import, once for all commands."""
-    for name in ("evaluation.evaluate", "evaluation.prompts", "models.base", "training.components", "train"):
-        importlib.import_module(f"cruijff_kit.{name}")
+    """What takes seconds to import, before the first clock runs."""
+    import_all()
 
 
 class Shell:
@@ -90,16 +61,7 @@ class Shell:
 
     def run(self, module: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """`python -m cruijff_kit.MODULE ARGUMENTS`, in a fork of this process, which has done the slow imports."""
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            child = os.fork()
-            if child == 0:
-                _become(module, [str(a) for a in arguments], self.cwd, self.environment | more, out, err)
-            _, status = os.waitpid(child, 0)
-            for file in (out, err):
-                file.seek(0)
-            return subprocess.CompletedProcess(
-                [module, *arguments], os.waitstatus_to_exitcode(status), out.read(), err.read()
-            )
+        return forked(module, [str(a) for a in arguments], self.cwd, self.environment | more)
 
     def start(
         self, module: str, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
