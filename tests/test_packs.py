@@ -75,18 +75,9 @@ def test_a_run_that_fails_does_not_stop_the_others(shell):
 
 
 def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "cruijff_kit.train",
-        "-m",
-        "model=hf_llama",
-        f"model.path={tiny}",
-        *LITTLE,
-        "epochs=40",
-    ]
+    command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", *LITTLE]
     process = subprocess.Popen(
-        [*command, "lora.rank=4,8,16", "pack=2", "hydra.sweep.dir=out"],
+        [*command, "epochs=20", "lora.rank=4,8,16", "pack=2", "hydra.sweep.dir=out"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     first = tmp_path / "out" / "rank=4"
