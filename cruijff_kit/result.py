@@ -153,9 +153,9 @@ def higher_is_better(objective: str) -> bool:
     return not (last.endswith("loss") or last in ("mae", "rmse", "brier", "c_ece", "r_ece", "stderr"))
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(precision: str = "seconds") -> str:
+    """The time in UTC, ISO 8601, to the second or as datetime's timespec says."""
+    return datetime.now(UTC).isoformat(timespec=precision)
 
 
 def to_json(result: RunResult) -> str:

@@ -16,6 +16,7 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.packs import alone_because, packs_of
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import read_status
+from cruijff_kit.table import read_results
 
 LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=10", "report=false"]
 
@@ -63,6 +64,7 @@ def test_every_file_is_as_if_each_had_run_alone(sweeps):
         assert answers[0] == answers[1]
         assert read_status(there / run).state == "done"
     assert len({read_result(p).pack["id"] for p in there.glob("*/result.json")}) == 1
+    assert [r.name for r in read_results(there)] == [r.name for r in read_results(here)]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(shell):

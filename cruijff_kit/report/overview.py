@@ -77,5 +77,5 @@ def _outcome(run: Run) -> list[Any]:
         return [None, None, run.view.loss, None, None, str(run.folder)]
     training = r.training
     losses = [training.get("loss"), training.get("validation_loss")]
-    started = r.started.removesuffix("+00:00").replace("T", " ")
+    started = r.started[:19].replace("T", " ")
     return [r.objective_name, r.objective, *losses, started, str(run.folder)]
