@@ -1,0 +1,79 @@
+"""A sweep in packs and the same sweep run by run, each a command of its own, from process start to table.
+
+    python tests/benchmarks/packed_sweep.py                      SmolLM2, 8 runs, two rounds: a quarter of an hour
+    python tests/benchmarks/packed_sweep.py --model tiny --runs 16
+
+Where the time goes is read from result.json: training is what each run has of the common passes, added up. Evaluation is
+not shared yet.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from cruijff_kit.result import RunResult, read_result
+
+TINY = Path(__file__).parents[1] / "tiny" / "llama"
+MODELS = {"smollm2": (), "tiny": ("model=hf_llama", f"model.path={TINY}", "dtype=fp32")}
+SIDES = ("packed", "by itself")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="smollm2")
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--pack", type=int, help="runs at a time; default: all")
+    parser.add_argument("--rounds", type=int, default=2, help="the sides take turns; ratios are of medians")
+    parser.add_argument("overrides", nargs="*", help="settings of the runs, such as batch_size=4")
+    args = parser.parse_args()
+    rates = ",".join(f"{2e-4 * (n + 1):.4g}" for n in range(args.runs))
+    sweep = ["-m", *MODELS[args.model], "device=cpu", "report=false", f"lr={rates}", *args.overrides]
+    times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.rounds):
+            for side in SIDES:
+                pack = args.pack or args.runs if side == "packed" else "off"
+                to = Path(folder) / f"{side} {number}"
+                wall = call([*sweep, f"pack={pack}", f"hydra.sweep.dir={to}"])
+                results = [read_result(p) for p in sorted(to.glob("*/result.json"))]
+                times[side].append(
+                    [wall, *(sum(seconds(r, phase) for r in results) for phase in ("train", "evaluate"))]
+                )
+            check(Path(folder), number)
+    print(f"{args.model}, {args.runs} runs, {args.rounds} rounds, seconds: all, training, evaluation")
+    found = {side: [median(column) for column in zip(*times[side], strict=True)] for side in SIDES}
+    for side in SIDES:
+        print(f"{side:10}" + "".join(f"{value:9.1f}" for value in found[side]))
+    print("ratio     " + "".join(f"{b / a:9.2f}" for a, b in zip(*(found[side] for side in SIDES), strict=True)))
+
+
+def seconds(result: RunResult, phase: str) -> float:
+    """What a phase of a run took."""
+    return result.seconds.get(phase, 0.0)
+
+
+def check(folder: Path, number: int) -> None:
+    """Both sides must have come to the same, but for rounding."""
+    for packed in sorted((folder / f"{SIDES[0]} {number}").glob("*/result.json")):
+        ours = read_result(packed).training["loss"]
+        theirs = read_result(folder / f"{SIDES[1]} {number}" / packed.parent.name / "result.json").training["loss"]
+        assert abs(ours - theirs) <= 0.05 * theirs + 0.005, (packed.parent.name, ours, theirs)
+
+
+def call(arguments: list[str]) -> float:
+    """Seconds that the command takes."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "cruijff_kit.train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()
