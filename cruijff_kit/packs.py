@@ -1,7 +1,8 @@
 """Packs: runs of a sweep that train together on one base model in memory (`pack=N`).
 
 Which runs can share one is worked out here, without torch; how they train is recipes/lora_packed.py. Each run is told by
-run.run_story, so that it writes what it would write by itself. Called by launch (sweeps made here, and their dry run).
+run.run_story, so that it writes what it would write by itself. Called by launch (sweeps made here, and their dry run) and
+by resume.
 """
 
 import json
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import one_line
+from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.plan import check
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import RunResult
@@ -29,10 +30,17 @@ _ONE_RUN_AT_A_TIME = ("wandb", "mlflow")  # what their libraries can do in one p
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Places of runs that train together, in order. why: of a run that trains alone; empty in a pack."""
+    """Places of runs that train together, in order; at_once of them at a time. why: of a run that trains alone; empty in a
+    pack.
+    """
 
     runs: list[int]
+    at_once: int = 1
     why: str = ""
+
+    def in_words(self, total: int) -> str:
+        """A pack among `total` runs, in a line."""
+        return f"{len(self.runs)} of {total} runs train together, {self.at_once} at a time"
 
 
 def packs_of(configs: list[RunConfig]) -> list[PlannedPack]:
@@ -47,7 +55,9 @@ def packs_of(configs: list[RunConfig]) -> list[PlannedPack]:
         found.setdefault(key, []).append(number)
         reasons[key] = why
     return [
-        PlannedPack(runs, reasons[key] or ("" if len(runs) > 1 else "no other run shares its base model and machine"))
+        PlannedPack(runs, min(configs[runs[0]].pack, len(runs)))
+        if len(runs) > 1
+        else PlannedPack(runs, why=reasons[key] or "no other run shares its base model and machine")
         for key, runs in found.items()
     ]
 
@@ -80,11 +90,12 @@ def _shared(config: RunConfig) -> str:
     return json.dumps([base, builder, machine, config.pack], sort_keys=True)
 
 
-def run_pack(runs: list[tuple[RunConfig, dict[str, Any]]]) -> list[RunResult | Exception]:
-    """Train runs together, as many at a time as `pack` says, and evaluate each; everything is left in their folders.
+def run_pack(runs: list[tuple[RunConfig, dict[str, Any]]], at_once: int) -> list[RunResult | Exception]:
+    """Train runs together and evaluate each; everything is left in their folders.
 
     Args:
         runs: config and swept values of each; `packs_of` says which can be given together.
+        at_once: most that train at the same time.
     Returns:
         Each run's result, or why it failed; one's failure is not another's.
     Raises:
@@ -92,10 +103,9 @@ def run_pack(runs: list[tuple[RunConfig, dict[str, Any]]]) -> list[RunResult | E
     """
     from cruijff_kit.recipes.lora_packed import Pack
 
-    at_once = min(runs[0][0].pack, len(runs))
     stop = StopSignals(signal.SIGINT, signal.SIGTERM)
     about = {"id": uuid.uuid4().hex[:8], "size": at_once}
-    with progress(f"training {len(runs)} runs", sum(check(config).steps["total"] for config, _ in runs)) as bar:
+    with progress(f"training {len(runs)} runs", sum(_updates(config) for config, _ in runs)) as bar:
         pack = Pack(bar)
         stop.listen()
         try:
@@ -105,6 +115,14 @@ def run_pack(runs: list[tuple[RunConfig, dict[str, Any]]]) -> list[RunResult | E
     for interrupted in (e for e in ended if isinstance(e, KeyboardInterrupt)):
         raise interrupted
     return ended
+
+
+def _updates(config: RunConfig) -> int:
+    """Steps of a run; none of one that cannot work, which its own story will say."""
+    try:
+        return check(config).steps["total"]
+    except UserError:
+        return 0
 
 
 def _story(config: RunConfig, swept: dict[str, Any], pack: "Pack", stop: StopSignals, about: dict) -> Story[RunResult]:

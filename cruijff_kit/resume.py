@@ -174,7 +174,8 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
     try:
         for pack in packs_of([configs[run] for run in folders]):
             if len(pack.runs) > 1:
-                run_pack([(configs[folders[n]], frozen_swept(folders[n])) for n in pack.runs])
+                say(pack.in_words(len(runs)))
+                run_pack([(configs[folders[n]], frozen_swept(folders[n])) for n in pack.runs], pack.at_once)
             else:
                 _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:

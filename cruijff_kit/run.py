@@ -161,7 +161,7 @@ def _train_and_evaluate(
 
     if config.processes == 1:  # else the model is here only when the workers have gone
         ask_untrained()
-    with clock("train", getattr(recipe, "spent", time.monotonic)):
+    with clock("train", recipe.clock):
         yield from _train(recipe, bool(config.eval.tasks), folder, result, start)
     start.heartbeat.set(state=EVALUATING)
     if config.processes > 1:

@@ -13,6 +13,7 @@ lora_finetune_distributed shards the adapters too, and needs a task per GPU.)
 """
 
 import os
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -146,6 +147,10 @@ class LoRAFinetuneRecipeDistributed:
         """As `train`; asks for no passes."""
         self.train()
         yield from ()
+
+    def clock(self) -> float:
+        """Seconds, from some moment on."""
+        return time.perf_counter()
 
     def save_state(self) -> None:
         """Nothing: worker 0 saved it when training ended."""

@@ -47,8 +47,8 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         self.pack.bar.advance(steps=self.global_step)
         return self.story(self.pack.bar)
 
-    def spent(self) -> float:
-        """What training has taken so far: `seconds`."""
+    def clock(self) -> float:
+        """`seconds`: others' time does not count."""
         return self.seconds
 
     def part(self, asked: Pass) -> Part:
@@ -99,11 +99,12 @@ def _draw_from(state: dict[str, Any]) -> None:
 class Pack:
     """Tells the stories of several runs side by side, and computes together what they ask for at the same time.
 
-    bar: is told of every update of every member. together: most members in one pass; less after memory has run out.
+    bar: is told of every update of every member. together: most members in one pass, once memory has run out.
     """
 
-    def __init__(self, bar: Any = None, together: int | None = None) -> None:
-        self.bar, self.together = bar or _NoBar(), together
+    def __init__(self, bar: Any = None) -> None:
+        self.bar = bar or _NoBar()
+        self.together: int | None = None
         self._model: PackedModel | None = None
 
     def member(self, cfg: dict[str, Any]) -> Member:

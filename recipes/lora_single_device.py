@@ -168,6 +168,10 @@ class LoRAFinetuneRecipeSingleDevice:
         self.train()
         yield from ()
 
+    def clock(self) -> float:
+        """Seconds, from some moment on."""
+        return time.perf_counter()
+
     def story(self, bar: Any) -> Story[None]:
         """As `train`, asking for each pass; `bar` is told of every update."""
         self.model.train()
@@ -235,7 +239,7 @@ class LoRAFinetuneRecipeSingleDevice:
         Raises:
             FloatingPointError: the loss or a gradient is not finite; the step is not taken.
         """
-        started = time.perf_counter()
+        started = self.clock()
         loss, labels, tokens = yield from self._gradients(rows)
         gradients = [p.grad for p in self.trainable]
         torch._foreach_mul_(gradients, 1 / labels)
@@ -255,7 +259,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.summary.custom_metrics = self.custom_metrics.take()
         if self.global_step % self.cfg["log_every_n_steps"] == 0:
             values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self.summary.custom_metrics}
-            values["tokens_per_second_per_gpu"] = tokens / (time.perf_counter() - started) / self.steps.processes
+            values["tokens_per_second_per_gpu"] = tokens / (self.clock() - started) / self.steps.processes
             if self.cfg["log_peak_memory_stats"]:
                 values["peak_memory_bytes"] = machine.peak_memory(self.machine.device)
             self.metrics.log_dict({"epoch": self.epoch, **values}, step=self.global_step)

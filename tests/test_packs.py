@@ -13,7 +13,7 @@ from inspect_ai.log import read_eval_log
 
 import cruijff_kit
 from cruijff_kit.errors import UserError
-from cruijff_kit.packs import alone_because, packs_of
+from cruijff_kit.packs import alone_because, packs_of, run_pack
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import read_status
 from cruijff_kit.table import read_results
@@ -146,6 +146,18 @@ def test_who_can_share(tiny):
 )
 def test_who_trains_alone(tiny, overrides, why):
     assert alone_because(config(tiny, "pack=2", *overrides)) == why
+
+
+def test_a_run_whose_data_is_gone_does_not_stop_the_others(tiny, tmp_path):
+    """As `resume` may meet it."""
+    small = ["dataset.max_samples=16", "num_warmup_steps=0", "eval=none", "pack=2"]
+    good = config(tiny, *small, f"output_dir={tmp_path / 'good'}")
+    gone = config(
+        tiny, *small, f"output_dir={tmp_path / 'gone'}", "dataset=files", f"dataset.path={tmp_path / 'no.csv'}"
+    )
+    lost, done = run_pack([(gone, {}), (good, {})], 2)
+    assert isinstance(lost, UserError) and "no.csv" in str(lost)
+    assert done.status == "done" and done.pack["size"] == 2
 
 
 @pytest.mark.parametrize("value", ["1", "0", "-2", "many", "2.5", "true"])

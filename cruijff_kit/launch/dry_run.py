@@ -119,8 +119,7 @@ def _print(runs: list[PlannedRun], arrays: list[PlannedArray], packs: list[Plann
     _print_runs(runs, console)
     for pack in packs:
         names = [runs[n].config.run_name for n in pack.runs]
-        at_once = min(len(names), runs[pack.runs[0]].config.pack) if not pack.why else 1
-        together = f"{len(names)} runs train together, {at_once} at a time: {'; '.join(names)}"
+        together = f"{pack.in_words(len(runs))}: {'; '.join(names)}"
         console.print(f"{names[0]} trains alone: {pack.why}" if pack.why else together, markup=False, soft_wrap=True)
     first = dict(_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):

@@ -31,15 +31,15 @@ def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
     for pack in packs_of([job.config for job in jobs]):
         chosen = [jobs[n] for n in pack.runs]
         if len(chosen) > 1:
-            objectives |= _run_pack(chosen, jobs)
+            say(pack.in_words(len(jobs)))
+            objectives |= _run_pack(chosen, pack.at_once)
         else:
             objectives |= {id(job): _run(launcher, job, jobs.index(job) + 1, len(jobs)) for job in chosen}
     return objectives
 
 
-def _run_pack(chosen: list[Job], jobs: list[Job]) -> dict[int, float | None]:
-    say(f"{len(chosen)} of {len(jobs)} runs train together, {chosen[0].config.pack} at a time")
-    ended = run_pack([(job.config, job.swept) for job in chosen])
+def _run_pack(chosen: list[Job], at_once: int) -> dict[int, float | None]:
+    ended = run_pack([(job.config, job.swept) for job in chosen], at_once)
     return {
         id(job): math.nan if isinstance(result, Exception) else result.objective
         for job, result in zip(chosen, ended, strict=True)

@@ -318,9 +318,8 @@ class _AttentionApart:
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **settings: Any) -> torch.Tensor:
         regions = self._pack.regions
         sizes = [region.size for region in regions]
-        own = zip(
-            regions, *(x[0].split(sizes, 1) for x in (q, k, v)), strict=True
-        )  # a slice each would cost all, backward
+        # Split at once: the way back through a slice fills a gradient of everybody's size.
+        own = zip(regions, *(x[0].split(sizes, 1) for x in (q, k, v)), strict=True)
         found = [self._attend(region, *qkv) if region.rows else qkv[0] for region, *qkv in own]
         return (torch.cat(found, 1) if len(found) > 1 else found[0])[None]
 
