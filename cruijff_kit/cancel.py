@@ -11,8 +11,9 @@ from cruijff_kit import answer
 from cruijff_kit.cluster import client
 from cruijff_kit.command import Parser
 from cruijff_kit.errors import UserError
+from cruijff_kit.ledger import read_ledger, run_folder
 from cruijff_kit.logs import chosen_runs
-from cruijff_kit.run_status import ACTIVE, CANCELLED, QUEUED, read_status, write_status
+from cruijff_kit.run_status import ACTIVE, CANCELLED, QUEUED, ask_to_cancel, read_status, write_status
 from cruijff_kit.summary import write_summary
 from cruijff_kit.survey import Known, RunView, known_below, survey
 
@@ -47,13 +48,32 @@ def cancel(folder: Path, names: list[str], sure: bool) -> list[RunView]:
 
 
 def cancel_jobs(submitted: list[tuple[Known, RunView]]) -> None:
-    """scancel, and write it down for those whose jobs had not begun and so cannot say it themselves."""
-    client.cancel(v.job_id for _, v in submitted)
+    """scancel, and write it down for those that had not begun and so cannot say it themselves.
+
+    A run whose job goes on for other runs (a pack) is asked to stop by itself.
+    """
+    gone = {known.folder for known, _ in submitted}
+    shared = {v.job_id for known, v in submitted if not _job_mates(known) <= gone}
+    client.cancel({v.job_id for _, v in submitted} - shared)
     for known, view in submitted:
+        if view.job_id in shared and view.state != QUEUED:
+            ask_to_cancel(known.folder)
         status = read_status(known.folder)
         if view.state == QUEUED and status is not None and status.state == QUEUED:
             status.state, status.reason = CANCELLED, "cancelled before it began"
             write_status(known.folder, status)
+
+
+def _job_mates(known: Known) -> set[Path]:
+    """The runs of a run's job that have not ended."""
+    if known.sweep_dir is None or known.attempt is None:
+        return {known.folder}
+    mates = {
+        run_folder(known.sweep_dir, e)
+        for e in read_ledger(known.sweep_dir).runs
+        if e.attempts and e.attempts[-1].job_id == known.attempt.job_id
+    }
+    return {run for run in mates if (status := read_status(run)) is None or status.state in ACTIVE}
 
 
 def _confirmed(views: list[RunView]) -> bool:

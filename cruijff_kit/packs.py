@@ -1,51 +1,62 @@
-"""Packs: runs of a sweep that train together on one base model in memory (`pack=N`).
+"""Packs: runs of a sweep that train together on one base model in memory (`pack=auto`, `pack=N`).
 
 Which runs can share one is worked out here, without torch; how they train is recipes/lora_packed.py. Each run is told by
-run.run_story, so that it writes what it would write by itself. Called by launch (sweeps made here, and their dry run) and
-by resume.
+run.run_story, so that it writes what it would write by itself. Called by launch (sweeps made here or submitted, and their
+dry run), by resume, and by the jobs of a cluster.
 """
 
+import dataclasses
 import json
 import signal
-import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.config import RunConfig
+from cruijff_kit import failures
+from cruijff_kit.config import AUTO, RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.plan import check
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import RunResult
 from cruijff_kit.run import Start, run_story
-from cruijff_kit.run_status import Heartbeat
-from cruijff_kit.stopping import StopSignals
+from cruijff_kit.run_status import CANCELLED, FAILED, Heartbeat, forget_cancel, read_status
+from cruijff_kit.stopping import Cancelled, StopSignals
 from cruijff_kit.summary import refresh_above
+from cruijff_kit.training.pack_size import MOST, PackSize
 from cruijff_kit.training.passes import Story
 
 if TYPE_CHECKING:
     from cruijff_kit.recipes.lora_packed import Pack
 
 _ONE_RUN_AT_A_TIME = ("wandb", "mlflow")  # what their libraries can do in one process
+_MOST_IN_A_JOB = 8  # with pack=auto
+_OF_THE_TIME = 0.8  # of slurm.time, that the runs of a job may take if they gain nothing from each other
 
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Places of runs that train together, in order; at_once of them at a time. why: of a run that trains alone; empty in a
-    pack.
+    """Places of runs that train together, in order; at_once of them at a time, None: as many as measuring finds best.
+    why: of a run that trains alone; empty in a pack.
     """
 
     runs: list[int]
-    at_once: int = 1
+    at_once: int | None = 1
     why: str = ""
 
     def in_words(self, total: int) -> str:
         """A pack among `total` runs, in a line."""
-        return f"{len(self.runs)} of {total} runs train together, {self.at_once} at a time"
+        how = f"{self.at_once} at a time" if self.at_once else "as many at a time as is fastest"
+        return f"{len(self.runs)} of {total} runs train together, {how}"
 
 
-def packs_of(configs: list[RunConfig]) -> list[PlannedPack]:
+def packs_of(configs: Sequence[RunConfig], seconds: Sequence[float] | None = None) -> list[PlannedPack]:
     """Which runs train together: those that share base model, device, precision and threads. Every run once, in order of
-    the first of each pack; a pack may hold more runs than train at a time: when one has ended, the next takes its place.
+    the first of each pack. A pack made here may hold more runs than train at a time: when one has ended, the next takes its
+    place. On SLURM a pack is one job.
+
+    Args:
+        seconds: that each run is expected to take, for jobs with a time limit.
     """
     found: dict[str, list[int]] = {}
     reasons: dict[str, str] = {}
@@ -54,12 +65,37 @@ def packs_of(configs: list[RunConfig]) -> list[PlannedPack]:
         key = f"{number}" if why else _shared(config)
         found.setdefault(key, []).append(number)
         reasons[key] = why
-    return [
-        PlannedPack(runs, min(configs[runs[0]].pack, len(runs)))
-        if len(runs) > 1
-        else PlannedPack(runs, why=reasons[key] or "no other run shares its base model and machine")
-        for key, runs in found.items()
-    ]
+    packs = []
+    for key, runs in found.items():
+        parts = [runs] if reasons[key] or not configs[runs[0]].slurm.submit else _jobs(runs, configs, seconds)
+        packs += [_planned(part, configs[part[0]], reasons[key], len(parts)) for part in parts]
+    return packs
+
+
+def _planned(runs: list[int], config: RunConfig, why: str, parts: int) -> PlannedPack:
+    if len(runs) > 1:
+        return PlannedPack(runs, None if config.pack == AUTO else min(config.pack, len(runs)))
+    others = "no other run shares its base model and machine"
+    return PlannedPack(runs, why=why or (others if parts == 1 else "it is what is left when the others are in jobs"))
+
+
+def _jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float] | None) -> list[list[int]]:
+    """Runs that can share a job, in jobs."""
+    first = configs[runs[0]]
+    if first.pack != AUTO:
+        return [runs[i : i + first.pack] for i in range(0, len(runs), first.pack)]
+    limit = first.slurm.time_seconds
+    jobs: list[list[int]] = []
+    taken = 0.0
+    for run in runs:
+        needs = seconds[run] if seconds else 0.0
+        over = limit is not None and taken + needs > _OF_THE_TIME * limit
+        if not jobs or over or len(jobs[-1]) == _MOST_IN_A_JOB:
+            jobs.append([])
+            taken = 0.0
+        jobs[-1].append(run)
+        taken += needs
+    return jobs
 
 
 def alone_because(config: RunConfig) -> str:
@@ -67,9 +103,11 @@ def alone_because(config: RunConfig) -> str:
     cfg = config.torchtune
     dropout = cfg["model"].get("lora_dropout", 0.0) > 0
     single = next((name for name in config.trackers if name in _ONE_RUN_AT_A_TIME), "")
+    on_cpus = config.slurm.submit and not (config.slurm.gpus or config.slurm.gres)
     reasons = {
         "pack=off": config.pack == "off",
-        "it is submitted to SLURM": config.slurm.submit,
+        "on a cluster's CPUs jobs side by side end sooner than a pack (pack=4 makes packs)": on_cpus
+        and config.pack == AUTO,
         f"it trains on {config.processes} processes": config.processes > 1,
         "its base model is in 4 bits": bool(cfg["model"].get("quantize_base")),
         "compile=true": config.compile,
@@ -87,15 +125,32 @@ def _shared(config: RunConfig) -> str:
     base = {k: v for k, v in cfg["checkpointer"].items() if k not in ("output_dir", "recipe_checkpoint")}
     builder = {k: cfg["model"].get(k) for k in ("_component_", "checkpoint_dir")}
     machine = [cfg[k] for k in ("device", "dtype", "threads", "enable_activation_checkpointing")]
-    return json.dumps([base, builder, machine, config.pack], sort_keys=True)
+    asked = dataclasses.asdict(config.slurm) if config.slurm.submit else None
+    return json.dumps([base, builder, machine, config.pack, asked], sort_keys=True)
 
 
-def run_pack(runs: list[tuple[RunConfig, dict[str, Any]]], at_once: int) -> list[RunResult | Exception]:
+@dataclass(frozen=True)
+class PackedRun:
+    """A run of a pack: its config, what distinguishes it in its sweep, and what is done when its turn comes."""
+
+    config: RunConfig
+    swept: dict[str, Any]
+    begins: Callable[[], object] = lambda: None
+
+
+def run_pack(
+    runs: Sequence[PackedRun],
+    at_once: int | None,
+    stop: StopSignals | None = None,
+    begun: list[Heartbeat] | None = None,
+) -> list[RunResult | Exception]:
     """Train runs together and evaluate each; everything is left in their folders.
 
     Args:
-        runs: config and swept values of each; `packs_of` says which can be given together.
-        at_once: most that train at the same time.
+        runs: `packs_of` says which can be given together.
+        at_once: most that train at the same time; None: as many as measuring finds best.
+        stop: who listens for signals already; None: nobody.
+        begun: gets the heartbeat of each run whose turn has come.
     Returns:
         Each run's result, or why it failed; one's failure is not another's.
     Raises:
@@ -103,15 +158,24 @@ def run_pack(runs: list[tuple[RunConfig, dict[str, Any]]], at_once: int) -> list
     """
     from cruijff_kit.recipes.lora_packed import Pack
 
-    stop = StopSignals(signal.SIGINT, signal.SIGTERM)
-    about = {"id": uuid.uuid4().hex[:8], "size": at_once}
-    with progress(f"training {len(runs)} runs", sum(_updates(config) for config, _ in runs)) as bar:
-        pack = Pack(bar)
+    ours = stop is None
+    stop = stop or StopSignals(signal.SIGINT, signal.SIGTERM)
+
+    def evaluate(cells: list[Any]) -> list[Any]:
+        from cruijff_kit.evaluation.evaluate import evaluate_together
+
+        with stop.leaving():
+            return evaluate_together(cells)
+
+    size = PackSize(at_once or min(len(runs), MOST), measured=at_once is None)
+    with progress(f"training {len(runs)} runs", sum(_updates(run.config) for run in runs)) as bar:
+        pack = Pack(bar, size, evaluate)
         stop.listen()
         try:
-            ended = pack.tell([_story(config, swept, pack, stop, about) for config, swept in runs], at_once)
+            ended = pack.tell([_story(run, pack, stop, begun) for run in runs])
         finally:
-            stop.let_go()
+            if ours:
+                stop.let_go()
     for interrupted in (e for e in ended if isinstance(e, KeyboardInterrupt)):
         raise interrupted
     return ended
@@ -125,15 +189,30 @@ def _updates(config: RunConfig) -> int:
         return 0
 
 
-def _story(config: RunConfig, swept: dict[str, Any], pack: "Pack", stop: StopSignals, about: dict) -> Story[RunResult]:
-    start = Start(Heartbeat(config.output_dir), stop, shared=True)
-    say(f"{config.run_name} begins")
+def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbeat] | None) -> Story[RunResult]:
+    config, name, folder = run.config, run.config.run_name, Path(run.config.output_dir)
+    status = read_status(folder)
+    if status is not None and status.state == CANCELLED:  # while it waited for its turn
+        raise Cancelled(f"{name} was cancelled before it began")
+    start = Start(Heartbeat(folder), stop, shared=True)
+    if begun is not None:
+        begun.append(start.heartbeat)
+    say(f"{name} begins")
     try:
-        result = yield from run_story(config, swept, start, lambda chosen: pack.member(chosen.torchtune), about)
-        say(f"{config.run_name} done: {result.objective_name} {result.objective:.4g}")
+        run.begins()
+        result = yield from run_story(
+            config, run.swept, start, lambda chosen: pack.member(chosen.torchtune), pack.as_data
+        )
+        say(f"{name} done: {result.objective_name} {result.objective:.4g}")
         return result
+    except Cancelled:
+        say(f"{name} cancelled; its state is saved")
+        raise
     except Exception as error:
-        say(f"{config.run_name} failed: {one_line(error)}")
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        start.heartbeat.set(state=FAILED, reason=reason, cause=failures.cause_of(error))
+        say(f"{name} failed: {one_line(error)}")
         raise
     finally:
-        refresh_above(start.heartbeat.run)
+        forget_cancel(folder)
+        refresh_above(folder)

@@ -135,20 +135,21 @@ def _overrides(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: dict[Path, RunConfig]) -> None:
-    from cruijff_kit.cluster.request import sbatch_options
-    from cruijff_kit.cluster.submit import Submission, submit
-    from cruijff_kit.launch.cluster import refuse_rest, report
+    from cruijff_kit.cluster.submit import submit
+    from cruijff_kit.launch.cluster import refuse_rest, report, submissions
     from cruijff_kit.ledger import read_ledger
 
-    submissions = []
-    for known, view in runs:
-        config = configs[known.folder]
-        options = sbatch_options(config)
-        changes = _changes(view, config)
-        if "slurm.mem" in (view.changes | changes):
-            options["mem"] = (view.changes | changes)["slurm.mem"]
-        submissions.append(Submission(known.folder, options, config.slurm.max_parallel, "resume", changes))
-    outcome = submit(submissions, sweep_dir, read_ledger(sweep_dir).cwd)
+    changes = [_changes(view, configs[known.folder]) for known, view in runs]
+    mem = [(view.changes | change).get("slurm.mem") for (_, view), change in zip(runs, changes, strict=True)]
+    jobs = []
+    for asked in dict.fromkeys(mem):  # runs of a pack ask for the same
+        some = [n for n, m in enumerate(mem) if m == asked]
+        folders = [runs[n][0].folder for n in some]
+        for job in submissions([configs[f] for f in folders], folders, [None] * len(some)):
+            job.options |= {"mem": asked} if asked else {}
+            job.reason, job.changes = "resume", changes[some[folders.index(job.folder)]]
+            jobs.append(job)
+    outcome = submit(jobs, sweep_dir, read_ledger(sweep_dir).cwd)
     report(outcome, sweep_dir)
     write_summary(sweep_dir)
     refuse_rest(outcome, sweep_dir)
@@ -168,14 +169,15 @@ def _more_memory(view: RunView, mem: str | None) -> str | None:
 
 def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -> None:
     from cruijff_kit.launch.callback import show_end
-    from cruijff_kit.packs import packs_of, run_pack
+    from cruijff_kit.packs import PackedRun, packs_of, run_pack
 
     folders = [known.folder for known in runs]
     try:
         for pack in packs_of([configs[run] for run in folders]):
             if len(pack.runs) > 1:
                 say(pack.in_words(len(runs)))
-                run_pack([(configs[folders[n]], frozen_swept(folders[n])) for n in pack.runs], pack.at_once)
+                chosen = [folders[n] for n in pack.runs]
+                run_pack([PackedRun(configs[run], frozen_swept(run)) for run in chosen], pack.at_once)
             else:
                 _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:

@@ -18,8 +18,8 @@ from cruijff_kit.folder import RunFolder
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult, git_commit, now, read_result, to_json, versions
-from cruijff_kit.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
-from cruijff_kit.stopping import StopSignals
+from cruijff_kit.run_status import CANCELLED, DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat, cancel_asked
+from cruijff_kit.stopping import Cancelled, StopSignals
 from cruijff_kit.training.passes import Story, told
 
 
@@ -38,7 +38,13 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
         UserError: the config or the data cannot work, or the folder is taken; nothing was trained.
         Exception: whatever went wrong later; result.json says what and where.
     """
-    return told(run_story(config, swept or {}, start))
+    return told(run_story(config, swept or {}, start), _evaluate_alone)
+
+
+def _evaluate_alone(cell: Any) -> Any:
+    from cruijff_kit.evaluation.evaluate import evaluate_alone
+
+    return evaluate_alone(cell)
 
 
 def run_story(
@@ -46,18 +52,18 @@ def run_story(
     swept: dict[str, Any],
     start: "Start | None" = None,
     recipe_of: Callable[[RunConfig], Any] | None = None,
-    pack: dict[str, Any] | None = None,
+    pack: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> Story[RunResult]:
-    """As `train_then_eval`, told side by side with others: training asks for the passes that it does not compute itself.
+    """As `train_then_eval`, told side by side with others: asks for the passes that its recipe does not compute itself, and
+    for each evaluation.
 
     Args:
         recipe_of: makes the recipe; None: the one that trains by itself.
-        pack: what result.json says of the pack.
+        pack: what result.json says of the pack, in the end.
     """
     folder = RunFolder(config.output_dir)
     _refuse_taken(folder, config.resume_from_checkpoint)
     result = begin(config, swept)
-    result.pack = pack
     clock = _Clock(result)
     plan = None
     if start is None:
@@ -84,7 +90,7 @@ def run_story(
                 _note_end(result, error, clock.phase, start.stop)
                 raise
             finally:
-                result.finished, result.seconds["total"] = now(), clock.total()
+                result.finished, result.seconds["total"], result.pack = now(), clock.total(), pack()
                 folder.write("result.json", to_json(result))
                 _note_status(result, start)
     finally:
@@ -108,7 +114,9 @@ class Start:
 def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
     # inspect-ai may turn an interruption into an error of its own.
     interrupted = isinstance(error, KeyboardInterrupt) or stop.received is not None
-    result.status = INTERRUPTED if interrupted else FAILED
+    result.status = INTERRUPTED if interrupted or isinstance(error, Cancelled) else FAILED
+    if isinstance(error, Cancelled):
+        return
     if not interrupted:
         result.error = failure_of(error, phase)
     elif not isinstance(error, KeyboardInterrupt):
@@ -116,13 +124,15 @@ def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSig
 
 
 def _note_status(result: RunResult, start: Start) -> None:
-    reason, cause = None, None
+    reason, cause, state = None, None, result.status
     if result.error is not None:
         reason, cause = f"{result.error.type}: {result.error.message}", result.error.cause
+    elif result.status == INTERRUPTED and cancel_asked(start.heartbeat.run):
+        state, reason = CANCELLED, "cancelled"
     elif result.status == INTERRUPTED:
         reason = f"stopped by {start.stop.received.name}" if start.stop.received else "interrupted"
         cause = "stopped"
-    start.heartbeat.set(state=result.status, reason=reason, cause=cause)
+    start.heartbeat.set(state=state, reason=reason, cause=cause)
 
 
 def _refuse_taken(folder: RunFolder, resume: bool) -> None:
@@ -166,11 +176,13 @@ def _train_and_evaluate(
     start.heartbeat.set(state=EVALUATING)
     if config.processes > 1:
         ask_untrained()
-    with clock("evaluate"):
+    with clock("evaluate", recipe.clock):
         folder.discard_partial_logs()
         epoch = recipe.summary.epochs - 1
         chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-        result.evaluation = evaluate.evaluate(chat_model, config, plan, folder, epoch, result.config_hash)
+        result.evaluation = yield from evaluate.evaluation_story(
+            chat_model, config, plan, folder, epoch, result.config_hash
+        )
     note_objective(result, config)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
@@ -205,6 +217,8 @@ def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResul
             if start.stop.received is not None:  # it came too late for a step
                 raise KeyboardInterrupt
     except TrainingInterrupted as interrupted:
+        if recipe.stop_reason == CANCELLED:
+            raise Cancelled(str(interrupted)) from interrupted
         say(f"{interrupted}; the state is saved: python -m cruijff_kit.resume {shlex.quote(str(folder.path))}")
         raise KeyboardInterrupt from interrupted
     finally:

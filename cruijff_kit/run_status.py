@@ -26,6 +26,7 @@ DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupt
 ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
 SECONDS_BETWEEN_BEATS = 3.0
 _SECONDS_BETWEEN_SAMPLES = 0.3  # of memory, which grows by hundreds of megabytes a second while torch is imported
+_CANCEL = ".cancel"
 SILENT_SECONDS = 25.0  # without a heartbeat for so long, something is wrong
 
 
@@ -86,6 +87,21 @@ def write_status(run: Path, status: RunStatus) -> None:
     RunFolder(run).write("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
 
 
+def ask_to_cancel(run: Path) -> None:
+    """Ask a run that shares its process with others to stop by itself, its state saved."""
+    (run / _CANCEL).touch()
+
+
+def cancel_asked(run: Path) -> bool:
+    """Whether somebody did."""
+    return (run / _CANCEL).exists()
+
+
+def forget_cancel(run: Path) -> None:
+    """It has stopped, or is started again."""
+    (run / _CANCEL).unlink(missing_ok=True)
+
+
 def seconds_since(time_stamp: str | None) -> float | None:
     """Seconds since a time of ours; None for none."""
     return (datetime.now(UTC) - datetime.fromisoformat(time_stamp)).total_seconds() if time_stamp else None
@@ -107,6 +123,7 @@ def queued_again(
         reason: why, where it is not the first time.
         changes: settings that the next start changes, besides those that were changed before.
     """
+    forget_cancel(run)
     before = before or read_status(run)
     status = before if before and before.state == QUEUED and not before.started else _next(before)
     status.state, status.reason = QUEUED, reason if before else None

@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
+class Cancelled(Exception):
+    """Somebody cancelled this run, and not the others that it shares a process with."""
+
+
 class StopSignals:
     """Listens for signals from `listen` on; `received` is the first one.
 
@@ -24,6 +28,7 @@ class StopSignals:
         self.leave: Callable[[], None] = self._interrupt
         self.received: signal.Signals | None = None
         self._recipes: list[Any] = []
+        self._saved = False
         self._pid = os.getpid()
         self._usual: dict[signal.Signals, Any] = {}
 
@@ -52,11 +57,20 @@ class StopSignals:
         finally:
             self._recipes.remove(recipe)
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Within this context there is nothing to wait for: the recipes that train have saved their states."""
+        self._saved = True
+        try:
+            yield
+        finally:
+            self._saved = False
+
     def _act(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             return
         again, self.received = self.received is not None, self.received or signal.Signals(number)
-        if self._recipes and not (again and number == signal.SIGINT):
+        if self._recipes and not self._saved and not (again and number == signal.SIGINT):
             for recipe in self._recipes:
                 recipe.stop_reason = recipe.stop_reason or _reason(self.received)
         elif not again or number == signal.SIGINT:  # what a cluster repeats must not cut the saving short

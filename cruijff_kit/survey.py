@@ -191,6 +191,8 @@ def _merge(status: RunStatus, info: JobInfo | None, job_id: str) -> RunStatus:
         restarted = "restarted by SLURM" if status.state in UNDER_WAY else status.reason
         reason = "; ".join(r for r in (restarted, info.reason) if r)
         return dataclasses.replace(status, state=QUEUED, reason=reason or None)
+    if status.state == QUEUED and info.state == "RUNNING" and status.job_id == job_id:
+        return status  # in a pack, for its turn
     if status.state in (QUEUED, INTERRUPTED) and info.state == "RUNNING":
         return dataclasses.replace(status, state=RUNNING, reason="starting", host=info.node)
     silent = seconds_since(status.heartbeat) or 0
@@ -204,6 +206,8 @@ def _after_end(status: RunStatus, info: JobInfo) -> RunStatus:
         return dataclasses.replace(status, state=CANCELLED, reason=f"cancelled {info.reason or ''}".strip(), cause=None)
     if status.state == INTERRUPTED:
         return status
+    if status.state == QUEUED and status.job_id is not None and not status.started:
+        return dataclasses.replace(status, state=INTERRUPTED, reason="its pack's job ended before its turn came")
     cause, reason = _CAUSES.get(info.state, (failures.KILLED, None))
     if reason is None:
         reason = f"ended without a result ({failures.how_it_ended(info.exit_code or 0)})"

@@ -13,7 +13,8 @@ goes on alone or in another pack.
 
 import contextlib
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,17 +23,24 @@ from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.models import base, machine
 from cruijff_kit.progress import say
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+from cruijff_kit.run_status import CANCELLED, cancel_asked
 from cruijff_kit.training.checkpoint import random_state
 from cruijff_kit.training.pack import PackedModel, Part
+from cruijff_kit.training.pack_size import PackSize
 from cruijff_kit.training.passes import Pass, Passed, Story, forget, out_of_memory
+
+_SHARE = 0.8  # of the memory that can be taken
 
 
 class Member(LoRAFinetuneRecipeSingleDevice):
     """One run of a pack. seconds: what it has taken so far, its share of common passes included."""
 
     def __init__(self, cfg: dict[str, Any], pack: "Pack") -> None:
+        self._asked: str | None = None
+        self._agreed: str | None = None
         super().__init__(cfg)
         self.pack, self.seconds = pack, 0.0
+        self._before: Any = None  # random numbers before the update that is under way
 
     def _build_model(self) -> TransformerDecoder:
         model = super()._build_model()
@@ -40,7 +48,8 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         return model
 
     def _arrange(self, model: TransformerDecoder) -> None:
-        self.modules, self.activations = dict(model.named_modules()), contextlib.nullcontext()
+        self.modules = dict(model.named_modules())  # by the names that they have before others are put around them
+        super()._arrange(model)
 
     def training(self) -> Story[None]:
         """All epochs that are left; the pack computes the passes."""
@@ -59,6 +68,44 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         loss = self.custom_metrics.watching(self.loss_fn, asked.examples)
         drawing = self._drawing if self.draws and asked.learn else None
         return Part(self.modules, self.model.output, batch, loss, asked.learn, drawing)
+
+    def by_itself(self, asked: Pass) -> Passed:
+        """A pass through the run's own model, for which there is no need of the pack's."""
+        if not self.draws:
+            return self.compute(asked)
+        self.model.train()
+        with self._drawing():
+            return self.compute(asked)
+
+    def _gradients(self, rows: list[int]) -> Story[Passed]:
+        self._before = self._random
+        try:
+            return (yield from super()._gradients(rows))
+        finally:
+            self._before = None
+
+    def keep(self) -> None:
+        """Save the state of the last update, in the middle of the next one or of validation."""
+        drawn, self._random = self._random, self._before or self._random
+        self.save_state()
+        self._random = drawn
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it is to stop. Between rounds, so that runs that go on together do so from the same step: `agree`."""
+        return self._agreed
+
+    @stop_reason.setter
+    def stop_reason(self, reason: str | None) -> None:
+        self._asked = reason
+
+    def agree(self) -> None:
+        """What was asked holds from here on."""
+        self._agreed = self._asked
+
+    def _agree_on_stopping(self) -> None:
+        if cancel_asked(self.folder.path):
+            self.stop_reason = CANCELLED
 
     def mark(self) -> Any:
         """What a pass changes besides gradients, for `rewind` if the pass comes to nothing."""
@@ -99,62 +146,136 @@ def _draw_from(state: dict[str, Any]) -> None:
 class Pack:
     """Tells the stories of several runs side by side, and computes together what they ask for at the same time.
 
-    bar: is told of every update of every member. together: most members in one pass, once memory has run out.
+    Args:
+        bar: is told of every update of every member.
+        size: how many members go through the model together; None: all.
+        evaluate: what else stories ask for -> what came of each.
     """
 
-    def __init__(self, bar: Any = None) -> None:
-        self.bar = bar or _NoBar()
-        self.together: int | None = None
+    def __init__(
+        self,
+        bar: Any = None,
+        size: PackSize | None = None,
+        evaluate: Callable[[list[Any]], list[Any]] = list,
+    ) -> None:
+        self.bar, self.size, self.evaluate = bar or _NoBar(), size, evaluate
+        self.id = uuid.uuid4().hex[:8]
         self._model: PackedModel | None = None
+        self._device: torch.device | None = None
+        self._held_before: int | None = None  # before the first pass, base model included
 
     def member(self, cfg: dict[str, Any]) -> Member:
         """The recipe of a run of this pack."""
         return Member(cfg, self)
 
-    def tell(self, stories: list[Story[Any]], at_once: int | None = None) -> list[Any]:
+    def as_data(self) -> dict[str, Any]:
+        """As result.json has it."""
+        return {"id": self.id} | self.size.as_data()
+
+    def tell(self, stories: list[Story[Any]]) -> list[Any]:
         """Tell all stories to their ends.
 
+        Runs that are trained are evaluated together: when so many wait for it as may train at a time, or nobody trains.
+
         Args:
-            stories: each runs one member at a time.
-            at_once: most stories under way; the next begins when one has ended.
+            stories: each trains one member. The next one begins when one is trained and there is place for it.
         Returns:
             What each story returned, or the exception that ended it, in order. Nobody's exception ends another's story.
         """
+        self.size = self.size or PackSize(len(stories))
+        self.size.room = self.room
         ended: list[Any] = [None] * len(stories)
         waiting = list(range(len(stories)))
-        asking: dict[int, Pass] = {}
+        asking: dict[int, Any] = {}
+        members: dict[int, Member] = {}
+        stopping = False
 
-        def go_on(number: int, passed: Passed | BaseException | None) -> None:
-            """A story until it asks for its next pass, or ends."""
-            before, started = asking.pop(number, None), time.perf_counter()
-            tell = stories[number].throw if isinstance(passed, BaseException) else stories[number].send
+        def go_on(number: int, found: Any) -> None:
+            """A story until it asks for something else, or ends; `found`: what came of what it asked for."""
+            nonlocal stopping
+            asking.pop(number, None)
+            started, tell = time.perf_counter(), stories[number].send
             try:
-                asking[number] = tell(passed)
+                asked = asking[number] = (stories[number].throw if isinstance(found, BaseException) else tell)(found)
+                if isinstance(asked, Pass) and number not in members:
+                    members[number] = asked.by
+                    return
             except StopIteration as end:
                 ended[number] = end.value
             except (Exception, KeyboardInterrupt) as error:
                 ended[number] = error
                 if isinstance(error, KeyboardInterrupt):  # all are asked to stop, and nobody is to begin
-                    waiting.clear()
-            if before is not None:
-                before.by.seconds += time.perf_counter() - started
+                    stopping = True
+            if number in members:
+                members[number].seconds += time.perf_counter() - started
+
+        def passes() -> list[int]:
+            return [n for n in sorted(asking) if isinstance(asking[n], Pass)]
+
+        def evaluations() -> list[int]:
+            return [n for n in sorted(asking) if not isinstance(asking[n], Pass)]
 
         try:
-            while waiting or asking:
-                while waiting and len(asking) < (at_once or len(stories)):
+            while asking or waiting and not stopping:
+                while waiting and not stopping and len(passes()) < self.size.under_way:
                     go_on(waiting.pop(0), None)
+                for member in members.values():
+                    member.agree()
                 for learn in (True, False):
-                    numbers = [n for n in sorted(asking) if asking[n].learn is learn]
-                    for n, passed in zip(numbers, self._compute([asking[n] for n in numbers]), strict=True):
+                    numbers = [n for n in passes() if asking[n].learn is learn]
+                    for n, passed in zip(numbers, self._round([asking[n] for n in numbers]), strict=True):
                         go_on(n, passed)
-        except KeyboardInterrupt as interrupt:  # in the middle of a pass: at once, without saving
+                train, trained = passes(), evaluations()
+                if stopping and trained and not train:
+                    raise KeyboardInterrupt  # their states are saved
+                if trained and not stopping and (not train or len(trained) >= self.size.under_way):
+                    for n in train:
+                        members[n].keep()
+                    for n, found in zip(trained, self._evaluate(asking, trained, members), strict=True):
+                        go_on(n, found)
+        except KeyboardInterrupt as interrupt:  # at once, without saving what is in the middle of an update
             for n in [*asking]:
                 go_on(n, interrupt)
         return ended
 
-    def _compute(self, asked: list[Pass]) -> list[Passed | Exception]:
-        """What came of passes of one kind, each a member's; in smaller groups when memory runs out."""
-        most = min(self.together or len(asked), len(asked))
+    def _evaluate(self, asking: dict[int, Any], numbers: list[int], members: dict[int, Member]) -> list[Any]:
+        """What came of evaluations; their time is attributed by samples."""
+        started = time.perf_counter()
+        found = self.evaluate([asking[n] for n in numbers])
+        seconds, samples = time.perf_counter() - started, [getattr(f, "samples", 0) or 1 for f in found]
+        for n, own in zip(numbers, samples, strict=True):
+            if n in members:
+                members[n].seconds += seconds * own / sum(samples)
+        return found
+
+    def _round(self, asked: list[Pass]) -> list[Passed | Exception]:
+        """What came of passes of one kind, each a member's; what they took is noted."""
+        if not asked:
+            return []
+        if self._device is None:
+            self._device = asked[0].by.machine.device
+            machine.reset_peak_memory(self._device)
+            self._held_before = machine.held_memory(self._device)
+        most, started = self.size.of_round(len(asked)), time.perf_counter()
+        found = self._compute(asked, most)
+        if asked[0].learn and not any(isinstance(f, Exception) for f in found):
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            tokens = sum(tokens for _, _, tokens in found)
+            if self.size.note(most, time.perf_counter() - started, tokens):
+                say(self.size.in_words())
+        return found
+
+    def room(self, now: int, then: int) -> bool:
+        """Whether there is memory for so many runs under way (then), as the peak tells that those of now came to."""
+        if self._held_before is None or self._device is None:
+            return True
+        took = machine.peak_memory(self._device) - self._held_before
+        to_take = machine.free_bytes(self._device) + machine.held_memory(self._device) - self._held_before
+        return took * then / now < _SHARE * to_take
+
+    def _compute(self, asked: list[Pass], most: int) -> list[Passed | Exception]:
+        """In groups of so many, or of fewer when memory runs out."""
         found: list[Passed | Exception] = []
         while len(found) < len(asked):
             group = asked[len(found) : len(found) + most]
@@ -174,7 +295,7 @@ class Pack:
                 most = len(group) // 2
                 if out_of_memory(failed):
                     machine.free_memory(group[0].by.machine.device)
-                    self.together = most
+                    self.size.out_of_memory(len(group))
                     say(f"out of memory with {len(group)} runs in one pass; on with {most}, the same rows per update")
             else:
                 found.append(failed)
@@ -188,6 +309,8 @@ class Pack:
 
     def _pass(self, group: list[Pass]) -> list[Passed | Exception]:
         learn, members = group[0].learn, [one.by for one in group]
+        if len(group) == 1:
+            return [members[0].by_itself(group[0])]
         model = self._packed(members[0])
         with torch.set_grad_enabled(learn):
             parts = [member.part(one) for member, one in zip(members, group, strict=True)]

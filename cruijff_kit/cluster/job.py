@@ -1,6 +1,7 @@
 """What a SLURM job runs; the script that `submit` wrote calls it:
 
-    srun python -m cruijff_kit.cluster.job RUNS.json              the run of this array task, or a list of late evaluations
+    srun python -m cruijff_kit.cluster.job RUNS.json              the run of this array task, a pack of runs (pack_job), or
+                                                                  late evaluations (evaluation_job)
     python -m cruijff_kit.cluster.job RUNS.json --ended CODE      afterwards, if that failed: why, and whether to go again
 
 Retries, by cause: over host memory is requeued with twice the memory; what a signal stopped is requeued and goes on from
@@ -30,6 +31,7 @@ from cruijff_kit.run_status import (
     SILENT_SECONDS,
     UNDER_WAY,
     Heartbeat,
+    RunStatus,
     queued_again,
     read_status,
     seconds_since,
@@ -55,6 +57,13 @@ def main(argv: list[str] | None = None) -> int:
     chosen = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
     if options.ended is not None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue that this may ask for
+    if isinstance(chosen, dict):
+        from cruijff_kit.cluster import pack_job
+
+        runs = [Path(run) for run in chosen["pack"]]
+        if options.ended is not None:
+            return pack_job.after_death(runs, options.ended)
+        return pack_job.start(runs, chosen["at_once"] or None, listed["code"], stop)
     if isinstance(chosen, list):
         from cruijff_kit.cluster import evaluation_job
 
@@ -72,18 +81,30 @@ def _start(run: Path, code: str, stop: StopSignals) -> int:
     if is_done(run):
         say(f"{run} is done already")
         return 0
-    other = read_status(run)
-    elsewhere = other is not None and other.state in UNDER_WAY and other.job_id != slurm_job_id()
-    if elsewhere and (seconds_since(other.heartbeat) or 0) < SILENT_SECONDS:
-        say(f"{run} is under way already, as job {other.job_id} on {other.host}")
+    if is_elsewhere(run):
         return 1
     use_granted_processors()
     heartbeat = Heartbeat(run)
+    note_changed_code(heartbeat.status, code)
+    return _run(run, heartbeat, stop)
+
+
+def is_elsewhere(run: Path) -> bool:
+    """Whether another job is at this run."""
+    other = read_status(run)
+    elsewhere = other is not None and other.state in UNDER_WAY and other.job_id != slurm_job_id()
+    if not elsewhere or (seconds_since(other.heartbeat) or 0) >= SILENT_SECONDS:
+        return False
+    say(f"{run} is under way already, as job {other.job_id} on {other.host}")
+    return True
+
+
+def note_changed_code(status: RunStatus, code: str) -> None:
+    """A warning in the status where the code is not that which submitted the run."""
     if code != code_hash():
         note = "the code of cruijff_kit changed between submission and start"
-        heartbeat.status.notes = [*(n for n in heartbeat.status.notes if n != note), note]
+        status.notes = [*(n for n in status.notes if n != note), note]
         say(f"warning: {note}")
-    return _run(run, heartbeat, stop)
 
 
 def use_granted_processors() -> None:
@@ -188,7 +209,8 @@ def _after_death(run: Path, code: int) -> int:
     return 0
 
 
-def _granted_mb() -> int | None:
+def granted_mb() -> int | None:
+    """Host memory that SLURM granted this job, MB; None: the whole node's, or it does not say."""
     per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
     if per_node:
         return int(per_node) or None  # 0: the whole node
@@ -199,7 +221,7 @@ def was_over_memory(used: int | None) -> bool:
     """Whether the kernel killed in this job's cgroup, or the process held as much as it was granted."""
     if _cgroup_kills():
         return True
-    granted = _granted_mb()
+    granted = granted_mb()
     return granted is not None and used is not None and used > 0.9 * granted * 2**20
 
 
@@ -220,7 +242,7 @@ def _cgroup_kills() -> int:
 
 def _ask_for_more_memory(run: Path) -> int:
     config, status = frozen(run), read_status(run)
-    granted = _granted_mb()
+    granted = granted_mb()
     asked = status.changes.get("slurm.mem") or config.slurm.mem
     reason = f"out of host memory ({asked or f'{granted}M'})"
     status.state, status.reason, status.cause = FAILED, reason, failures.OUT_OF_MEMORY

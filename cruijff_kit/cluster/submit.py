@@ -48,7 +48,8 @@ _CURES = {
 class Submission:
     """A run that is to be submitted: its folder, sbatch's options, slurm.max_parallel, why, and what is changed.
 
-    together: runs (this one among them) whose late evaluation is one job.
+    together: runs (this one among them) that are one job: their late evaluation, or, with a number in `at_once` (0: as many
+    as measuring finds best), a pack that trains there.
     """
 
     folder: Path
@@ -57,6 +58,15 @@ class Submission:
     reason: str = "first"
     changes: dict[str, Any] = field(default_factory=dict)
     together: list[Path] | None = None
+    at_once: int | None = None
+
+    @property
+    def listed(self) -> Any:
+        """The job as its file of runs has it."""
+        if self.together is None:
+            return str(self.folder)
+        folders = [str(f) for f in self.together]
+        return folders if self.at_once is None else {"pack": folders, "at_once": self.at_once}
 
     @property
     def folders(self) -> list[Path]:
@@ -229,8 +239,7 @@ def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
     name = f"{now().replace(':', '')}_{uuid.uuid4().hex[:6]}"
     runs_file = sweep_dir / ".submitit" / f"{name}_runs.json"
     path = sweep_dir / ".submitit" / f"{name}_submission.sh"
-    listed = [[str(f) for f in r.together] if r.together else str(r.folder) for r in array.runs]
-    write_text(runs_file, json.dumps({"code": code_hash(), "runs": listed}) + "\n")
+    write_text(runs_file, json.dumps({"code": code_hash(), "runs": [r.listed for r in array.runs]}) + "\n")
     write_text(path, _script(array, sweep_dir, runs_file))
     for run in array.runs:
         for folder in run.folders:

@@ -8,10 +8,11 @@ from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig, ResourcesConfig
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.loading import literal, load, register
-from cruijff_kit.config.run import LR_SCHEDULERS, RunConfig
+from cruijff_kit.config.run import AUTO, LR_SCHEDULERS, RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
 
 __all__ = [
+    "AUTO",
     "LR_SCHEDULERS",
     "DatasetConfig",
     "EvalConfig",

@@ -12,6 +12,8 @@ from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, Mod
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.training.steps import saved_epochs
 
+AUTO = "auto"
+AUTO = "auto"
 LR_SCHEDULERS = {
     "cosine": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
     "linear": "cruijff_kit.training.lr_schedulers.get_linear_schedule_with_warmup",
@@ -99,8 +101,9 @@ class RunConfig:
     objective: str | None = None
     """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy.
     null: accuracy where there are tasks, else the validation loss, else the loss."""
-    pack: Any = "off"
-    """Runs of a sweep that train together in one process, on one base model in memory: off, or how many, such as 4."""
+    pack: Any = AUTO
+    """Runs of a sweep that train together in one process, on one base model in memory: auto (as many as measuring finds
+    fastest), off, or how many, such as 4. On SLURM a pack is one job; there auto packs what asks for GPUs."""
     report: bool = True
     """Write report.html at the end of a sweep that was made here (`python -m cruijff_kit.report DIR` does at any time)."""
     dry_run: bool = False
@@ -137,8 +140,8 @@ class RunConfig:
         one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
         self.pack = "off" if self.pack is False or self.pack is None else self.pack  # YAML reads off as false
         require(
-            self.pack == "off" or type(self.pack) is int and self.pack > 1,
-            f"pack={self.pack} is neither off nor a number of runs from 2 on; set pack=4, for example",
+            self.pack in (AUTO, "off") or type(self.pack) is int and self.pack > 1,
+            f"pack={self.pack} is neither auto nor off nor a number of runs from 2 on; set pack=4, for example",
         )
         for name in self.trackers:
             one_of("trackers", name, TRACKERS)

@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,25 @@ from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
 from cruijff_kit.tiers import RED, close_folder, withholds_samples
+from cruijff_kit.training.passes import told
 from cruijff_kit.withheld import places_of
 
 
 class EvaluationError(RuntimeError):
     """A task did not answer and score all its samples; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task to be answered by the adapter that the model holds now; epoch: whose it is; hash: of the run's config."""
+
+    name: TaskName
+    chat_model: ChatModel
+    config: RunConfig
+    plan: EvaluationPlan
+    folder: RunFolder
+    epoch: int
+    hash: str
 
 
 def evaluate(
@@ -50,6 +65,13 @@ def evaluate(
         EvaluationError: an adapter is missing, there is nothing to do, or a task raised, or left a sample unanswered or all
             of them unscored.
     """
+    return told(evaluation_story(chat_model, config, plan, folder, last, config_hash), evaluate_alone)
+
+
+def evaluation_story(
+    chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
+) -> Generator[Cell, Evaluation, list[Evaluation]]:
+    """As `evaluate`, told side by side with others: asks for each cell."""
     if not config.eval.tasks:
         return []
     trained, cells = adapter_state(chat_model.model), []
@@ -60,13 +82,29 @@ def evaluate(
             else:
                 load_adapter_state(chat_model.model, trained)
             for name in config.eval.names:
-                cells = with_cell(cells, evaluate_cell(name, chat_model, config, plan, folder, epoch, config_hash))
+                cells = with_cell(cells, (yield Cell(name, chat_model, config, plan, folder, epoch, config_hash)))
     finally:
         load_adapter_state(chat_model.model, trained)
     expected = len(config.eval.tasks) * len(config.evaluated_epochs)
     if not expected or len(cells) != expected:
         raise EvaluationError(f"{len(cells)} evaluations were made, {expected} were asked for")
     return cells
+
+
+def evaluate_alone(cell: Cell) -> Evaluation:
+    """As evaluate_cell."""
+    return evaluate_cell(cell.name, cell.chat_model, cell.config, cell.plan, cell.folder, cell.epoch, cell.hash)
+
+
+def evaluate_together(cells: list[Cell]) -> list[Evaluation | Exception]:
+    """The evaluation of each cell, or why it failed."""
+    found: list[Evaluation | Exception] = []
+    for cell in cells:
+        try:
+            found.append(evaluate_alone(cell))
+        except Exception as error:
+            found.append(error)
+    return found
 
 
 def load_epoch(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:

@@ -13,10 +13,12 @@ from cruijff_kit import answer
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.cluster.request import sbatch_options
 from cruijff_kit.config import RunConfig
+from cruijff_kit.estimate import Estimate, clock
 from cruijff_kit.folder import discard_unused
 from cruijff_kit.launch.jobs import Job, estimate, find_earlier, write_down
 from cruijff_kit.launch.task import begin_answer
 from cruijff_kit.ledger import editing, is_done, read_ledger, run_folder
+from cruijff_kit.packs import packs_of
 from cruijff_kit.plan import check
 from cruijff_kit.progress import say
 from cruijff_kit.result import read_result
@@ -24,7 +26,7 @@ from cruijff_kit.run_status import DONE, read_status
 from cruijff_kit.summary import write_summary
 
 if TYPE_CHECKING:
-    from cruijff_kit.cluster.submit import Outcome
+    from cruijff_kit.cluster.submit import Outcome, Submission
 
 # What a submission that came to nothing leaves in its folder.
 _MADE = (
@@ -47,11 +49,11 @@ def submit_jobs(jobs: list[Job], sweep_dir: Path) -> dict[int, float | None]:
     Raises:
         ClusterError: SLURM refused; what was submitted before is in the ledger, and what was made for the rest is gone.
     """
-    from cruijff_kit.cluster.submit import Submission, submit
+    from cruijff_kit.cluster.submit import submit
 
     new = [j for j in jobs if j.earlier is None]
     _warn_of_little_memory(new)
-    runs = [Submission(j.folder.absolute(), sbatch_options(j.config), j.config.slurm.max_parallel) for j in new]
+    runs = submissions([j.config for j in new], [j.folder.absolute() for j in new], [j.estimate for j in new])
     if runs:
         try:
             outcome = submit(runs, sweep_dir, read_ledger(sweep_dir).cwd)
@@ -67,6 +69,30 @@ def submit_jobs(jobs: list[Job], sweep_dir: Path) -> dict[int, float | None]:
     if runs:
         refuse_rest(outcome, sweep_dir)
     return {key: _objective(folder) for key, folder in folders.items()} if jobs[0].config.slurm.wait else {}
+
+
+def submissions(configs: list[RunConfig], folders: list[Path], expected: list[Estimate | None]) -> "list[Submission]":
+    """The jobs that runs make: those of a pack are one."""
+    from cruijff_kit.cluster.submit import Submission
+
+    seconds = [e.seconds if e else 0.0 for e in expected]
+    jobs = []
+    for pack in packs_of(configs, seconds):
+        first, config = folders[pack.runs[0]], configs[pack.runs[0]]
+        jobs.append(Submission(first, sbatch_options(config), config.slurm.max_parallel))
+        if len(pack.runs) > 1:
+            jobs[-1].together, jobs[-1].at_once = [folders[n] for n in pack.runs], pack.at_once or 0
+            _warn_of_little_time([configs[n] for n in pack.runs], sum(seconds[n] for n in pack.runs))
+    return jobs
+
+
+def _warn_of_little_time(pack: list[RunConfig], seconds: float) -> None:
+    limit = pack[0].slurm.time_seconds
+    if limit is not None and seconds > limit:
+        say(
+            f"warning: {len(pack)} runs share a job of slurm.time={pack[0].slurm.time} and take {clock(seconds)} one after "
+            "another by the estimate; at its end they go back into the queue and go on from there"
+        )
 
 
 def _warn_of_little_memory(jobs: list[Job]) -> None:

@@ -68,8 +68,9 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     checked = [(config, check(config)) for config, _ in runs]
     found = estimates(checked, folder)
     planned = [PlannedRun(*c, plan, e) for c, (_, plan), e in zip(runs, checked, found, strict=True)]
-    packs = packs_of([config for config, _ in runs]) if any(c.pack != "off" for c, _ in runs) else []
-    arrays = planned_arrays([c for c, _ in runs if c.slurm.submit], folder.absolute())
+    packs = packs_of([config for config, _ in runs], [e.seconds for e in found]) if len(runs) > 1 else []
+    there = [n for n, (config, _) in enumerate(runs) if config.slurm.submit]
+    arrays = planned_arrays([runs[n][0] for n in there], folder.absolute(), [found[n] for n in there])
     if answer.wanted():
         answer.record(dry_run=True, folder=str(folder.absolute()), estimate=total(found) | budget(runs[0][0], found))
         answer.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
@@ -81,7 +82,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
             raise array.error
 
 
-def planned_arrays(configs: list[RunConfig], folder: Path) -> list[PlannedArray]:
+def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estimate | None]) -> list[PlannedArray]:
     """The arrays that the runs of these configs would be submitted as; SLURM is asked about each.
 
     Raises:
@@ -90,9 +91,9 @@ def planned_arrays(configs: list[RunConfig], folder: Path) -> list[PlannedArray]
     if not configs:
         return []
     from cruijff_kit.cluster import submit
-    from cruijff_kit.cluster.request import sbatch_options
+    from cruijff_kit.launch.cluster import submissions
 
-    runs = [submit.Submission(Path(c.output_dir), sbatch_options(c), c.slurm.max_parallel) for c in configs]
+    runs = submissions(configs, [Path(c.output_dir) for c in configs], expected)
     planned = []
     for array in submit.arrays_of(runs):
         try:

@@ -1,22 +1,27 @@
-"""Runs of a sweep on this machine, one after another in this process.
+"""Runs of a sweep on this machine, in this process.
 
-One process, so torch is imported once, the base model read once and each distinct data setting tokenised once. With
-pack=N so many runs that can share the base model train together (packs.py).
+One process, so torch is imported once, the base model read once and each distinct data setting tokenised once. Runs that
+can share the base model train together (packs.py), the others one after another.
 """
 
+import functools
 import math
 import os
 import socket
 
-from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cruijff_kit.errors import one_line
 from cruijff_kit.launch.jobs import Job
 from cruijff_kit.launch.task import swept_by
-from cruijff_kit.packs import packs_of, run_pack
+from cruijff_kit.packs import PackedRun, PlannedPack, packs_of, run_pack
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import queued_again, read_status, write_status
 from cruijff_kit.summary import refresh_above
+
+_OUR_CALLBACKS = {"run_start", "sweep_end"}
 
 
 def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
@@ -28,7 +33,7 @@ def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
     for job in jobs:
         _queue(job)
     objectives: dict[int, float | None] = {}
-    for pack in packs_of([job.config for job in jobs]):
+    for pack in _packs(jobs):
         chosen = [jobs[n] for n in pack.runs]
         if len(chosen) > 1:
             say(pack.in_words(len(jobs)))
@@ -38,12 +43,41 @@ def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
     return objectives
 
 
-def _run_pack(chosen: list[Job], at_once: int) -> dict[int, float | None]:
-    ended = run_pack([(job.config, job.swept) for job in chosen], at_once)
+def _packs(jobs: list[Job]) -> list[PlannedPack]:
+    """As packs_of; a run that Hydra itself has to do something for, while it goes on, is alone."""
+    own = [n for n, job in enumerate(jobs) if _is_hydras(job.composed.hydra)]
+    others = [n for n in range(len(jobs)) if n not in own]
+    packs = packs_of([jobs[n].config for n in others])
+    return [PlannedPack([others[n] for n in p.runs], p.at_once, p.why) for p in packs] + [
+        PlannedPack([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
+    ]
+
+
+def _is_hydras(hydra: DictConfig) -> bool:
+    return bool(hydra.job.chdir or hydra.job.env_set or {*hydra.callbacks} - _OUR_CALLBACKS)
+
+
+def _run_pack(chosen: list[Job], at_once: int | None) -> dict[int, float | None]:
+    runs = [PackedRun(job.config, job.swept, functools.partial(_begin_as_hydra, job)) for job in chosen]
     return {
         id(job): math.nan if isinstance(result, Exception) else result.objective
-        for job, result in zip(chosen, ended, strict=True)
+        for job, result in zip(chosen, run_pack(runs, at_once), strict=True)
     }
+
+
+def _begin_as_hydra(job: Job) -> None:
+    """What Hydra leaves in a run's folder before it starts the run (hydra.core.utils.run_job)."""
+    config, place = job.composed.copy(), job.folder / str(job.composed.hydra.output_subdir)
+    with read_write(config), open_dict(config), read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = str(job.folder.absolute())
+        HydraConfig.instance().set_config(config)
+        configure_log(config.hydra.job_logging, config.hydra.verbose)
+        hydra, own = config.pop("hydra"), config
+    if hydra.output_subdir is not None:
+        place.mkdir(parents=True, exist_ok=True)
+        saved = {"config": own, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+        for name, node in saved.items():
+            (place / f"{name}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(node)), encoding="utf-8")
 
 
 def _queue(job: Job) -> None:

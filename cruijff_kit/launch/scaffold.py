@@ -36,8 +36,8 @@ def check_arrays(jobs: list[Job], sweep_dir: Path) -> None:
     Raises:
         ClusterError: it would not, or does not answer.
     """
-    new = [job.config for job in jobs if job.earlier is None and job.config.slurm.submit]
-    for array in planned_arrays(new, sweep_dir.absolute()):
+    new = [job for job in jobs if job.earlier is None and job.config.slurm.submit]
+    for array in planned_arrays([j.config for j in new], sweep_dir.absolute(), [j.estimate for j in new]):
         if array.error is not None:
             raise array.error
 

@@ -1,5 +1,6 @@
 """What the machine offers: device, precision and threads, chosen once per run and recorded with it."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -72,23 +73,63 @@ def short_name(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
 
 
+def held_memory(device: torch.device) -> int | None:
+    """Memory held now, bytes: on the GPU, else by the process; None where that is not known (outside Linux)."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_process("VmRSS")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most memory held so far, bytes: of the GPU since `reset_peak_memory`, else of the process since it began."""
+    """Most memory held since `reset_peak_memory`, bytes, of the GPU or of the process (outside Linux: since it began)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss counts the process that started this one, too
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    peak = _of_process("VmHWM")  # ru_maxrss counts the process that started this one, too
+    if peak is not None:
+        return peak
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _of_process(what: str) -> int | None:
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(what)), None)
+
+
 def reset_peak_memory(device: torch.device) -> None:
-    """Count the GPU's peak from here; a process's peak cannot be reset."""
+    """Count the peak from here, where the system lets us."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: on the GPU, else by the process, its control groups (a cluster's job) considered."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 4 << 30
+    free = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return min([free * 1024, *left_by_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def left_by_control_groups(membership: Path, root: Path) -> list[int]:
+    """Bytes that each of Linux's control groups (version 2) around this process leaves it: a cluster's job has one."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    group = next((root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")), root)
+    left = []
+    for folder in [group, *group.parents]:
+        limit = folder / "memory.max"
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+            left.append(max(0, int(most) - used))
+    return left
 
 
 def free_memory(device: torch.device) -> None:

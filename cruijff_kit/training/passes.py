@@ -34,25 +34,22 @@ Passed = tuple["torch.Tensor", int, int]
 """What came of a pass: summed loss of the labelled tokens (a scalar without a graph), their number, all tokens."""
 
 T = TypeVar("T")
-Story = Generator[Pass, Passed, T]
+Story = Generator[Any, Any, T]
+"""Asks for passes and is sent what came of them; the story of a whole run asks for evaluations, too (evaluate.Cell)."""
 
 
-def told(story: Story[T], compute: Callable[[Pass], Passed] | None = None) -> T:
-    """Tell a story from its beginning to its end; what fails in a pass is raised where the story asked for it.
-
-    Args:
-        compute: None for a story that asks for nothing.
-    """
+def told(story: Story[T], compute: Callable[[Any], Any]) -> T:
+    """Tell a story from its beginning to its end; what fails in `compute` is raised where the story asked for it."""
     try:
         asked = next(story)
         while True:
-            passed = failed = None
+            found = failed = None
             try:
-                passed = compute(asked)
-            except Exception as error:
+                found = compute(asked)
+            except BaseException as error:
                 failed = error
                 forget(error)
-            asked = story.send(passed) if failed is None else story.throw(failed)
+            asked = story.send(found) if failed is None else story.throw(failed)
     except StopIteration as ended:
         return ended.value
 

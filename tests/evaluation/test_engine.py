@@ -13,10 +13,9 @@ import torch
 from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
-from cruijff_kit.evaluation.engine.chat_model import left_by_control_groups
 from cruijff_kit.evaluation.engine.choosing import _draw, _least
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.machine import Machine, left_by_control_groups
 from cruijff_kit.models.placement import spread
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
@@ -451,7 +450,7 @@ def test_copies_of_weights_are_made_where_memory_is_plenty(chat, monkeypatch, dt
     asked = [Request(ids, 1) for ids in prompts(chat, 6)]
     answers = copied.generate(asked)
     assert copied._products
-    monkeypatch.setattr(chat_model, "_free_bytes", lambda device: 2 * bytes_of_copies(plain.model))
+    monkeypatch.setattr(chat_model, "free_bytes", lambda device: 2 * bytes_of_copies(plain.model))
     expected = plain.generate(asked)
     assert not plain._products
     assert [a.ids for a in answers] == [a.ids for a in expected]

@@ -11,6 +11,7 @@ import cruijff_kit
 from cruijff_kit.plan import check
 from cruijff_kit.recipes.lora_packed import Pack
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
+from cruijff_kit.training.pack_size import PackSize
 
 SMALL = ["dataset.max_samples=24", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "dtype=fp32"]
 # One setting each that packs must stand.
@@ -63,15 +64,17 @@ def told(pack: Pack, configs: list, at_once: int | None = None, stop_at: int | N
         usual = recipe._after_update
 
         def after_update():
-            recipe.stop_reason = "asked to" if recipe.global_step == stop_at else None
             usual()
+            if stop_at and recipe.global_step == stop_at - 1:
+                recipe.stop_reason = "asked to"
 
         recipe._after_update = after_update
         yield from recipe.training()
         recipe.cleanup()
         return recipe
 
-    return pack.tell([story(c) for c in configs], at_once)
+    pack.size = PackSize(at_once or len(configs))
+    return pack.tell([story(c) for c in configs])
 
 
 def lines(recipe) -> list[dict]:
@@ -175,7 +178,7 @@ def test_out_of_memory_splits_the_pack(config, capsys):
     chosen = [["lora.rank=8"], ["lora.dropout=0.2"], ["seed=3"], ["batch_size=4"], ["epochs=2"]]
     pack = Small()
     packed = told(pack, [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
-    assert pack.tries == 1 and pack.together == 2
+    assert pack.tries == 1 and pack.size.best == 2
     assert "out of memory with 5 runs in one pass; on with 2" in capsys.readouterr().err
     for i, more in enumerate(chosen):
         assert not packed[i].changes

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
 from cruijff_kit.evaluation.engine.session import Session
-from cruijff_kit.models.machine import Machine, describe, return_memory
+from cruijff_kit.models.machine import Machine, describe, free_bytes, return_memory
 from cruijff_kit.training.lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
@@ -76,7 +75,7 @@ class ChatModel:
         fuse_lora(self.model)
         self._products, self._weights_then = None, self._weights()
         size = bytes_of_copies(self.model)
-        if size is not None and size < _SPARE * _free_bytes(self.machine.device):
+        if size is not None and size < _SPARE * free_bytes(self.machine.device):
             self._products = Products(self.model)
 
     def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
@@ -178,32 +177,7 @@ class ChatModel:
         model, device = self.model, self.machine.device
         heads = model.layers[0].attn.num_kv_heads
         token = 2 * len(model.layers) * heads * model.head_dim * torch.finfo(self.cache_dtype).bits // 8
-        return max(1, int(_SHARE * _free_bytes(device)) // token)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 4 << 30
-    free = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return min([free * 1024, *left_by_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
-
-
-def left_by_control_groups(membership: Path, root: Path) -> list[int]:
-    """Bytes that each of Linux's control groups (version 2) around this process leaves it: a cluster's job has one."""
-    lines = membership.read_text().splitlines() if membership.exists() else []
-    group = next((root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")), root)
-    left = []
-    for folder in [group, *group.parents]:
-        limit = folder / "memory.max"
-        if limit.exists() and (most := limit.read_text().strip()) != "max":
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            used = int((folder / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-            left.append(max(0, int(most) - used))
-    return left
+        return max(1, int(_SHARE * free_bytes(device)) // token)
 
 
 def _common(prompts: list[list[int]]) -> int:

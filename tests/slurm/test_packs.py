@@ -1,0 +1,129 @@
+"""A pack on SLURM is one job: what each run leaves, stopping and going on, cancelling one, and what kills them all."""
+
+import json
+import os
+import signal
+
+import pytest
+from conftest import LONG, TINY
+
+from cruijff_kit.result import read_result
+from cruijff_kit.run_status import read_status
+
+STEPS = [*TINY, "dataset.max_samples=60", "batch_size=2", "epochs=15"]
+TOTAL, ADAPTER = 450, "epoch_14/adapter_model.safetensors"
+
+
+def steps_of(run) -> list[int]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def without_times(run) -> list[dict]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second_per_gpu", "peak_memory_bytes")} for line in lines]
+
+
+def test_packs_are_jobs_and_leave_what_runs_leave(shell):
+    folder = shell.submit("out", *TINY, "seed=1,2,3,4,5", "pack=2")
+    attempts = [e["attempts"][-1] for e in json.loads((folder / "sweep.json").read_text())["runs"]]
+    assert len({a["job_id"] for a in attempts}) == 3
+    views = shell.wait_all(folder, "done")
+    assert len(views) == 5
+    packs = [read_result(folder / f"seed={n}" / "result.json").pack for n in (1, 2, 3, 4, 5)]
+    assert [p and p["size"] for p in packs] == [2, 2, 2, 2, None]
+    assert packs[0]["id"] == packs[1]["id"] != packs[2]["id"] == packs[3]["id"]
+    for number in (1, 2):
+        assert "seed=1 done" in shell.run("logs", folder, f"seed={number}").stdout
+
+
+def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
+    """The same bytes as the pack that was left alone."""
+    folder = shell.submit("out", *STEPS, "seed=1,2", "pack=2")
+    whole = shell.submit("whole", *STEPS, "seed=1,2", "pack=2", "force=true")
+    view = shell.wait(folder, lambda v: (v["seed=1"]["step"] or 0) > 10)["seed=1"]
+    shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
+    stopped = shell.wait(folder, lambda v: all(r["state"] == "queued" for r in v.values()))
+    assert all("goes on from step" in r["reason"] for r in stopped.values())
+    shell.wait_all(folder, "done")
+    shell.wait_all(whole, "done")
+    for run in ("seed=1", "seed=2"):
+        assert (folder / run / ADAPTER).read_bytes() == (whole / run / ADAPTER).read_bytes()
+        assert without_times(folder / run) == without_times(whole / run)
+        assert steps_of(folder / run) == list(range(1, TOTAL + 1))
+        result = read_result(folder / run / "result.json")
+        assert result.restarts == 1 and result.resumed_at_step > 10
+
+
+def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
+    folder = shell.submit("out", *LONG, "epochs=6", "seed=1,2,3", "pack=3")
+    shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
+    done = shell.run("cancel", folder, "seed=2", "--yes")
+    assert done.returncode == 0 and "1 run cancelled" in done.stdout
+    view = shell.wait(folder, lambda v: v["seed=2"]["state"] == "cancelled")
+    assert view["seed=1"]["state"] == "running"
+    shell.wait(folder, lambda v: v["seed=1"]["state"] == v["seed=3"]["state"] == "done")
+    assert list((folder / "seed=2" / "checkpoint").glob("step_*.pt")), "its state is saved"
+    again = shell.run("resume", folder)
+    assert again.returncode == 0, again.stderr
+    assert set(shell.wait_all(folder, "done")) == {"seed=1", "seed=2", "seed=3"}
+    assert read_result(folder / "seed=2" / "result.json").resumed_at_step > 5
+
+
+def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
+    """More runs in the job than memory or measuring lets train at once: here by a file that says so."""
+    folder = shell.submit("out", *LONG, "epochs=4", "seed=1,2", "pack=2", "slurm.additional_parameters.begin=now+1hour")
+    done = shell.run("cancel", folder, "seed=2", "--yes")
+    assert done.returncode == 0, done.stderr
+    views = shell.wait(folder, lambda v: v["seed=2"]["state"] == "cancelled")
+    assert views["seed=1"]["state"] == "queued"
+    shell.cluster.run("scontrol", "update", f"jobid={views['seed=1']['job_id']}", "starttime=now")
+    shell.wait(folder, lambda v: v["seed=1"]["state"] == "done")
+    assert read_status(folder / "seed=2").state == "cancelled" and not (folder / "seed=2" / "metrics.jsonl").exists()
+
+
+def test_cancelling_a_whole_pack_ends_its_job(shell):
+    folder = shell.submit("out", *LONG, "seed=1,2", "pack=2")
+    shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
+    assert shell.run("cancel", folder, "--yes").returncode == 0
+    shell.wait_all(folder, "cancelled")
+    assert all(list((folder / f"seed={n}" / "checkpoint").glob("step_*.pt")) for n in (1, 2))
+
+
+def test_a_killed_pack_resumes_all_its_runs(shell):
+    folder = shell.submit("out", *STEPS, "checkpoint_every_n_steps=20", "seed=1,2", "pack=2")
+    shell.wait(folder, lambda v: all((r["step"] or 0) > 60 for r in v.values()))
+    os.kill(shell.python_of(folder / "seed=1"), signal.SIGKILL)
+    views = shell.wait_all(folder, "failed")
+    assert all("killed by signal 9" in v["reason"] for v in views.values())
+    again = shell.run("resume", folder)
+    assert again.returncode == 0, again.stderr
+    assert "2 runs in 1 job" in again.stdout
+    shell.wait_all(folder, "done")
+    for run in ("seed=1", "seed=2"):
+        assert steps_of(folder / run) == list(range(1, TOTAL + 1))
+        assert read_result(folder / run / "result.json").resumed_at_step >= 60
+
+
+def test_one_that_fails_leaves_the_others_done(shell):
+    folder = shell.submit("out", *TINY, "lr=1e-3,1e30", "pack=2", "num_warmup_steps=0")
+    views = shell.wait(folder, lambda v: all(r["state"] in ("done", "failed") for r in v.values()))
+    assert {n: v["state"] for n, v in views.items()} == {"lr=0.001": "done", "lr=1e+30": "failed"}
+    assert views["lr=1e+30"]["cause"] == "not_finite"
+
+
+@pytest.mark.parametrize(
+    ("settings", "jobs", "why"),
+    [
+        ([], [1, 1, 1], "jobs side by side end sooner"),
+        (["slurm.gpus=1", "slurm.partition=gpu"], [3], ""),
+        (["pack=2"], [2, 1], "what is left"),
+    ],
+)
+def test_a_dry_run_shows_the_jobs(shell, settings, jobs, why):
+    """Without being asked, only what wants GPUs is packed."""
+    done = shell.run("train", "-m", "slurm=cluster", *TINY, *settings, "seed=1,2,3", "dry_run=true", "--json")
+    assert done.returncode == 0, done.stderr
+    packs = json.loads(done.stdout)["packs"]
+    assert [len(p["runs"]) for p in packs] == jobs
+    assert why in packs[-1]["why"] and bool(why) == bool(packs[-1]["why"])
