@@ -101,7 +101,6 @@ def _jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float
 def alone_because(config: RunConfig) -> str:
     """Why a run cannot train in a pack; empty where it can."""
     cfg = config.torchtune
-    dropout = cfg["model"].get("lora_dropout", 0.0) > 0
     single = next((name for name in config.trackers if name in _ONE_RUN_AT_A_TIME), "")
     on_cpus = config.slurm.submit and not (config.slurm.gpus or config.slurm.gres)
     reasons = {
@@ -109,11 +108,9 @@ def alone_because(config: RunConfig) -> str:
         "on a cluster's CPUs jobs side by side end sooner than a pack (pack=4 makes packs)": on_cpus
         and config.pack == AUTO,
         f"it trains on {config.processes} processes": config.processes > 1,
-        "its base model is in 4 bits": bool(cfg["model"].get("quantize_base")),
         "compile=true": config.compile,
         f"{single} follows one run at a time": bool(single),
         "its activations are offloaded": config.enable_activation_offloading,
-        "dropout with activation checkpointing": dropout and config.enable_activation_checkpointing,
         "it is profiled": bool(cfg["profiler"]["enabled"]),
     }
     return next((why for why, holds in reasons.items() if holds), "")
@@ -123,7 +120,7 @@ def _shared(config: RunConfig) -> str:
     """What all runs of a pack have in common."""
     cfg = config.torchtune
     base = {k: v for k, v in cfg["checkpointer"].items() if k not in ("output_dir", "recipe_checkpoint")}
-    builder = {k: cfg["model"].get(k) for k in ("_component_", "checkpoint_dir")}
+    builder = {k: cfg["model"].get(k) for k in ("_component_", "checkpoint_dir", "quantize_base")}
     machine = [cfg[k] for k in ("device", "dtype", "threads", "enable_activation_checkpointing")]
     asked = dataclasses.asdict(config.slurm) if config.slurm.submit else None
     return json.dumps([base, builder, machine, config.pack, asked], sort_keys=True)

@@ -36,6 +36,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
     """One run of a pack. seconds: what it has taken so far, its share of common passes included."""
 
     def __init__(self, cfg: dict[str, Any], pack: "Pack") -> None:
+        self._drawn_at: dict[str, Any] = {}
         self._asked: str | None = None
         self._agreed: str | None = None
         super().__init__(cfg)
@@ -62,6 +63,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
 
     def part(self, asked: Pass) -> Part:
         """Its share of a pass."""
+        self._drawn_at = {}
         if self.draws:
             self.model.train(asked.learn)
         batch = self.batch(asked.examples, asked.learn)
@@ -74,6 +76,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         if not self.draws:
             return self.compute(asked)
         self.model.train()
+        self._drawn_at = {}
         with self._drawing():
             return self.compute(asked)
 
@@ -118,11 +121,14 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         self.custom_metrics.sums.update(sums)
 
     @contextlib.contextmanager
-    def _drawing(self) -> Iterator[None]:
-        others = _drawn()
-        _draw_from(self._random)
+    def _drawing(self, place: str = "") -> Iterator[None]:
+        """Random numbers are the run's own; those of a place that is computed again in a pass are the same again."""
+        others, again = _drawn(), self._drawn_at.get(place)
+        self._drawn_at[place] = again or self._random
+        _draw_from(self._drawn_at[place])
         yield
-        self._random = _drawn()
+        if again is None:
+            self._random = _drawn()
         _draw_from(others)
 
     def _random_state(self) -> Any:
@@ -275,7 +281,8 @@ class Pack:
         return took * then / now < _SHARE * to_take
 
     def _compute(self, asked: list[Pass], most: int) -> list[Passed | Exception]:
-        """In groups of so many, or of fewer when memory runs out."""
+        """In groups of so many at most, about equally large; of fewer when memory runs out."""
+        most = -(-len(asked) // -(-len(asked) // most))
         found: list[Passed | Exception] = []
         while len(found) < len(asked):
             group = asked[len(found) : len(found) + most]
@@ -325,7 +332,7 @@ class Pack:
     def _packed(self, member: Member) -> PackedModel:
         if self._model is None:
             cfg = member.cfg
-            weights = base.read_base(cfg["checkpointer"], member.machine)
+            weights = base.read_base(cfg["checkpointer"], member.machine, cfg["model"].get("quantize_base", False))
             model = base.build(cfg["model"], weights, member.machine)
             self._model = PackedModel(model, cfg["enable_activation_checkpointing"])
         return self._model

@@ -20,6 +20,7 @@ from torch import nn
 from cruijff_kit.compat import (
     DoRALinear,
     LoRALinear,
+    NF4Tensor,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
     set_activation_checkpointing,
@@ -51,8 +52,9 @@ class Part:
     """One run's share of a pass.
 
     modules: of the run's own model, by name. output: its output projection. batch: its rows, on the device. loss: (hidden
-    states of the predicting positions, targets, output projection) -> summed loss. learn: with dropout. drawing: a context
-    in which random numbers are the run's own; None where none are drawn.
+    states of the predicting positions, targets, output projection) -> summed loss. learn: with dropout. drawing: given a
+    place in the model, a context in which random numbers are the run's own, the same when the place is computed again; None
+    where none are drawn.
     """
 
     modules: dict[str, nn.Module]
@@ -60,7 +62,7 @@ class Part:
     batch: Batch
     loss: Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
     learn: bool
-    drawing: Callable[[], Any] | None = None
+    drawing: Callable[[str], Any] | None = None
 
     @property
     def plain(self) -> bool:
@@ -126,7 +128,7 @@ class PackedModel:
         found: list[Any] = [None] * len(parts)
         for place, own, part, at in zip(order, hidden, self.parts, predicting, strict=True):
             try:
-                with part.drawing() if part.drawing else contextlib.nullcontext():  # the output may have an adapter too
+                with part.drawing("output") if part.drawing else contextlib.nullcontext():  # it may have an adapter
                     found[place] = part.loss(own[at], part.batch.targets, part.output)
             except Exception as error:
                 if out_of_memory(error):
@@ -212,24 +214,25 @@ class _PackedLinear(nn.Module):
         if not {"dropped", "own"} & {*kinds}:
             return out
         pieces = zip(modules, kinds, parts, x[0].split(sizes), out[0].split(sizes), strict=True)
-        return torch.cat([_piece(*piece) for piece in pieces])[None]
+        return torch.cat([_piece(self._name, *piece) for piece in pieces])[None]
 
 
 def _kind(module: nn.Module, part: Part) -> str:
-    """How a part's adapter is added: base (it has none here), fused, dropped (after dropout), own (its own way)."""
+    """How a part's adapter is added: base (it has none here), fused, dropped (apart, after dropout), own (its own way)."""
     if type(module) is nn.Linear:
         return "base"
     if type(module) in (LoRALinear, FusedLoRALinear):
-        return "dropped" if part.learn and isinstance(module.dropout, nn.Dropout) else "fused"
+        in_four_bits = isinstance(module.weight.data, NF4Tensor)
+        return "dropped" if in_four_bits or part.learn and isinstance(module.dropout, nn.Dropout) else "fused"
     return "own"
 
 
-def _piece(module: Any, kind: str, part: Part, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _piece(name: str, module: Any, kind: str, part: Part, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """[tokens, out_dim]: `out` as it is, or with what the part's adapter adds, or what its own layer makes of x."""
     if kind in ("base", "fused"):
         return out
     tokens = part.batch.tokens.numel()  # what follows is padding, for which nothing may be drawn
-    with part.drawing() if part.drawing else contextlib.nullcontext():
+    with part.drawing(name) if part.drawing else contextlib.nullcontext():
         if kind == "own":
             added = module(x[:tokens])
         else:

@@ -21,7 +21,9 @@ def steps_of(run) -> list[int]:
 
 def without_times(run) -> list[dict]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_second_per_gpu", "peak_memory_bytes")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("tokens_per_second_per_gpu", "peak_memory_bytes")} for line in lines
+    ]
 
 
 def test_packs_are_jobs_and_leave_what_runs_leave(shell):

@@ -124,11 +124,20 @@ def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
 
 
 def test_recomputed_activations_leave_every_adapter_its_gradients(config):
-    more = [["lora.rank=8"], ["seed=3", "batch_size=5"]]
+    more = [["lora.rank=8"], ["seed=3", "batch_size=5"], ["lora.dropout=0.2"]]
     again = "enable_activation_checkpointing=true"
     packed = told(Pack(), [config(f"packed{i}", *m, again) for i, m in enumerate(more)])
     for i, m in enumerate(more):
         assert_same(packed[i], alone(config(f"own{i}", *m)))
+
+
+def test_a_base_in_four_bits_is_shared_too(config, monkeypatch):
+    monkeypatch.setattr("cruijff_kit.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
+    more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"]]
+    small = "lora.quantize_base=true"
+    packed = told(Pack(), [config(f"packed{i}", *m, small) for i, m in enumerate(more)])
+    for i, m in enumerate(more):
+        assert_same(packed[i], alone(config(f"own{i}", *m, small)))
 
 
 METRICS = """

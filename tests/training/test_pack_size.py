@@ -1,0 +1,72 @@
+"""How many runs train together: what measuring chooses, for machines whose speeds are given."""
+
+import pytest
+
+from cruijff_kit.training.pack_size import PackSize
+
+
+def rounds(
+    size: PackSize, seconds: dict[int, float], runs: int, noise=lambda number: 1.0, count: int = 100
+) -> list[int]:
+    """The sizes of some rounds, where a token takes so long in groups of each size."""
+    seen = []
+    for number in range(count):
+        asking = min(size.under_way, runs)
+        seen.append(size.of_round(asking))
+        size.note(seen[-1], 100 * asking * seconds[seen[-1]] * noise(number), 100 * asking)
+    return seen
+
+
+FASTER = {1: 1.0, 2: 0.8, 4: 0.7, 8: 0.68, 16: 0.66}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "runs", "best", "why"),
+    [
+        (FASTER, 16, 16, "16 are the most"),
+        (FASTER, 5, 5, "5 are the most"),
+        (FASTER | {8: 0.9}, 16, 4, "with 8 at a time a token took 1.29 times as long as with 4"),
+        ({1: 1.0, 2: 1.2}, 8, 1, "with 2 at a time a token took 1.20 times as long as with 1"),
+        ({1: 1.0, 2: 1.0, 4: 0.99, 8: 0.985}, 8, 1, "8 are the most"),
+        ({1: 1.0, 2: 1.03, 4: 0.8, 8: 0.79}, 8, 4, "8 are the most"),
+    ],
+)
+def test_the_fastest_size_is_chosen(seconds, runs, best, why):
+    size = PackSize(runs, measured=True)
+    seen = rounds(size, seconds | {5: 0.6}, runs)
+    assert (size.best, size.why) == (best, why)
+    assert set(seen[-50:]) == {best} and size.under_way == best
+    assert seen[0] == 1, "nothing is taken for granted"
+    data = size.as_data()
+    assert data["size"] == best and data["measured"][0] == {"size": 1, "seconds_per_1000_tokens": 1000.0}
+
+
+def test_a_busy_machine_does_not_decide():
+    """Something beside takes half of the machine, from the middle of a comparison on; single rounds are interrupted."""
+
+    def noise(number: int) -> float:
+        return (2.0 if number >= 9 else 1.0) * (5.0 if number in (3, 13, 22) else 1.0)
+
+    size = PackSize(8, measured=True)
+    rounds(size, FASTER, 8, noise)
+    assert size.best == 8
+
+
+def test_memory_ends_the_search():
+    size = PackSize(16, measured=True, room=lambda now, then: then <= 4)
+    rounds(size, FASTER, 16)
+    assert size.best == 4 and size.why == "memory lasts for 4 at a time, not for 8"
+    size = PackSize(16, measured=True)
+    rounds(size, FASTER, 16, count=15)
+    assert size.under_way == 8
+    size.out_of_memory(8)
+    rounds(size, FASTER, 16)
+    assert size.best == 4 and size.why == "memory ran out with 8 at a time"
+
+
+def test_a_number_is_taken_as_it_is():
+    size = PackSize(3)
+    assert rounds(size, {3: 1.0}, 3, count=5) == [3] * 5
+    assert size.as_data() == {"size": 3, "why": "pack=3", "measured": []}
+    size.out_of_memory(3)
+    assert size.best == 1
