@@ -35,7 +35,7 @@ def test_the_fastest_size_is_chosen(seconds, runs, best, why):
     size = PackSize(runs, measured=True)
     seen = rounds(size, seconds | {5: 0.6}, runs)
     assert (size.best, size.why) == (best, why)
-    assert set(seen[-50:]) == {best} and size.under_way == best
+    assert set(seen[-10:]) == {best} and size.under_way == best
     assert seen[0] == 1, "nothing is taken for granted"
     data = size.as_data()
     assert data["size"] == best and data["measured"][0] == {"size": 1, "seconds_per_1000_tokens": 1000.0}
@@ -50,6 +50,22 @@ def test_a_busy_machine_does_not_decide():
     size = PackSize(8, measured=True)
     rounds(size, FASTER, 8, noise)
     assert size.best == 8
+
+
+def test_what_was_too_slow_is_tried_again_ever_less_often():
+    size = PackSize(8, measured=True)
+    seen = rounds(size, {1: 1.0, 2: 1.2}, 8, count=1000)
+    at = [n for n, s in enumerate(seen) if s == 2]
+    begins = [n for n, before in zip(at[1:], at, strict=False) if n - before > 10]
+    assert [b // 64 for b in begins] == [1, 3, 7, 15] and len(at) == 5 * 3
+    rounds(size, FASTER, 8, count=1200)
+    assert size.best == 8
+
+
+def test_short_rounds_are_measured_more_often():
+    size = PackSize(2, measured=True)
+    seen = rounds(size, {1: 1e-4, 2: 0.8e-4}, 2)
+    assert seen.index(2) == 1 and seen[17:19] == [2, 2] and seen[:18].count(1) == 9
 
 
 def test_memory_ends_the_search():
