@@ -82,7 +82,8 @@ class RunResult:
     """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a pack's runs computed together, a run has its
     share by tokens."""
     pack: dict[str, Any] | None = None
-    """id and size of the pack that the run was trained in; None for a run by itself."""
+    """Of the pack that the run was trained in: id, size (runs at a time), why so many, and what was measured of other sizes
+    (seconds for 1000 tokens); None for a run by itself."""
     steps: dict[str, int] = field(default_factory=dict)
     """Steps of training/steps.py: per_epoch, total, warmup, rows_per_update, processes."""
     rows: dict[str, int] = field(default_factory=dict)

@@ -87,6 +87,14 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         finally:
             self._before = None
 
+    def _write_state(self, state: dict[str, Any]) -> None:
+        super()._write_state(state | {"together": self.pack.size.settled})
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        if state.get("together"):
+            self.pack.size.go_on_with(state["together"])
+
     def keep(self) -> None:
         """Save the state of the last update, in the middle of the next one or of validation."""
         drawn, self._random = self._random, self._before or self._random

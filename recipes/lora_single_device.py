@@ -380,8 +380,10 @@ class LoRAFinetuneRecipeSingleDevice:
         """Go back to the newest saved state, if there is one; metrics.jsonl is cut to what it held then."""
         state = newest_checkpoint(self.folder.checkpoints)
         self.metrics.rewind(state["metrics_bytes"] if state else 0)
-        if state is None:
-            return
+        if state is not None:
+            self._load_state(state)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         load_adapter_state(self.model, state["adapter"])
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])

@@ -66,6 +66,17 @@ def test_every_file_is_as_if_each_had_run_alone(sweeps):
     assert [r.name for r in read_results(there)] == [r.name for r in read_results(here)]
 
 
+def test_unasked_a_sweep_measures_how_many_at_a_time(shell):
+    done, folder = shell("auto", "lr=1e-2,2e-3,1e-3", "epochs=20")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 runs train together, as many at a time as is fastest" in done.stderr
+    packs = [read_result(p).pack for p in folder.glob("*/result.json")]
+    assert len(packs) == 3 and len({p["id"] for p in packs}) == 1
+    last = max(packs, key=lambda p: len(p["measured"]))
+    assert [m["size"] for m in last["measured"]][:2] == [1, 2] and last["size"] in (1, 2, 3)
+    assert f"{last['size']} at a time ({last['why']}" in done.stderr
+
+
 def test_a_run_that_fails_does_not_stop_the_others(shell):
     done, folder = shell("failing", "lr=1e-2,1e30,2e-3", "pack=3")
     assert done.returncode == 1
@@ -175,7 +186,7 @@ def test_a_dry_run_shows_the_packs(shell):
     done, _ = shell("dry", "lr=1e-2,1e-3", "compile=false,true", "pack=4", "dry_run=true", "--json")
     packs = json.loads(done.stdout)["packs"]
     assert packs == [
-        {"runs": ["lr=0.01,compile=false", "lr=0.001,compile=false"], "why": ""},
-        {"runs": ["lr=0.01,compile=true"], "why": "compile=true"},
-        {"runs": ["lr=0.001,compile=true"], "why": "compile=true"},
+        {"runs": ["lr=0.01,compile=false", "lr=0.001,compile=false"], "at_once": 2, "why": ""},
+        {"runs": ["lr=0.01,compile=true"], "at_once": 1, "why": "compile=true"},
+        {"runs": ["lr=0.001,compile=true"], "at_once": 1, "why": "compile=true"},
     ]

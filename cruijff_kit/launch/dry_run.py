@@ -74,7 +74,8 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     if answer.wanted():
         answer.record(dry_run=True, folder=str(folder.absolute()), estimate=total(found) | budget(runs[0][0], found))
         answer.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
-        answer.extend(packs=[{"runs": [planned[n].config.run_name for n in p.runs], "why": p.why} for p in packs])
+        names = [run.config.run_name for run in planned]
+        answer.extend(packs=[{"runs": [names[n] for n in p.runs], "at_once": p.at_once, "why": p.why} for p in packs])
     else:
         _print(planned, arrays, packs)
     for array in arrays:

@@ -11,11 +11,8 @@ from typing import Any
 
 MOST = 32
 """Runs that are tried together at most."""
-_ROUNDS, _SECONDS, _MOST_ROUNDS = (
-    3,
-    1.0,
-    9,
-)  # of each of two sizes that are compared: so many, or more where they are short
+_ROUNDS, _MOST_ROUNDS = 3, 5  # of each of two sizes that are compared,
+_SECONDS = 0.4  # as they take less or more than this
 _GAIN = 0.98  # a larger size is chosen if it takes at most this share of the time,
 _LOSS = 1.05  # and a still larger one is tried unless it takes more than this
 _PAUSE = 64  # rounds until what took more is tried again
@@ -83,6 +80,17 @@ class PackSize:
         else:
             self._compare(large)
         return self._pair is None and (first or self.best != before)
+
+    @property
+    def settled(self) -> int | None:
+        """What was found; None while it is searched for."""
+        return None if self._pair else self.best
+
+    def go_on_with(self, size: int) -> None:
+        """What was found before an interruption holds, unless this search has begun."""
+        if self._pair is not None and not self._times and not self.seconds:
+            self.best = min(size, self.most)
+            self._settle("as before it was interrupted")
 
     def out_of_memory(self, size: int) -> None:
         """So many at once were too many."""

@@ -65,7 +65,7 @@ def test_what_was_too_slow_is_tried_again_ever_less_often():
 def test_short_rounds_are_measured_more_often():
     size = PackSize(2, measured=True)
     seen = rounds(size, {1: 1e-4, 2: 0.8e-4}, 2)
-    assert seen.index(2) == 1 and seen[17:19] == [2, 2] and seen[:18].count(1) == 9
+    assert seen.index(2) == 1 and seen[9:11] == [2, 2] and seen[:10].count(1) == 5
 
 
 def test_memory_ends_the_search():
@@ -86,3 +86,15 @@ def test_a_number_is_taken_as_it_is():
     assert size.as_data() == {"size": 3, "why": "pack=3", "measured": []}
     size.out_of_memory(3)
     assert size.best == 1
+
+
+def test_a_resumed_pack_goes_on_with_what_was_found():
+    size = PackSize(8, measured=True)
+    assert size.settled is None
+    size.go_on_with(4)
+    assert (size.best, size.settled, size.under_way) == (4, 4, 4)
+    size.go_on_with(2)
+    assert size.best == 4
+    number = PackSize(3)
+    number.go_on_with(8)
+    assert number.best == 3
