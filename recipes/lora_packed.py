@@ -235,10 +235,11 @@ class Pack:
                     go_on(waiting.pop(0), None)
                 for member in members.values():
                     member.agree()
-                for learn in (True, False):
-                    numbers = [n for n in passes() if asking[n].learn is learn]
-                    for n, passed in zip(numbers, self._round([asking[n] for n in numbers]), strict=True):
-                        go_on(n, passed)
+                train = passes()
+                validate = [n for n in train if not asking[n].learn]  # first, so that all are there for the next update
+                numbers = validate or train
+                for n, passed in zip(numbers, self._round([asking[n] for n in numbers]), strict=True):
+                    go_on(n, passed)
                 train, trained = passes(), evaluations()
                 if stopping and trained and not train:
                     raise KeyboardInterrupt  # their states are saved

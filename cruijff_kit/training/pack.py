@@ -124,7 +124,7 @@ class PackedModel:
         h = self.model.tok_embeddings(tokens)
         for layer in self.model.layers:
             h = layer(h, mask=None, input_pos=positions)
-        hidden = self.model.norm(h)[0].split(self.sizes)
+        hidden = self.model.norm(h).squeeze(0).split(self.sizes)
         found: list[Any] = [None] * len(parts)
         for place, own, part, at in zip(order, hidden, self.parts, predicting, strict=True):
             try:
@@ -200,7 +200,7 @@ class _PackedLinear(nn.Module):
         parts = self._pack.parts
         modules = [part.modules[self._name] for part in parts]
         kinds = [_kind(module, part) for module, part in zip(modules, parts, strict=True)]
-        sizes = self._pack.sizes
+        sizes, rows = self._pack.sizes, x.squeeze(0)  # the way back through x[0] would fill a gradient with zeros
         fused = [(n, m) for n, (m, kind) in enumerate(zip(modules, kinds, strict=True)) if kind == "fused"]
         if fused:
             bounds = [0, *itertools.accumulate(sizes)]
@@ -208,12 +208,12 @@ class _PackedLinear(nn.Module):
             scales = [m.alpha / m.rank for _, m in fused]
             matrices = [w for _, m in fused for w in (m.lora_a.weight, m.lora_b.weight)]
             at_once = len(fused) == len(parts) > 1 and len({*sizes}) == 1
-            out = _Adapters.apply(x[0], self.weight, self.bias, spans, scales, at_once, *matrices)[None]
+            out = _Adapters.apply(rows, self.weight, self.bias, spans, scales, at_once, *matrices)[None]
         else:
             out = F.linear(x, self.weight, self.bias)
         if not {"dropped", "own"} & {*kinds}:
             return out
-        pieces = zip(modules, kinds, parts, x[0].split(sizes), out[0].split(sizes), strict=True)
+        pieces = zip(modules, kinds, parts, rows.split(sizes), out.squeeze(0).split(sizes), strict=True)
         return torch.cat([_piece(self._name, *piece) for piece in pieces])[None]
 
 
@@ -322,7 +322,7 @@ class _AttentionApart:
         regions = self._pack.regions
         sizes = [region.size for region in regions]
         # Split at once: the way back through a slice fills a gradient of everybody's size.
-        own = zip(regions, *(x[0].split(sizes, 1) for x in (q, k, v)), strict=True)
+        own = zip(regions, *(x.squeeze(0).split(sizes, 1) for x in (q, k, v)), strict=True)
         found = [self._attend(region, *qkv) if region.rows else qkv[0] for region, *qkv in own]
         return (torch.cat(found, 1) if len(found) > 1 else found[0])[None]
 
