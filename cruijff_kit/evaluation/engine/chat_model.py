@@ -77,7 +77,7 @@ class ChatModel:
         fuse_lora(self.model)
         self._products, self._weights_then = None, self._weights()
         size = bytes_of_copies(self.model)
-        if size is not None and size < _SPARE * _free_bytes(self.machine.device):
+        if size is not None and size < self.spare():
             self._products = Products(self.model)
 
     def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
@@ -180,6 +180,10 @@ class ChatModel:
     def _weights(self) -> tuple:
         """Changes whenever the adapters do."""
         return tuple((p.data_ptr(), p._version) for p in get_adapter_params(self.model).values())
+
+    def spare(self) -> float:
+        """Bytes that weights in another layout may take."""
+        return _SPARE * _free_bytes(self.machine.device)
 
     def room(self) -> int:
         """Tokens whose keys and values fit into the memory that is free now, in all rows together."""
