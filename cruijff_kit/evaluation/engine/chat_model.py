@@ -164,9 +164,7 @@ class ChatModel:
             return 0, None
         return known, [(k[:, :known], v[:, :known]) for k, v in kept.cache]
 
-    def _extend(
-        self, kept: _Prefix | None, known: int, ids: list[int]
-    ) -> Generator[Asked, torch.Tensor, _Prefix]:
+    def _extend(self, kept: _Prefix | None, known: int, ids: list[int]) -> Generator[Asked, torch.Tensor, _Prefix]:
         beginning = [(k[:, :known], v[:, :known]) for k, v in kept.cache] if known else None
         attention = Prefill(self.cache_dtype, [(1, len(ids) - known)], beginning)
         yield Pass(torch.tensor([ids[known:]]), torch.arange(known, len(ids))[None], attention)

@@ -1,7 +1,7 @@
 """Which requests are computed together: what waits is prefilled pack by pack, then all rows take a token a step.
 
 Rows that are finished leave, others join behind the same prefix. Requests of one token are done with their prefill.
-What a step needs of the model it asks for (`Pass`, `Outputs`): its own model computes that, or one pass with other sessions.
+What a step needs of the model it asks for (`Pass`, `Outputs`): its own model computes that, or a pass with other sessions.
 """
 
 import random
@@ -75,6 +75,7 @@ class Session:
         self.active: list[_Row] = []
         self.passes: list[int] = []
         """Rows of each pass so far."""
+        self.tokens = 0
         self._stops = set(chat.tokenizer.stop_tokens)
         self._rows = Rows(chat.cache_dtype, len(chat.model.layers))
         self._prefix_ids: list[int] = []
@@ -192,6 +193,7 @@ class Session:
         groups = [(len(list(rows)), length) for length, rows in groupby(lengths)]
         attention = Prefill(self.chat.cache_dtype, groups, self._rows.prefix)
         ids = [token for own in prompts for token in own]
+        self.tokens += len(ids)
         positions = [common + n for length in lengths for n in range(length)]
         (hidden,) = yield Pass(torch.tensor([ids]), torch.tensor([positions]), attention)
         ends = torch.tensor(lengths).cumsum(0).tolist()
@@ -231,6 +233,7 @@ class Session:
 
     def _decode(self) -> Step:
         self.passes.append(len(self.active))
+        self.tokens += len(self.active)
         common = len(self._prefix_ids)
         tokens = torch.tensor([[row.answer.ids[-1]] for row in self.active])
         hidden = yield Pass(tokens, torch.tensor([[common + n] for n in self._rows.lengths]), self._rows)

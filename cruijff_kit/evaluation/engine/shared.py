@@ -46,7 +46,7 @@ def base_of(chat: ChatModel) -> tuple | int:
         if not any(name == n or name.startswith(f"{n}.") for n in _parents(name) if n in linears)
     )
     tensors = tuple(sorted((name, p.data_ptr(), p.shape) for name, p in base.items()))
-    return tensors, others, type(chat.model.output), chat.machine, chat.cache_dtype
+    return tensors, others, isinstance(chat.model.output, TiedLinear), chat.machine, chat.cache_dtype
 
 
 def _parents(name: str) -> list[str]:
