@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog, EvalScore, write_eval_log
+from inspect_ai.log import EvalLog, EvalScore, read_eval_log, write_eval_log
 from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import NOANSWER, Score
 
@@ -222,9 +222,11 @@ def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Ev
     share = {n: own / sum(tokens.values()) if sum(tokens.values()) else 1 / len(cells) for n, own in tokens.items()}
     ended: dict[int, Evaluation | Exception] = {}
     for n, cell in cells.items():
+        log = logs[n]
         try:
+            log = read_eval_log(str(log)) if isinstance(log, Path) else log
             ended[n] = _evaluation(
-                cell.name, cell.config, logs[n], cell.epoch, seconds * share[n], cell.prompts_checked,
+                cell.name, cell.config, log, cell.epoch, seconds * share[n], cell.prompts_checked,
                 who=f"{cell.config.run_name}: ",
             )  # fmt: skip
         except Exception as error:
@@ -232,22 +234,28 @@ def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Ev
     return ended
 
 
-def _run_together(cells: dict[int, Cell], tasks: list[Task], models: list[Model]) -> dict[int, EvalLog]:
-    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder: they are moved."""
+def _run_together(cells: dict[int, Cell], tasks: list[Task], models: list[Model]) -> dict[int, EvalLog | Path]:
+    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, and reads their samples
+    when they are asked for: they are moved unread.
+
+    Raises:
+        KeyboardInterrupt: inspect-ai took it.
+    """
     first = next(iter(cells.values()))
     first.folder.eval.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=first.folder.eval, prefix=".together-") as place:
         logs = _eval(tasks, models, first.config, max_tasks=len(tasks), log_dir=place)
-        if len(logs) != len(cells):  # inspect-ai took a Ctrl-C
+        if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
             raise KeyboardInterrupt
         return {n: _moved(log, cell.folder.eval) for (n, cell), log in zip(cells.items(), logs, strict=True)}
 
 
-def _moved(log: EvalLog, folder: Path) -> EvalLog:
-    folder.mkdir(parents=True, exist_ok=True)
+def _moved(log: EvalLog, folder: Path) -> EvalLog | Path:
+    """Where a log lies now; the log itself if it could not be written, which it says."""
     if not Path(log.location).is_file():
         return log
-    return log.model_copy(update={"location": str(shutil.move(log.location, folder))})
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(log.location, folder))
 
 
 def log_metadata(

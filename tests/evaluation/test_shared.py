@@ -10,7 +10,7 @@ import torch
 from inspect_ai import Task, task
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import get_model
-from inspect_ai.scorer import Score, accuracy, match, mean, scorer
+from inspect_ai.scorer import Score, accuracy, scorer
 from inspect_ai.solver import solver
 
 import cruijff_kit
@@ -193,10 +193,6 @@ def test_an_adapter_on_the_output(made):
             chat.model.output.initialize_dora_magnitude()
         if n < 4:
             trained(chat.model, n)
-    import sys
-    for c in chats[1:]:
-        for x,y in zip(base_of(c),base_of(chats[0])):
-            if x!=y: print(set(x)^set(y),file=sys.stderr)
     assert len({base_of(chat) for chat in chats}) == 1
     asked = [questions(chat, n) for n, chat in enumerate(chats)]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
@@ -271,14 +267,32 @@ SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lora.rank=4", "device=
          "eval.max_tokens=4", "eval.logprobs=true"]  # fmt: skip
 
 
+TURNS = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessageUser
+from inspect_ai.scorer import Score, match, mean, scorer
+from inspect_ai.solver import solver
+
 @solver
 def twice():
     async def solve(state, generate):
         state = await generate(state)
-        state.messages.append(state.messages[0].model_copy())
+        state.messages.append(ChatMessageUser(content="And again?"))
         return await generate(state)
-
     return solve
+
+@scorer(metrics=[mean()])
+def length():
+    async def score(state, target):
+        return Score(value=len(state.output.completion))
+    return score
+
+@task
+def turns():
+    samples = [Sample(input=f"{n} + 1 =", target=str(n + 1)) for n in range(8)]
+    return Task(dataset=MemoryDataset(samples), solver=twice(), scorer=[match(), length()])
+"""
 
 
 @solver
@@ -289,14 +303,6 @@ def likelier():
         return await generate(state)
 
     return solve
-
-
-@scorer(metrics=[mean()])
-def length():
-    async def score(state, target):
-        return Score(value=len(state.output.completion))
-
-    return score
 
 
 @scorer(metrics=[accuracy()])
@@ -314,7 +320,6 @@ def tasks(monkeypatch):
     """Tasks of the tests' own among those that ship."""
     changes = {
         "broken": {"scorer": [raises_on_words()]},
-        "two_turns": {"solver": [twice()], "scorer": [match(), length()]},
         "choices": {"solver": [likelier()]},
     }
     for name, changed in changes.items():
@@ -332,9 +337,11 @@ def tasks(monkeypatch):
 @pytest.fixture
 def cell(tiny, tmp_path, tasks):
     """A function: name of a run, overrides -> its only cell, of an adapter as training might leave it."""
+    (tmp_path / "turns.py").write_text(TURNS)
 
     def asked(name: str, *overrides: str, seed: int = 1) -> Cell:
         where = ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / name}"]
+        overrides = [o.replace("TURNS", str(tmp_path / "turns.py")) for o in overrides]
         config = cruijff_kit.compose([*where, *SMALL, *overrides])
         plan = check(config)
         recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
@@ -353,7 +360,7 @@ def alone(cell: Cell, tmp_path: Path):
 
 VARIED = [
     ["eval.tasks=[capitalization]"],
-    ["eval.tasks=[two_turns]", "eval.max_tokens=9", "lora.rank=8"],
+    ["eval.tasks=[TURNS@turns]", "eval.max_tokens=9", "lora.rank=8"],
     ["eval.tasks=[choices]", "lora.use_dora=true", "eval.top_logprobs=2"],
     ["eval.tasks=[capitalization]", "eval.max_tokens=2", "lora.attn_modules=[q_proj]", "eval.logprobs=false"],
 ]
@@ -417,8 +424,8 @@ def test_a_scorer_that_raises_is_its_own_runs_trouble(cell, tmp_path):
 
 
 def test_a_task_that_cannot_be_built_is_its_own_runs_trouble(cell, monkeypatch):
-    cells = [cell("a"), cell("b"), cell("c", "eval.tasks=[two_turns]")]
-    monkeypatch.delitem(TASKS, "two_turns")
+    cells = [cell("a"), cell("b"), cell("c", "eval.tasks=[choices]")]
+    monkeypatch.delitem(TASKS, "choices")
     found = evaluate_together(cells)
     assert [type(f).__name__ for f in found] == ["Evaluation", "Evaluation", "UserError"]
 
@@ -446,7 +453,7 @@ def test_an_interruption_goes_up(cell, monkeypatch):
 
 
 def test_who_is_evaluated_together(cell):
-    a, b, c = cell("a"), cell("b", "eval.limit=3"), cell("c", "eval.tasks=[two_turns]")
+    a, b, c = cell("a"), cell("b", "eval.limit=3"), cell("c", "eval.tasks=[TURNS@turns]")
     red = dataclasses.replace(a, config=dataclasses.replace(a.config, dataset=a.config.dataset))
     red.config.dataset.tier, tier = "red", red.config.dataset.tier
     try:

@@ -37,7 +37,7 @@ def base_of(chat: ChatModel) -> tuple | int:
     A model that can share with none, quantised or spread over devices, has its own.
     """
     adapters, linears = get_adapter_params(chat.model), _linears(chat.model)
-    base = {name: p for name, p in chat.model.named_parameters() if name not in adapters}
+    base = {name: p for name, p in chat.model.named_parameters(remove_duplicate=False) if name not in adapters}
     if any(isinstance(p.data, NF4Tensor) or p.device != chat.machine.device for p in base.values()):
         return id(chat)
     others = tuple(
