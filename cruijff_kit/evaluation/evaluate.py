@@ -175,7 +175,14 @@ def _groups(cells: list[Cell]) -> list[list[int]]:
         alone = cell.config.dataset.tier == RED
         key = n if alone else (base_of(cell.chat_model), settings.limit, settings.batch_size, round)
         found.setdefault(key, []).append(n)
-    return [*found.values()]
+    return [part for numbers in found.values() for part in _in_memory(numbers, cells[numbers[0]].chat_model)]
+
+
+def _in_memory(numbers: list[int], chat_model: ChatModel) -> list[list[int]]:
+    """A group in parts, where memory has no place for what all its models may want beside the base at once."""
+    most = chat_model.copies_at_once()
+    most = len(numbers) if most is None else max(1, most)
+    return [numbers[start : start + most] for start in range(0, len(numbers), most)]
 
 
 def _alone(cell: Cell) -> Evaluation | Exception:
@@ -235,8 +242,8 @@ def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Ev
 
 
 def _run_together(cells: dict[int, Cell], tasks: list[Task], models: list[Model]) -> dict[int, EvalLog | Path]:
-    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, and reads their samples
-    when they are asked for: they are moved unread.
+    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, and reads their
+    samples when they are asked for: they are moved unread.
 
     Raises:
         KeyboardInterrupt: inspect-ai took it.

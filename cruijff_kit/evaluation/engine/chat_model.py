@@ -116,6 +116,11 @@ class ChatModel:
     def _forget(self) -> None:
         self._prefix = self._last = self._products = self._weights_then = None
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether its matrices are there in the layout of `Products`, adapters added to them."""
+        return self._products is not None
+
     def compute(self, asked: Asked) -> torch.Tensor:
         """What a session asks for."""
         if not isinstance(asked, Pass):
@@ -178,6 +183,13 @@ class ChatModel:
     def _weights(self) -> tuple:
         """Changes whenever the adapters do."""
         return tuple((p.data_ptr(), p._version) for p in get_adapter_params(self.model).values())
+
+    def copies_at_once(self) -> int | None:
+        """Models of one base that may have copies of their own (fp32 on a CPU) beside the base's; None: they have none."""
+        size = bytes_of_copies(self.model)
+        if size is None or size >= self.spare() or self.machine.dtype != torch.float32:
+            return None
+        return int((self.spare() / size - 1) / _SPARE)
 
     def spare(self) -> float:
         """Bytes that weights in another layout may take."""

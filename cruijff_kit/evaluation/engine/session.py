@@ -73,6 +73,7 @@ class Session:
         self.chat, self.most_rows, self.sharers = chat, most_rows, sharers
         self.waiting: list[_Row] = []
         self.active: list[_Row] = []
+        self._pack: list[_Row] = []  # that is being prefilled
         self.passes: list[int] = []
         """Rows of each pass so far."""
         self.tokens = 0
@@ -112,10 +113,17 @@ class Session:
         """Whether there is more to do."""
         return bool(self.waiting or self.active)
 
+    @property
+    def ahead(self) -> int:
+        """Tokens that may yet go through the model for what has been asked so far."""
+        common, begun = len(self._prefix_ids), [*self._pack, *self.active]
+        own = [len(row.request.ids) - common for row in (*self.waiting, *self._pack)]
+        return sum(own) + sum(row.limit - len(row.answer.ids) for row in (*self.waiting, *begun))
+
     def asking(self) -> Step:
         """As `step`, by whoever computes what it asks for; in inference mode."""
         self._give_up()
-        pack = yield from self._next_pack()
+        self._pack = pack = yield from self._next_pack()
         if pack:
             yield from self._prefill(pack)
         elif self.active:
@@ -123,7 +131,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the model as it was."""
-        self.waiting, self.active = [], []
+        self.waiting, self.active, self._pack = [], [], []
         self._rows = None
         self.chat.model.train(self._was_training)
 
