@@ -230,6 +230,7 @@ def test_whose_bases_are_the_same(chats, made, chat):
 def test_out_of_memory_halves_the_passes(chats, monkeypatch, kind, capsys):
     asked = [questions(chat, n) for n, chat in enumerate(chats)]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    monkeypatch.setattr(chats[0], "pack_tokens", 4096)  # of a pass; else these would not even begin together
     shared, sizes = SharedPasses(chats), []
     usual = getattr(shared, kind)
 

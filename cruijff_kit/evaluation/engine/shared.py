@@ -7,6 +7,7 @@ itself. (Many adapters on one base in serving: S-LoRA, Sheng et al. 2023, arXiv 
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ _ROWS = 512  # whose logits are held at once, unless one session alone has more
 # On a CPU in fp32 many tokens of one adapter take less time by themselves, on weights that the adapter is added to: from so
 # many in a pass on, if so many are ahead that making those weights pays.
 _MANY, _AHEAD = 40, 2000
+_SHORT = 64  # tokens of a span, up to which a CPU multiplies all adapters in one batched product
 _PADDED = 2  # times the tokens, with padding, that one product of all adapters may take
 _OUTPUT = "output"
 
@@ -102,9 +104,10 @@ class _Layout:
 
 
 def _layout(spans: list[_Span], device: torch.device) -> _Layout | None:
-    """None where padding would cost more than products one by one."""
+    """None where products one by one cost less: of long spans (and they round as those of a run by itself)."""
     longest, tokens = max(s.end - s.begin for s in spans), spans[-1].end
-    return _Layout(spans, device) if longest * len(spans) <= _PADDED * tokens else None
+    few = device.type != "cpu" or longest <= _SHORT
+    return _Layout(spans, device) if few and longest * len(spans) <= _PADDED * tokens else None
 
 
 class SharedPasses:
@@ -181,8 +184,7 @@ class SharedPasses:
         most = self.together
         while asked:
             group = asked[:most]
-            if group[0][1].__class__ is Outputs:
-                group = _of_rows(group)
+            group = _first(group, self.chats[0].pack_tokens if isinstance(group[0][1], Pass) else _ROWS)
             failed, found = None, []
             try:
                 found = compute([one for _, one in group], self._laid_out(group))
@@ -205,7 +207,7 @@ class SharedPasses:
     def _laid_out(self, group: list[tuple[Session, Asked]]) -> list[_Span]:
         spans, begin = [], 0
         for session, one in group:
-            end = begin + (one.ids.numel() if isinstance(one, Pass) else len(one.hidden))
+            end = begin + _size(one)
             spans.append(_Span(self._number[id(session.chat)], begin, end))
             begin = end
         return spans
@@ -250,15 +252,14 @@ def _has_copies(session: Session) -> bool:
     return session.chat.has_copies
 
 
-def _of_rows(group: list[tuple[Session, Outputs]]) -> list[tuple[Session, Outputs]]:
-    """The first ones, as many as `_ROWS` allows; one at least."""
-    rows, taken = 0, []
-    for session, one in group:
-        rows += len(one.hidden)
-        if taken and rows > _ROWS:
-            break
-        taken.append((session, one))
-    return taken
+def _size(one: Asked) -> int:
+    return one.ids.numel() if isinstance(one, Pass) else len(one.hidden)
+
+
+def _first(group: list[tuple[Session, Asked]], most: int) -> list[tuple[Session, Asked]]:
+    """The first ones, of so many tokens together at most; one at least."""
+    sizes = itertools.accumulate(_size(one) for _, one in group)
+    return group[: max(1, sum(size <= most for size in sizes))]
 
 
 class _Apart(Attention):
