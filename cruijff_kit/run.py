@@ -42,9 +42,9 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
 
 
 def _evaluate_alone(cell: Any) -> Any:
-    from cruijff_kit.evaluation.evaluate import evaluate_alone
+    from cruijff_kit.evaluation.evaluate import evaluate_cell
 
-    return evaluate_alone(cell)
+    return evaluate_cell(**vars(cell))
 
 
 def run_story(

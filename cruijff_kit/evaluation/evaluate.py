@@ -1,7 +1,11 @@
 """Runs inspect-ai tasks over the model in memory and makes sure that every sample was answered and scored."""
 
 import asyncio
+import contextlib
+import copy
 import gc
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog, EvalScore, write_eval_log
+from inspect_ai.log import EvalLog, EvalScore, read_eval_log, write_eval_log
+from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import NOANSWER, Score
 
 from cruijff_kit import withheld
@@ -19,10 +24,10 @@ from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation import redaction
 from cruijff_kit.evaluation.cells import cell_key, with_cell
-from cruijff_kit.evaluation.engine import ChatModel
+from cruijff_kit.evaluation.engine import ChatModel, SharedPasses, base_of
 from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
 from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.evaluation.provider import open_model
+from cruijff_kit.evaluation.provider import Turns, open_model
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.hints import did_you_mean
@@ -31,7 +36,7 @@ from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
 from cruijff_kit.tiers import RED, close_folder, withholds_samples
-from cruijff_kit.training.passes import told
+from cruijff_kit.training.passes import forget, told
 from cruijff_kit.withheld import places_of
 
 
@@ -41,7 +46,10 @@ class EvaluationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cell:
-    """A task to be answered by the adapter that the model holds now; epoch: whose it is; hash: of the run's config."""
+    """A task, to be answered by the adapter that the model holds now.
+
+    epoch: whose adapter it is. hash: of the run's config. adapter_folder: where it lies, if not in the run's folder.
+    """
 
     name: TaskName
     chat_model: ChatModel
@@ -50,6 +58,19 @@ class Cell:
     folder: RunFolder
     epoch: int
     hash: str
+    adapter_folder: Path | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What its log says of who answered."""
+        place = self.adapter_folder or self.folder.epoch(self.epoch)
+        saved = str(place) if place.exists() else None
+        return log_metadata(self.name, self.config, self.plan.data_hash, self.hash, self.epoch, saved)
+
+    @property
+    def prompts_checked(self) -> int:
+        """How many of its prompts were compared with training."""
+        return self.plan.prompts_checked.get(self.name.label, 0)
 
 
 def evaluate(
@@ -65,13 +86,14 @@ def evaluate(
         EvaluationError: an adapter is missing, there is nothing to do, or a task raised, or left a sample unanswered or all
             of them unscored.
     """
-    return told(evaluation_story(chat_model, config, plan, folder, last, config_hash), evaluate_alone)
+    with contextlib.closing(evaluation_story(chat_model, config, plan, folder, last, config_hash)) as story:
+        return told(story, lambda cell: evaluate_cell(**vars(cell)))
 
 
 def evaluation_story(
     chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
 ) -> Generator[Cell, Evaluation, list[Evaluation]]:
-    """As `evaluate`, told side by side with others: asks for each cell."""
+    """As `evaluate`, by whoever makes the cells that it yields: it is sent each Evaluation, or thrown what went wrong."""
     if not config.eval.tasks:
         return []
     trained, cells = adapter_state(chat_model.model), []
@@ -82,29 +104,14 @@ def evaluation_story(
             else:
                 load_adapter_state(chat_model.model, trained)
             for name in config.eval.names:
-                cells = with_cell(cells, (yield Cell(name, chat_model, config, plan, folder, epoch, config_hash)))
+                cell = Cell(name, chat_model, config, plan, folder, epoch, config_hash)
+                cells = with_cell(cells, (yield cell))
     finally:
         load_adapter_state(chat_model.model, trained)
     expected = len(config.eval.tasks) * len(config.evaluated_epochs)
     if not expected or len(cells) != expected:
         raise EvaluationError(f"{len(cells)} evaluations were made, {expected} were asked for")
     return cells
-
-
-def evaluate_alone(cell: Cell) -> Evaluation:
-    """As evaluate_cell."""
-    return evaluate_cell(cell.name, cell.chat_model, cell.config, cell.plan, cell.folder, cell.epoch, cell.hash)
-
-
-def evaluate_together(cells: list[Cell]) -> list[Evaluation | Exception]:
-    """The evaluation of each cell, or why it failed."""
-    found: list[Evaluation | Exception] = []
-    for cell in cells:
-        try:
-            found.append(evaluate_alone(cell))
-        except Exception as error:
-            found.append(error)
-    return found
 
 
 def load_epoch(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
@@ -138,10 +145,124 @@ def evaluate_cell(
     Raises:
         EvaluationError: as run_task.
     """
-    place = adapter_folder or folder.epoch(epoch)
-    saved = str(place) if place.exists() else None
-    metadata = log_metadata(name, config, plan.data_hash, hash, epoch, saved)
-    return run_task(name, chat_model, config, folder.eval, epoch, metadata, plan.prompts_checked.get(name.label, 0))
+    cell = Cell(name, chat_model, config, plan, folder, epoch, hash, adapter_folder)
+    return run_task(name, chat_model, config, folder.eval, epoch, cell.metadata, cell.prompts_checked)
+
+
+def evaluate_together(cells: list[Cell]) -> list[Evaluation | Exception]:
+    """Cells of several runs, answered in common passes where their models share a base.
+
+    Returns:
+        Of each cell what `evaluate_cell` would have, or why it failed, in order; one's failure is not another's.
+    """
+    ended: list[Any] = [None] * len(cells)
+    for numbers in _groups(cells):
+        group = [cells[n] for n in numbers]
+        for n, found in zip(numbers, _together(group) if len(group) > 1 else [_alone(group[0])], strict=True):
+            ended[n] = found
+    return ended
+
+
+def _groups(cells: list[Cell]) -> list[list[int]]:
+    """Places of cells that inspect-ai can run as tasks of one eval() and whose models can share passes."""
+    found: dict[Any, list[int]] = {}
+    asked = {}
+    for n, cell in enumerate(cells):
+        round = asked[id(cell.chat_model)] = (
+            asked.get(id(cell.chat_model), -1) + 1
+        )  # a model answers one task at a time
+        settings = cell.config.eval
+        alone = cell.config.dataset.tier == RED
+        key = n if alone else (base_of(cell.chat_model), settings.limit, settings.batch_size, round)
+        found.setdefault(key, []).append(n)
+    return [part for numbers in found.values() for part in _in_memory(numbers, cells[numbers[0]].chat_model)]
+
+
+def _in_memory(numbers: list[int], chat_model: ChatModel) -> list[list[int]]:
+    """A group in parts, where memory has no place for what all its models may want beside the base at once."""
+    most = chat_model.copies_at_once()
+    most = len(numbers) if most is None else max(1, most)
+    return [numbers[start : start + most] for start in range(0, len(numbers), most)]
+
+
+def _alone(cell: Cell) -> Evaluation | Exception:
+    try:
+        return evaluate_cell(**vars(cell))
+    except Exception as error:
+        forget(error)
+        return error
+
+
+def _together(cells: list[Cell]) -> list[Evaluation | Exception]:
+    """Cells of one group, in one eval()."""
+    ended: dict[int, Evaluation | Exception] = {}
+    tasks: dict[int, Task] = {}
+    for n, cell in enumerate(cells):
+        try:
+            tasks[n] = copy.copy(build_task(cell.name, cell.config))
+        except Exception as error:
+            ended[n] = error
+    asked = {n: cells[n] for n in tasks}
+    try:
+        ended |= _evaluations(asked, tasks) if len(asked) > 1 else {n: _alone(cell) for n, cell in asked.items()}
+    except Exception as error:  # not a task's own, which its log would have: each may show by itself whose it is
+        forget(error)
+        say(f"{len(asked)} runs cannot be evaluated together ({one_line(error)}); one after another")
+        ended |= {n: _alone(cell) for n, cell in asked.items()}
+    return [ended[n] for n in range(len(cells))]
+
+
+def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Evaluation | Exception]:
+    started = time.monotonic()
+    samples = {n: min(len(task.dataset), cells[n].config.eval.limit or len(task.dataset)) for n, task in tasks.items()}
+    turns = Turns(SharedPasses([cell.chat_model for cell in cells.values()]))
+    with progress(f"evaluating {len(cells)} runs", sum(samples.values())) as bar:
+        models = {}
+        for n, cell in cells.items():
+            settings, task = cell.config.eval, tasks[n]
+            models[n] = open_model(cell.chat_model, cell.config.model.name, settings.batch_size, bar.advance, turns)
+            task.model = task.model or models[n]
+            task.metadata = cell.metadata | (task.metadata or {})
+            task.config = task.config.merge(GenerateConfig(**_generation(task, cell.config)))
+        logs = _run_together(cells, [*tasks.values()], [*models.values()])
+    seconds, tokens = time.monotonic() - started, {n: models[n].api.tokens for n in cells}
+    share = {n: own / sum(tokens.values()) if sum(tokens.values()) else 1 / len(cells) for n, own in tokens.items()}
+    ended: dict[int, Evaluation | Exception] = {}
+    for n, cell in cells.items():
+        log = logs[n]
+        try:
+            log = read_eval_log(str(log)) if isinstance(log, Path) else log
+            ended[n] = _evaluation(
+                cell.name, cell.config, log, cell.epoch, seconds * share[n], cell.prompts_checked,
+                who=f"{cell.config.run_name}: ",
+            )  # fmt: skip
+        except Exception as error:
+            ended[n] = error
+    return ended
+
+
+def _run_together(cells: dict[int, Cell], tasks: list[Task], models: list[Model]) -> dict[int, EvalLog | Path]:
+    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, and reads their
+    samples when they are asked for: they are moved unread.
+
+    Raises:
+        KeyboardInterrupt: inspect-ai took it.
+    """
+    first = next(iter(cells.values()))
+    first.folder.eval.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=first.folder.eval, prefix=".together-") as place:
+        logs = _eval(tasks, models, first.config, max_tasks=len(tasks), log_dir=place)
+        if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
+            raise KeyboardInterrupt
+        return {n: _moved(log, cell.folder.eval) for (n, cell), log in zip(cells.items(), logs, strict=True)}
+
+
+def _moved(log: EvalLog, folder: Path) -> EvalLog | Path:
+    """Where a log lies now; the log itself if it could not be written, which it says."""
+    if not Path(log.location).is_file():
+        return log
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(log.location, folder))
 
 
 def log_metadata(
@@ -190,14 +311,33 @@ def run_task(
         log = run_inspect(task, model, config, log_dir, metadata)
         if config.dataset.tier == RED:
             log = _keep_red(log, config, log_dir, metadata, name.ships)
+    return _evaluation(name, config, log, epoch, time.monotonic() - started, prompts_checked)
+
+
+def _evaluation(
+    name: TaskName,
+    config: RunConfig,
+    log: EvalLog,
+    epoch: int | None,
+    seconds: float,
+    prompts_checked: int,
+    who: str = "",
+) -> Evaluation:
+    """What came of a task.
+
+    Args:
+        who: what the line about it begins with.
+    Raises:
+        EvaluationError: as run_task.
+    """
+    label = name.label
     scored = _check(label, log, untrained=epoch is None)
     samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
-    seconds = round(time.monotonic() - started, 3)
+    seconds = round(seconds, 3)
     first = next(iter(metrics.values()), {})
-    say(
-        f"{label}, {who}: " + ", ".join(f"{m} {v:.3f}" for m, v in first.items()) + f" ({samples} samples, {seconds} s)"
-    )
+    who += f"{label}, " + ("untrained model" if epoch is None else f"epoch {epoch}")
+    say(f"{who}: " + ", ".join(f"{m} {v:.3f}" for m, v in first.items()) + f" ({samples} samples, {seconds} s)")
     return Evaluation(
         label, epoch, samples, metrics, log.location, seconds, prompts_checked,
         unscored={s: samples - n for s, n in scored.items()},
@@ -275,17 +415,27 @@ def run_inspect(
     Raises:
         UserError: the data is red, and something installed would see the samples.
     """
+    asked = {"metadata": metadata, "score": score, **_generation(task, config)}
     if config.dataset.tier != RED:
-        return _eval(task, model, config, metadata, score, log_dir=str(log_dir))
+        return _eval([task], [model], config, **asked, log_dir=str(log_dir))[0]
     with redaction.kept_in_memory() as folder, withheld.muted():
-        return _eval(task, model, config, metadata, score, log_dir=folder, **redaction.IN_MEMORY)
+        return _eval([task], [model], config, **asked, log_dir=folder, **redaction.IN_MEMORY)[0]
 
 
-def _eval(task: Task, model, config: RunConfig, metadata: dict[str, Any], score: bool, **more: Any) -> EvalLog:
+def _generation(task: Task, config: RunConfig) -> dict[str, Any]:
+    """Settings of generation, which differ from task to task."""
+    settings = config.eval
+    return {
+        "max_tokens": task.config.max_tokens or settings.max_tokens,
+        "logprobs": True if settings.logprobs or settings.top_logprobs else None,
+        "top_logprobs": settings.top_logprobs,
+    }
+
+
+def _eval(tasks: list[Task], models: list[Model], config: RunConfig, **more: Any) -> list[EvalLog]:
     settings = config.eval
     options: dict[str, Any] = {
-        "model": model,
-        "metadata": metadata,
+        "model": models[0],  # of tasks that have none of their own
         "limit": settings.limit,
         "log_format": "eval",
         "log_samples": True,
@@ -295,20 +445,17 @@ def _eval(task: Task, model, config: RunConfig, metadata: dict[str, Any], score:
         "score_display": False,  # metrics of the samples so far, after each: nobody sees them
         "ctl_server": False,
         "fail_on_error": True,
-        "score": score,
         "max_samples": settings.batch_size,
         "max_connections": settings.batch_size,
-        "max_tokens": task.config.max_tokens or settings.max_tokens,
-        "logprobs": True if settings.logprobs or settings.top_logprobs else None,
-        "top_logprobs": settings.top_logprobs,
     } | more
     often = gc.get_threshold()
     gc.set_threshold(10_000, *often[1:])  # a quarter of inspect-ai's own time went into looking for garbage
     try:
-        return _outside_event_loop(lambda: eval(task, **options))[0]
+        return _outside_event_loop(lambda: eval(tasks, **options))
     finally:
         gc.set_threshold(*often)
-        model.api.end()
+        for model in models:
+            model.api.end()
 
 
 def _outside_event_loop(call: Callable[[], Any]) -> Any:

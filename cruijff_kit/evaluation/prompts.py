@@ -40,6 +40,8 @@ _WORDIEST = 8  # further ones, those of most letters, whose tokens are counted
 class _Recorder:
     """Stands where the model stands: answers each prompt with the number under which it was recorded."""
 
+    tokens = 0
+
     def __init__(self, tokenizer) -> None:
         self.tokenizer: _NumberTokenizer = _NumberTokenizer(tokenizer)
         self.prompts: list[list[int]] = []

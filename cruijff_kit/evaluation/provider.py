@@ -1,5 +1,6 @@
 """An inspect-ai model over a model in memory. The engine runs on inspect-ai's own event loop, a pass at a time.
 
+Several models of one base share the turns of the loop, and each pass: one API a model, with a session of its own.
 Samples that can go on do so between two passes, and what they ask meanwhile joins the next one: nothing polls, waits for
 a time, or changes threads (where the threads of torch and of Python would wait for each other). While nothing is asked,
 nothing runs.
@@ -26,7 +27,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session
+from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session, SharedPasses
 from cruijff_kit.evaluation.settings import (
     DEFAULT_MAX_TOKENS,
     as_messages,
@@ -42,7 +43,11 @@ _QUIET_TURNS = 25
 
 
 def open_model(
-    chat_model: ChatModel, name: str, batch_size: int, finished: Callable[[], object] = lambda: None
+    chat_model: ChatModel,
+    name: str,
+    batch_size: int,
+    finished: Callable[[], object] = lambda: None,
+    turns: "Turns | None" = None,
 ) -> Model:
     """The model as inspect-ai's tasks see it: `cruijff_kit/NAME`.
 
@@ -51,14 +56,75 @@ def open_model(
         name: what logs call it.
         batch_size: most prompts decoded at once.
         finished: called each time an answer is complete.
+        turns: that it takes with other models; None: its own.
     """
-    return get_model(
+    model = get_model(
         f"{PROVIDER}/{name}", memoize=False, chat_model=chat_model, batch_size=batch_size, finished=finished
     )
+    model.api.turns = turns or model.api.turns
+    return model
+
+
+class Turns:
+    """When passes are taken: once all samples that can ask have asked. Of one model, or of several in common passes.
+
+    Args:
+        shared: computes the passes of several; None: the one model does.
+    """
+
+    def __init__(self, shared: SharedPasses | None = None) -> None:
+        self._shared, self._quiet = shared, 0
+        self._open: dict[InMemoryAPI, Session] = {}
+
+    def open(self, api: "InMemoryAPI") -> Session:
+        """A session for an API, whose passes are taken from now on."""
+        chat, loop = api.chat_model, asyncio.get_running_loop()
+        session = self._shared.session(chat, api.batch_size) if self._shared else chat.session(api.batch_size)
+        if not self._open:
+            loop.call_soon(self._turn, loop)
+        self._open[api] = session
+        return session
+
+    def close(self, api: "InMemoryAPI") -> None:
+        """An API's session is over."""
+        self._open.pop(api, None)
+
+    def wait(self) -> None:
+        """A sample has just asked; others may be about to."""
+        self._quiet = 0
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._open:
+            return
+        self._quiet += 1
+        if self._quiet > _QUIET_TURNS:
+            try:
+                ended = self._step()
+            except BaseException as error:
+                ended = dict.fromkeys(self._open, error)
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                for api, error in ended.items():
+                    api.fail(error) if error else api.close()
+            self._quiet = 0
+        if self._open:
+            loop.call_soon(self._turn, loop)
+
+    def _step(self) -> "dict[InMemoryAPI, BaseException | None]":
+        """A pass of all sessions. Returns those that have nothing more to do, or why they failed."""
+        if self._shared is None:
+            return {api: None for api, session in self._open.items() if not session.step()}
+        failed = self._shared.step([*self._open.values()])
+        return {a: failed.get(session) for a, session in self._open.items() if session in failed or not session.busy}
 
 
 class InMemoryAPI(ModelAPI):
-    """inspect-ai's ModelAPI over a `ChatModel`. Greedy by default; `settings` says what it honours and what it refuses."""
+    """inspect-ai's ModelAPI over a `ChatModel`. Greedy by default; `settings` says what it honours and what it refuses.
+
+    Attributes:
+        turns: when its passes are taken. tokens: how many have gone through the model.
+    """
 
     def __init__(
         self,
@@ -73,9 +139,9 @@ class InMemoryAPI(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.chat_model, self.batch_size, self.finished = chat_model, batch_size, finished
+        self.turns, self.tokens = Turns(), 0
         self._session: Session | None = None
         self._open: set[asyncio.Future[Answer]] = set()
-        self._quiet = 0
         self._asked: Counter[str] = Counter()
 
     async def generate(
@@ -110,9 +176,8 @@ class InMemoryAPI(ModelAPI):
     async def _answers(self, requests: list[Request]) -> list[Answer]:
         loop = asyncio.get_running_loop()
         if self._session is None:
-            self._session = self.chat_model.session(self.batch_size)
-            loop.call_soon(self._turn, loop)
-        self._quiet = 0
+            self._session = self.turns.open(self)
+        self.turns.wait()
         futures = []
         for request in requests:
             future = loop.create_future()
@@ -129,34 +194,18 @@ class InMemoryAPI(ModelAPI):
 
         return answered
 
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A pass, once all samples that can ask have asked."""
-        if self._session is None:
-            return
-        self._quiet += 1
-        if self._quiet > _QUIET_TURNS:
-            try:
-                more = self._session.step()
-            except BaseException as error:
-                self._fail(error)
-                if not isinstance(error, Exception):
-                    raise
-                return
-            if not more:
-                self._close()
-                return
-            self._quiet = 0
-        loop.call_soon(self._turn, loop)
-
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The samples that wait must learn of anything that goes wrong."""
-        self._close()
+        self.close()
         for future in list(self._open):
             if not future.done():
                 future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Nothing more is asked for now."""
+        self.turns.close(self)
         if self._session is not None:
+            self.tokens += self._session.tokens
             self._session.close()
             self._session = None
 
@@ -193,7 +242,7 @@ class InMemoryAPI(ModelAPI):
 
     def end(self) -> None:
         """Leave the model as it was and give back the memory that evaluation took."""
-        self._close()
+        self.close()
         self._open.clear()
         self.chat_model.release()
 

@@ -241,7 +241,7 @@ def passed(chat, monkeypatch):
     tokens, forward = [], chat.forward
 
     def counted(ids, positions):
-        tokens.append(len(ids))
+        tokens.append(ids.numel())
         return forward(ids, positions)
 
     monkeypatch.setattr(chat, "forward", counted)

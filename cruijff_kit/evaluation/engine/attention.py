@@ -29,13 +29,17 @@ class Attention:
         out = self.attend(layer, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype))
         return out.to(q.dtype)
 
+    def begin(self) -> None:
+        """To be called before each pass, again should one have come to nothing."""
+
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """[b, heads, s, d] queries, [b, kv heads, s, d] new keys and values -> [b, heads, s, d]."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def within(self, model: TransformerDecoder) -> Iterator[None]:
-        """Within this context the model's layers attend so."""
+        """Within this context, a pass, the model's layers attend so."""
+        self.begin()
         kept = [layer.attn._attention_call for layer in model.layers]
         for n, layer in enumerate(model.layers):
             attn = layer.attn
@@ -71,6 +75,9 @@ class Prefill(Attention):
         self.groups, self.prefix = groups, prefix
         self.seen: list[KeysValues] = []
         """Per layer [kv heads, all tokens, d]."""
+
+    def begin(self) -> None:
+        self.seen = []
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         self.seen.append((k[0], v[0]))
@@ -146,8 +153,7 @@ class Rows(Attention):
         self.lengths = [self.lengths[row] for row in order]
         return order
 
-    def begin_step(self) -> None:
-        """To be called before each pass."""
+    def begin(self) -> None:
         self._on = {}
         for layer, pair in enumerate(self.cache):
             self._make_room(layer, len(self.lengths), max(self.lengths) + 1, (pair[0][0], pair[1][0]))

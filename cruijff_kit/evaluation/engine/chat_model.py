@@ -1,7 +1,7 @@
 """The model as evaluation sees it: it answers prompts, and remembers what all prompts of a task begin with."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from cruijff_kit.compat import TransformerDecoder, disable_adapter, get_adapter_
 from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
-from cruijff_kit.evaluation.engine.session import Session
+from cruijff_kit.evaluation.engine.session import Asked, Pass, Session
 from cruijff_kit.models.machine import Machine, describe, free_bytes, return_memory
 from cruijff_kit.training.lora import fuse_lora
 
@@ -66,6 +66,7 @@ class ChatModel:
         Args:
             most_rows: answers in the making at once; None: as many as memory takes.
         """
+        self.prepare()
         return Session(self, most_rows)
 
     def prepare(self) -> None:
@@ -75,7 +76,7 @@ class ChatModel:
         fuse_lora(self.model)
         self._products, self._weights_then = None, self._weights()
         size = bytes_of_copies(self.model)
-        if size is not None and size < _SPARE * free_bytes(self.machine.device):
+        if size is not None and size < self.spare():
             self._products = Products(self.model)
 
     def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
@@ -114,11 +115,20 @@ class ChatModel:
     def _forget(self) -> None:
         self._prefix = self._last = self._products = self._weights_then = None
 
-    def forward(self, ids: list[int] | torch.Tensor, positions: list[int] | torch.Tensor) -> torch.Tensor:
-        """[b, s] ids -> [b, s, d] normed hidden states; one row may be given as a list."""
-        ids, positions = (
-            torch.tensor([x]) if isinstance(x, list) else x for x in (ids, positions)
-        )  # on the model's device in one copy each
+    @property
+    def has_copies(self) -> bool:
+        """Whether its matrices are there in the layout of `Products`, adapters added to them."""
+        return self._products is not None
+
+    def compute(self, asked: Asked) -> torch.Tensor:
+        """What a session asks for."""
+        if not isinstance(asked, Pass):
+            return self.logits(asked.hidden)
+        with asked.attention.within(self.model):
+            return self.forward(asked.ids, asked.positions)
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[b, s] ids -> [b, s, d] normed hidden states."""
         ids, positions = ids.to(self.machine.device), positions.to(self.machine.device)
         h = self.model.tok_embeddings(ids)
         with self._computing():
@@ -134,7 +144,9 @@ class ChatModel:
     def _computing(self) -> contextlib.AbstractContextManager:
         return self._products.within() if self._products else contextlib.nullcontext()
 
-    def prefix(self, prompts: list[list[int]], own: int) -> tuple[int, list[KeysValues] | None]:
+    def prefix(
+        self, prompts: list[list[int]], own: int
+    ) -> Generator[Asked, torch.Tensor, tuple[int, list[KeysValues] | None]]:
         """How many tokens the prompts begin with together, and their keys and values per layer.
 
         What was computed for earlier prompts is taken, and what they have in common beyond it added.
@@ -150,17 +162,16 @@ class ChatModel:
         known = min(_common([*prompts, kept.ids]), shortest) if kept else 0
         self._last = prompts[0]
         if len(prompts) + len(before) > 1 and common >= known + _WORTH_EXTENDING:
-            kept = self._extend(kept, known, prompts[0][:common])
+            kept = yield from self._extend(kept, known, prompts[0][:common])
             known = common
         if known <= 0:
             return 0, None
         return known, [(k[:, :known], v[:, :known]) for k, v in kept.cache]
 
-    def _extend(self, kept: _Prefix | None, known: int, ids: list[int]) -> _Prefix:
+    def _extend(self, kept: _Prefix | None, known: int, ids: list[int]) -> Generator[Asked, torch.Tensor, _Prefix]:
         beginning = [(k[:, :known], v[:, :known]) for k, v in kept.cache] if known else None
         attention = Prefill(self.cache_dtype, [(1, len(ids) - known)], beginning)
-        with attention.within(self.model):
-            self.forward(ids[known:], list(range(known, len(ids))))
+        yield Pass(torch.tensor([ids[known:]]), torch.arange(known, len(ids))[None], attention)
         cache = attention.seen
         if beginning:
             pairs = zip(beginning, cache, strict=True)
@@ -171,6 +182,17 @@ class ChatModel:
     def _weights(self) -> tuple:
         """Changes whenever the adapters do."""
         return tuple((p.data_ptr(), p._version) for p in get_adapter_params(self.model).values())
+
+    def copies_at_once(self) -> int | None:
+        """Models of one base that may have copies of their own (fp32 on a CPU) beside the base's; None: they have none."""
+        size = bytes_of_copies(self.model)
+        if size is None or size >= self.spare() or self.machine.dtype != torch.float32:
+            return None
+        return int((self.spare() / size - 1) / _SPARE)
+
+    def spare(self) -> float:
+        """Bytes that weights in another layout may take."""
+        return _SPARE * free_bytes(self.machine.device)
 
     def room(self) -> int:
         """Tokens whose keys and values fit into the memory that is free now, in all rows together."""

@@ -37,13 +37,23 @@ class Products:
 
 def bytes_of_copies(model: TransformerDecoder) -> int | None:
     """Memory that `Products` takes; None: they are of no use on this machine or for this model."""
+    weights = [weight for _, weight in _matrices(model)]
+    return sum(w.numel() * w.element_size() for w in weights) if all(map(of_use_for, weights)) else None
+
+
+def of_use_for(weight: torch.Tensor) -> bool:
+    """Whether a copy of a matrix in oneDNN's layout is of use: its kind, and this machine's."""
     x86 = "AVX" in torch.backends.cpu.get_cpu_capability()
     if not (x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return None
-    matrices = _matrices(model)
-    if any(w.device.type != "cpu" or w.dtype not in (torch.float32, torch.bfloat16) for _, w in matrices):
-        return None
-    return sum(w.numel() * w.element_size() for _, w in matrices)
+        return False
+    plain = not isinstance(weight.data, NF4Tensor) and weight.dtype in (torch.float32, torch.bfloat16)
+    return plain and weight.device.type == "cpu"
+
+
+def product_of(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """[..., in_dim] -> [..., out_dim], on a copy of the weight that is made now."""
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return lambda x: _times(x, copy, bias)
 
 
 def _matrices(model: TransformerDecoder) -> list[tuple[nn.Module, torch.Tensor]]:

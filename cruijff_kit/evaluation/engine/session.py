@@ -1,26 +1,50 @@
 """Which requests are computed together: what waits is prefilled pack by pack, then all rows take a token a step.
 
 Rows that are finished leave, others join behind the same prefix. Requests of one token are done with their prefill.
+What a step needs of the model it asks for (`Pass`, `Outputs`): its own model computes that, or a pass with other sessions.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill, Rows
+from cruijff_kit.evaluation.engine.attention import Attention, KeysValues, Prefill, Rows
 from cruijff_kit.evaluation.engine.choosing import choose
 from cruijff_kit.evaluation.engine.request import Answer, Request
+from cruijff_kit.training.passes import told
 
 if TYPE_CHECKING:
     from cruijff_kit.evaluation.engine.chat_model import ChatModel
 
 _JOIN = 8  # as soon as those who wait are this part of those who decode, or have waited for so many steps
 _SCORED = 512  # positions whose logits are held at once
+
+
+@dataclass
+class Pass:
+    """Tokens that go through the layers: [rows, tokens] ids and positions, on the CPU. Comes to normed hidden states [rows,
+    tokens, d]. attention: what each layer's queries meet.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    attention: Attention
+
+
+@dataclass
+class Outputs:
+    """[rows, d] normed hidden states that go through the output projection. Comes to [rows, vocabulary] logits in fp32."""
+
+    hidden: torch.Tensor
+
+
+Asked = Pass | Outputs
+Step = Generator[Asked, torch.Tensor, Any]
 
 
 @dataclass(eq=False)
@@ -39,20 +63,25 @@ class _Row:
 
 
 class Session:
-    """Requests come in by `add`; each `step` is one pass through the model. To be closed, also after an error."""
+    """Requests come in by `add`; each `step` is one pass through the model. To be closed, also after an error.
 
-    def __init__(self, chat: "ChatModel", most_rows: int | None) -> None:
-        self.chat, self.most_rows = chat, most_rows
+    Args:
+        sharers: sessions that there may be at once in the memory that is free.
+    """
+
+    def __init__(self, chat: "ChatModel", most_rows: int | None, sharers: int = 1) -> None:
+        self.chat, self.most_rows, self.sharers = chat, most_rows, sharers
         self.waiting: list[_Row] = []
         self.active: list[_Row] = []
+        self._pack: list[_Row] = []  # that is being prefilled
         self.passes: list[int] = []
         """Rows of each pass so far."""
+        self.tokens = 0
         self._stops = set(chat.tokenizer.stop_tokens)
         self._rows = Rows(chat.cache_dtype, len(chat.model.layers))
         self._prefix_ids: list[int] = []
         self._joining, self._patience, self._room = True, 0, None
         self._was_training = chat.model.training
-        chat.prepare()
         chat.model.eval()
 
     def add(
@@ -74,19 +103,35 @@ class Session:
     @torch.inference_mode()
     def step(self) -> bool:
         """One pass: a pack of prompts, or a token of each row. Returns whether there is more to do."""
-        self._give_up()
         # Each pass has a shape of its own, so a model compiled for training would be compiled again and again.
         with torch.compiler.set_stance("force_eager"):
-            pack = self._next_pack()
-            if pack:
-                self._prefill(pack)
-            elif self.active:
-                self._decode()
+            told(self.asking(), self.chat.compute)
+        return self.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is more to do."""
         return bool(self.waiting or self.active)
+
+    @property
+    def ahead(self) -> int:
+        """Tokens that may yet go through the model for what has been asked so far."""
+        common, begun = len(self._prefix_ids), [*self._pack, *self.active]
+        own = [len(row.request.ids) - common for row in (*self.waiting, *self._pack)]
+        return sum(own) + sum(row.limit - len(row.answer.ids) for row in (*self.waiting, *begun))
+
+    def asking(self) -> Step:
+        """As `step`, by whoever computes what it asks for; in inference mode."""
+        self._give_up()
+        self._pack = pack = yield from self._next_pack()
+        if pack:
+            yield from self._prefill(pack)
+        elif self.active:
+            yield from self._decode()
 
     def close(self) -> None:
         """Leave the model as it was."""
-        self.waiting, self.active = [], []
+        self.waiting, self.active, self._pack = [], [], []
         self._rows = None
         self.chat.model.train(self._was_training)
 
@@ -98,14 +143,14 @@ class Session:
         if len(going) < len(self.active):
             self.active = [self.active[n] for n in self._rows.keep(going)]
 
-    def _next_pack(self) -> list[_Row]:
+    def _next_pack(self) -> Generator[Asked, torch.Tensor, list[_Row]]:
         """Rows to prefill now: the longest of those that wait, as many as fit into a pack and into memory."""
         if not self.active and self.waiting and (self._room is None or self._joining is False):
-            self._room = self.chat.room()
+            self._room = max(1, self.chat.room() // self.sharers)
         if not self._joins():
             return []
         if not self.active:
-            self._choose_prefix()
+            yield from self._choose_prefix()
         common = len(self._prefix_ids)
         fitting = [row for row in self.waiting if self._fits_prefix(row)]
         fitting.sort(key=lambda row: len(row.request.ids), reverse=True)
@@ -135,17 +180,17 @@ class Session:
             return True
         return False
 
-    def _choose_prefix(self) -> None:
+    def _choose_prefix(self) -> Step:
         own = 1 + max(row.request.score for row in self.waiting)
         prompts = [row.request.ids for row in self.waiting]
-        common, self._rows.prefix = self.chat.prefix(prompts, own)
+        common, self._rows.prefix = yield from self.chat.prefix(prompts, own)
         self._prefix_ids = prompts[0][:common]
 
     def _fits_prefix(self, row: _Row) -> bool:
         ids, common = row.request.ids, len(self._prefix_ids)
         return len(ids) - row.request.score > common and ids[:common] == self._prefix_ids
 
-    def _prefill(self, pack: list[_Row]) -> None:
+    def _prefill(self, pack: list[_Row]) -> Step:
         """The first token of each row of a pack; those that go on join."""
         common = len(self._prefix_ids)
         prompts: dict[tuple[int, ...], list[_Row]] = {}  # several rows may continue one prompt
@@ -155,9 +200,10 @@ class Session:
         lengths = [len(own) for own in prompts]
         groups = [(len(list(rows)), length) for length, rows in groupby(lengths)]
         attention = Prefill(self.chat.cache_dtype, groups, self._rows.prefix)
-        with attention.within(self.chat.model):
-            ids = [token for own in prompts for token in own]
-            hidden = self.chat.forward(ids, [common + n for length in lengths for n in range(length)])[0]
+        ids = [token for own in prompts for token in own]
+        self.tokens += len(ids)
+        positions = [common + n for length in lengths for n in range(length)]
+        (hidden,) = yield Pass(torch.tensor([ids]), torch.tensor([positions]), attention)
         ends = torch.tensor(lengths).cumsum(0).tolist()
         spans = {
             id(row): (end - n, end)
@@ -165,13 +211,13 @@ class Session:
             for row in rows
         }
         rows = [row for several in prompts.values() for row in several]
-        self._score([row for row in rows if row.request.score], spans, hidden)
+        yield from self._score([row for row in rows if row.request.score], spans, hidden)
         for row in [row for row in rows if not row.limit]:
             row.done(row.answer)
         rows = [row for row in rows if row.limit]
         if rows:
             last = torch.tensor([spans[id(row)][1] - 1 for row in rows], device=hidden.device)
-            going = self._take(rows, self.chat.logits(hidden[last]))
+            going = self._take(rows, (yield Outputs(hidden[last])))
             self._join([rows[n] for n in going], spans, attention.seen)
 
     def _join(self, rows: list[_Row], spans: dict[int, tuple[int, int]], seen: list[KeysValues]) -> None:
@@ -181,27 +227,26 @@ class Session:
             expected = min(len(self.active) + len(self.waiting), self._room // longest)
             self._rows.join(seen, [spans[id(row)] for row in rows], min(expected, self.most_rows or expected))
 
-    def _score(self, rows: list[_Row], spans: dict[int, tuple[int, int]], hidden: torch.Tensor) -> None:
+    def _score(self, rows: list[_Row], spans: dict[int, tuple[int, int]], hidden: torch.Tensor) -> Step:
         """Log-probabilities of the last ids of prompts: what stands before each is asked for it."""
         at = [end - n - 1 for row in rows for end in [spans[id(row)][1]] for n in range(row.request.score, 0, -1)]
         ids = [token for row in rows for token in row.request.ids[-row.request.score :]]
         found: list[float] = []
         for begin in range(0, len(at), _SCORED):
             part, targets = (torch.tensor(x[begin : begin + _SCORED], device=hidden.device) for x in (at, ids))
-            logits = self.chat.logits(hidden[part])
+            logits = yield Outputs(hidden[part])
             found += (logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
         for row in rows:
             row.answer.scored, found = found[: row.request.score], found[row.request.score :]
 
-    def _decode(self) -> None:
+    def _decode(self) -> Step:
         self.passes.append(len(self.active))
-        self._rows.begin_step()
+        self.tokens += len(self.active)
         common = len(self._prefix_ids)
         tokens = torch.tensor([[row.answer.ids[-1]] for row in self.active])
-        with self._rows.within(self.chat.model):
-            hidden = self.chat.forward(tokens, torch.tensor([[common + n] for n in self._rows.lengths]))
+        hidden = yield Pass(tokens, torch.tensor([[common + n] for n in self._rows.lengths]), self._rows)
         self._rows.end_step()
-        self._keep(self._take(self.active, self.chat.logits(hidden[:, -1])))
+        self._keep(self._take(self.active, (yield Outputs(hidden[:, -1]))))
 
     def _take(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
         """Add a token to each row's answer; which of the rows go on."""

@@ -1,0 +1,543 @@
+"""Runs that are evaluated together equal each by itself: answers, log-probabilities, logs; one's trouble is its own."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from inspect_ai import Task, task
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import get_model
+from inspect_ai.scorer import Score, accuracy, scorer
+from inspect_ai.solver import solver
+
+import cruijff_kit
+from cruijff_kit.compat import DoRALinear, LoRALinear, get_adapter_params, set_seed
+from cruijff_kit.evaluation import evaluate
+from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, SharedPasses, base_of, chat_model
+from cruijff_kit.evaluation.engine import shared as shared_passes
+from cruijff_kit.evaluation.evaluate import Cell, evaluate_cell, evaluate_together, evaluation_story
+from cruijff_kit.evaluation.tasks import TASKS
+from cruijff_kit.evaluation.tasks.answers import answers_task
+from cruijff_kit.folder import RunFolder
+from cruijff_kit.models.base import build, read_base
+from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.tokenizer import ChatTokenizer
+from cruijff_kit.plan import check
+from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+
+CPU = Machine(torch.device("cpu"), torch.float32, 1)
+ADAPTERS = [
+    {"lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4},
+    {"lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"], "apply_lora_to_mlp": True, "lora_rank": 16,
+     "lora_alpha": 8},
+    {"lora_attn_modules": ["q_proj", "v_proj"], "use_dora": True},
+    {"lora_attn_modules": [], "apply_lora_to_mlp": True, "lora_rank": 3, "lora_alpha": 32, "lora_dropout": 0.5},
+    {"lora_attn_modules": ["v_proj"]},  # untouched by training
+]  # fmt: skip
+
+
+def trained(model: torch.nn.Module, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    for name, p in get_adapter_params(model).items():
+        if "lora_b" in name:
+            p.data.copy_(torch.randn(p.shape, generator=draw) * 0.2)
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """A function: dtype -> models with unlike adapters on one base."""
+    checkpointer = {
+        "_component_": "torchtune.training.FullModelHFCheckpointer", "checkpoint_dir": str(tiny),
+        "checkpoint_files": ["model.safetensors"], "recipe_checkpoint": None,
+        "output_dir": str(tmp_path_factory.mktemp("out")), "model_type": "LLAMA3_2",
+    }  # fmt: skip
+
+    def models(dtype=torch.float32) -> list[ChatModel]:
+        machine, found = dataclasses.replace(CPU, dtype=dtype), []
+        base = read_base(checkpointer, machine)
+        for n, adapter in enumerate(ADAPTERS):
+            set_seed(n)
+            config = {"_component_": "cruijff_kit.models.llama.lora_hf_llama", "checkpoint_dir": str(tiny), **adapter}
+            model = build(config, base, machine)
+            if n < 4:
+                trained(model, n)
+            found.append(ChatModel(model, ChatTokenizer(str(tiny)), machine))
+        return found
+
+    return models
+
+
+@pytest.fixture(scope="module")
+def chats(made) -> list[ChatModel]:
+    return made()
+
+
+def questions(chat: ChatModel, seed: int, count: int = 9) -> list[Request]:
+    """Prompts with a common beginning of their own, strangers among them; unlike in length, sampling, and what is asked."""
+    draw, found = random.Random(seed), []
+    for n in range(count):
+        word = "".join(draw.choices("abcdefghij", k=draw.randint(1, 9)))
+        head = [{"role": "system", "content": f"You are number {seed}. Answer briefly."}] if n % 4 else []
+        ids = chat.tokenizer.prompt([*head, {"role": "user", "content": f"Repeat: {word}"}])
+        sampling = Sampling(temperature=1.2, top_p=0.9, key=str(n)) if n % 3 == 1 else Sampling()
+        score = 3 if n % 5 == 2 else 0
+        found.append(Request(ids, draw.choice([1, 4, 4 + 3 * seed]) if not score else 0, 2, (), sampling, score))
+    return found
+
+
+def together(shared: SharedPasses, asked: list[list[Request]], rows: int | None = None) -> tuple[list, dict]:
+    sessions = [shared.session(chat, rows) for chat in shared.chats]
+    answers, failed = [[None] * len(own) for own in asked], {}
+    for session, own, found in zip(sessions, asked, answers, strict=True):
+        for n, request in enumerate(own):
+            session.add(request, lambda answer, n=n, found=found: found.__setitem__(n, answer))
+    while going := [s for s in sessions if s.busy and s not in failed]:
+        failed |= shared.step(going)
+    for session in sessions:
+        session.close()
+    return answers, {sessions.index(s): error for s, error in failed.items()}
+
+
+def same(alone: list, found: list, abs: float = 1e-4) -> None:
+    assert len(alone) == len(found)
+    for a, b in zip(alone, found, strict=True):
+        assert (a.ids, a.stop_reason) == (b.ids, b.stop_reason)
+        assert [t.logprob for t in a.logprobs] == pytest.approx([t.logprob for t in b.logprobs], abs=abs)
+        tops = [[p for t in x.logprobs for _, p in t.top] for x in (a, b)]
+        assert tops[0] == pytest.approx(tops[1], abs=abs)
+        assert a.scored == pytest.approx(b.scored, abs=abs)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """Tokens of each pass of a model by itself."""
+    tokens, forward = [], ChatModel.forward
+
+    def passed(self, ids, positions):
+        tokens.append(ids.numel())
+        return forward(self, ids, positions)
+
+    monkeypatch.setattr(ChatModel, "forward", passed)
+    return tokens
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("numbers", [(0, 1), (0, 1, 2, 3, 4)])
+def test_answers_equal_each_alone_in_fewer_passes(chats, counted, numbers, copied, monkeypatch):
+    if not copied:
+        monkeypatch.setattr(ChatModel, "spare", lambda chat: 0)
+    chosen = [chats[n] for n in numbers]
+    asked = [questions(chat, n) for n, chat in zip(numbers, chosen, strict=True)]
+    alone = [chat.generate(own) for chat, own in zip(chosen, asked, strict=True)]
+    assert len({str([a.ids for a in own]) for own in alone}) == len(chosen), "adapters that do not matter test nothing"
+    by_themselves = len(counted)
+    for chat in chosen:
+        chat.release()
+    shared = SharedPasses(chosen)
+    found, failed = together(shared, asked)
+    assert not failed and len(counted) == by_themselves, "all passes were common ones"
+    for own, common in zip(alone, found, strict=True):
+        same(own, common)
+    assert shared.passes < 0.75 * by_themselves
+
+
+def test_many_tokens_of_one_adapter_go_by_themselves_in_fp32(chats, counted, monkeypatch):
+    """On weights that the adapter is added to, if enough are ahead; few go together."""
+    asked = [questions(chat, n) for n, chat in enumerate(chats[:3])]
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=False)]
+    before = len(counted)
+    assert not together(SharedPasses(chats[:3]), asked)[1] and len(counted) == before, "too little is ahead"
+    monkeypatch.setattr(shared_passes, "_AHEAD", 50)
+    shared = SharedPasses(chats[:3])
+    found, _ = together(shared, asked)
+    assert min(counted[before:]) >= shared_passes._MANY and shared.passes > 0
+    for own, common in zip(alone, found, strict=True):
+        same(own, common)
+
+
+def test_rows_that_join_later_and_a_limit_on_rows(chats):
+    asked = [questions(chat, n, 12) for n, chat in enumerate(chats)]
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    for own, common in zip(alone, together(SharedPasses(chats), asked, rows=3)[0], strict=True):
+        same(own, common)
+
+
+def test_in_bf16(made):
+    """Rounded otherwise than alone, by no more than bf16 rounds."""
+    chats = made(torch.bfloat16)
+    asked = [
+        [dataclasses.replace(r, max_tokens=0, score=4) for r in questions(chat, n)] for n, chat in enumerate(chats)
+    ]
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    found, _ = together(SharedPasses(chats), asked)
+    scored = [torch.tensor([a.scored for own in side for a in own]) for side in (alone, found)]
+    off = (scored[0] - scored[1]).abs()
+    assert off.mean() < 0.04 and off.max() < 0.4, (off.mean(), off.max())
+
+
+def test_the_models_are_left_as_they_were(chats):
+    for chat in chats:
+        chat.model.train()
+    together(SharedPasses(chats), [questions(chat, n, 3) for n, chat in enumerate(chats)])
+    for chat in chats:
+        assert chat.model.training and all(layer.attn.kv_cache is None for layer in chat.model.layers)
+        assert not any("forward" in module.__dict__ for module in chat.model.modules())
+
+
+def test_adapters_that_are_switched_off(chats):
+    asked = [questions(chat, 7) for chat in chats[:3]]
+    with chats[1].untrained():
+        alone = chats[1].generate(asked[1])
+        found, _ = together(SharedPasses(chats[:3]), asked)
+    same(alone, found[1])
+    same(chats[0].generate(asked[0]), found[0])
+
+
+def test_an_adapter_on_the_output(made):
+    """As of a model whose output projection has weights of its own."""
+    chats = made()
+    weight = chats[0].model.tok_embeddings.weight
+    for n, chat in enumerate(chats):
+        kinds = {1: LoRALinear, 2: DoRALinear}
+        made_of = kinds[n](weight.shape[1], weight.shape[0], rank=4, alpha=8) if n in kinds else None
+        chat.model.output = made_of or torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        chat.model.output.weight = weight
+        if n == 2:
+            chat.model.output.initialize_dora_magnitude()
+        if n < 4:
+            trained(chat.model, n)
+    assert len({base_of(chat) for chat in chats}) == 1
+    asked = [questions(chat, n) for n, chat in enumerate(chats)]
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    for own, common in zip(alone, together(SharedPasses(chats), asked)[0], strict=True):
+        same(own, common)
+
+
+def test_whose_bases_are_the_same(chats, made, chat):
+    assert len({base_of(c) for c in chats}) == 1
+    other = made(torch.bfloat16)[0]
+    assert base_of(other) != base_of(chats[0])
+    copied = made()[0]
+    assert base_of(copied) != base_of(chat), "equal numbers in other tensors"
+    copied.machine = dataclasses.replace(CPU, device=torch.device("meta"))
+    assert base_of(copied) == id(copied)
+
+
+@pytest.mark.parametrize("kind", ["_pass", "_outputs"])
+def test_out_of_memory_halves_the_passes(chats, monkeypatch, kind, capsys):
+    asked = [questions(chat, n) for n, chat in enumerate(chats)]
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    monkeypatch.setattr(chats[0], "pack_tokens", 4096)  # of a pass; else these would not even begin together
+    shared, sizes = SharedPasses(chats), []
+    usual = getattr(shared, kind)
+
+    def tight(group, spans):
+        sizes.append(len(group))
+        found = usual(group, spans)
+        if len(group) > 1:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return found
+
+    monkeypatch.setattr(shared, kind, tight)
+    found, failed = together(shared, asked)
+    assert not failed and sizes[:3] == [5, 2, 1] and set(sizes[3:]) == {1}
+    for own, common in zip(alone, found, strict=True):
+        same(own, common)
+    assert "out of memory with 5 runs in one pass; on with 2" in capsys.readouterr().err
+
+
+def test_what_fails_in_a_pass_is_its_own_runs(chats, monkeypatch):
+    asked = [questions(chat, n) for n, chat in enumerate(chats)]
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    shared = SharedPasses(chats)
+    usual = shared._pass
+
+    def broken(group, spans):
+        if any(s.number == 3 for s in spans):
+            raise ValueError("number 3 is broken")
+        return usual(group, spans)
+
+    monkeypatch.setattr(shared, "_pass", broken)
+    found, failed = together(shared, asked)
+    assert [*failed] == [3] and str(failed[3]) == "number 3 is broken"
+    for n in (0, 1, 2, 4):
+        same(alone[n], found[n])
+
+
+def test_sessions_share_the_memory_that_is_free(chats, monkeypatch):
+    monkeypatch.setattr(ChatModel, "room", lambda chat: 100)
+    shared = SharedPasses(chats)
+    sessions = [shared.session(chat) for chat in chats]
+    sessions[0].add(questions(chats[0], 0)[0], lambda answer: None)
+    shared.step(sessions[:1])
+    assert sessions[0]._room == 20
+    for session in sessions:
+        session.close()
+
+
+# Whole tasks --------------------------------------------------------------------------------------------------------
+
+SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lora.rank=4", "device=cpu", "dtype=fp32", "eval.limit=6",
+         "eval.max_tokens=4", "eval.logprobs=true"]  # fmt: skip
+
+
+TURNS = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessageUser
+from inspect_ai.scorer import Score, match, mean, scorer
+from inspect_ai.solver import solver
+
+@solver
+def twice():
+    async def solve(state, generate):
+        state = await generate(state)
+        state.messages.append(ChatMessageUser(content="And again?"))
+        return await generate(state)
+    return solve
+
+@scorer(metrics=[mean()])
+def length():
+    async def score(state, target):
+        return Score(value=len(state.output.completion))
+    return score
+
+@task
+def turns():
+    samples = [Sample(input=f"{n} + 1 =", target=str(n + 1)) for n in range(8)]
+    return Task(dataset=MemoryDataset(samples), solver=twice(), scorer=[match(), length()])
+"""
+
+
+@solver
+def likelier():
+    async def solve(state, generate):
+        found = await get_model().api.score(state.messages, ["a", "some other answer"])
+        state.metadata["scored"] = found
+        return await generate(state)
+
+    return solve
+
+
+@scorer(metrics=[accuracy()])
+def raises_on_words():
+    async def score(state, target):
+        if state.output.completion.isdigit():  # the rehearsal's answers are numbers
+            return Score(value="C")
+        raise RuntimeError("this scorer is broken")
+
+    return score
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """Tasks of the tests' own among those that ship."""
+    changes = {
+        "broken": {"scorer": [raises_on_words()]},
+        "choices": {"solver": [likelier()]},
+    }
+    for name, changed in changes.items():
+
+        @task(name=name)
+        def made(changed=changed, **arguments) -> Task:
+            built = answers_task(**arguments)
+            for key, value in changed.items():
+                setattr(built, key, value)
+            return built
+
+        monkeypatch.setitem(TASKS, name, made)
+
+
+@pytest.fixture
+def cell(tiny, tmp_path, tasks):
+    """A function: name of a run, overrides -> its only cell, of an adapter as training might leave it."""
+    (tmp_path / "turns.py").write_text(TURNS)
+
+    def asked(name: str, *overrides: str, seed: int = 1) -> Cell:
+        where = ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / name}"]
+        overrides = [o.replace("TURNS", str(tmp_path / "turns.py")) for o in overrides]
+        config = cruijff_kit.compose([*where, *SMALL, *overrides])
+        plan = check(config)
+        recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
+        recipe.setup()
+        trained(recipe.model, seed)
+        chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
+        recipe.cleanup()
+        return Cell(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, f"hash of {name}")
+
+    return asked
+
+
+def alone(cell: Cell, tmp_path: Path):
+    return evaluate_cell(**vars(dataclasses.replace(cell, folder=RunFolder(tmp_path / "alone" / cell.config.run_name))))
+
+
+VARIED = [
+    ["eval.tasks=[capitalization]"],
+    ["eval.tasks=[TURNS@turns]", "eval.max_tokens=9", "lora.rank=8"],
+    ["eval.tasks=[choices]", "lora.use_dora=true", "eval.top_logprobs=2"],
+    ["eval.tasks=[capitalization]", "eval.max_tokens=2", "lora.attn_modules=[q_proj]", "eval.logprobs=false"],
+]
+
+
+def test_tasks_together_leave_what_each_leaves_alone(cell, tmp_path, monkeypatch, capsys):
+    cells = [cell(f"run{n}", *overrides, seed=n) for n, overrides in enumerate(VARIED)]
+    expected = [alone(c, tmp_path) for c in cells]
+    made = []
+    monkeypatch.setattr(evaluate, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
+    monkeypatch.setattr(evaluate, "evaluate_cell", lambda **_: pytest.fail("one was evaluated by itself"))
+    capsys.readouterr()
+    found = evaluate_together(cells)
+    assert len(made) == 1 and made[0].passes < 40
+    said = capsys.readouterr().err
+    for c, a, b in zip(cells, expected, found, strict=True):
+        a, b = dataclasses.asdict(a), dataclasses.asdict(b)
+        logs = [read_eval_log(x.pop("log")) for x in (a, b)]
+        assert Path(logs[1].location).parent == c.folder.eval
+        assert [p.name for p in c.folder.eval.iterdir()] == [Path(logs[1].location).name]
+        assert a.pop("seconds") and b.pop("seconds") and a == b
+        same_log(*logs)
+        assert logs[1].eval.metadata["run"] == c.config.run_name and logs[1].eval.metadata["config_hash"] == c.hash
+        assert f"{c.config.run_name}: {c.name.label}, epoch 0: " in said
+
+
+def same_log(one, other) -> None:
+    """But for times, ids, and how many tasks ran at once."""
+    one.eval.metadata.pop("adapter"), other.eval.metadata.pop("adapter")
+    assert one.eval.config.model_copy(update={"max_tasks": None}) == other.eval.config.model_copy(
+        update={"max_tasks": None}
+    )
+    for what in ("task", "model", "metadata", "dataset", "task_args", "scorers", "packages"):
+        assert getattr(one.eval, what) == getattr(other.eval, what), what
+    assert one.plan.config == other.plan.config and one.stats.model_usage.keys() == other.stats.model_usage.keys()
+    for name, usage in one.stats.model_usage.items():
+        assert usage == other.stats.model_usage[name]
+    assert one.status == other.status == "success" and one.results.scores == other.results.scores
+    order = [sorted(log.samples, key=lambda s: str(s.id)) for log in (one, other)]
+    for a, b in zip(*order, strict=True):
+        assert (a.id, a.output.completion, a.target) == (b.id, b.output.completion, b.target)
+        assert [m.text for m in a.messages] == [m.text for m in b.messages]
+        assert {n: s.value for n, s in a.scores.items()} == {n: s.value for n, s in b.scores.items()}
+        for x, y in zip(a.metadata.get("scored", []), b.metadata.get("scored", []), strict=True):
+            assert x == pytest.approx(y, abs=1e-4)
+        content = [s.output.choices[0].logprobs and s.output.choices[0].logprobs.content for s in (a, b)]
+        assert (content[0] is None) == (content[1] is None)
+        probabilities = [[t.logprob for t in c or []] for c in content]
+        assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
+
+
+def test_a_scorer_that_raises_is_its_own_runs_trouble(cell, tmp_path):
+    cells = [cell("a", seed=1), cell("b", "eval.tasks=[broken]", seed=2), cell("c", "eval.max_tokens=12", seed=3)]
+    found = evaluate_together(cells)
+    assert isinstance(found[1], evaluate.EvaluationError) and "this scorer is broken" in str(found[1])
+    for n in (0, 2):
+        expected = alone(cells[n], tmp_path)
+        assert found[n].metrics == expected.metrics
+        same_log(read_eval_log(expected.log), read_eval_log(found[n].log))
+    assert read_eval_log(str(next(cells[1].folder.eval.glob("*.eval")))).status == "error"
+
+
+def test_a_task_that_cannot_be_built_is_its_own_runs_trouble(cell, monkeypatch):
+    cells = [cell("a"), cell("b"), cell("c", "eval.tasks=[choices]")]
+    monkeypatch.delitem(TASKS, "choices")
+    found = evaluate_together(cells)
+    assert [type(f).__name__ for f in found] == ["Evaluation", "Evaluation", "UserError"]
+
+
+def test_when_inspect_ai_takes_none_each_goes_alone(cell, monkeypatch, capsys):
+    cells, usual = [cell("a"), cell("b")], evaluate._eval
+
+    def refusing(tasks, *more, **settings):
+        if len(tasks) > 1:
+            raise ValueError("not these together")
+        return usual(tasks, *more, **settings)
+
+    monkeypatch.setattr(evaluate, "_eval", refusing)
+    assert [type(f).__name__ for f in evaluate_together(cells)] == ["Evaluation", "Evaluation"]
+    assert "2 runs cannot be evaluated together (not these together)" in capsys.readouterr().err
+
+
+def test_an_interruption_goes_up(cell, monkeypatch):
+    def interrupted(self, group, spans):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shared_passes.SharedPasses, "_pass", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_together([cell("a"), cell("b")])
+
+
+def test_who_is_evaluated_together(cell, monkeypatch):
+    a, b, c = cell("a"), cell("b", "eval.limit=3"), cell("c", "eval.tasks=[TURNS@turns]")
+    red = dataclasses.replace(a, config=dataclasses.replace(a.config, dataset=a.config.dataset))
+    red.config.dataset.tier, tier = "red", red.config.dataset.tier
+    try:
+        assert evaluate._groups([red, c, dataclasses.replace(c)]) == [[0], [1], [2]], "red data; one model twice"
+    finally:
+        red.config.dataset.tier = tier
+    assert evaluate._groups([a, b, c, a]) == [[0, 2], [1], [3]]
+    monkeypatch.setattr(ChatModel, "copies_at_once", lambda chat: 1)
+    assert evaluate._groups([a, c]) == [[0], [1]], "alone, each has the memory for weights that its adapter is added to"
+
+
+def test_how_many_copies_memory_has_place_for(chats, made, monkeypatch):
+    size = chat_model.bytes_of_copies(chats[0].model)
+    for times, most in ((3.9, None), (4.1, 0), (6.1, 2), (9.5, 5)):
+        monkeypatch.setattr(chat_model, "free_bytes", lambda device, times=times: times * size)
+        assert chats[0].copies_at_once() == most
+    assert made(torch.bfloat16)[0].copies_at_once() is None
+
+
+def test_several_epochs_as_stories(cell, tmp_path):
+    """Two runs with adapters of two epochs: what evaluate() makes of each, told side by side."""
+    from cruijff_kit.models.adapter import adapter_state, load_adapter_state
+
+    cells = [cell(f"run{n}", "epochs=2", "eval.epochs=all", seed=n) for n in (1, 2)]
+    loads = []
+    stories = [evaluation_story(c.chat_model, c.config, c.plan, c.folder, 1, c.hash) for c in cells]
+    earlier = {}
+    for c in cells:
+        kept = {n: t.clone() for n, t in adapter_state(c.chat_model.model).items()}
+        earlier[id(c.chat_model)] = {n: t * 0.5 for n, t in kept.items()}
+
+    def load_epoch(chat_model, folder, epoch):
+        loads.append(epoch)
+        load_adapter_state(chat_model.model, earlier[id(chat_model)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_epoch", load_epoch)
+        expected = [evaluate.evaluate(c.chat_model, c.config, c.plan, RunFolder(tmp_path / f"x{n}"), 1, c.hash)
+                    for n, c in enumerate(cells)]  # fmt: skip
+        asking, ended = [next(s) for s in stories], []
+        while asking:
+            made = evaluate_together(asking)
+            asking = []
+            for story, evaluation in zip(stories, made, strict=True):
+                try:
+                    asking.append(story.send(evaluation))
+                except StopIteration as end:
+                    ended.append(end.value)
+    assert loads == [0] * 4
+    for alone, together in zip(expected, ended, strict=True):
+        assert [(e.task, e.epoch, e.metrics) for e in alone] == [(e.task, e.epoch, e.metrics) for e in together]
+        assert len(together) == 2
+        for a, b in zip(alone, together, strict=True):
+            same_log(read_eval_log(a.log), read_eval_log(b.log))
+
+
+def test_red_data_leaves_nothing_of_its_samples(cell, tmp_path, forgetful):
+    cells = [cell("open"), cell("red")]
+    data = Path(cells[1].config.dataset.path)
+    private = tmp_path / "private.json"
+    private.write_text(data.read_text())
+    dataset = dataclasses.replace(cells[1].config.dataset, path=str(private), tier="red")
+    cells[1] = dataclasses.replace(cells[1], config=dataclasses.replace(cells[1].config, dataset=dataset))
+    found = evaluate_together(cells)
+    assert [type(f).__name__ for f in found] == ["Evaluation", "Evaluation"]
+    (log,) = cells[1].folder.eval.iterdir()
+    assert Path(found[1].log) == log and log.stat().st_mode & 0o077 == 0
+    said = json.dumps(read_eval_log(str(log)).model_dump(mode="json"))
+    words = [s.target for s in read_eval_log(found[0].log).samples]
+    assert words and not any(str(w) in said for w in words)
