@@ -86,6 +86,8 @@ class RunFolder:
         for log in self.eval.glob("*.eval"):
             if log.name not in names:
                 log.unlink()
+        for together in self.eval.glob(".together-*"):  # where several runs' logs were written
+            shutil.rmtree(together)
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all."""

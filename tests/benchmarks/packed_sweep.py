@@ -1,10 +1,10 @@
 """A sweep in packs and the same sweep run by run, each a command of its own, from process start to table.
 
     python tests/benchmarks/packed_sweep.py                      SmolLM2, 8 runs, two rounds: a quarter of an hour
-    python tests/benchmarks/packed_sweep.py --model tiny --runs 16
+    python tests/benchmarks/packed_sweep.py --model tiny --runs 16 --alone
 
-Where the time goes is read from result.json: training is what each run has of the common passes, added up. Evaluation is
-not shared yet.
+Where the time goes is read from result.json: training and evaluation are what each run has of the common passes, added up;
+start-up is the rest. With --alone one run by itself takes its turn, too: what many runs cost beside one.
 """
 
 import argparse
@@ -20,36 +20,44 @@ from cruijff_kit.result import RunResult, read_result
 
 TINY = Path(__file__).parents[1] / "tiny" / "llama"
 MODELS = {"smollm2": (), "tiny": ("model=hf_llama", f"model.path={TINY}", "dtype=fp32")}
-SIDES = ("packed", "by itself")
+SIDES = ("packed", "run by run", "one run")
+COLUMNS = ("all", "start-up", "training", "evaluation")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--runs", type=int, default=8)
-    parser.add_argument("--pack", type=int, help="runs at a time; default: all")
+    parser.add_argument("--pack", default="auto", help="runs at a time")
+    parser.add_argument("--alone", action="store_true", help="also one run by itself")
     parser.add_argument("--rounds", type=int, default=2, help="the sides take turns; ratios are of medians")
     parser.add_argument("overrides", nargs="*", help="settings of the runs, such as batch_size=4")
     args = parser.parse_args()
     rates = ",".join(f"{2e-4 * (n + 1):.4g}" for n in range(args.runs))
     sweep = ["-m", *MODELS[args.model], "device=cpu", "report=false", f"lr={rates}", *args.overrides]
-    times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    sides = SIDES if args.alone else SIDES[:2]
+    times: dict[str, list[list[float]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
-            for side in SIDES:
-                pack = args.pack or args.runs if side == "packed" else "off"
+            for side in sides:
                 to = Path(folder) / f"{side} {number}"
-                wall = call([*sweep, f"pack={pack}", f"hydra.sweep.dir={to}"])
+                pack = args.pack if side == "packed" else "off"
+                more = [f"lr={rates.partition(',')[0]}"] if side == "one run" else []
+                wall = call([*sweep, *more, f"pack={pack}", f"hydra.sweep.dir={to}"])
                 results = [read_result(p) for p in sorted(to.glob("*/result.json"))]
-                times[side].append(
-                    [wall, *(sum(seconds(r, phase) for r in results) for phase in ("train", "evaluate"))]
-                )
+                train, evaluate = (sum(seconds(r, phase) for r in results) for phase in ("train", "evaluate"))
+                times[side].append([wall, wall - train - evaluate, train, evaluate])
+                if side == "packed":
+                    print(results[-1].pack, flush=True)
             check(Path(folder), number)
-    print(f"{args.model}, {args.runs} runs, {args.rounds} rounds, seconds: all, training, evaluation")
-    found = {side: [median(column) for column in zip(*times[side], strict=True)] for side in SIDES}
-    for side in SIDES:
-        print(f"{side:10}" + "".join(f"{value:9.1f}" for value in found[side]))
-    print("ratio     " + "".join(f"{b / a:9.2f}" for a, b in zip(*(found[side] for side in SIDES), strict=True)))
+    print(f"{args.model}, {args.runs} runs, {args.rounds} rounds; seconds, medians")
+    print(" " * 12 + "".join(f"{column:>11}" for column in COLUMNS))
+    found = {side: [median(column) for column in zip(*times[side], strict=True)] for side in sides}
+    for side in sides:
+        print(f"{side:12}" + "".join(f"{value:11.1f}" for value in found[side]))
+    for side in sides[1:]:
+        ratios = (b / a for a, b in zip(found["packed"], found[side], strict=True))
+        print(f"{'/ packed':12}" + "".join(f"{ratio:11.2f}" for ratio in ratios))
 
 
 def seconds(result: RunResult, phase: str) -> float:
