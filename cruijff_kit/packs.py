@@ -128,10 +128,13 @@ def _shared(config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class PackedRun:
-    """A run of a pack: its config, what distinguishes it in its sweep, and what is done when its turn comes."""
+    """A run of a pack: its config, what distinguishes it in its sweep, what a line about it begins with ("[2/4] "), and what
+    is done when its turn comes.
+    """
 
     config: RunConfig
     swept: dict[str, Any]
+    place: str = ""
     begins: Callable[[], object] = lambda: None
 
 
@@ -187,14 +190,15 @@ def _updates(config: RunConfig) -> int:
 
 
 def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbeat] | None) -> Story[RunResult]:
-    config, name, folder = run.config, run.config.run_name, Path(run.config.output_dir)
+    config, folder = run.config, Path(run.config.output_dir)
+    name = run.place + config.run_name
     status = read_status(folder)
     if status is not None and status.state == CANCELLED:  # while it waited for its turn
         raise Cancelled(f"{name} was cancelled before it began")
     start = Start(Heartbeat(folder), stop, shared=True)
     if begun is not None:
         begun.append(start.heartbeat)
-    say(f"{name} begins")
+    say(name)
     try:
         run.begins()
         result = yield from run_story(

@@ -176,8 +176,11 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
         for pack in packs_of([configs[run] for run in folders]):
             if len(pack.runs) > 1:
                 say(pack.in_words(len(runs)))
-                chosen = [folders[n] for n in pack.runs]
-                run_pack([PackedRun(configs[run], frozen_swept(run)) for run in chosen], pack.at_once)
+                packed = [
+                    PackedRun(configs[folders[n]], frozen_swept(folders[n]), f"[{n + 1}/{len(runs)}] ")
+                    for n in pack.runs
+                ]
+                run_pack(packed, pack.at_once)
             else:
                 _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of several adapters at once, on one frozen base model (`pack=N`).
+"""LoRA fine-tuning of several adapters at once, on one frozen base model (`pack=auto`, `pack=N`).
 
 Each run of the pack is told by its own recipe, a `Member`: lora_single_device's, with its own data, order of rows, updates,
 optimiser, schedule, validation, checkpoints and metrics. What members ask of the model at the same time, `Pack` computes in
@@ -55,7 +55,8 @@ class Member(LoRAFinetuneRecipeSingleDevice):
     def training(self) -> Story[None]:
         """All epochs that are left; the pack computes the passes."""
         self.pack.bar.advance(steps=self.global_step)
-        return self.story(self.pack.bar)
+        yield from self.story(self.pack.bar)
+        self.optimizer.state.clear()  # the run may wait for its evaluation while others train
 
     def clock(self) -> float:
         """`seconds`: others' time does not count."""

@@ -280,7 +280,7 @@ def test_ctrl_c(call, environment, tiny):
     document = json.loads(out)
     error = checked_error((process.returncode, document, err.decode()), 130, "interrupted")
     assert error["fix"] == f"python -m cruijff_kit.resume {call.cwd / 'stopped'}"
-    assert [r["status"] for r in document["runs"]] == ["interrupted"]
+    assert {r["status"] for r in document["runs"]} == {"interrupted"}
 
 
 def test_stdout_is_one_document_whatever_is_printed(capfd):

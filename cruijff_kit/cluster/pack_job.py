@@ -64,7 +64,8 @@ def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -
         _await_turn(run, code)
     from cruijff_kit.packs import PackedRun, run_pack
 
-    packed = [PackedRun(frozen(run), frozen_swept(run)) for run in chosen]
+    places = [f"[{n}/{len(chosen)}] " for n in range(1, len(chosen) + 1)]
+    packed = [PackedRun(frozen(run), frozen_swept(run), place) for run, place in zip(chosen, places, strict=True)]
     try:
         ended = run_pack(packed, at_once and min(at_once, len(chosen)), stop, begun) if chosen else []
     except KeyboardInterrupt:

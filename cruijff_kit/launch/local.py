@@ -37,7 +37,8 @@ def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
         chosen = [jobs[n] for n in pack.runs]
         if len(chosen) > 1:
             say(pack.in_words(len(jobs)))
-            objectives |= _run_pack(chosen, pack.at_once)
+            places = [f"[{n + 1}/{len(jobs)}] " for n in pack.runs]
+            objectives |= _run_pack(chosen, places, pack.at_once)
         else:
             objectives |= {id(job): _run(launcher, job, jobs.index(job) + 1, len(jobs)) for job in chosen}
     return objectives
@@ -57,8 +58,11 @@ def _is_hydras(hydra: DictConfig) -> bool:
     return bool(hydra.job.chdir or hydra.job.env_set or {*hydra.callbacks} - _OUR_CALLBACKS)
 
 
-def _run_pack(chosen: list[Job], at_once: int | None) -> dict[int, float | None]:
-    runs = [PackedRun(job.config, job.swept, functools.partial(_begin_as_hydra, job)) for job in chosen]
+def _run_pack(chosen: list[Job], places: list[str], at_once: int | None) -> dict[int, float | None]:
+    runs = [
+        PackedRun(job.config, job.swept, place, functools.partial(_begin_as_hydra, job))
+        for job, place in zip(chosen, places, strict=True)
+    ]
     return {
         id(job): math.nan if isinstance(result, Exception) else result.objective
         for job, result in zip(chosen, run_pack(runs, at_once), strict=True)

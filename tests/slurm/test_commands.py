@@ -114,7 +114,9 @@ def test_status_of_runs_that_ran_here(shell):
     assert nothing.returncode == 2 and nothing.stderr == f"error: no such folder: {shell.cwd / 'nowhere'}\n"
     log = shell.run("logs", "here", "seed=1")
     assert log.returncode == 2 and "was not submitted to SLURM" in log.stderr
-    process = shell.start("train", "-m", *LONG[:-5], *LONG[-3:], "epochs=200", "seed=1,2", "hydra.sweep.dir=killed")
+    process = shell.start(
+        "train", "-m", *LONG[:-5], *LONG[-3:], "epochs=200", "seed=1,2", "pack=off", "hydra.sweep.dir=killed"
+    )
     folder = shell.cwd / "killed"
     shell.wait_for_file(folder / "seed=1" / "metrics.jsonl")
     assert shell.views(folder)["seed=1"]["state"] == "running"
