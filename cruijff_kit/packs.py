@@ -128,8 +128,8 @@ def _shared(config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class PackedRun:
-    """A run of a pack: its config, what distinguishes it in its sweep, what a line about it begins with ("[2/4] "), and what
-    is done when its turn comes.
+    """A run of a pack: its config, what distinguishes it in its sweep, what a line about it begins with ("[2/4] "), and
+    what is done when its turn comes.
     """
 
     config: RunConfig

@@ -73,7 +73,6 @@ def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
 
 
 def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
-    """More runs in the job than memory or measuring lets train at once: here by a file that says so."""
     folder = shell.submit("out", *LONG, "epochs=4", "seed=1,2", "pack=2", "slurm.additional_parameters.begin=now+1hour")
     done = shell.run("cancel", folder, "seed=2", "--yes")
     assert done.returncode == 0, done.stderr
