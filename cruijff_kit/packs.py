@@ -102,7 +102,7 @@ def alone_because(config: RunConfig) -> str:
     """Why a run cannot train in a pack; empty where it can."""
     cfg = config.torchtune
     single = next((name for name in config.trackers if name in _ONE_RUN_AT_A_TIME), "")
-    on_cpus = config.slurm.submit and not (config.slurm.gpus or config.slurm.gres)
+    on_cpus = config.slurm.submit and (config.device == "cpu" or not (config.slurm.gpus or config.slurm.gres))
     reasons = {
         "pack=off": config.pack == "off",
         "on a cluster's CPUs jobs side by side end sooner than a pack (pack=4 makes packs)": on_cpus

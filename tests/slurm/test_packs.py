@@ -117,7 +117,7 @@ def test_one_that_fails_leaves_the_others_done(shell):
     ("settings", "jobs", "why"),
     [
         ([], [1, 1, 1], "jobs side by side end sooner"),
-        (["slurm.gpus=1", "slurm.partition=gpu"], [3], ""),
+        (["slurm.gpus=1", "slurm.partition=gpu", "device=auto"], [3], ""),
         (["pack=2"], [2, 1], "what is left"),
     ],
 )
