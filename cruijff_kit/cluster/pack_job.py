@@ -21,9 +21,11 @@ from cruijff_kit.cluster.job import (
     was_over_memory,
 )
 from cruijff_kit.cluster.request import more_memory
+from cruijff_kit.folder import RunFolder
 from cruijff_kit.frozen import frozen, frozen_swept
 from cruijff_kit.ledger import is_done
 from cruijff_kit.progress import say
+from cruijff_kit.result import read_result
 from cruijff_kit.run_status import (
     CANCELLED,
     FAILED,
@@ -48,7 +50,7 @@ def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -
         at_once: most that train at the same time; None: as many as measuring finds best.
         code: hash of the code that submitted them.
     """
-    chosen = [run for run in runs if not (is_done(run) or _is_cancelled(run) or is_elsewhere(run))]
+    chosen = [run for run in runs if not (is_done(run) or _has_ended(run) or is_elsewhere(run))]
     use_granted_processors()
     begun: list[Heartbeat] = []
 
@@ -75,9 +77,12 @@ def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -
     return int(failed > 0)
 
 
-def _is_cancelled(run: Path) -> bool:
-    status = read_status(run)
-    return status is not None and status.state == CANCELLED
+def _has_ended(run: Path) -> bool:
+    """Whether it was cancelled, or failed by itself, in an earlier start of this job."""
+    status, result = read_status(run), RunFolder(run).result
+    if status is None or status.state not in (CANCELLED, FAILED):
+        return False
+    return status.state == CANCELLED or (result.exists() and read_result(result).status == FAILED)
 
 
 def _await_turn(run: Path, code: str) -> None:

@@ -106,11 +106,16 @@ def test_a_killed_pack_resumes_all_its_runs(shell):
         assert read_result(folder / run / "result.json").resumed_at_step >= 60
 
 
-def test_one_that_fails_leaves_the_others_done(shell):
-    folder = shell.submit("out", *TINY, "lr=1e-3,1e30", "pack=2", "num_warmup_steps=0")
-    views = shell.wait(folder, lambda v: all(r["state"] in ("done", "failed") for r in v.values()))
-    assert {n: v["state"] for n, v in views.items()} == {"lr=0.001": "done", "lr=1e+30": "failed"}
-    assert views["lr=1e+30"]["cause"] == "not_finite"
+def test_one_that_fails_leaves_the_others_and_is_left(shell):
+    """Also when the job starts again."""
+    folder = shell.submit("out", *STEPS, "lr=1e-3,1e30", "pack=2", "num_warmup_steps=0")
+    views = shell.wait(folder, lambda v: v["lr=1e+30"]["state"] == "failed" and (v["lr=0.001"]["step"] or 0) > 5)
+    assert views["lr=1e+30"]["cause"] == "not_finite" and views["lr=0.001"]["state"] == "running"
+    shell.cluster.run("scancel", "--signal=USR2", views["lr=0.001"]["job_id"])
+    views = shell.wait(folder, lambda v: v["lr=0.001"]["state"] == "done")
+    assert {n: (v["state"], v["restarts"]) for n, v in views.items()} == {
+        "lr=0.001": ("done", 1), "lr=1e+30": ("failed", 0),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
