@@ -18,7 +18,7 @@ from cruijff_kit.result import read_result
 from cruijff_kit.run_status import read_status
 from cruijff_kit.table import read_results
 
-LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=10", "report=false"]
+LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=9", "report=false"]
 
 
 @pytest.fixture(scope="module")
