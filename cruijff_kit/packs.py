@@ -20,7 +20,7 @@ from cruijff_kit.plan import check
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import RunResult
 from cruijff_kit.run import Start, run_story
-from cruijff_kit.run_status import CANCELLED, FAILED, Heartbeat, forget_cancel, read_status
+from cruijff_kit.run_status import FAILED, Heartbeat, forget_cancel
 from cruijff_kit.stopping import Cancelled, StopSignals
 from cruijff_kit.summary import refresh_above
 from cruijff_kit.training.pack_size import MOST, PackSize
@@ -192,9 +192,6 @@ def _updates(config: RunConfig) -> int:
 def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbeat] | None) -> Story[RunResult]:
     config, folder = run.config, Path(run.config.output_dir)
     name = run.place + config.run_name
-    status = read_status(folder)
-    if status is not None and status.state == CANCELLED:  # while it waited for its turn
-        raise Cancelled(f"{name} was cancelled before it began")
     start = Start(Heartbeat(folder), stop, shared=True)
     if begun is not None:
         begun.append(start.heartbeat)
@@ -207,7 +204,7 @@ def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbea
         say(f"{name} done: {result.objective_name} {result.objective:.4g}")
         return result
     except Cancelled:
-        say(f"{name} cancelled; its state is saved")
+        say(f"{name} cancelled")
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"

@@ -15,7 +15,7 @@ import cruijff_kit
 from cruijff_kit.errors import UserError
 from cruijff_kit.packs import PackedRun, alone_because, packs_of, run_pack
 from cruijff_kit.result import read_result
-from cruijff_kit.run_status import read_status
+from cruijff_kit.run_status import RunStatus, read_status, write_status
 from cruijff_kit.table import read_results
 
 LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=9", "report=false"]
@@ -166,6 +166,16 @@ def test_a_run_whose_data_is_gone_does_not_stop_the_others(tiny, tmp_path):
     lost, done = run_pack([PackedRun(gone, {}), PackedRun(good, {})], 2)
     assert isinstance(lost, UserError) and "no.csv" in str(lost)
     assert done.status == "done" and done.pack["size"] == 2
+
+
+def test_runs_that_were_cancelled_on_a_cluster_are_finished_here(tiny, tmp_path):
+    """As `resume DIR slurm.submit=false` does."""
+    small = ["dataset.max_samples=16", "num_warmup_steps=0", "eval=none", "pack=2"]
+    configs = [config(tiny, *small, f"seed={n}", f"output_dir={tmp_path / str(n)}") for n in (1, 2)]
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        write_status(tmp_path / str(n), RunStatus("cancelled", "cancelled before it began"))
+    assert [r.status for r in run_pack([PackedRun(c, {}) for c in configs], 2)] == ["done", "done"]
 
 
 @pytest.mark.parametrize("value", ["1", "0", "-2", "many", "2.5", "true"])

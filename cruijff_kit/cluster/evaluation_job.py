@@ -3,16 +3,11 @@
 What a run waits for stands in its folder (late.Request) until it is done, so a job that goes on finds what is left.
 """
 
-import os
 import signal
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 from cruijff_kit import failures
-from cruijff_kit.cluster import client
-from cruijff_kit.cluster.client import ClusterError
-from cruijff_kit.cluster.job import may_requeue, use_granted_processors, was_over_memory
+from cruijff_kit.cluster.job import leave_by, may_requeue, requeue_all, use_granted_processors, was_over_memory
 from cruijff_kit.errors import one_line
 from cruijff_kit.late import NAME, evaluate_pending, read_request
 from cruijff_kit.progress import say
@@ -23,7 +18,6 @@ from cruijff_kit.run_status import (
     QUEUED,
     UNDER_WAY,
     Heartbeat,
-    queued_again,
     read_status,
     write_status,
 )
@@ -35,14 +29,7 @@ def start(runs: list[Path], stop: StopSignals) -> int:
     use_granted_processors()
     finished = 0
 
-    def leave() -> NoReturn:
-        code = _after_signal(_waiting(runs), finished, stop)
-        sys.stderr.flush()
-        os._exit(code)
-
-    stop.leave = leave
-    if stop.received is not None:
-        leave()
+    leave_by(stop, lambda: _after_signal(_waiting(runs), finished, stop))
     waiting = _waiting(runs)
     for place, run in enumerate(waiting, 1):
         say(f"[{place}/{len(waiting)}] {run.name}")
@@ -69,19 +56,9 @@ def _after_signal(runs: list[Path], finished: int, stop: StopSignals) -> int:
         status.retries = 0 if finished else status.retries + 1
         status.state, status.reason, status.cause = INTERRUPTED, reason, failures.STOPPED
         write_status(run, status)
-    code = 128 + received
-    try:
-        most = min((read_request(run).slurm["max_retries"] for run in statuses), default=0)
-        if not statuses or not may_requeue() or max(s.retries for s in statuses.values()) > most:
-            return code
-        for run in statuses:
-            queued_again(run, f"evaluation goes on ({received.name})")
-        client.requeue(os.environ["SLURM_JOB_ID"])
-    except ClusterError as error:
-        for run, status in statuses.items():
-            status.state, status.reason = INTERRUPTED, f"{reason}, and SLURM would not requeue it: {error}"
-            write_status(run, status)
-    return code
+    most = min((read_request(run).slurm["max_retries"] for run in statuses), default=0)
+    requeue_all(statuses, most, reason, lambda _: f"evaluation goes on ({received.name})")
+    return 128 + received
 
 
 def after_death(runs: list[Path], code: int) -> int:

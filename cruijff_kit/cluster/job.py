@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -114,15 +115,40 @@ def use_granted_processors() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", granted)
 
 
-def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
+def leave_by(stop: StopSignals, after_signal: Callable[[], int]) -> None:
+    """A signal that finds nothing to save, now or before, ends the process with the exit code that this returns."""
+
     def leave() -> NoReturn:
-        code = _after_signal(run, heartbeat, stop)
+        code = after_signal()
         sys.stderr.flush()
         os._exit(code)
 
     stop.leave = leave
     if stop.received is not None:
         leave()
+
+
+def requeue_all(statuses: dict[Path, RunStatus], most: int, reason: str, goes_on: Callable[[RunStatus], str]) -> None:
+    """Put the job of several runs back into the queue, unless SLURM ends it anyway or nothing comes of it.
+
+    Args:
+        statuses: of the runs that are not done, written as interrupted.
+        most: retries that are allowed. reason: why they were stopped. goes_on: what a run that waits again says.
+    """
+    try:
+        if not statuses or not may_requeue() or max(s.retries for s in statuses.values()) > most:
+            return
+        for run, status in statuses.items():
+            queued_again(run, goes_on(status))
+        client.requeue(os.environ["SLURM_JOB_ID"])
+    except ClusterError as error:
+        for run, status in statuses.items():
+            status.state, status.reason = INTERRUPTED, f"{reason}, and SLURM would not requeue it: {error}"
+            write_status(run, status)
+
+
+def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
+    leave_by(stop, lambda: _after_signal(run, heartbeat, stop))
     heartbeat.__enter__()  # before the imports, which take seconds
     try:
         from cruijff_kit.run import Start, train_then_eval

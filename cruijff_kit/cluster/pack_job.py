@@ -3,11 +3,10 @@
 When the job is stopped each run has its own state, and when it goes on each goes on from there.
 """
 
+import functools
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 from cruijff_kit import failures
 from cruijff_kit.cluster import client
@@ -15,8 +14,10 @@ from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.cluster.job import (
     granted_mb,
     is_elsewhere,
+    leave_by,
     may_requeue,
     note_changed_code,
+    requeue_all,
     use_granted_processors,
     was_over_memory,
 )
@@ -40,7 +41,7 @@ from cruijff_kit.run_status import (
     slurm_job_id,
     write_status,
 )
-from cruijff_kit.stopping import StopSignals
+from cruijff_kit.stopping import Cancelled, StopSignals
 
 
 def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -> int:
@@ -54,20 +55,16 @@ def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -
     use_granted_processors()
     begun: list[Heartbeat] = []
 
-    def leave() -> NoReturn:
-        code = _after_signal(chosen, begun, stop)
-        sys.stderr.flush()
-        os._exit(code)
-
-    stop.leave = leave
-    if stop.received is not None:
-        leave()
+    leave_by(stop, lambda: _after_signal(chosen, begun, stop))
     for run in chosen:
         _await_turn(run, code)
     from cruijff_kit.packs import PackedRun, run_pack
 
     places = [f"[{n}/{len(chosen)}] " for n in range(1, len(chosen) + 1)]
-    packed = [PackedRun(frozen(run), frozen_swept(run), place) for run, place in zip(chosen, places, strict=True)]
+    packed = [
+        PackedRun(frozen(run), frozen_swept(run), place, functools.partial(_begin, run))
+        for run, place in zip(chosen, places, strict=True)
+    ]
     try:
         ended = run_pack(packed, at_once and min(at_once, len(chosen)), stop, begun) if chosen else []
     except KeyboardInterrupt:
@@ -75,6 +72,13 @@ def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -
     failed = sum(isinstance(result, Exception) for result in ended)
     say(f"{len(ended) - failed} of {len(runs)} runs done in this start")
     return int(failed > 0)
+
+
+def _begin(run: Path) -> None:
+    """Raises Cancelled: somebody cancelled it while it waited for its turn."""
+    status = read_status(run)
+    if status is not None and status.state == CANCELLED:
+        raise Cancelled(f"{run.name} was cancelled before it began")
 
 
 def _has_ended(run: Path) -> bool:
@@ -130,19 +134,9 @@ def _after_signal(runs: list[Path], begun: list[Heartbeat], stop: StopSignals) -
         else:
             status.state, status.reason = INTERRUPTED, f"its pack was {reason} before its turn came"
         write_status(run, status)
-    code = 128 + received
     most = min((frozen(run).slurm.max_retries for run in left), default=0)
-    try:
-        if not left or not may_requeue() or max(s.retries for s in left.values()) > most:
-            return code
-        for run, status in left.items():
-            queued_again(run, f"goes on from step {status.step or 0} ({received.name})")
-        client.requeue(os.environ["SLURM_JOB_ID"])
-    except ClusterError as error:
-        for run, status in left.items():
-            status.state, status.reason = INTERRUPTED, f"{reason}, and SLURM would not requeue it: {error}"
-            write_status(run, status)
-    return code
+    requeue_all(left, most, reason, lambda status: f"goes on from step {status.step or 0} ({received.name})")
+    return 128 + received
 
 
 def after_death(runs: list[Path], code: int) -> int:
