@@ -21,6 +21,7 @@ from cruijff_kit import failures
 from cruijff_kit.cluster import client
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.cluster.request import more_memory
+from cruijff_kit.command import collect_rarely
 from cruijff_kit.errors import one_line
 from cruijff_kit.frozen import frozen, frozen_swept
 from cruijff_kit.ledger import code_hash, is_done
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ended", type=int)
     options = parser.parse_args(argv)
     submitted()
+    collect_rarely()
     listed = json.loads(options.runs.read_text(encoding="utf-8"))
     chosen = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
     if options.ended is not None:
