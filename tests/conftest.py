@@ -1,5 +1,6 @@
 """Fixtures for all tests: the tiny model, the real one, and an environment that leaves the user's cache alone."""
 
+import gc
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import pytest
 # Before anything imports torch: one thread per process, so that tests repeat and do not slow each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.set_threshold(10_000)  # as a command does
 
 TINY = Path(__file__).parent / "tiny" / "llama"
 
