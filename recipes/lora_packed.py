@@ -7,8 +7,8 @@ one pass through training/pack.PackedModel:
     pack = Pack()
     ended = pack.tell([run(pack.member(cfg)) ...])      # stories (training/passes) in which members train
 
-A member's losses, adapter and files are those that it has by itself, to rounding; so are its checkpoints, from which it
-goes on alone or in another pack.
+A member's losses, adapter and files are those that it has by itself, on a GPU to rounding; so are its checkpoints, from
+which it goes on alone or in another pack.
 """
 
 import contextlib

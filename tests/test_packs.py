@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from exactness import assert_same_adapters
 from inspect_ai.log import read_eval_log
 
 import cruijff_kit
@@ -57,6 +58,8 @@ def test_every_file_is_as_if_each_had_run_alone(sweeps):
         assert ours.status == "done" and ours.pack["size"] == 3 and theirs.pack is None
         assert ours.config_hash == theirs.config_hash and ours.steps == theirs.steps
         assert ours.training["loss"] == pytest.approx(theirs.training["loss"], rel=1e-4)
+        for epoch in ("epoch_0", "epoch_1"):
+            assert_same_adapters(there / run / epoch, here / run / epoch)
         assert {k: v > 0 for k, v in ours.seconds.items()} == {k: v > 0 for k, v in theirs.seconds.items()}
         assert ours.seconds["total"] == pytest.approx(sum(v for k, v in ours.seconds.items() if k != "total"), abs=0.01)
         answers = [[s.output.completion for s in read_eval_log(r.evaluation[0].log).samples] for r in (ours, theirs)]
@@ -87,6 +90,7 @@ def test_a_run_that_fails_does_not_stop_the_others(shell):
 
 
 def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
+    """As if they had not been interrupted, and each had run alone."""
     command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", *LITTLE]
     process = subprocess.Popen(
         [*command, "epochs=20", "lora.rank=4,8,16", "pack=2", "hydra.sweep.dir=out"],
@@ -116,6 +120,13 @@ def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
         ]
         assert sorted(set(steps)) == list(range(1, 41)) and result.pack["size"] == 2
         assert bool(result.resumed_at_step) == (run != "rank=16")
+    runs = ["epochs=20", "lora.rank=4,8,16", "pack=off", "eval=none", "force=true", "hydra.sweep.dir=alone"]
+    alone = subprocess.run(
+        [*command, *runs], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert alone.returncode == 0, alone.stderr
+    for run in states:
+        assert_same_adapters(tmp_path / "out" / run / "epoch_19", tmp_path / "alone" / run / "epoch_19")
 
 
 def config(tiny: Path, *overrides: str):

@@ -54,7 +54,7 @@ class Batch:
     """Rows ready for the model.
 
     tokens: [b, s] ids. positions: [b, s] or None for 0..s-1. mask: [b, s, s], True where attention is allowed; None for
-    causal; Spans for attention row by row (`training.attention`). predicting: [n] indices into the flattened [b * s] of
+    causal; Spans for attention row by row (`training.cpu`). predicting: [n] indices into the flattened [b * s] of
     the positions that predict a learnt token. targets: [n] those tokens. num_tokens: of the rows, as if each stood alone.
     """
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.data.batches import AttentionCost, Batch, Spans
-from cruijff_kit.training.attention import attend_on_cpu
+from cruijff_kit.training.cpu import arrange_for_cpu
 from cruijff_kit.training.lora import fuse_lora
 
 # On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
@@ -63,7 +63,7 @@ def hidden_states(
 ) -> torch.Tensor:
     """The decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
     if tokens.device.type == "cpu":
-        attend_on_cpu(model)
+        arrange_for_cpu(model)
         fuse_lora(model)
     h = model.tok_embeddings(tokens)
     for layer in model.layers:

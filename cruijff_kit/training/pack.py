@@ -26,25 +26,16 @@ from cruijff_kit.compat import (
     set_activation_checkpointing,
 )
 from cruijff_kit.data.batches import Batch, Spans
-from cruijff_kit.training.attention import attend_on_cpu
-from cruijff_kit.training.lora import FusedLoRALinear
+from cruijff_kit.training.cpu import arrange_for_cpu
+from cruijff_kit.training.lora import AdaptedLinear, FusedLoRALinear, Span
 from cruijff_kit.training.passes import out_of_memory
 
 _ADAPTER = (".lora_a", ".lora_b")
 
 
-@dataclass(frozen=True)
-class _Costs:
-    """Seconds, forward and back: a token in a million weights; a call of attention; a run's own products in one layer's
-    linear map. They choose between ways that give the same numbers.
-    """
-
-    token: float
-    attention: float
-    products: float
-
-
-_ON_CPU, _ON_GPU = _Costs(3e-5, 1e-4, 4e-5), _Costs(1e-8, 1e-4, 1e-4)
+# What a GPU takes, in seconds, forward and back; guessed, not measured: a token in a million weights; a call of attention;
+# the products of a run's own adapter in one linear map. They choose between ways that give the same numbers.
+_TOKEN, _ATTENTION, _PRODUCTS = 1e-8, 1e-4, 1e-4
 
 
 @dataclass
@@ -86,6 +77,10 @@ class _Region:
 class PackedModel:
     """The decoder of a pack, through which the rows of several runs go.
 
+    Attributes:
+        exact: nothing is padded, so that each run's sums are those that it has by itself, to the last bit where matrix
+            products of torch do not depend on the number of rows: on a CPU, of a dozen rows or more.
+
     Args:
         model: of the same base as the runs' models, and nobody else's: its linear layers are replaced.
         checkpointing: keep no activations of the layers, compute them again on the way back.
@@ -96,11 +91,9 @@ class PackedModel:
         self.parts: list[Part] = []
         self.sizes: list[int] = []  # tokens of each part
         self.regions: list[_Region] = []
-        on_cpu = model.tok_embeddings.weight.device.type == "cpu"
-        self._costs = _ON_CPU if on_cpu else _ON_GPU
-        self._weights = (
-            sum(p.numel() for n, p in model.layers.named_parameters() if p.ndim == 2 and "lora_" not in n) / 1e6
-        )
+        self.exact = model.tok_embeddings.weight.device.type == "cpu"
+        weights = sum(p.numel() for n, p in model.layers.named_parameters() if p.ndim == 2 and "lora_" not in n)
+        self._token = _TOKEN * weights / 1e6
         linears = [
             (name, module)
             for name, module in model.layers.named_modules()
@@ -109,8 +102,8 @@ class PackedModel:
         self._linears = len(linears)
         for name, module in linears:
             model.layers.set_submodule(name, _PackedLinear(self, f"layers.{name}", module))
-        if on_cpu:
-            attend_on_cpu(model)
+        if self.exact:
+            arrange_for_cpu(model)
         for layer in model.layers:
             layer.attn._attention_call = _AttentionApart(self, layer.attn._attention_call)
         if checkpointing:
@@ -118,7 +111,7 @@ class PackedModel:
 
     def losses(self, parts: Sequence[Part]) -> list[torch.Tensor | Exception]:
         """Each part's summed loss, a scalar with a graph to its own adapter; or what its own loss raised."""
-        order = sorted(range(len(parts)), key=lambda i: (not parts[i].plain, parts[i].batch.tokens.shape[1]))
+        order = sorted(range(len(parts)), key=lambda i: (not parts[i].plain, *parts[i].batch.tokens.shape[::-1]))
         self.parts = [parts[i] for i in order]
         tokens, positions, predicting = self._lay_out()
         h = self.model.tok_embeddings(tokens)
@@ -139,9 +132,9 @@ class PackedModel:
     def _lay_out(self) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """[1, all tokens] ids and positions; of each part, which of its tokens predict. Sets `sizes` and `regions`."""
         batches = [part.batch for part in self.parts]
-        lengths = self._common_lengths()
+        lengths = [b.tokens.shape[1] for b in batches] if self.exact else self._common_lengths()
         own = [b.tokens.shape[0] * length for b, length in zip(batches, lengths, strict=True)]
-        self.sizes = self._common_sizes(own)
+        self.sizes = own if self.exact else self._common_sizes(own)
         tokens, positions, predicting, self.regions = [], [], [], []
         for batch, length, used, size in zip(batches, lengths, own, self.sizes, strict=True):
             rows, width = batch.tokens.shape
@@ -158,7 +151,7 @@ class PackedModel:
 
     def _common_lengths(self) -> list[int]:
         """Tokens of each part's rows: as long as others' where a call of attention costs more than the pad tokens."""
-        call = self._costs.attention * len(self.model.layers)
+        call = _ATTENTION * len(self.model.layers)
         lengths = [part.batch.tokens.shape[1] for part in self.parts]
         longest = 0
         for i in range(sum(part.plain for part in self.parts) - 1, -1, -1):  # the plain ones stand first, by length
@@ -169,12 +162,8 @@ class PackedModel:
     def _common_sizes(self, own: list[int]) -> list[int]:
         """Tokens of each part: all the same where products of their own would cost more than the pad tokens."""
         most = max(own)
-        pads, products = most * len(own) - sum(own), self._costs.products * self._linears * len(own)
+        pads, products = most * len(own) - sum(own), _PRODUCTS * self._linears * len(own)
         return [most] * len(own) if pads * self._token < products else own
-
-    @property
-    def _token(self) -> float:
-        return self._costs.token * self._weights
 
     def _add_region(self, region: _Region) -> None:
         last = self.regions[-1] if self.regions else None
@@ -203,18 +192,31 @@ class _PackedLinear(nn.Module):
         sizes, rows = self._pack.sizes, x.squeeze(0)  # the way back through x[0] would fill a gradient with zeros
         fused = [(n, m) for n, (m, kind) in enumerate(zip(modules, kinds, strict=True)) if kind == "fused"]
         if fused:
-            bounds = [0, *itertools.accumulate(sizes)]
-            spans = [(bounds[n], bounds[n + 1]) for n, _ in fused]
-            scales = [m.alpha / m.rank for _, m in fused]
             matrices = [w for _, m in fused for w in (m.lora_a.weight, m.lora_b.weight)]
-            at_once = len(fused) == len(parts) > 1 and len({*sizes}) == 1
-            out = _Adapters.apply(rows, self.weight, self.bias, spans, scales, at_once, *matrices)[None]
+            out = AdaptedLinear.apply(rows, self.weight, self.bias, self._spans(fused, x), *matrices)[None]
         else:
-            out = F.linear(x, self.weight, self.bias)
+            out = F.linear(rows, self.weight, self.bias)[None]
         if not {"dropped", "own"} & {*kinds}:
             return out
         pieces = zip(modules, kinds, parts, rows.split(sizes), out.squeeze(0).split(sizes), strict=True)
         return torch.cat([_piece(self._name, *piece) for piece in pieces])[None]
+
+    def _spans(self, fused: list[tuple[int, nn.Module]], like: torch.Tensor) -> list[Span]:
+        """Rows of the parts with these adapters, neighbours' together that can multiply in one product."""
+        sizes = self._pack.sizes
+        bounds = [0, *itertools.accumulate(sizes)]
+
+        def together(at: tuple[int, tuple[int, Any]]) -> tuple:
+            place, (n, module) = at
+            return n - place, sizes[n], (module.rank, module.alpha) if self._pack.exact else None
+
+        spans = []
+        for _, group in itertools.groupby(enumerate(fused), together):
+            (first, _), *_ = numbered = [part for _, part in group]
+            scales = [module.alpha / module.rank for _, module in numbered]
+            scale = scales[0] if len({*scales}) == 1 else like.new_tensor(scales)[:, None, None]
+            spans.append(Span(bounds[first], bounds[first + len(scales)], len(scales), scale))
+        return spans
 
 
 def _kind(module: nn.Module, part: Part) -> str:
@@ -239,73 +241,6 @@ def _piece(name: str, module: Any, kind: str, part: Part, x: torch.Tensor, out: 
             down = module.lora_a(module.dropout(x[:tokens]))
             added = out[:tokens] + (module.alpha / module.rank) * module.lora_b(down)
     return torch.cat([added, out[tokens:]]) if tokens < len(x) else added
-
-
-class _Adapters(torch.autograd.Function):
-    """x W^T + bias, and to each span of rows its adapter's scale x A^T B^T.
-
-    Args:
-        spans: rows of each adapter. scales: alpha / rank. at_once: the spans are all rows, equally many each; then the
-            adapters multiply in one batched product, ranks padded with zeros.
-        matrices: A [rank, in_dim] and B [out_dim, rank] of each adapter in turn.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, spans, scales, at_once, *matrices):
-        out = F.linear(x, weight, bias)
-        a, b = matrices[::2], matrices[1::2]
-        if at_once:
-            a, b = [_stacked(a, 0)], [_stacked(b, 1)]
-            factors = x.new_tensor(scales)[:, None, None]
-            downs = [torch.bmm(x.unflatten(0, (len(spans), -1)), a[0].mT)]
-            out.unflatten(0, (len(spans), -1)).baddbmm_(downs[0] * factors, b[0].mT)
-        else:
-            downs = []
-            for (begin, end), scale, own_a, own_b in zip(spans, scales, a, b, strict=True):
-                downs.append(x[begin:end] @ own_a.t())
-                out[begin:end].addmm_(downs[-1], own_b.t(), alpha=scale)
-        ctx.save_for_backward(x, weight, *a, *b, *downs)
-        ctx.spans, ctx.scales, ctx.at_once, ctx.ranks = spans, scales, at_once, [len(m) for m in matrices[::2]]
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, *rest = ctx.saved_tensors
-        count = len(rest) // 3
-        a, b, downs = rest[:count], rest[count : 2 * count], rest[2 * count :]
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        found = []
-        if ctx.at_once:
-            runs = (len(ctx.spans), -1)
-            factors = x.new_tensor(ctx.scales)[:, None, None]
-            own = grad.unflatten(0, runs)
-            grad_down = torch.bmm(own, b[0]) * factors
-            if grad_x is not None:
-                grad_x.unflatten(0, runs).baddbmm_(grad_down, a[0])
-            grads_a = torch.bmm(grad_down.mT, x.unflatten(0, runs))
-            grads_b = torch.bmm(own.mT, downs[0]) * factors
-            for grad_a, grad_b, rank in zip(grads_a, grads_b, ctx.ranks, strict=True):
-                found += [grad_a[:rank], grad_b[:, :rank].contiguous()]
-        else:
-            for (begin, end), scale, own_a, own_b, down in zip(ctx.spans, ctx.scales, a, b, downs, strict=True):
-                own = grad[begin:end]
-                grad_down = (own @ own_b).mul_(scale)
-                if grad_x is not None:
-                    grad_x[begin:end].addmm_(grad_down, own_a)
-                found += [grad_down.t() @ x[begin:end], (own.t() @ down).mul_(scale)]
-        return grad_x, None, None, None, None, None, *found
-
-
-def _stacked(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-    """Matrices of one shape but for their ranks (dimension `dim`) as [matrices, ...], zeros where a rank is smaller."""
-    if len({m.shape for m in matrices}) == 1:
-        return torch.stack(matrices)
-    shape = list(matrices[0].shape)
-    shape[dim] = max(m.shape[dim] for m in matrices)
-    stack = matrices[0].new_zeros(len(matrices), *shape)
-    for place, m in zip(stack, matrices, strict=True):
-        place.narrow(dim, 0, m.shape[dim]).copy_(m)
-    return stack
 
 
 class _AttentionApart:
