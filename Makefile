@@ -27,6 +27,7 @@ bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/late_evaluation.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
 	$(BIN)/python tests/benchmarks/packed_sweep.py
+	$(BIN)/python tests/benchmarks/packed_passes.py
 	$(BIN)/python tests/benchmarks/submitting.py --phases
 	$(BIN)/python tests/benchmarks/job_start.py
 
