@@ -7,10 +7,11 @@ An activation's last bit does not depend on where a token stands. torch computes
 end of a thread's share one by one, with another exponential function; so here nothing is left over.
 
 What flows back to the input of a linear map with an adapter is summed for that map first, then with that of other maps of
-the same input: the order in which a pack sums (training/pack).
+the same input: the order in which a pack sums (training/pack), and a fused map by itself (training/lora).
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from cruijff_kit.compat import DoRALinear, FeedForward, LoRALinear, TransformerDecoder
 from cruijff_kit.data.batches import Spans
+from cruijff_kit.training.lora import FusedLoRALinear
 
 _AT_A_TIME = 64  # elements: two vectors of the shortest type
 _GRAIN = 32768  # elements: torch gives no thread less (at::internal::GRAIN_SIZE)
@@ -26,15 +28,16 @@ _GRAIN = 32768  # elements: torch gives no thread less (at::internal::GRAIN_SIZE
 
 def arrange_for_cpu(model: TransformerDecoder) -> None:
     """Teach a model to compute so; its attention then takes Spans where it takes a mask. Safe to call again."""
+    if getattr(model, "arranged_for_cpu", False):
+        return
     for layer in model.layers:
-        plain = layer.attn._attention_call
-        if not (isinstance(plain, functools.partial) and plain.func is _attend):
-            layer.attn._attention_call = functools.partial(_attend, plain)
-        if isinstance(layer.mlp, FeedForward) and not isinstance(layer.mlp.activation, _WholeVectors):
+        layer.attn._attention_call = functools.partial(_attend, layer.attn._attention_call)
+        if isinstance(layer.mlp, FeedForward):
             layer.mlp.activation = _WholeVectors(layer.mlp.activation)
         for module in layer.modules():
-            if isinstance(module, LoRALinear | DoRALinear) and not module._forward_pre_hooks:
+            if isinstance(module, LoRALinear | DoRALinear) and not isinstance(module, FusedLoRALinear):
                 module.register_forward_pre_hook(_view)
+    model.arranged_for_cpu = True
 
 
 def _view(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -49,13 +52,13 @@ class _WholeVectors(nn.Module):
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., tokens, dim], the same shape."""
-        threads = min(torch.get_num_threads(), -(-x.numel() // _GRAIN))
-        if torch.compiler.is_compiling() or x.numel() % (_AT_A_TIME * threads) == 0:
+        """[..., dim], the same shape."""
+        dim, count = x.shape[-1], x.numel() // x.shape[-1]
+        at_a_time = _AT_A_TIME * min(torch.get_num_threads(), -(-x.numel() // _GRAIN))
+        more = -count % (at_a_time // math.gcd(dim, at_a_time))
+        if not more or torch.compiler.is_compiling():
             return self.activation(x)
-        tokens = x.shape[-2]
-        more = -tokens % (_AT_A_TIME * threads)
-        return self.activation(F.pad(x, (0, 0, 0, more)))[..., :tokens, :]
+        return self.activation(F.pad(x.reshape(count, dim), (0, 0, 0, more)))[:count].view_as(x)
 
 
 def _attend(plain: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, **settings) -> torch.Tensor:

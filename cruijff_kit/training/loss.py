@@ -63,8 +63,8 @@ def hidden_states(
 ) -> torch.Tensor:
     """The decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
     if tokens.device.type == "cpu":
-        arrange_for_cpu(model)
         fuse_lora(model)
+        arrange_for_cpu(model)
     h = model.tok_embeddings(tokens)
     for layer in model.layers:
         h = layer(h, mask=mask, input_pos=positions)

@@ -12,6 +12,7 @@ from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
 from cruijff_kit.evaluation.engine.session import Asked, Pass, Session
 from cruijff_kit.models.machine import Machine, describe, free_bytes, return_memory
+from cruijff_kit.training.cpu import arrange_for_cpu
 from cruijff_kit.training.lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
@@ -37,6 +38,9 @@ class ChatModel:
 
     def __init__(self, model: TransformerDecoder, tokenizer, machine: Machine) -> None:
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
+        if machine.device.type == "cpu":  # as in training, so that a run's model answers alike then and later
+            fuse_lora(model)
+            arrange_for_cpu(model)
         # A pass over more tokens than this gains no speed, and its answers come later.
         self.pack_tokens = 512 if machine.device.type == "cpu" else 4096
         # Of keys and values; on a CPU attention in fp32 is faster and more exact than in bf16.
@@ -73,7 +77,6 @@ class ChatModel:
         """To be called before passes where the adapters may have changed: chooses how matrices are multiplied."""
         if self.machine.device.type != "cpu" or self._weights_then == self._weights():
             return
-        fuse_lora(self.model)
         self._products, self._weights_then = None, self._weights()
         size = bytes_of_copies(self.model)
         if size is not None and size < self.spare():
