@@ -1,6 +1,5 @@
 """Fixtures for all tests: the tiny model, the real one, and an environment that leaves the user's cache alone."""
 
-import gc
 import json
 import logging
 import os
@@ -17,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from cruijff_kit.command import collect_rarely
+
 # Before anything imports torch: one thread per process, so that tests repeat and do not slow each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-gc.set_threshold(10_000)  # as a command does
+collect_rarely()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would commands
 
 TINY = Path(__file__).parent / "tiny" / "llama"

@@ -15,10 +15,10 @@ def products_are_exact() -> bool:
     return all(torch.equal((x[:, :n] @ x[:n, :d])[211:422], x[211:422, :n] @ x[:n, :d]) for n, d in shapes)
 
 
-def assert_same_adapters(ours: Path, theirs: Path) -> None:
-    """Of two epochs' folders: to the last bit, where the machine allows it; else within a hundredth of their update."""
+def assert_same_adapters(ours: Path, theirs: Path, exactly: bool = True) -> None:
+    """Of two epochs' folders: to the last bit, if asked and the machine allows it; else within 1% of their update."""
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs))
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
     apart = torch.cat([(a[k] - b[k]).flatten() for k in b]).norm()
     moved = torch.cat([v.flatten() for k, v in b.items() if "lora_B" in k]).norm()
-    assert apart == 0 if products_are_exact() else apart < 0.01 * moved
+    assert apart == 0 if exactly and products_are_exact() else apart < 0.01 * moved

@@ -273,7 +273,7 @@ def test_waiting_for_a_failure_and_ctrl_c(shell):
     shell.wait(shell.cwd / "out", lambda v: all(x["job_id"] for x in v.values()))
     time.sleep(1)
     waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=120)
+    _, err = waiting.communicate(timeout=30)
     assert waiting.returncode == 130 and "1 runs go on without us" in err
     (view,) = shell.views(shell.cwd / "out").values()
     assert view["state"] in ("queued", "running") and queue(shell)
@@ -288,7 +288,7 @@ def test_ctrl_c_at_a_terminal_asks(shell):
     time.sleep(1)
     os.write(master, b"y\n")
     waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=120)
+    _, err = waiting.communicate(timeout=30)
     out = os.read(master, 100_000).decode()
     assert waiting.returncode == 130 and "cancel the 1 runs that are queued or running? [y/N]" in out, err
     assert "1 runs cancelled" in err
