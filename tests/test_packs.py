@@ -78,7 +78,9 @@ def test_unasked_a_sweep_measures_how_many_at_a_time(shell):
     last = max(packs, key=lambda p: len(p["measured"]))
     assert [m["size"] for m in last["measured"]][:2] == [1, 2] and last["size"] in (1, 2, 3)
     # A later look at what was slower says other figures; only another size is told again.
-    assert f"{last['size']} at a time (" in done.stderr and "seconds for 1000 tokens by number at a time: 1" in done.stderr
+    assert (
+        f"{last['size']} at a time (" in done.stderr and "seconds for 1000 tokens by number at a time: 1" in done.stderr
+    )
 
 
 def test_a_run_that_fails_does_not_stop_the_others(shell):
