@@ -7,9 +7,11 @@ import gc
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.provider import Turns, open_model
 from cruijff_kit.evaluation.tasks import TASKS
+from cruijff_kit.evaluation.workers import CAN_FORK, AskingModel, AskingPasses, work_apart
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter_state
@@ -38,6 +41,9 @@ from cruijff_kit.result import Evaluation
 from cruijff_kit.tiers import RED, close_folder, withholds_samples
 from cruijff_kit.training.passes import forget, told
 from cruijff_kit.withheld import places_of
+
+_MOST_WORKERS = 8
+_SAMPLES_OF_A_WORKER = 100  # so many at least: half a second of inspect-ai's own work
 
 
 class EvaluationError(RuntimeError):
@@ -215,18 +221,10 @@ def _together(cells: list[Cell]) -> list[Evaluation | Exception]:
 def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Evaluation | Exception]:
     started = time.monotonic()
     samples = {n: min(len(task.dataset), cells[n].config.eval.limit or len(task.dataset)) for n, task in tasks.items()}
-    turns = Turns(SharedPasses([cell.chat_model for cell in cells.values()]))
     with progress(f"evaluating {len(cells)} runs", sum(samples.values())) as bar:
-        models = {}
-        for n, cell in cells.items():
-            settings, task = cell.config.eval, tasks[n]
-            models[n] = open_model(cell.chat_model, cell.config.model.name, settings.batch_size, bar.advance, turns)
-            task.model = task.model or models[n]
-            task.metadata = cell.metadata | (task.metadata or {})
-            task.config = task.config.merge(GenerateConfig(**_generation(task, cell.config)))
-        logs = _run_together(cells, [*tasks.values()], [*models.values()])
-    seconds, tokens = time.monotonic() - started, {n: models[n].api.tokens for n in cells}
-    share = {n: own / sum(tokens.values()) if sum(tokens.values()) else 1 / len(cells) for n, own in tokens.items()}
+        logs, tokens = _answered(cells, tasks, _shares(cells, sum(samples.values())), bar.advance)
+    seconds = time.monotonic() - started
+    share = {n: tokens[n] / tokens.total() if tokens.total() else 1 / len(cells) for n in cells}
     ended: dict[int, Evaluation | Exception] = {}
     for n, cell in cells.items():
         log = logs[n]
@@ -241,20 +239,66 @@ def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Ev
     return ended
 
 
-def _run_together(cells: dict[int, Cell], tasks: list[Task], models: list[Model]) -> dict[int, EvalLog | Path]:
-    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, and reads their
-    samples when they are asked for: they are moved unread.
+def _shares(cells: dict[int, Cell], samples: int) -> list[list[int]]:
+    """Which cells each worker process takes; one share: there are none.
+
+    As many as the run has threads, which rest while inspect-ai works. A task of the user's may use what does not survive a
+    fork: threads, connections, the GPU; so may what is hooked into inspect-ai.
+    """
+    alone = not CAN_FORK or redaction.hooks() or not all(cell.name.ships for cell in cells.values())
+    threads = min(cell.chat_model.machine.threads for cell in cells.values())
+    workers = 1 if alone else min(threads, len(cells), samples // _SAMPLES_OF_A_WORKER, _MOST_WORKERS)
+    return [[*cells][first::workers] for first in range(workers)] if workers > 1 else [[*cells]]
+
+
+def _answered(
+    cells: dict[int, Cell], tasks: dict[int, Task], shares: list[list[int]], finished: Callable[..., object]
+) -> tuple[dict[int, EvalLog | Path], Counter[int]]:
+    """The logs, and the tokens that went through each cell's model."""
+    chats = {n: cell.chat_model for n, cell in cells.items()}
+
+    def work(numbers: list[int], models: dict[int, Any], passes: Any, finished: Callable[[], object]) -> tuple:
+        turns, opened = Turns(passes), {}
+        for n in numbers:
+            cell, task = cells[n], tasks[n]
+            opened[n] = open_model(models[n], cell.config.model.name, cell.config.eval.batch_size, finished, turns)
+            task.model = task.model or opened[n]
+            task.metadata = cell.metadata | (task.metadata or {})
+            task.config = task.config.merge(GenerateConfig(**_generation(task, cell.config)))
+        logs = _run_together({n: cells[n] for n in numbers}, [tasks[n] for n in numbers], [*opened.values()], place)
+        return logs, Counter({n: model.api.tokens for n, model in opened.items()})
+
+    def apart(numbers: list[int], passes: AskingPasses) -> dict[int, EvalLog | Path]:
+        return work(numbers, {n: AskingModel(n, chats[n]) for n in numbers}, passes, passes.finished)[0]
+
+    folder = next(iter(cells.values())).folder.eval
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".together-") as place:
+        if len(shares) == 1:
+            return work(shares[0], chats, SharedPasses([*chats.values()]), finished)
+        rows = {n: cell.config.eval.batch_size for n, cell in cells.items()}
+        try:
+            found, tokens = work_apart([partial(apart, numbers) for numbers in shares], chats, rows, finished)
+        finally:
+            for chat in chats.values():
+                chat.release()
+    return {n: log for logs in found for n, log in logs.items()}, tokens
+
+
+def _run_together(
+    cells: dict[int, Cell], tasks: list[Task], models: list[Model], place: str
+) -> dict[int, EvalLog | Path]:
+    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, `place`, and reads
+    their samples when they are asked for: they are moved unread.
 
     Raises:
         KeyboardInterrupt: inspect-ai took it.
     """
-    first = next(iter(cells.values()))
-    first.folder.eval.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=first.folder.eval, prefix=".together-") as place:
-        logs = _eval(tasks, models, first.config, max_tasks=len(tasks), log_dir=place)
-        if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
-            raise KeyboardInterrupt
-        return {n: _moved(log, cell.folder.eval) for (n, cell), log in zip(cells.items(), logs, strict=True)}
+    config = next(iter(cells.values())).config
+    logs = _eval(tasks, models, config, max_tasks=len(tasks), log_dir=place)
+    if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
+        raise KeyboardInterrupt
+    return {n: _moved(log, cell.folder.eval) for (n, cell), log in zip(cells.items(), logs, strict=True)}
 
 
 def _moved(log: EvalLog, folder: Path) -> EvalLog | Path:

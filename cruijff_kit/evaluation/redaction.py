@@ -38,6 +38,11 @@ _LETTERS = ("C", "I", "P", "N")
 _FLOATS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # as inspect-ai's value_to_float has it
 
 
+def hooks() -> list[str]:
+    """What is hooked into inspect-ai and sees each sample."""
+    return [type(h).__name__ for h in get_all_hooks() if h.enabled()]
+
+
 @contextlib.contextmanager
 def kept_in_memory() -> Iterator[str]:
     """A folder for inspect-ai's log that lies in memory and is gone afterwards; answers are not cached on disk.
@@ -45,10 +50,9 @@ def kept_in_memory() -> Iterator[str]:
     Raises:
         UserError: an inspect-ai hook is installed, which would see each sample.
     """
-    hooks = [type(h).__name__ for h in get_all_hooks() if h.enabled()]
-    if hooks:
+    if found := hooks():
         raise UserError(
-            f"the data is red, and the inspect-ai hook {hooks[0]} would see each sample; uninstall its package"
+            f"the data is red, and the inspect-ai hook {found[0]} would see each sample; uninstall its package"
         )
     folder, store, generate = f"memory://cruijff_kit/{uuid.uuid4().hex}", _model.cache_store, _model.Model.generate
     _model.cache_store = lambda entry, output: False

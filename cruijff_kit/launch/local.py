@@ -71,17 +71,18 @@ def _run_pack(chosen: list[Job], places: list[str], at_once: int | None) -> dict
 
 def _begin_as_hydra(job: Job) -> None:
     """What Hydra leaves in a run's folder before it starts the run (hydra.core.utils.run_job)."""
-    config, place = job.composed.copy(), job.folder / str(job.composed.hydra.output_subdir)
+    config, place = job.composed, job.folder / str(job.composed.hydra.output_subdir)
     with read_write(config), open_dict(config), read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
         config.hydra.runtime.output_dir = str(job.folder.absolute())
-        HydraConfig.instance().set_config(config)
-        configure_log(config.hydra.job_logging, config.hydra.verbose)
-        hydra, own = config.pop("hydra"), config
+    HydraConfig.instance().set_config(config)
+    hydra = HydraConfig.get()
+    configure_log(hydra.job_logging, hydra.verbose)
     if hydra.output_subdir is not None:
         place.mkdir(parents=True, exist_ok=True)
-        saved = {"config": own, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        saved = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
         for name, node in saved.items():
-            (place / f"{name}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(node)), encoding="utf-8")
+            (place / f"{name}.yaml").write_text(OmegaConf.to_yaml(node), encoding="utf-8")
 
 
 def _queue(job: Job) -> None:

@@ -2,7 +2,13 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +21,7 @@ from inspect_ai.solver import solver
 
 import cruijff_kit
 from cruijff_kit.compat import DoRALinear, LoRALinear, get_adapter_params, set_seed
-from cruijff_kit.evaluation import evaluate
+from cruijff_kit.evaluation import evaluate, workers
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, SharedPasses, base_of, chat_model
 from cruijff_kit.evaluation.engine import shared as shared_passes
 from cruijff_kit.evaluation.evaluate import Cell, evaluate_cell, evaluate_together, evaluation_story
@@ -284,6 +290,7 @@ SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lora.rank=4", "device=
          "eval.max_tokens=4", "eval.logprobs=true"]  # fmt: skip
 
 
+HERE = os.getpid()
 TURNS = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -332,12 +339,23 @@ def raises_on_words():
     return score
 
 
+@solver
+def deadly():
+    async def solve(state, generate):
+        if os.getpid() != HERE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await generate(state)
+
+    return solve
+
+
 @pytest.fixture
 def tasks(monkeypatch):
     """Tasks of the tests' own among those that ship."""
     changes = {
         "broken": {"scorer": [raises_on_words()]},
         "choices": {"solver": [likelier()]},
+        "deadly": {"solver": [deadly()]},
     }
     for name, changed in changes.items():
 
@@ -541,3 +559,139 @@ def test_red_data_leaves_nothing_of_its_samples(cell, tmp_path, forgetful):
     said = json.dumps(read_eval_log(str(log)).model_dump(mode="json"))
     words = [s.target for s in read_eval_log(found[0].log).samples]
     assert words and not any(str(w) in said for w in words)
+
+
+# In worker processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apart(monkeypatch) -> list[int]:
+    """Two threads and hardly a sample are reason enough for worker processes; how many there were, each time."""
+    counts = []
+
+    def counted(works, *more):
+        counts.append(len(works))
+        return workers.work_apart(works, *more)
+
+    monkeypatch.setattr(evaluate, "work_apart", counted)
+    monkeypatch.setattr(evaluate, "_SAMPLES_OF_A_WORKER", 1)
+    usual = ChatModel.__init__
+
+    def with_two_threads(self, model, tokenizer, machine, *more):
+        usual(self, model, tokenizer, dataclasses.replace(machine, threads=2), *more)
+
+    monkeypatch.setattr(ChatModel, "__init__", with_two_threads)
+    yield counts
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not workers.CAN_FORK, reason="there are no workers here")
+class TestWorkers:
+    def test_they_leave_what_one_process_leaves(self, cell, apart, monkeypatch):
+        """In about as many passes."""
+        overrides = [
+            [],
+            ["lora.rank=8", "eval.max_tokens=9"],
+            ["eval.tasks=[choices]", "lora.use_dora=true", "eval.top_logprobs=2"],
+            ["eval.tasks=[choices]", "eval.max_tokens=2", "dataset.max_test_samples=5"],
+        ]
+        made = []
+        for module in (evaluate, workers):
+            monkeypatch.setattr(module, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "_MOST_WORKERS", 1)
+            expected = evaluate_together([cell(f"one{n}", *own, seed=n) for n, own in enumerate(overrides)])
+        cells = [cell(f"run{n}", *own, seed=n) for n, own in enumerate(overrides)]
+        found = evaluate_together(cells)
+        assert apart == [2] and len(made) == 2 and made[1].passes <= made[0].passes + 3
+        for c, a, b in zip(cells, expected, found, strict=True):
+            assert a.metrics == b.metrics and b.seconds > 0
+            logs = [read_eval_log(x.log) for x in (a, b)]
+            assert [*c.folder.eval.glob("*.eval")] == [Path(b.log)]
+            for log in logs:
+                log.eval.metadata = {k: v for k, v in log.eval.metadata.items() if k not in ("run", "config_hash")}
+            same_log(*logs)
+
+    def test_a_scorer_that_raises_is_its_own_runs_trouble(self, cell, apart):
+        cells = [cell("a", seed=1), cell("b", "eval.tasks=[broken]", seed=2), cell("c", "eval.max_tokens=12", seed=3)]
+        found = evaluate_together(cells)
+        assert isinstance(found[1], evaluate.EvaluationError) and "this scorer is broken" in str(found[1])
+        assert [type(found[n]).__name__ for n in (0, 2)] == ["Evaluation"] * 2 and apart == [2]
+        assert read_eval_log(str(next(cells[1].folder.eval.glob("*.eval")))).status == "error"
+
+    def test_what_fails_in_a_pass_is_its_own_runs(self, cell, apart, monkeypatch):
+        usual = SharedPasses._pass
+
+        def broken(self, group, spans):
+            if any(s.number == 1 for s in spans):
+                raise ValueError("number 1 is broken")
+            return usual(self, group, spans)
+
+        monkeypatch.setattr(SharedPasses, "_pass", broken)
+        found = evaluate_together([cell("a"), cell("b"), cell("c")])
+        assert isinstance(found[1], evaluate.EvaluationError) and "number 1 is broken" in str(found[1])
+        assert [type(found[n]).__name__ for n in (0, 2)] == ["Evaluation"] * 2 and apart == [2]
+
+    def test_when_one_is_killed_each_run_goes_alone(self, cell, apart, capsys):
+        found = evaluate_together([cell("a"), cell("b", "eval.tasks=[deadly]")])
+        assert [type(f).__name__ for f in found] == ["Evaluation"] * 2 and apart == [2]
+        line = "2 runs cannot be evaluated together (a worker process was lost (exit code -9)); one after another"
+        assert line in capsys.readouterr().err
+
+    def test_an_interruption_goes_up_and_they_end(self, cell, apart, monkeypatch):
+        def interrupted(self, group, spans):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(SharedPasses, "_pass", interrupted)
+        cells = [cell("a"), cell("b")]
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_together(cells)
+        assert apart == [2] and not multiprocessing.active_children()
+        assert [*cells[0].folder.eval.iterdir()] == []
+
+    def test_signals_of_a_terminal_or_a_cluster_are_not_for_them(self, tmp_path):
+        """And when the process that has the model is killed, they end."""
+        script = tmp_path / "parent.py"
+        script.write_text(
+            "import os, time\n"
+            "from cruijff_kit.evaluation import workers\n"
+            "class Passes:\n"
+            "    session = lambda self, chat, rows: type('S', (), {'busy': True, 'add': lambda *a: None})()\n"
+            "    def step(self, sessions):\n"
+            "        time.sleep(60)\n"
+            "workers.SharedPasses = lambda chats: Passes()\n"
+            "def work(passes):\n"
+            "    os.write(1, b'%d\\n' % os.getpid())\n"
+            "    session = passes.session(type('C', (), {'number': 0})())\n"
+            "    session.add(None, print, lambda: True)\n"
+            "    passes.step([session])\n"
+            "workers.work_apart([work, work], {0: None}, {0: 1}, print)\n"
+        )
+        parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        for child in children:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                os.kill(child, number)
+        time.sleep(0.5)
+        assert all(Path(f"/proc/{child}").exists() for child in children) and parent.poll() is None
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 30
+        while any(_lives(child) for child in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def test_who_gets_some(self, cell, apart, monkeypatch):
+        cells = dict(enumerate([cell("a"), cell("b"), cell("c", "eval.tasks=[TURNS@turns]")]))
+        two = {n: cells[n] for n in (0, 1)}
+        assert evaluate._shares(two, 12) == [[0], [1]]
+        assert evaluate._shares(two, 1) == [[0, 1]], "what little there is to do is done sooner here"
+        assert evaluate._shares(cells, 18) == [[0, 1, 2]], "a user's own task may use what does not survive a fork"
+        for c in two.values():
+            c.chat_model.machine = dataclasses.replace(c.chat_model.machine, threads=1)
+        assert evaluate._shares(two, 12) == [[0, 1]], "no more processors than the user gave us"
+
+
+def _lives(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
