@@ -162,7 +162,7 @@ def run_pack(
     stop = stop or StopSignals(signal.SIGINT, signal.SIGTERM)
 
     def evaluate(cells: list[Any]) -> list[Any]:
-        from cruijff_kit.evaluation.evaluate import evaluate_together
+        from cruijff_kit.evaluation.together import evaluate_together
 
         with stop.leaving():
             return evaluate_together(cells)

@@ -2,22 +2,17 @@
 
 import asyncio
 import contextlib
-import copy
 import gc
-import shutil
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog, EvalScore, read_eval_log, write_eval_log
-from inspect_ai.model import GenerateConfig, Model
+from inspect_ai.log import EvalLog, EvalScore, write_eval_log
+from inspect_ai.model import Model
 from inspect_ai.scorer import NOANSWER, Score
 
 from cruijff_kit import withheld
@@ -26,12 +21,11 @@ from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation import redaction
 from cruijff_kit.evaluation.cells import cell_key, with_cell
-from cruijff_kit.evaluation.engine import ChatModel, SharedPasses, base_of
+from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
 from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.evaluation.provider import Turns, open_model
+from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.evaluation.workers import CAN_FORK, AskingModel, AskingPasses, work_apart
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.hints import did_you_mean
 from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter_state
@@ -39,11 +33,8 @@ from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import progress, say
 from cruijff_kit.result import Evaluation
 from cruijff_kit.tiers import RED, close_folder, withholds_samples
-from cruijff_kit.training.passes import forget, told
+from cruijff_kit.training.passes import told
 from cruijff_kit.withheld import places_of
-
-_MOST_WORKERS = 8
-_SAMPLES_OF_A_WORKER = 100  # so many at least: half a second of inspect-ai's own work
 
 
 class EvaluationError(RuntimeError):
@@ -155,160 +146,6 @@ def evaluate_cell(
     return run_task(name, chat_model, config, folder.eval, epoch, cell.metadata, cell.prompts_checked)
 
 
-def evaluate_together(cells: list[Cell]) -> list[Evaluation | Exception]:
-    """Cells of several runs, answered in common passes where their models share a base.
-
-    Returns:
-        Of each cell what `evaluate_cell` would have, or why it failed, in order; one's failure is not another's.
-    """
-    ended: list[Any] = [None] * len(cells)
-    for numbers in _groups(cells):
-        group = [cells[n] for n in numbers]
-        for n, found in zip(numbers, _together(group) if len(group) > 1 else [_alone(group[0])], strict=True):
-            ended[n] = found
-    return ended
-
-
-def _groups(cells: list[Cell]) -> list[list[int]]:
-    """Places of cells that inspect-ai can run as tasks of one eval() and whose models can share passes."""
-    found: dict[Any, list[int]] = {}
-    asked = {}
-    for n, cell in enumerate(cells):
-        round = asked[id(cell.chat_model)] = (
-            asked.get(id(cell.chat_model), -1) + 1
-        )  # a model answers one task at a time
-        settings = cell.config.eval
-        alone = cell.config.dataset.tier == RED
-        key = n if alone else (base_of(cell.chat_model), settings.limit, settings.batch_size, round)
-        found.setdefault(key, []).append(n)
-    return [part for numbers in found.values() for part in _in_memory(numbers, cells[numbers[0]].chat_model)]
-
-
-def _in_memory(numbers: list[int], chat_model: ChatModel) -> list[list[int]]:
-    """A group in parts, where memory has no place for what all its models may want beside the base at once."""
-    most = chat_model.copies_at_once()
-    most = len(numbers) if most is None else max(1, most)
-    return [numbers[start : start + most] for start in range(0, len(numbers), most)]
-
-
-def _alone(cell: Cell) -> Evaluation | Exception:
-    try:
-        return evaluate_cell(**vars(cell))
-    except Exception as error:
-        forget(error)
-        return error
-
-
-def _together(cells: list[Cell]) -> list[Evaluation | Exception]:
-    """Cells of one group, in one eval()."""
-    ended: dict[int, Evaluation | Exception] = {}
-    tasks: dict[int, Task] = {}
-    for n, cell in enumerate(cells):
-        try:
-            tasks[n] = copy.copy(build_task(cell.name, cell.config))
-        except Exception as error:
-            ended[n] = error
-    asked = {n: cells[n] for n in tasks}
-    try:
-        ended |= _evaluations(asked, tasks) if len(asked) > 1 else {n: _alone(cell) for n, cell in asked.items()}
-    except Exception as error:  # not a task's own, which its log would have: each may show by itself whose it is
-        forget(error)
-        say(f"{len(asked)} runs cannot be evaluated together ({one_line(error)}); one after another")
-        ended |= {n: _alone(cell) for n, cell in asked.items()}
-    return [ended[n] for n in range(len(cells))]
-
-
-def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Evaluation | Exception]:
-    started = time.monotonic()
-    samples = {n: min(len(task.dataset), cells[n].config.eval.limit or len(task.dataset)) for n, task in tasks.items()}
-    with progress(f"evaluating {len(cells)} runs", sum(samples.values())) as bar:
-        logs, tokens = _answered(cells, tasks, _shares(cells, sum(samples.values())), bar.advance)
-    seconds = time.monotonic() - started
-    share = {n: tokens[n] / tokens.total() if tokens.total() else 1 / len(cells) for n in cells}
-    ended: dict[int, Evaluation | Exception] = {}
-    for n, cell in cells.items():
-        log = logs[n]
-        try:
-            log = read_eval_log(str(log)) if isinstance(log, Path) else log
-            ended[n] = _evaluation(
-                cell.name, cell.config, log, cell.epoch, seconds * share[n], cell.prompts_checked,
-                who=f"{cell.config.run_name}: ",
-            )  # fmt: skip
-        except Exception as error:
-            ended[n] = error
-    return ended
-
-
-def _shares(cells: dict[int, Cell], samples: int) -> list[list[int]]:
-    """Which cells each worker process takes; one share: there are none.
-
-    As many as the run has threads, which rest while inspect-ai works. A task of the user's may use what does not survive a
-    fork: threads, connections, the GPU; so may what is hooked into inspect-ai.
-    """
-    alone = not CAN_FORK or redaction.hooks() or not all(cell.name.ships for cell in cells.values())
-    threads = min(cell.chat_model.machine.threads for cell in cells.values())
-    workers = 1 if alone else min(threads, len(cells), samples // _SAMPLES_OF_A_WORKER, _MOST_WORKERS)
-    return [[*cells][first::workers] for first in range(workers)] if workers > 1 else [[*cells]]
-
-
-def _answered(
-    cells: dict[int, Cell], tasks: dict[int, Task], shares: list[list[int]], finished: Callable[..., object]
-) -> tuple[dict[int, EvalLog | Path], Counter[int]]:
-    """The logs, and the tokens that went through each cell's model."""
-    chats = {n: cell.chat_model for n, cell in cells.items()}
-
-    def work(numbers: list[int], models: dict[int, Any], passes: Any, finished: Callable[[], object]) -> tuple:
-        turns, opened = Turns(passes), {}
-        for n in numbers:
-            cell, task = cells[n], tasks[n]
-            opened[n] = open_model(models[n], cell.config.model.name, cell.config.eval.batch_size, finished, turns)
-            task.model = task.model or opened[n]
-            task.metadata = cell.metadata | (task.metadata or {})
-            task.config = task.config.merge(GenerateConfig(**_generation(task, cell.config)))
-        logs = _run_together({n: cells[n] for n in numbers}, [tasks[n] for n in numbers], [*opened.values()], place)
-        return logs, Counter({n: model.api.tokens for n, model in opened.items()})
-
-    def apart(numbers: list[int], passes: AskingPasses) -> dict[int, EvalLog | Path]:
-        return work(numbers, {n: AskingModel(n, chats[n]) for n in numbers}, passes, passes.finished)[0]
-
-    folder = next(iter(cells.values())).folder.eval
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".together-") as place:
-        if len(shares) == 1:
-            return work(shares[0], chats, SharedPasses([*chats.values()]), finished)
-        rows = {n: cell.config.eval.batch_size for n, cell in cells.items()}
-        try:
-            found, tokens = work_apart([partial(apart, numbers) for numbers in shares], chats, rows, finished)
-        finally:
-            for chat in chats.values():
-                chat.release()
-    return {n: log for logs in found for n, log in logs.items()}, tokens
-
-
-def _run_together(
-    cells: dict[int, Cell], tasks: list[Task], models: list[Model], place: str
-) -> dict[int, EvalLog | Path]:
-    """Each cell's log, in its run's folder. inspect-ai writes the logs of an eval() into one folder, `place`, and reads
-    their samples when they are asked for: they are moved unread.
-
-    Raises:
-        KeyboardInterrupt: inspect-ai took it.
-    """
-    config = next(iter(cells.values())).config
-    logs = _eval(tasks, models, config, max_tasks=len(tasks), log_dir=place)
-    if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
-        raise KeyboardInterrupt
-    return {n: _moved(log, cell.folder.eval) for (n, cell), log in zip(cells.items(), logs, strict=True)}
-
-
-def _moved(log: EvalLog, folder: Path) -> EvalLog | Path:
-    """Where a log lies now; the log itself if it could not be written, which it says."""
-    if not Path(log.location).is_file():
-        return log
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.move(log.location, folder))
-
-
 def log_metadata(
     name: TaskName, config: RunConfig, data_hash: str, config_hash: str | None, epoch: int | None, adapter: str | None
 ) -> dict[str, Any]:
@@ -355,22 +192,21 @@ def run_task(
         log = run_inspect(task, model, config, log_dir, metadata)
         if config.dataset.tier == RED:
             log = _keep_red(log, config, log_dir, metadata, name.ships)
-    return _evaluation(name, config, log, epoch, time.monotonic() - started, prompts_checked)
+    evaluation = evaluation_of(name, config, log, epoch, time.monotonic() - started, prompts_checked)
+    tell(evaluation)
+    return evaluation
 
 
-def _evaluation(
+def evaluation_of(
     name: TaskName,
     config: RunConfig,
     log: EvalLog,
     epoch: int | None,
     seconds: float,
     prompts_checked: int,
-    who: str = "",
 ) -> Evaluation:
     """What came of a task.
 
-    Args:
-        who: what the line about it begins with.
     Raises:
         EvaluationError: as run_task.
     """
@@ -378,17 +214,21 @@ def _evaluation(
     scored = _check(label, log, untrained=epoch is None)
     samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
-    seconds = round(seconds, 3)
-    first = next(iter(metrics.values()), {})
-    who += f"{label}, " + ("untrained model" if epoch is None else f"epoch {epoch}")
-    say(f"{who}: " + ", ".join(f"{m} {v:.3f}" for m, v in first.items()) + f" ({samples} samples, {seconds} s)")
     return Evaluation(
-        label, epoch, samples, metrics, log.location, seconds, prompts_checked,
+        label, epoch, samples, metrics, log.location, round(seconds, 3), prompts_checked,
         unscored={s: samples - n for s, n in scored.items()},
         coverage={s: n / samples for s, n in scored.items()},
         ceiling=_ceiling(name, config),
         key=cell_key(name, config),
     )  # fmt: skip
+
+
+def tell(evaluation: Evaluation, begin: str = "") -> None:
+    """A line about it."""
+    who = "untrained model" if evaluation.epoch is None else f"epoch {evaluation.epoch}"
+    first = next(iter(evaluation.metrics.values()), {})
+    metrics = ", ".join(f"{m} {v:.3f}" for m, v in first.items())
+    say(f"{begin}{evaluation.task}, {who}: {metrics} ({evaluation.samples} samples, {evaluation.seconds} s)")
 
 
 def _keep_red(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dict[str, Any], ships: bool) -> EvalLog:
@@ -459,14 +299,14 @@ def run_inspect(
     Raises:
         UserError: the data is red, and something installed would see the samples.
     """
-    asked = {"metadata": metadata, "score": score, **_generation(task, config)}
+    asked = {"metadata": metadata, "score": score, **generation(task, config)}
     if config.dataset.tier != RED:
-        return _eval([task], [model], config, **asked, log_dir=str(log_dir))[0]
+        return call_inspect([task], [model], config, **asked, log_dir=str(log_dir))[0]
     with redaction.kept_in_memory() as folder, withheld.muted():
-        return _eval([task], [model], config, **asked, log_dir=folder, **redaction.IN_MEMORY)[0]
+        return call_inspect([task], [model], config, **asked, log_dir=folder, **redaction.IN_MEMORY)[0]
 
 
-def _generation(task: Task, config: RunConfig) -> dict[str, Any]:
+def generation(task: Task, config: RunConfig) -> dict[str, Any]:
     """Settings of generation, which differ from task to task."""
     settings = config.eval
     return {
@@ -476,7 +316,8 @@ def _generation(task: Task, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _eval(tasks: list[Task], models: list[Model], config: RunConfig, **more: Any) -> list[EvalLog]:
+def call_inspect(tasks: list[Task], models: list[Model], config: RunConfig, **more: Any) -> list[EvalLog]:
+    """inspect-ai's eval, with what all our calls of it have in common."""
     settings = config.eval
     options: dict[str, Any] = {
         "model": models[0],  # of tasks that have none of their own

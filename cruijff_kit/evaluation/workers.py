@@ -239,7 +239,7 @@ class _Answering:
                     lambda worker=worker, id=id: id in worker.wanted,
                 )
             except Exception as error:
-                worker.told(id, error)
+                worker.told(id, _sendable(error))
 
     def _step(self) -> None:
         """A pass of all runs that ask for one."""

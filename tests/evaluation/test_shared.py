@@ -22,11 +22,13 @@ from inspect_ai.solver import solver
 import cruijff_kit
 from cruijff_kit.compat import DoRALinear, LoRALinear, get_adapter_params, set_seed
 from cruijff_kit.evaluation import evaluate, workers
+from cruijff_kit.evaluation import together as side_by_side
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, SharedPasses, base_of, chat_model
 from cruijff_kit.evaluation.engine import shared as shared_passes
-from cruijff_kit.evaluation.evaluate import Cell, evaluate_cell, evaluate_together, evaluation_story
+from cruijff_kit.evaluation.evaluate import Cell, evaluate_cell, evaluation_story
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.evaluation.tasks.answers import answers_task
+from cruijff_kit.evaluation.together import evaluate_together
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models.base import build, read_base
 from cruijff_kit.models.machine import Machine
@@ -405,8 +407,8 @@ def test_tasks_together_leave_what_each_leaves_alone(cell, tmp_path, monkeypatch
     cells = [cell(f"run{n}", *overrides, seed=n) for n, overrides in enumerate(VARIED)]
     expected = [alone(c, tmp_path) for c in cells]
     made = []
-    monkeypatch.setattr(evaluate, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
-    monkeypatch.setattr(evaluate, "evaluate_cell", lambda **_: pytest.fail("one was evaluated by itself"))
+    monkeypatch.setattr(side_by_side, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
+    monkeypatch.setattr(side_by_side, "evaluate_cell", lambda **_: pytest.fail("one was evaluated by itself"))
     capsys.readouterr()
     found = evaluate_together(cells)
     assert len(made) == 1 and made[0].passes < 40
@@ -466,14 +468,14 @@ def test_a_task_that_cannot_be_built_is_its_own_runs_trouble(cell, monkeypatch):
 
 
 def test_when_inspect_ai_takes_none_each_goes_alone(cell, monkeypatch, capsys):
-    cells, usual = [cell("a"), cell("b")], evaluate._eval
+    cells, usual = [cell("a"), cell("b")], side_by_side.call_inspect
 
     def refusing(tasks, *more, **settings):
         if len(tasks) > 1:
             raise ValueError("not these together")
         return usual(tasks, *more, **settings)
 
-    monkeypatch.setattr(evaluate, "_eval", refusing)
+    monkeypatch.setattr(side_by_side, "call_inspect", refusing)
     assert [type(f).__name__ for f in evaluate_together(cells)] == ["Evaluation", "Evaluation"]
     assert "2 runs cannot be evaluated together (not these together)" in capsys.readouterr().err
 
@@ -492,12 +494,14 @@ def test_who_is_evaluated_together(cell, monkeypatch):
     red = dataclasses.replace(a, config=dataclasses.replace(a.config, dataset=a.config.dataset))
     red.config.dataset.tier, tier = "red", red.config.dataset.tier
     try:
-        assert evaluate._groups([red, c, dataclasses.replace(c)]) == [[0], [1], [2]], "red data; one model twice"
+        assert side_by_side._groups([red, c, dataclasses.replace(c)]) == [[0], [1], [2]], "red data; one model twice"
     finally:
         red.config.dataset.tier = tier
-    assert evaluate._groups([a, b, c, a]) == [[0, 2], [1], [3]]
+    assert side_by_side._groups([a, b, c, a]) == [[0, 2], [1], [3]]
     monkeypatch.setattr(ChatModel, "copies_at_once", lambda chat: 1)
-    assert evaluate._groups([a, c]) == [[0], [1]], "alone, each has the memory for weights that its adapter is added to"
+    assert side_by_side._groups([a, c]) == [[0], [1]], (
+        "alone, each has the memory for weights that its adapter is added to"
+    )
 
 
 def test_how_many_copies_memory_has_place_for(chats, made, monkeypatch):
@@ -573,8 +577,8 @@ def apart(monkeypatch) -> list[int]:
         counts.append(len(works))
         return workers.work_apart(works, *more)
 
-    monkeypatch.setattr(evaluate, "work_apart", counted)
-    monkeypatch.setattr(evaluate, "_SAMPLES_OF_A_WORKER", 1)
+    monkeypatch.setattr(side_by_side, "work_apart", counted)
+    monkeypatch.setattr(side_by_side, "_SAMPLES_OF_A_WORKER", 1)
     usual = ChatModel.__init__
 
     def with_two_threads(self, model, tokenizer, machine, *more):
@@ -596,10 +600,10 @@ class TestWorkers:
             ["eval.tasks=[choices]", "eval.max_tokens=2", "dataset.max_test_samples=5"],
         ]
         made = []
-        for module in (evaluate, workers):
+        for module in (side_by_side, workers):
             monkeypatch.setattr(module, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
         with monkeypatch.context() as patch:
-            patch.setattr(evaluate, "_MOST_WORKERS", 1)
+            patch.setattr(side_by_side, "_MOST_WORKERS", 1)
             expected = evaluate_together([cell(f"one{n}", *own, seed=n) for n, own in enumerate(overrides)])
         cells = [cell(f"run{n}", *own, seed=n) for n, own in enumerate(overrides)]
         found = evaluate_together(cells)
@@ -684,12 +688,12 @@ class TestWorkers:
     def test_who_gets_some(self, cell, apart, monkeypatch):
         cells = dict(enumerate([cell("a"), cell("b"), cell("c", "eval.tasks=[TURNS@turns]")]))
         two = {n: cells[n] for n in (0, 1)}
-        assert evaluate._shares(two, 12) == [[0], [1]]
-        assert evaluate._shares(two, 1) == [[0, 1]], "what little there is to do is done sooner here"
-        assert evaluate._shares(cells, 18) == [[0, 1, 2]], "a user's own task may use what does not survive a fork"
+        assert side_by_side._shares(two, 12) == [[0], [1]]
+        assert side_by_side._shares(two, 1) == [[0, 1]], "what little there is to do is done sooner here"
+        assert side_by_side._shares(cells, 18) == [[0, 1, 2]], "a user's own task may use what does not survive a fork"
         for c in two.values():
             c.chat_model.machine = dataclasses.replace(c.chat_model.machine, threads=1)
-        assert evaluate._shares(two, 12) == [[0, 1]], "no more processors than the user gave us"
+        assert side_by_side._shares(two, 12) == [[0, 1]], "no more processors than the user gave us"
 
 
 def _lives(pid: int) -> bool:
