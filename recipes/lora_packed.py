@@ -178,10 +178,12 @@ class Pack:
         self._model: PackedModel | None = None
         self._device: torch.device | None = None
         self._held_before: int | None = None  # before the first pass, base model included
+        self._made: Member | None = None  # last
 
     def member(self, cfg: dict[str, Any]) -> Member:
-        """The recipe of a run of this pack."""
-        return Member(cfg, self)
+        """The recipe of a run of this pack, for the story that is being told."""
+        self._made = Member(cfg, self)
+        return self._made
 
     def as_data(self) -> dict[str, Any]:
         """As result.json has it."""
@@ -209,20 +211,20 @@ class Pack:
             """A story until it asks for something else, or ends; `found`: what came of what it asked for."""
             nonlocal stopping
             asking.pop(number, None)
-            started, tell = time.perf_counter(), stories[number].send
+            started, tell, known = time.perf_counter(), stories[number].send, members.get(number)
+            self._made = None
             try:
-                asked = asking[number] = (stories[number].throw if isinstance(found, BaseException) else tell)(found)
-                if isinstance(asked, Pass) and number not in members:
-                    members[number] = asked.by
-                    return
+                asking[number] = (stories[number].throw if isinstance(found, BaseException) else tell)(found)
+                if known is None and self._made is not None:
+                    members[number] = self._made
             except StopIteration as end:
                 ended[number] = end.value
             except (Exception, KeyboardInterrupt) as error:
                 ended[number] = error
                 if isinstance(error, KeyboardInterrupt):  # all are asked to stop, and nobody is to begin
                     stopping = True
-            if number in members:
-                members[number].seconds += time.perf_counter() - started
+            if known is not None:
+                known.seconds += time.perf_counter() - started
 
         def passes() -> list[int]:
             return [n for n in sorted(asking) if isinstance(asking[n], Pass)]
@@ -260,8 +262,7 @@ class Pack:
         found = self.evaluate([asking[n] for n in numbers])
         seconds, samples = time.perf_counter() - started, [getattr(f, "samples", 0) or 1 for f in found]
         for n, own in zip(numbers, samples, strict=True):
-            if n in members:
-                members[n].seconds += seconds * own / sum(samples)
+            members[n].seconds += seconds * own / sum(samples)
         return found
 
     def _round(self, asked: list[Pass]) -> list[Passed | Exception]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -255,3 +256,22 @@ def test_a_stopped_pack_goes_on_exactly(config, how):
 def test_time_is_shared_out(config):
     members = told(Pack(), [config("short", "batch_size=1"), config("long", "batch_size=8")])
     assert all(m.clock() > 0 and math.isfinite(m.clock()) for m in members)
+
+
+def test_evaluation_takes_time_of_a_run_that_trains_no_more(config):
+    """As of one that was interrupted between the two."""
+
+    def evaluate(cells: list) -> list:
+        time.sleep(0.04)
+        return cells
+
+    pack = Pack(evaluate=evaluate)
+
+    def story(n: int):
+        recipe = pack.member(config(f"trained{n}").torchtune)
+        before = recipe.clock()
+        yield "a cell"
+        return recipe.clock() - before
+
+    for seconds in pack.tell([story(1), story(2)]):
+        assert 0.02 <= seconds < 2
