@@ -27,10 +27,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 TINY = Path(__file__).parent / "tiny" / "llama"
 
 
+# What takes longest together comes first, so that with several workers none is left alone with it in the end.
+LONGEST = ("tests/slurm/", "tests/test_main_job.py", "tests/training/", "tests/test_", "tests/launch/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of the tests."""
+    items.sort(
+        key=lambda item: next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+    )
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several workers (`-n 2`): the tests of a file stay together, and all that need a SLURM cluster."""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

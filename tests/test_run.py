@@ -90,7 +90,7 @@ def test_a_failed_run_says_why(compose, tmp_path):
     assert result.training["steps"] >= 1, "what was reached is kept"
 
 
-LONG = ["dataset.max_samples=80", "epochs=20", "epochs_to_save=last", "eval.limit=5"]
+LONG = ["dataset.max_samples=80", "epochs=10", "epochs_to_save=last", "eval.limit=5"]
 
 
 def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
@@ -111,7 +111,7 @@ def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     stopped = read_result(tmp_path / "sweep" / "seed=1" / "result.json")
-    assert stopped.status == "interrupted" and 1 <= stopped.training["steps"] < 200
+    assert stopped.status == "interrupted" and 1 <= stopped.training["steps"] < 100
     assert "interrupted" in out and "Traceback" not in err and "python -m cruijff_kit.resume" in err
     assert not (tmp_path / "sweep" / "seed=2" / "result.json").exists()
 
@@ -122,14 +122,14 @@ def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
     assert [r.status for r in resumed] == ["done", "done"] and [r.swept["seed"] for r in resumed] == [1, 2]
     assert resumed[0].resumed_at_step == stopped.training["steps"] and resumed[1].resumed_at_step is None
     steps = [json.loads(line) for line in (tmp_path / "moved" / "seed=1" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if "loss" in line] == list(range(1, 201))
+    assert [line["step"] for line in steps if "loss" in line] == list(range(1, 101))
     assert not (tmp_path / "moved" / "seed=1" / "checkpoint").exists()
 
     whole = cruijff_kit.compose(
         ["model=hf_llama", f"model.path={tiny}", *LONG, "seed=1", f"output_dir={tmp_path}/whole"]
     )
     cruijff_kit.train_then_eval(whole)
-    adapters = [tmp_path / run / "epoch_19" / "adapter_model.safetensors" for run in ("moved/seed=1", "whole")]
+    adapters = [tmp_path / run / "epoch_9" / "adapter_model.safetensors" for run in ("moved/seed=1", "whole")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert (
         resumed[0].config_hash != ""
