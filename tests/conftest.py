@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import forked
 
 from cruijff_kit.command import collect_rarely
 
@@ -83,9 +84,13 @@ def weightless(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_cli(environment):
-    """Calls `python -m cruijff_kit.train ARGUMENTS` in a folder; returns what subprocess.run does."""
+    """Calls `python -m cruijff_kit.train ARGUMENTS` in a folder; returns what subprocess.run does. It is a start of its own
+    where `more` of the environment is given, else a fork.
+    """
 
     def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+        if not more:
+            return forked("train", [*arguments], cwd, environment)
         command = [sys.executable, "-m", "cruijff_kit.train", *arguments]
         return subprocess.run(command, cwd=cwd, env=environment | more, capture_output=True, text=True, timeout=300)
 

@@ -1,45 +1,53 @@
-"""Commands in a fork of the test's process, which has done the slow imports. They may do all but train: torch refuses to
-compute gradients in a fork of a process that has computed some."""
+"""Commands in forks of a server that has done the slow imports and nothing else: so they may train, which torch refuses to a
+fork of a process that has computed gradients. How a command really starts is for tests that start it.
+"""
 
+import atexit
 import importlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
+
+_IMPORTED = ("cruijff_kit.evaluation.together", "cruijff_kit.evaluation.prompts", "cruijff_kit.models.base",
+             "cruijff_kit.training.components", "cruijff_kit.recipes.lora_packed", "cruijff_kit.cluster.submit",
+             "cruijff_kit.train", "inspect_ai.agent._acp.server", "scipy.special")  # fmt: skip
+_SECONDS = 300
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([*_IMPORTED])
 
 
 def import_all() -> None:
     """What takes seconds to import, once for all commands."""
-    for name in ("evaluation.evaluate", "evaluation.prompts", "models.base", "training.components", "train"):
-        importlib.import_module(f"cruijff_kit.{name}")
+    process = _SERVER.Process(target=int)
+    process.start()
+    process.join()
 
 
 def forked(
     module: str, arguments: list[str], cwd: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """`python -m cruijff_kit.MODULE ARGUMENTS` in a folder."""
-    import_all()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        child = os.fork()
-        if child == 0:
-            _become(module, arguments, cwd, environment, out, err)
-        _, status = os.waitpid(child, 0)
-        for file in (out, err):
-            file.seek(0)
-        code = os.waitstatus_to_exitcode(status)
-        return subprocess.CompletedProcess([module, *arguments], code, out.read(), err.read())
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        process = _SERVER.Process(target=_become, args=(module, arguments, cwd, environment, out.name, err.name))
+        process.start()
+        process.join(_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired([module, *arguments], _SECONDS, out.read(), err.read())
+        return subprocess.CompletedProcess([module, *arguments], process.exitcode, out.read(), err.read())
 
 
-def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: IO, err: IO) -> NoReturn:
+def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: str, err: str) -> NoReturn:
     """Be a command, to the end of this process."""
     code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
+        for number, name, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
+            os.dup2(os.open(name, flags | os.O_APPEND), number)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
         os.chdir(cwd)
         os.environ.clear()
@@ -52,6 +60,7 @@ def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str,
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from exactness import assert_same_adapters
+from forked import forked
 from inspect_ai.log import read_eval_log
 
 import cruijff_kit
@@ -28,10 +29,8 @@ def shell(tiny, environment, tmp_path_factory):
     place = tmp_path_factory.mktemp("packs")
 
     def run(folder: str, *arguments: str):
-        command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", *LITTLE]
-        command += [*arguments, "force=true", f"hydra.sweep.dir={folder}"]
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
-        return done, place / folder
+        command = ["-m", "model=hf_llama", f"model.path={tiny}", *LITTLE, *arguments, "force=true"]
+        return forked("train", [*command, f"hydra.sweep.dir={folder}"], place, environment), place / folder
 
     return run
 
@@ -110,10 +109,7 @@ def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
     states = {run: read_status(tmp_path / "out" / run).state for run in ("rank=4", "rank=8", "rank=16")}
     assert states == {"rank=4": "interrupted", "rank=8": "interrupted", "rank=16": "queued"}
     assert all(list((tmp_path / "out" / run / "checkpoint").glob("step_*.pt")) for run in ("rank=4", "rank=8"))
-    resumed = subprocess.run(
-        [sys.executable, "-m", "cruijff_kit.resume", "out", "--json"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    resumed = forked("resume", ["out", "--json"], tmp_path, environment)
     assert resumed.returncode == 0, resumed.stderr
     assert {s["state"] for s in json.loads(resumed.stdout)["states"]} == {"done"}
     for run in states:
@@ -124,9 +120,7 @@ def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
         assert sorted(set(steps)) == list(range(1, 41)) and result.pack["size"] == 2
         assert bool(result.resumed_at_step) == (run != "rank=16")
     runs = ["epochs=20", "lora.rank=4,8,16", "pack=off", "eval=none", "force=true", "hydra.sweep.dir=alone"]
-    alone = subprocess.run(
-        [*command, *runs], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    alone = forked("train", [*command[3:], *runs], tmp_path, environment)
     assert alone.returncode == 0, alone.stderr
     for run in states:
         assert_same_adapters(tmp_path / "out" / run / "epoch_19", tmp_path / "alone" / run / "epoch_19")

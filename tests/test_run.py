@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import forked
 
 import cruijff_kit
 from cruijff_kit.errors import UserError
@@ -116,7 +117,7 @@ def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
     assert not (tmp_path / "sweep" / "seed=2" / "result.json").exists()
 
     (tmp_path / "sweep").rename(tmp_path / "moved")
-    resume = subprocess.run([sys.executable, "-m", "cruijff_kit.resume", "moved"], **streams, timeout=200)
+    resume = forked("resume", ["moved"], tmp_path, environment)
     assert resume.returncode == 0 and "2 runs to finish" in resume.stderr, resume.stderr
     resumed = [read_result(tmp_path / "moved" / f"seed={s}" / "result.json") for s in (1, 2)]
     assert [r.status for r in resumed] == ["done", "done"] and [r.swept["seed"] for r in resumed] == [1, 2]
@@ -136,5 +137,5 @@ def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
         and read_result(tmp_path / "whole" / "result.json").metrics() == resumed[0].metrics()
     )
 
-    again = subprocess.run([sys.executable, "-m", "cruijff_kit.resume", "moved"], **streams, timeout=60)
+    again = forked("resume", ["moved"], tmp_path, environment)
     assert again.returncode == 0 and "every run is done" in again.stderr

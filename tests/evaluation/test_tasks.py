@@ -3,10 +3,10 @@
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import forked
 from inspect_ai import eval
 from inspect_ai.analysis import EvalColumn, EvalColumns, SampleSummary, evals_df, samples_df
 from inspect_ai.log import read_eval_log
@@ -178,8 +178,7 @@ def test_a_run_on_the_census_by_sex(run_cli, environment, tiny, tmp_path):
     assert done.returncode == 0, done.stderr
 
     def heterogeneity(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cruijff_kit.heterogeneity", "run", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return forked("heterogeneity", ["run", *arguments], tmp_path, environment)
 
     shown = heterogeneity("--group", "sex")
     assert shown.returncode == 0 and "female" in shown.stdout, shown.stderr

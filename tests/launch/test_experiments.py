@@ -1,8 +1,6 @@
 """Experiments: those that ship, one of the user's own, scaffolds, the summary from plan to findings, the budget."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,14 +34,11 @@ dataset: {max_samples: 16}
 
 @pytest.fixture(scope="module")
 def shell(tiny, environment):
-    """A function: a command in a folder; `train`: what it starts trains."""
+    """A function: a command in a folder."""
 
-    def run(cwd, *arguments: str, module: str = "train", train: bool = False):
+    def run(cwd, *arguments: str, module: str = "train"):
         small = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "train" else []
-        if not train:
-            return forked(module, [*arguments, *small], cwd, environment)
-        command = [sys.executable, "-m", f"cruijff_kit.{module}", *arguments, *small]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        return forked(module, [*arguments, *small], cwd, environment)
 
     return run
 
@@ -92,7 +87,7 @@ def test_a_scaffold_is_a_plan(scaffold):
 def test_resume_starts_what_is_planned(scaffold, mine, shell):
     _, folder, _ = scaffold
     assert {v["state"] for v in json.loads(shell(mine, "multirun", "--json", module="status").stdout)} == {"planned"}
-    done = shell(mine, str(folder), module="resume", train=True)
+    done = shell(mine, str(folder), module="resume")
     assert done.returncode == 0, done.stderr
     results = {p.parent.name: read_result(p) for p in folder.glob("*/result.json")}
     assert len(results) == 4 and all(r.status == "done" and r.experiment == "mine" for r in results.values())

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from exactness import assert_same_adapters
+from forked import forked
 
 import cruijff_kit
 from cruijff_kit.result import read_result
@@ -23,12 +22,9 @@ def run_folders(sweep: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def shell(tiny, environment):
-    def run(cwd, *arguments: str, module: str = "cruijff_kit.train"):
-        model = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "cruijff_kit.train" else []
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments, *model], cwd=cwd, env=environment, capture_output=True, text=True,
-            timeout=300,
-        )  # fmt: skip
+    def run(cwd, *arguments: str, module: str = "train"):
+        model = ["model=hf_llama", f"model.path={tiny}", *SMALL] if module == "train" else []
+        return forked(module, [*arguments, *model], cwd, environment)
 
     return run
 
@@ -67,11 +63,11 @@ def test_results_for_programs_and_people(sweep, shell):
     assert summary.count("| done |") == summary.count("| failed |") == 2
     frame = cruijff_kit.read_sweep(folder)
     assert frame["capitalization/match/accuracy"].notna().sum() == 2
-    as_json = shell(folder, str(folder), "--json", module="cruijff_kit.table")
+    as_json = shell(folder, str(folder), "--json", module="table")
     assert [r["status"] for r in json.loads(as_json.stdout)] == [r["Status"] for r in rows]
-    as_csv = shell(folder, str(folder), "--csv", module="cruijff_kit.table")
+    as_csv = shell(folder, str(folder), "--csv", module="table")
     assert as_csv.stdout == (folder / "results.csv").read_text() and as_csv.returncode == 0
-    missing = shell(folder, "nowhere", module="cruijff_kit.table")
+    missing = shell(folder, "nowhere", module="table")
     assert missing.returncode == 2 and missing.stderr == "error: no such folder: nowhere\n"
 
 
