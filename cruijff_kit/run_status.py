@@ -194,7 +194,7 @@ class Heartbeat:
         while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
             self.status.memory_bytes = max(self.status.memory_bytes or 0, _resident_bytes())
             # Growth is written at once: a process that is killed for its memory leaves no second chance.
-            grown = self.status.memory_bytes > 1.1 * shown
+            grown = self.status.memory_bytes > 1.02 * shown
             if grown or time.monotonic() - last >= SECONDS_BETWEEN_BEATS:
                 shown, last = self.status.memory_bytes, time.monotonic()
                 try:

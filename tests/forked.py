@@ -1,5 +1,5 @@
-"""Commands in forks of a server that has done the slow imports and nothing else: so they may train, which torch refuses to a
-fork of a process that has computed gradients. How a command really starts is for tests that start it.
+"""Commands in forks of a server that has done the slow imports and nothing else: so they may train, which torch refuses to
+a fork of a process that has computed gradients. How a command really starts is for tests that start it.
 """
 
 import atexit

@@ -4,10 +4,11 @@ import ast
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from forked import forked
 
 from cruijff_kit.comparisons import UNTRAINED, compare_runs
 from cruijff_kit.launch.callback import write_and_show
@@ -42,10 +43,11 @@ def sweep(run_cli, tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(sweep, environment, tmp_path_factory) -> dict:
+def told(sweep, tmp_path_factory) -> dict:
     """What the command says with --json, written elsewhere."""
     to = tmp_path_factory.mktemp("elsewhere")
-    done = forked("report", [str(sweep), "--to", str(to), "--json"], to, environment)
+    command = [sys.executable, "-m", "cruijff_kit.report", str(sweep), "--to", str(to), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -98,13 +98,13 @@ def test_cancelled_from_outside(module_shell, sweep):
 
 
 def test_over_memory_asks_for_more(shell):
-    folder = shell.submit("memory", *TINY, "slurm.mem=300M", "seed=1")
+    folder = shell.submit("memory", *TINY, "slurm.mem=400M", "seed=1")
     view = shell.wait(folder, lambda v: next(iter(v.values()))["restarts"] == 1)
     view = next(iter(view.values()))
-    assert view["changes"] == {"slurm.mem": "600M"} and "out of host memory (300M); again with 600M" in view["reason"]
+    assert view["changes"] == {"slurm.mem": "800M"} and "out of host memory (400M); again with 800M" in view["reason"]
     shell.wait_all(folder, "done")
     (result,) = folder.glob("*/result.json")
-    assert read_result(result).restarts >= 1 and read_result(result).changes["slurm.mem"] in ("600M", "1200M")
+    assert read_result(result).restarts >= 1 and read_result(result).changes["slurm.mem"] in ("800M", "1600M")
 
 
 def test_errors_are_failed_jobs(shell):
