@@ -204,12 +204,31 @@ class Heartbeat:
 
 
 def _resident_bytes() -> int:
+    """Of this process and its children; a fork's own, as the rest of its pages are this process's."""
     me = os.getpid()
     try:
         children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
     except OSError:  # not Linux
         children = []
-    return sum(_pages(pid) for pid in (me, *children)) * os.sysconf("SC_PAGE_SIZE")
+    forks = {child for child in children if _command(child) == _command(me)}
+    pages = _pages(me) + sum(_pages(child) for child in children if child not in forks)
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(_private_bytes, forks))
+
+
+def _command(pid: int | str) -> bytes | None:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+
+
+def _private_bytes(pid: int | str) -> int:
+    """proc(5), smaps_rollup."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has gone, or the kernel is older than 4.14
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def _pages(pid: int | str) -> int:
