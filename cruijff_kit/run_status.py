@@ -192,7 +192,7 @@ class Heartbeat:
         shown = 0
         last = time.monotonic()
         while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
-            self.status.memory_bytes = max(self.status.memory_bytes or 0, _resident_bytes())
+            self.status.memory_bytes = max(self.status.memory_bytes or 0, _MEMORY.held())
             # Growth is written at once: a process that is killed for its memory leaves no second chance.
             grown = self.status.memory_bytes > 1.02 * shown
             if grown or time.monotonic() - last >= SECONDS_BETWEEN_BEATS:
@@ -203,6 +203,23 @@ class Heartbeat:
                     continue
 
 
+class _Memory:
+    """Bytes that this process and its children hold, measured once for the heartbeats of all runs of a pack."""
+
+    def __init__(self) -> None:
+        self._lock, self._measured, self._held = threading.Lock(), float("-inf"), 0
+
+    def held(self) -> int:
+        """Now, or half of the time between two samples ago at most."""
+        with self._lock:
+            if time.monotonic() - self._measured > _SECONDS_BETWEEN_SAMPLES / 2:
+                self._held, self._measured = _resident_bytes(), time.monotonic()
+            return self._held
+
+
+_MEMORY = _Memory()
+
+
 def _resident_bytes() -> int:
     """Of this process and its children; a fork's own, as the rest of its pages are this process's."""
     me = os.getpid()
@@ -210,7 +227,8 @@ def _resident_bytes() -> int:
         children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
     except OSError:  # not Linux
         children = []
-    forks = {child for child in children if _command(child) == _command(me)}
+    command = _command(me)
+    forks = {child for child in children if _command(child) == command}
     pages = _pages(me) + sum(_pages(child) for child in children if child not in forks)
     return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(_private_bytes, forks))
 
