@@ -121,8 +121,8 @@ def _shares(cells: dict[int, Cell], samples: int) -> list[list[int]]:
     """
     alone = not CAN_FORK or redaction.hooks() or not all(cell.name.ships for cell in cells.values())
     threads = min(cell.chat_model.machine.threads for cell in cells.values())
-    workers = 1 if alone else min(threads, len(cells), samples // _SAMPLES_OF_A_WORKER, _MOST_WORKERS)
-    return [[*cells][first::workers] for first in range(workers)] if workers > 1 else [[*cells]]
+    workers = 1 if alone else max(1, min(threads, len(cells), samples // _SAMPLES_OF_A_WORKER, _MOST_WORKERS))
+    return [[*cells][first::workers] for first in range(workers)]
 
 
 def _answered(

@@ -134,11 +134,11 @@ class AskingPasses:
 
 @dataclass(eq=False)
 class _Worker:
-    """connection: to it. wanted: ids of what it waits for."""
+    """connection: to it. wanted: ids of what it waits for, and whose each is."""
 
     process: Any
     connection: Connection
-    wanted: set[int] = field(default_factory=set)
+    wanted: dict[int, int] = field(default_factory=dict)
     replies: list[tuple[int, Answer | Exception]] = field(default_factory=list)
 
     def hear(self) -> _Asked | _Ended:
@@ -149,8 +149,7 @@ class _Worker:
             raise RuntimeError(f"a worker process was lost (exit code {self.process.exitcode})") from error
 
     def told(self, id: int, answer: Answer | Exception) -> None:
-        if id in self.wanted:
-            self.wanted.remove(id)
+        if self.wanted.pop(id, None) is not None:
             self.replies.append((id, answer))
 
     def reply(self) -> None:
@@ -199,7 +198,7 @@ class _Answering:
         self.shared, self.chats, self.most_rows = shared, chats, most_rows
         self.tokens: Counter[int] = Counter()
         self._sessions: dict[int, Session] = {}
-        self._open: dict[int, dict[tuple[_Worker, int], None]] = {}  # by run
+        self._worker: dict[int, _Worker] = {}  # of each run
 
     def until_ended(self, workers: list[_Worker], finished: Callable[..., object]) -> list[_Ended]:
         """Answer until all have ended; what they came to, in order."""
@@ -226,12 +225,13 @@ class _Answering:
         return [ended[worker] for worker in workers]
 
     def _add(self, worker: _Worker, asked: _Asked) -> None:
-        worker.wanted.difference_update(asked.unwanted)
+        for id in asked.unwanted:
+            worker.wanted.pop(id, None)
         for id, number, request in asked.requests:
-            worker.wanted.add(id)
+            worker.wanted[id] = number
             if number not in self._sessions:
                 self._sessions[number] = self.shared.session(self.chats[number], self.most_rows[number])
-            self._open.setdefault(number, {})[worker, id] = None
+                self._worker[number] = worker
             try:
                 self._sessions[number].add(
                     request,
@@ -252,14 +252,14 @@ class _Answering:
             failed = dict.fromkeys(asking.values(), error)
         for number, session in asking.items():
             if session in failed:
-                for worker, id in self._open[number]:
-                    worker.told(id, _sendable(failed[session]))
+                worker, error = self._worker[number], _sendable(failed[session])
+                for id in [id for id, of in worker.wanted.items() if of == number]:
+                    worker.told(id, error)
             if session in failed or not session.busy:
                 self._close(number)
 
     def _close(self, number: int) -> None:
         session = self._sessions.pop(number)
-        self._open.pop(number, None)
         self.tokens[number] += session.tokens
         session.close()
 
