@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cruijff_kit.analysis.samples import item_scores
 from cruijff_kit.archive_manifest import archived_epochs, sha256_of
-from cruijff_kit.comparisons import items_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.result import Evaluation, RunResult
 
@@ -138,7 +138,7 @@ def _cells(kind: str, then: list[Evaluation], now: list[Evaluation]) -> Iterator
 
 def _answers(what: str, e: Evaluation, again: Evaluation, note: str) -> Iterator[Finding]:
     """Each scorer's scores, sample by sample."""
-    mine, theirs = items_of(e.log), items_of(again.log)
+    mine, theirs = item_scores(e.log), item_scores(again.log)
     for scorer in e.metrics:
         one, other = mine.get(scorer), theirs.get(scorer)
         if not one or other is None:

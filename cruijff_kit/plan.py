@@ -306,8 +306,8 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | 
     known = {t: scorers for t, scorers in tasks.items() if scorers is not None}
     names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in known.items()}
     measured = [*losses, *flat_metrics(names)]
-    if len(known) < len(tasks) or config.objective is None and config.eval.tasks:
-        return  # what a task measures may show when it has run; without a wish the first metric counts
+    if len(known) < len(tasks) or config.objective_name is None:
+        return  # what a task measures may show when it has run
     if config.objective_name not in measured:
         raise UserError(
             f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"

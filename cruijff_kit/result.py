@@ -72,11 +72,15 @@ class RunResult:
     settings: dict[str, Any]
     """The settings that tables show: lora.rank, lr, batch_size, epochs, seed, ..."""
     config_hash: str
+    """Identity of what it computes."""
+    configuration_hash: str = ""
+    """Identity of what it computes, the seed left aside: runs that share it are one configuration."""
     data_hash: str | None = None
     started: str = ""
     finished: str | None = None
     error: Failure | None = None
     objective_name: str | None = None
+    """What the best is chosen by: validation_loss, or what the user named; None: neither."""
     objective: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a pack's runs computed together, a run has its
@@ -125,6 +129,13 @@ class RunResult:
         """Hours that its GPUs were held, all of them together; 0 on a CPU."""
         gpus = 0 if self.machine.get("device", "cpu") == "cpu" else self.settings.get("processes", 1)
         return self.seconds.get("total", 0) / 3600 * gpus
+
+    @property
+    def outcome(self) -> str:
+        """Its objective in a few words, else its loss: "validation_loss 0.2265"."""
+        name = self.objective_name or "loss"
+        value = self.training.get("loss") if self.objective_name is None else self.objective
+        return "evaluated" if value is None else f"{name} {value:.4g}"
 
     def metrics(self) -> dict[str, float]:
         """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
@@ -194,7 +205,9 @@ def read_result(path: Path) -> RunResult:
 
 
 def _find_logs(result: RunResult, run: Path) -> None:
-    """Let evaluations name their logs where the run lies now; its folder may have been moved or copied."""
+    """Let it name its folder and its logs where they lie now; its folder may have been moved or copied."""
+    if "run" in result.paths and not Path(result.paths["run"]).is_dir():
+        result.paths["run"] = str(run)
     for evaluations, logs in ((result.baseline, run / "eval" / "untrained"), (result.evaluation, run / "eval")):
         for e in evaluations:
             here = logs / Path(e.log).name

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cruijff_kit import tiers
-from cruijff_kit.config import RunConfig, config_hash
+from cruijff_kit.config import RunConfig, config_hash, configuration_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.failures import failure_of, with_changes
 from cruijff_kit.folder import RunFolder
@@ -191,13 +191,12 @@ def note_objective(result: RunResult, config: RunConfig) -> None:
     """Look up the objective in what was measured.
 
     Raises:
-        ValueError: it was not measured.
+        ValueError: it was named, and was not measured.
     """
     found = result.metrics()
-    if result.objective_name not in found and config.objective is None:  # a task that has no accuracy
-        first = result.evaluation[0]
-        scorer, metrics = next(iter(first.metrics.items()))
-        result.objective_name = f"{first.task}/{scorer}/{next(iter(metrics))}"
+    if result.objective_name not in found and config.objective is None:  # nothing was trained, or nothing validated
+        result.objective_name = None
+        return
     if result.objective_name not in found:
         raise ValueError(f"objective={result.objective_name} was not measured; there are {', '.join(found)}")
     result.objective = found[result.objective_name]
@@ -290,6 +289,7 @@ def begin(config: RunConfig, swept: dict) -> RunResult:
         swept=swept,
         settings=settings_of(config),
         config_hash=config_hash(config),
+        configuration_hash=configuration_hash(config),
         started=now("milliseconds"),  # tables are in order of start, and the runs of a pack start in one second
         objective_name=config.objective_name,
         seeds={"seed": config.seed}

@@ -106,6 +106,23 @@ def compare(
     return _t(float(apart.mean()), math.sqrt(total), max(1.0, freedom), n, kind, deviation)
 
 
+def mean_error(rows: "np.ndarray") -> tuple[float, float, float | None]:
+    """Of the mean of [seeds, items]: standard error, degrees of freedom, and standard deviation between seeds (None for one
+    seed). Items and seeds are crossed random effects, as in `compare`.
+    """
+    means, n = rows.mean(0), rows.shape[1]
+    over_items = float(means.var(ddof=1)) / n
+    if len(rows) < 2:
+        return math.sqrt(over_items), n - 1, None
+    variance, freedom = _between(rows)
+    between = max(0.0, variance - _rest(rows) / n)
+    total = over_items + between / len(rows)
+    if total <= 1e-24:
+        return 0.0, n - 1, 0.0
+    spread = over_items**2 / (n - 1) + (variance / len(rows)) ** 2 / freedom
+    return math.sqrt(total), max(1.0, total**2 / spread), math.sqrt(between)
+
+
 def _between(side: "np.ndarray") -> tuple[float, int]:
     """Variance of the means between seeds, and its degrees of freedom."""
     return float(side.mean(1).var(ddof=1)), len(side) - 1

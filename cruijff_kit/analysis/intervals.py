@@ -13,7 +13,7 @@ import functools
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-from cruijff_kit.analysis.measures import BINS, Samples, is_mean, measure, terms
+from cruijff_kit.analysis.measures import BINS, Samples, is_computable, is_mean, measure, squared_errors, terms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
     """
     import numpy as np
 
-    if measure(name) is None or len(samples) < 2 or not np.isfinite(_value(name, samples)):
+    if not is_computable(name, samples) or len(samples) < 2 or not np.isfinite(_value(name, samples)):
         return None
     if is_mean(name):
         values = terms(name, samples)
@@ -54,7 +54,7 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
             return Interval(*wilson(float(values.mean()), effective_items(values, samples.unit), level), "Wilson")
         return _of_mean(values, samples.unit, level)
     if name == "rmse":  # the root of a mean
-        squares = _of_mean((samples.prediction - samples.target) ** 2, samples.unit, level)
+        squares = _of_mean(squared_errors(samples), samples.unit, level)
         return squares and Interval(squares.low**0.5, squares.high**0.5, squares.method)
     if name in _CALIBRATION_ERRORS:
         return _of_calibration_error(name, samples, level)
@@ -230,7 +230,7 @@ def calibrated_error(name: str, samples: Samples) -> float | None:
     """
     import numpy as np
 
-    if name not in _CALIBRATION_ERRORS or not len(samples):
+    if name not in _CALIBRATION_ERRORS or not is_computable(name, samples):
         return None
     predicted, actual = _calibration_arrays(name, samples)
     counts, centres, _ = _bins(predicted, actual)
@@ -241,7 +241,7 @@ def calibrated_error(name: str, samples: Samples) -> float | None:
 def _calibration_arrays(name: str, samples: Samples) -> tuple["np.ndarray", "np.ndarray"]:
     if name == "r_ece":
         return samples.risk, samples.positive
-    return samples.confidence, (samples.label == samples.predicted).astype(float)
+    return samples.confidence, samples.confirmed
 
 
 def _bins(predicted: "np.ndarray", actual: "np.ndarray") -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:

@@ -59,6 +59,11 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
 def _refuse_blind_search(launcher, jobs: list[Job]) -> None:
     lists = (SweeperConfig._target_, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
     searches = launcher.config.hydra.sweeper._target_ not in lists
+    if searches and jobs[0].config.objective_name is None:
+        raise UserError(
+            "a sweeper that optimises needs an objective, and without a validation split there is none; set "
+            "dataset.validation_split, or name one: objective=accuracy (measured on the test split)"
+        )
     if searches and any(j.config.slurm.submit and not j.config.slurm.wait for j in jobs):
         raise UserError("a sweeper that optimises needs each run's objective; add slurm.wait=true")
 

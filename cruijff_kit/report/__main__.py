@@ -4,7 +4,8 @@ Writes report.html (one file, which opens without a network), report/*.png and *
 every figure and table) and methods.txt (paragraphs for a paper).
 
 --json: {html, methods_file, figures: [...], tables: [...], title, folder, commands: [...], states: {state: runs},
-gpu_hours, cpu_hours, best: [{objective, metric, run, value, folder}], sections: {id: {title, text: [...], absent,
+gpu_hours, cpu_hours, best: [{runs, configurations, leader, value, chosen_by, split, of, note, metric, folder}],
+detectable_difference: {task: {...}}, sections: {id: {title, text: [...], absent,
 tables: {name: {caption, rows: [{column: value}]}}, samples: [{run, task, right, prompt, target, answer, score}]}}}; the
 ids are overview, best, losses, effects, scores, calibration, groups, samples, costs, failures and methods; absent says
 why a section is empty. With --methods: {text}.

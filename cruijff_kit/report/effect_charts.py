@@ -4,11 +4,10 @@ import itertools
 import math
 from typing import Any
 
-from cruijff_kit.replicates import spread
+from cruijff_kit.analysis.estimates import _over_seeds, estimate_cell
 from cruijff_kit.report.document import Chart, Table, shown
 from cruijff_kit.report.drawing import PALETTE, chart, figure, fitted, logarithmic, scale, scale_axis, tick_values
 from cruijff_kit.report.effects import Effect, level, level_name
-from cruijff_kit.report.ranking import interval
 from cruijff_kit.report.runs import SEED, Family, Run
 
 _MOST_NUMBERS = 60  # cells of a heat map that has its numbers written in
@@ -40,11 +39,13 @@ def line(family: Family, effect: Effect, name: str) -> Chart:
 def _with_interval(family: Family, group: list[Run]) -> list[Any]:
     """Mean, low, high, and what the interval is over."""
     if len(group) == 1:
-        low, high = interval(family, group[0])
+        cell = group[0].last(family.source[0]) if family.source else None
+        found = estimate_cell(cell, *family.source[1:]) if cell else None
+        low, high = (found.low, found.high) if found else (None, None)
         return [group[0].result.objective, low, high, "over test items" if low is not None else ""]
-    over = spread([r.result.objective for r in group])
+    over = _over_seeds([r.result.objective for r in group], "", 0.95)
     only_seeds = len({r.value(SEED) for r in group}) == len(group)
-    return [over.mean, *((over.low, over.high, "over seeds") if only_seeds else (None, None, ""))]
+    return [over.value, *((over.low, over.high, "over seeds") if only_seeds else (None, None, ""))]
 
 
 def heat_map(family: Family, found: list[Effect], name: str) -> Chart:

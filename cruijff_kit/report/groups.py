@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from cruijff_kit.comparisons import holm
+from statsmodels.stats.multitest import multipletests
+
 from cruijff_kit.errors import UserError
 from cruijff_kit.heterogeneity import Report, Row, heterogeneity
 from cruijff_kit.report.calibration import best_runs
 from cruijff_kit.report.document import Chart, Section, Table, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
-from cruijff_kit.report.ranking import Z
+
+Z = 1.96
 from cruijff_kit.report.runs import Run, Runs
 from cruijff_kit.tiers import withholds
 
@@ -32,7 +34,7 @@ def _add(section: Section, run: Run, task: str) -> None:
     if not reports:
         return
     number = sum(isinstance(b, Chart) for b in section.blocks) + 1
-    corrected = holm([r.p if r.p is not None else 1.0 for r in reports.values()])
+    corrected = list(multipletests([r.p if r.p is not None else 1.0 for r in reports.values()], method="holm")[1])
     section.text.append(_sentence(run, task, reports, corrected, left_out))
     for (column, report), p in zip(reports.items(), corrected, strict=True):
         name = f"groups_{number}_{''.join(c if c.isascii() and c.isalnum() else '_' for c in column)[:30]}"

@@ -20,7 +20,7 @@ def overview(runs: Runs) -> Section:
     keys = varied(runs.all)
     rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(r)] for r in runs.all]
     header = ["run", "state", *keys, "objective", "value", "loss", "validation loss", "started (UTC)", "folder"]
-    best = {i for i, r in enumerate(runs.all) if any(r is f.best and len(f.runs) > 1 for f in runs.families)}
+    best = {i for i, r in enumerate(runs.all) if r in runs.best}
     section.blocks.append(Table("runs", "Every run", header, rows, best))
     return section
 

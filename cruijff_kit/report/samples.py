@@ -1,4 +1,4 @@
-"""The report's section on samples: some that the best run got right and some that it got wrong, in full.
+"""The report's section on samples: some that the best configuration got right and some that it got wrong, in full.
 
 Everything that stands in a sample comes through `samples_of`, which is where the rule for red data holds.
 """
@@ -14,7 +14,7 @@ WITHHELD = "the data are red: their samples are withheld from reports"
 
 
 def samples(runs: Runs) -> Section:
-    """Samples of each task of the best run."""
+    """Samples of each task of the best configuration; where it has several seeds, of the first one's run."""
     section = Section("samples", "Samples, right and wrong")
     reasons: list[str] = []
     for run in best_runs(runs):
