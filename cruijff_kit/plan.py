@@ -151,6 +151,8 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     base.weight_files(cfg["checkpointer"])
     context = shared.skeleton(cfg["model"], chosen.dtype).max_seq_len
     rehearsals = _rehearsals(config, data_hash, context)
+    for warning in (w for r in rehearsals.values() for w in r.warnings):
+        say(f"warning: {warning}")
     return EvaluationPlan(data_hash, {name: r.prompts for name, r in rehearsals.items()})
 
 
@@ -220,6 +222,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         warnings=[
             *_short(steps),
             *_cut(config, rows, held_out),
+            *(warning for r in rehearsals.values() for warning in r.warnings),
             *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
         ],
     )

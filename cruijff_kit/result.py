@@ -24,9 +24,11 @@ class Evaluation:
     """One cell: one task answered once by the adapter of one epoch.
 
     epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered.
-    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over what the scorer scored.
+    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples.
     log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
     ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
+    chance: scorer -> metric -> what a constant answer gets on these samples (evaluation/chance.py). chance_from: train or
+    test, whose outputs that constant knows; None without one. constant_answer: whether all answers came to one.
     prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
     the cache, not computed in this run. key: identity of the task, its arguments and the decoding (evaluation/cells.py).
     """
@@ -42,6 +44,9 @@ class Evaluation:
     unscored: dict[str, int] = field(default_factory=dict)
     coverage: dict[str, float] = field(default_factory=dict)
     ceiling: dict[str, float] = field(default_factory=dict)
+    chance: dict[str, dict[str, float]] = field(default_factory=dict)
+    chance_from: str | None = None
+    constant_answer: bool = False
     key: str = ""
 
 

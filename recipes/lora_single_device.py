@@ -47,7 +47,7 @@ from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.passes import Pass, Passed, Story, out_of_memory, told
-from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
+from cruijff_kit.training.steps import Steps, lr_scheduler_of, saved_epochs, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
 from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
 
@@ -115,9 +115,8 @@ class LoRAFinetuneRecipeSingleDevice:
         self.custom_metrics = CustomMetrics(cfg["custom_metrics"], self.tokenizer)
         self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
         self.steps = Steps.of(cfg, len(self.train_data))
-        self.lr_scheduler = instantiate(
-            OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
-        )
+        scheduler = OmegaConf.create(lr_scheduler_of(cfg, self.steps.warmup))
+        self.lr_scheduler = instantiate(scheduler, self.optimizer, num_training_steps=self.steps.total, last_epoch=-1)
         self.metrics = self._open_metrics()
         if cfg["resume_from_checkpoint"]:
             self.load_checkpoint()

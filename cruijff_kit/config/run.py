@@ -55,8 +55,8 @@ class RunConfig:
     """Peak learning rate."""
     lr_scheduler: str = "cosine"
     """Shape of the learning rate after warm-up."""
-    num_warmup_steps: int = 10
-    """Updates over which the learning rate rises from 0."""
+    num_warmup_steps: int | None = None
+    """Updates over which the learning rate rises from 0; null: a tenth of the training, 100 at most."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     clip_grad_norm: float | None = None

@@ -11,6 +11,7 @@ from filelock import FileLock
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.config import RunConfig
 from cruijff_kit.evaluation.cells import cell_key
+from cruijff_kit.evaluation.chance import constants_of
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.evaluate import build_task, log_metadata, run_task
 from cruijff_kit.evaluation.foreign import source_files
@@ -67,7 +68,7 @@ def _read(path: Path) -> Evaluation | None:
 
 
 def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan) -> str:
-    """Everything that the untrained model's answers depend on."""
+    """Everything that the untrained model's answers and their scores depend on."""
     decoding = dataclasses.asdict(config.eval)
     for other in ("tasks", "task_args", "epochs", "baseline", "batch_size", "keep_samples"):
         del decoding[other]
@@ -83,7 +84,7 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
     identity = [
         str(name),
         config.eval.arguments_of(name),
-        None if name.ships else _asked_by(name, config),
+        constants_of(build_task(name, config)) if name.ships else _asked_by(name, config),
         str(Path(config.model.path).absolute()),
         model,
         config.model.kind,

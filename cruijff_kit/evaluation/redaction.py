@@ -1,9 +1,9 @@
 """Logs of red data: inspect-ai's log without what the samples say, before anything touches the disk.
 
-What stays is listed here, everything else goes: scores that are numbers or C, I, P, N; risks, and whether the label is the
-last option; columns that dataset.group_columns names; tokens, times, counts. So the table, comparisons item by item, groups
-and ROC curves work on it. Texts that identify a sample become a hash, keyed by the data itself: the same in every run on
-it, and of no use to who does not have it.
+What stays is listed here, everything else goes: scores that are numbers or C, I, P, N, and what a constant answer would
+get; risks, and whether the label is the last option; columns that dataset.group_columns names; tokens, times, counts. So
+the table, comparisons item by item, groups and ROC curves work on it. Texts that identify a sample become a hash, keyed by
+the data itself: the same in every run on it, and of no use to who does not have it.
 
 inspect-ai works in memory meanwhile (its JSON recorder in fsspec's memory file system; the .eval recorder would put whole
 samples into a temporary file, and answers that a task caches would lie in the user's cache).
@@ -169,7 +169,7 @@ class _Redaction:
 
 def _score(score: Score) -> Score:
     said, kept = score.metadata or {}, {}
-    for name in ("risk", "confidence"):
+    for name in ("risk", "confidence", "log_odds", "chance"):
         if isinstance(said.get(name), float):
             kept[name] = said[name]
     if isinstance(said.get("scored"), bool):

@@ -143,6 +143,18 @@ class ChatTokenizer:
         completion = completion[: ends[-1] + 1] if ends else [*completion, self._end_id]
         return prompt + completion, len(prompt)
 
+    def continuation(self, messages: list[Message], text: str) -> list[int]:
+        """Ids of a text behind `prompt(messages)`, as training would teach it there, without an end token.
+
+        Raises:
+            UserError: as `prompt` and `example`.
+        """
+        if self._template is not None and messages[-1]["role"] == "assistant":
+            begun = self._begun(messages)
+            return self._continuation(self.encode(begun), begun, text)
+        ids, prompt = self.example(messages, text)
+        return [i for i in ids[prompt:] if i not in self.stop_tokens]
+
     def _continuation(self, prompt: list[int], before: str, text: str) -> list[int]:
         """Ids of a text behind the prompt, which is `before` encoded."""
         if not self._adds_space:
