@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.configurations import Configuration
-from cruijff_kit.analysis.differences import Difference, compare, item_values, variance_between_seeds, with_holm
+from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, item_values, pool_seeds, with_holm
 from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, constant_samples_of, samples_of
 from cruijff_kit.analysis.validation import row_losses
@@ -22,6 +22,8 @@ UNTRAINED, CHANCE, BEST = "untrained", "chance", "best"
 VALIDATION = ("validation", "loss", "validation_loss")
 """What a comparison of validation losses has for task, scorer and metric."""
 SAME_ANSWER = "every answer is the same"
+_OF_RISKS = ("auc", "brier", "r_ece")  # they do not depend on which option is written
+_SHARES = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece")
 Measured = tuple[str, str, str]
 """(task, scorer, metric)."""
 
@@ -92,7 +94,7 @@ def compare_configurations(
     for measured in metrics:
         between = _between_seeds(configurations, measured)
         for c in configurations:
-            tried += _against_fixed(c, measured)
+            tried += _against_fixed(c, measured, between)
             if id(c) in leaders:
                 tried += _against_best(c, leaders[id(c)], measured, between)
     if VALIDATION in chosen_by:
@@ -108,6 +110,8 @@ def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict
         (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, SAME_ANSWER
         if t.is_tested:
             (low, high, p_holm), p, method = next(corrected), d.p, d.method
+        if t.measured[2] in _SHARES:
+            low, high = max(-1.0, low), min(1.0, high)
         made[t.configuration.name].append(
             Comparison(t.configuration.name, t.against, *t.measured, d.items, len(t.configuration.runs), d.difference,
                        low, high, p, p_holm, method)
@@ -116,25 +120,27 @@ def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict
     return {name: sorted(found, key=lambda c: order.index(c.against)) for name, found in made.items()}
 
 
-def _against_fixed(c: Configuration, measured: Measured) -> Iterator[_Tried]:
+def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance | None) -> Iterator[_Tried]:
     """Against what was not trained: the untrained model, and the constant baseline."""
     task, scorer, metric = measured
     cells = c.cells(task)
     if not cells or scorer not in cells[0].metrics:
         return
-    is_constant = all(e.constant_answer for e in cells)
+    is_constant = metric not in _OF_RISKS and all(e.constant_answer for e in cells)
     own = [samples_of(e.log, scorer) for e in cells]
     before = [samples_of(e.log, scorer) for e in c.cells(task, untrained=True)[:1]]
     for against, others in ((UNTRAINED, before), (CHANCE, [constant_samples_of(cells[0].log, scorer)])):
         both = aligned([*own, *others]) if others else None
         if both is None or not all(is_computable(metric, s) for s in both):
             continue
-        found = compare(_rows(metric, both[:-1]), _rows(metric, both[-1:]), other_is_fixed=True)
+        # Of one seed it is this run that is compared with what was not trained, whatever other seeds would do.
+        seeds = between if len(cells) > 1 else None
+        found = compare(_rows(metric, both[:-1]), _rows(metric, both[-1:]), seeds, other_is_fixed=True)
         yield _Tried(c, against, measured, found, not is_constant)
 
 
 def _against_best(
-    c: Configuration, best: Configuration, measured: Measured, between: tuple[float, int] | None
+    c: Configuration, best: Configuration, measured: Measured, between: SeedVariance | None
 ) -> Iterator[_Tried]:
     task, scorer, metric = measured
     own, others = ([samples_of(e.log, scorer) for e in side.cells(task)] for side in (c, best))
@@ -149,7 +155,7 @@ def _validation(c: Configuration, best: Configuration) -> Iterator[_Tried]:
     """Validation losses, row by row; by seeds alone where the rows were not kept."""
     rows = row_losses([*c.runs, *best.runs])
     if rows is not None:
-        between = variance_between_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
+        between = pool_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
         yield _Tried(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between), True)
 
 
@@ -159,15 +165,15 @@ def _rows(metric: str, samples: list[Samples]) -> "np.ndarray":
     return np.stack([item_values(metric, s) for s in samples])
 
 
-def _between_seeds(configurations: list[Configuration], measured: Measured) -> tuple[float, int] | None:
-    """Variance of means between seeds, pooled over the configurations that have several."""
+def _between_seeds(configurations: list[Configuration], measured: Measured) -> SeedVariance | None:
+    """What seeds do, from the configurations that have several."""
     task, scorer, metric = measured
     sides = []
     for c in configurations:
         found = aligned([samples_of(e.log, scorer) for e in c.cells(task)]) if len(c.runs) > 1 else None
         if found and all(is_computable(metric, s) for s in found):
             sides.append(_rows(metric, found))
-    return variance_between_seeds(sides)
+    return pool_seeds(sides)
 
 
 def shown(comparisons: list[Comparison], against: str, measured: Measured) -> str:

@@ -17,7 +17,7 @@ from cruijff_kit.result import RunResult
 
 ONE_SEED = (
     "Each configuration has one seed: these are comparisons of runs. How much other seeds would change them is not known; "
-    "seed=1,2,3 would take {runs} more runs, {hours}."
+    "seed=1,2,3 would take {runs} more runs, about {time}."
 )
 _FEW_PAIRS = 20  # of configurations, from which a correlation is observed
 
@@ -65,10 +65,9 @@ class Analysis:
         trained = [c for c in self.configurations if c.runs[0].training]
         if len(trained) < 2 or any(len(c.runs) > 1 for c in trained):
             return ""
-        hours = sum(r.seconds.get("total", 0) for c in trained for r in c.runs) / 3600
-        gpu = sum(r.gpu_hours() for c in trained for r in c.runs)
-        told = f"about {2 * gpu:.2g} GPU-hours" if gpu else f"about {2 * hours:.2g} hours"
-        return ONE_SEED.format(runs=2 * len(trained), hours=told)
+        seconds = 2 * sum(r.seconds.get("total", 0) for c in trained for r in c.runs)
+        gpu = 2 * sum(r.gpu_hours() for c in trained for r in c.runs)
+        return ONE_SEED.format(runs=2 * len(trained), time=f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds))
 
     def as_data(self) -> dict[str, Any]:
         """For JSON, beside the runs: best, configurations, detectable_difference."""
@@ -90,6 +89,13 @@ class Analysis:
             "estimates": {name: vars(e) for name, e in estimates.items() if e is not None},
             "comparisons": [comparison.as_data() for comparison in self.comparisons[c.name]],
         }
+
+
+def _duration(seconds: float) -> str:
+    """ "40 seconds", "12 minutes", "3.4 hours"."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def analyse(results: list[RunResult]) -> Analysis:
