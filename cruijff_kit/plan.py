@@ -38,7 +38,8 @@ class Plan(EvaluationPlan):
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). validation_rows:
     of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
-    sample_tokens: task -> of the longest prompt and answer. machine: device, dtype, threads. leaks: "exact train test" ->
+    sample_tokens: task -> of the longest prompt and answer.
+    accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test" ->
     rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
     starts.
     """
@@ -56,6 +57,7 @@ class Plan(EvaluationPlan):
     packed_rows: int | None
     samples: dict[str, int]
     sample_tokens: dict[str, int]
+    accuracy_tasks: list[str]
     machine: dict[str, str | int]
     leaks: dict[str, int]
     warnings: list[str]
@@ -217,6 +219,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         packed_rows=len(rows) if config.dataset.packed else None,
         samples={name: r.samples for name, r in rehearsals.items()},
         sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
+        accuracy_tasks=[n for n, r in rehearsals.items() if any("accuracy" in m for m in (r.metrics or {}).values())],
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
         warnings=[

@@ -8,7 +8,7 @@ from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import item_values, mean_error
 from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, wilson
 from cruijff_kit.analysis.measures import Samples, is_computable
-from cruijff_kit.analysis.samples import aligned, samples_of
+from cruijff_kit.analysis.samples import aligned, remembered, samples_of
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.result import Evaluation
 
@@ -98,10 +98,13 @@ def _of_one(
         if metric == "accuracy":
             return Estimate(value, *wilson(value, cell.samples, level), 1, cell.samples, "test items", level=level)
         return Estimate(value, level=level)
-    found = interval_of(metric, samples, level)
-    over = "test items" if found else ""
-    ends = (found.low, found.high) if found else (None, None)
-    return Estimate(value, *ends, 1, len(samples), over, None, calibrated_error(metric, samples), level)
+
+    def compute() -> list[float | None]:
+        found = interval_of(metric, samples, level)
+        return [*(found[:2] if found else (None, None)), calibrated_error(metric, samples)]
+
+    low, high, expected = remembered(cell.log, f"{scorer} {metric} {level}", compute)
+    return Estimate(value, low, high, 1, len(samples), "" if low is None else "test items", None, expected, level)
 
 
 def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: str) -> Estimate:

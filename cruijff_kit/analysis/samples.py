@@ -9,8 +9,9 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.measures import Samples
@@ -81,24 +82,49 @@ def select(samples: Samples, places: Sequence[int]) -> Samples:
     return Samples(**chosen)
 
 
-def _columns_of(log: str) -> dict[str, dict[str, list[Any]]]:
+def remembered(log: str, key: str, compute: Callable[[], Any]) -> Any:
+    """What was computed from a log under this key, from the cache where it was before: a JSON value."""
+    identity = _identity(log)
+    if identity is None:
+        return compute()
+    kept = cache_dir() / "intervals" / f"{identity}.json"
+    known = _read_json(kept)
+    if key not in known:
+        known[key] = compute()
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            write_text(kept, json.dumps(known))
+    return known[key]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _identity(log: str) -> str | None:
+    """A hash of a log; None where it is gone."""
     try:
         with open(log, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL))
-            identity = hashlib.sha256(f"{_FORMAT} {size} ".encode() + file.read()).hexdigest()[:24]
+            return hashlib.sha256(f"{_FORMAT} {size} ".encode() + file.read()).hexdigest()[:24]
     except OSError:
-        return {}
-    return _read(log, identity)
+        return None
+
+
+def _columns_of(log: str) -> dict[str, dict[str, list[Any]]]:
+    identity = _identity(log)
+    return _read(log, identity) if identity else {}
 
 
 @functools.lru_cache(maxsize=1024)
 def _read(log: str, identity: str) -> dict[str, dict[str, list[Any]]]:
     kept = cache_dir() / "items" / f"{identity}.json"
-    try:
-        return json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pass
+    if known := _read_json(kept):
+        return known
     from cruijff_kit.evaluation.items import scored_samples  # inspect-ai
 
     try:
