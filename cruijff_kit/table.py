@@ -19,7 +19,16 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.folder import folders_below, require_folder, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
 from cruijff_kit.result import Evaluation, RunResult, read_result
-from cruijff_kit.table_cells import INTERVALS, SEEDS, VERSUS, lines_below, seed_cells, table_cells, versus_cells
+from cruijff_kit.table_cells import (
+    INTERVALS,
+    SEEDS,
+    VERSUS,
+    lines_below,
+    seed_cells,
+    table_cells,
+    untrained_line,
+    versus_cells,
+)
 from cruijff_kit.tiers import notice
 
 if TYPE_CHECKING:
@@ -183,10 +192,11 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     console.print(str(folder), style="italic", markup=False, soft_wrap=True)
     styles = ["bold" if analysis.is_best(r) else "red" if r.status == "failed" else "" for r in results]
     table = _rich(*table_cells(results, analysis), styles)
+    below = [INTERVALS] if any(r.evaluation for r in results) else []
     if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
         table = _rich(*table_cells(results, analysis, narrow=True), styles, broken=True)
+        below.append(untrained_line(results, analysis))
     console.print(table)
-    below = [INTERVALS] if any(r.evaluation for r in results) else []
     for line in (*below, *lines_below(results, analysis), _of_several_epochs(results), notice(results)):
         if line:
             console.print(line, markup=False)

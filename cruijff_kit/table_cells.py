@@ -27,8 +27,8 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     known best where they vary. A star marks the runs of the best configurations.
 
     Args:
-        narrow: leave out the seconds, what varies where every run's name has it, and what a task's further scorers gave
-            the untrained model; intervals with two decimals.
+        narrow: leave out the seconds, what varies where every run's name has it, and what the untrained model got where
+            that is the same for all (`untrained_line`) or of a task's further scorers; intervals with two decimals.
     """
     several = len({e.task for e in _entries(results)}) > 1
     columns: list[tuple[str, list[str]]] = [("run", [("* " if analysis.is_best(r) else "") + r.name for r in results])]
@@ -46,8 +46,9 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     for task, scorer in scorers_of(results):
         name = f"{task} {scorer}" if several else scorer
         what = headline(results, task, scorer)
-        if not narrow or scorer == first[task]:
-            columns.append((f"{name} {what} before", _scores(results, analysis, (task, scorer, what), narrow, True)))
+        before = _scores(results, analysis, (task, scorer, what), narrow, untrained=True)
+        if not narrow or scorer == first[task] and len({*before}) > 1:
+            columns.append((f"{name} {what} before", before))
         columns.append((f"{name} {what} after", _scores(results, analysis, (task, scorer, what), narrow)))
         if any(
             share < 1 for e in _entries(results) if e.task == task and (share := e.coverage.get(scorer)) is not None
@@ -65,6 +66,17 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     columns.append(("status", [r.status for r in results]))
     kept = [c for c in columns if any(c[1]) and not (narrow and c[0] == "seconds")]
     return [name for name, _ in kept], [list(row) for row in zip(*(cells for _, cells in kept), strict=True)]
+
+
+def untrained_line(results: list[RunResult], analysis: Analysis) -> str:
+    """A line about what the untrained model got in each task's first scorer, where that is the same for all runs."""
+    first = {task: (task, scorer, headline(results, task, scorer)) for task, scorer in reversed(scorers_of(results))}
+    found = []
+    for task, measured in reversed(first.items()):
+        before = {*_scores(results, analysis, measured, narrow=False, untrained=True)}
+        if len(before) == 1 and before != {""}:
+            found.append(f"{' '.join(measured if len(first) > 1 else measured[1:])} {before.pop()}")
+    return f"untrained: {', '.join(found)}" if found else ""
 
 
 def known_best(results: list[RunResult]) -> str:
@@ -162,12 +174,12 @@ def _words(measured: Measured, analysis: Analysis) -> str:
     return " ".join(measured if several else measured[1:]).replace("_", " ")
 
 
-def with_interval(e: Estimate, decimals: int = 3) -> str:
-    """ "0.840 [0.756, 0.899]"."""
+def with_interval(e: Estimate, narrow: bool = False) -> str:
+    """ "0.840 [0.756, 0.899]"; narrow: "0.840 [.76, .90]"."""
     if e.low is None:
         return number(e.value)
-    ends = ", ".join(number(v, decimals) for v in (e.low, e.high))
-    return f"{number(e.value)} [{ends}]"
+    ends = [number(v, 2).removeprefix("0") if narrow else number(v) for v in (e.low, e.high)]
+    return f"{number(e.value)} [{', '.join(ends)}]"
 
 
 def _entries(results: list[RunResult]) -> list[Evaluation]:
@@ -183,7 +195,7 @@ def _scores(
         entry, c = last_cell(r, measured[0], untrained), analysis.configuration_of(r)
         level = {} if untrained or c is None else {"level": analysis.level_of(c, measured)}
         found = estimate_cell(entry, *measured[1:], **level) if entry else None
-        cells.append(with_interval(found, 2 if narrow else 3) if found else "")
+        cells.append(with_interval(found, narrow) if found else "")
     return cells
 
 

@@ -157,7 +157,7 @@ def _label(found: list[Risks], place: int, metric: str, words: str) -> str | Non
     r = found[place]
     if any(other.label == r.label for other in found[:place]):
         return None
-    return fitted(r.label, 48) + (f", {words} {with_interval(e, 2)}" if (e := r.estimate(metric)) else "")
+    return fitted(r.label, 48) + (f", {words} {with_interval(e, narrow=True)}" if (e := r.estimate(metric)) else "")
 
 
 def _charts(found: list[Risks], task: str, name: str) -> list[Chart]:
