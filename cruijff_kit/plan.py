@@ -39,8 +39,8 @@ class Plan(EvaluationPlan):
     of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
     sample_tokens: task -> of the longest prompt and answer.
-    accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test" ->
-    rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
+    accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test"
+    -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
     starts.
     """
 

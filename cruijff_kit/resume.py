@@ -22,6 +22,7 @@ from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE, DONE
 from cruijff_kit.summary import refresh_above, write_summary
 from cruijff_kit.survey import Known, RunView, known_below, survey
+from cruijff_kit.table import no_data
 
 
 def resume(folder: Path, overrides: list[str]) -> None:
@@ -45,7 +46,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         + on_their_way
     )
     answer.record(to_finish=[v.name for _, v in left], on_their_way=[v.name for v in active])
-    answer.record(folder=str(folder.absolute()), submitted=[], made=[], runs=[])
+    answer.record(folder=str(folder.absolute()), submitted=[], made=[], **no_data())
     try:
         _finish(folder, left, changed, said)
     finally:

@@ -232,6 +232,11 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() else 200
 
 
+def no_data() -> dict[str, Any]:
+    """As `as_data`, while there are no results."""
+    return {"runs": [], "best": None, "configurations": [], "detectable_difference": {}}
+
+
 def as_data(results: list[RunResult]) -> dict[str, Any]:
     """What --json prints: every result as its result.json has it, with the comparisons of its configuration; the best; the
     configurations; and what could be found.

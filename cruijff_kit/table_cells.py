@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, Measured, shown
-from cruijff_kit.analysis.configurations import last_cell
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, VALIDATION, Measured, shown
+from cruijff_kit.analysis.configurations import Configuration, last_cell
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell, estimate_loss
 from cruijff_kit.analysis.headlines import headline, scorers_of
 from cruijff_kit.analysis.rankings import Ranking
@@ -17,7 +17,7 @@ VERSUS = (
     "tested here"
 )
 SEEDS = "Means over seeds [95% interval over test items and seeds]; sd: standard deviation between seeds"
-INTERVALS = "[95% interval] of a score: over other test items"
+INTERVALS = "[95% interval]: of scores over other test items, of validation losses over other validation rows"
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
 
@@ -39,9 +39,7 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
         ):
             columns.append((key, values))
     columns.append(("loss", [cell(r.training.get("loss")) for r in results]))
-    columns.append(
-        ("val. loss" if narrow else "validation loss", [cell(r.training.get("validation_loss")) for r in results])
-    )
+    columns.append(("val. loss", _losses(results)) if narrow else ("validation loss", _losses(results, analysis)))
     first = {task: scorer for task, scorer in reversed(scorers_of(results))}
     for task, scorer in scorers_of(results):
         name = f"{task} {scorer}" if several else scorer
@@ -72,7 +70,7 @@ def untrained_line(results: list[RunResult], analysis: Analysis) -> str:
     """A line about what the untrained model got in each task's first scorer, where that is the same for all runs."""
     first = {task: (task, scorer, headline(results, task, scorer)) for task, scorer in reversed(scorers_of(results))}
     found = []
-    for task, measured in reversed(first.items()):
+    for measured in reversed(first.values()):
         before = {*_scores(results, analysis, measured, narrow=False, untrained=True)}
         if len(before) == 1 and before != {""}:
             found.append(f"{' '.join(measured if len(first) > 1 else measured[1:])} {before.pop()}")
@@ -129,16 +127,14 @@ def best_line(ranking: Ranking | None) -> str:
 def versus_cells(analysis: Analysis) -> Cells | None:
     """A row a configuration and metric: against the untrained model, chance and the best; None: nothing to compare."""
     metrics = compared_metrics(analysis)
-    tasks, scorers = {t for t, _, _ in metrics}, {(t, s) for t, s, _ in metrics}
+    several = len({t for t, _, _ in metrics}) > 1
     rows = []
     for c in analysis.configurations:
-        for task, scorer, metric in metrics:
-            against = (UNTRAINED, CHANCE, BEST)
-            cells = [shown(analysis.comparisons[c.name], a, (task, scorer, metric)) for a in against]
+        for measured in [*metrics, VALIDATION]:
+            cells = [shown(analysis.comparisons[c.name], a, measured) for a in (UNTRAINED, CHANCE, BEST)]
             star = "* " if analysis.ranking and c in analysis.ranking.best else ""
-            words = [task] if len(tasks) > 1 else []
-            words += [scorer] if len(scorers) >= len(tasks) else []
-            rows.append([star + c.name, " ".join([*words, metric]), *cells])
+            words = measured[2:] if measured == VALIDATION else measured if several else measured[1:]
+            rows.append([star + c.name, " ".join(words).replace("_loss", " loss"), *cells])
     rows = [row for row in rows if any(row[2:])]
     header = ["configuration", "scores", *(f"versus {a}" for a in (UNTRAINED, CHANCE, BEST))]
     kept = [i for i in range(5) if any(row[i] for row in rows)]
@@ -196,6 +192,17 @@ def _scores(
         level = {} if untrained or c is None else {"level": analysis.level_of(c, measured)}
         found = estimate_cell(entry, *measured[1:], **level) if entry else None
         cells.append(with_interval(found, narrow) if found else "")
+    return cells
+
+
+def _losses(results: list[RunResult], analysis: Analysis | None = None) -> list[str]:
+    """The validation loss of each run, with its interval over validation rows where `analysis` is given."""
+    cells = []
+    for r in results:
+        c = Configuration(r.name, {}, [r])
+        found = estimate_loss(c, "validation_loss") if analysis else None
+        ends = f" [{cell(found.low)}, {cell(found.high)}]" if found and found.low is not None else ""
+        cells.append(cell(r.training.get("validation_loss")) + ends)
     return cells
 
 

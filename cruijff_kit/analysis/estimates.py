@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import item_values, mean_error
-from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, wilson
+from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, interval_of_mean, wilson
 from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, remembered, samples_of
 from cruijff_kit.analysis.validation import row_losses
@@ -88,6 +88,10 @@ def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL)
     rows = row_losses(configuration.runs) if name == "validation_loss" else None
     if rows is None:
         return Estimate(values[0], level=level) if len(values) == 1 else _over_seeds(values, name, level)
+    if len(rows) == 1:
+        found = interval_of_mean(rows[0], level=level)
+        ends = (max(0.0, found.low), found.high, 1, rows.shape[1], "validation rows") if found else ()
+        return Estimate(values[0], *ends, level=level)
     return _of_many(sum(values) / len(values), rows, name, level, "validation rows")
 
 

@@ -52,9 +52,9 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
         values = terms(name, samples)
         if name in _SHARES and np.isin(values, (0, 1)).all():
             return Interval(*wilson(float(values.mean()), effective_items(values, samples.unit), level), "Wilson")
-        return _of_mean(values, samples.unit, level)
+        return interval_of_mean(values, samples.unit, level)
     if name == "rmse":  # the root of a mean
-        squares = _of_mean(squared_errors(samples), samples.unit, level)
+        squares = interval_of_mean(squared_errors(samples), samples.unit, level)
         return squares and Interval(squares.low**0.5, squares.high**0.5, squares.method)
     if name in _CALIBRATION_ERRORS:
         return _of_calibration_error(name, samples, level)
@@ -101,7 +101,12 @@ def standard_error_of_mean(values: "np.ndarray", unit: "np.ndarray | None") -> t
     return float(apart**0.5 / len(values)), units - 1
 
 
-def _of_mean(values: "np.ndarray", unit: "np.ndarray | None", level: float) -> Interval | None:
+def interval_of_mean(values: "np.ndarray", unit: "np.ndarray | None" = None, level: float = LEVEL) -> Interval | None:
+    """The interval of a mean over items; None where nothing varies.
+
+    Args:
+        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own.
+    """
     clustered = unit is not None and unit.max() + 1 < len(unit)
     error, freedom = standard_error_of_mean(values, unit)
     if not error > 1e-12 * max(1.0, float(abs(values).max())):  # all alike: nothing tells how much others would differ

@@ -1,16 +1,16 @@
-"""The validation loss row by row, as the recipes leave it: what tells whether one validation loss is lower than another."""
+"""The validation loss row by row, as recipes leave it in validation_losses.json: what tells whether one is lower.
+
+{"epoch": N, "row": [row of the split], "loss": [its summed loss], "labels": [its labelled tokens]}
+"""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cruijff_kit.folder import RunFolder
 from cruijff_kit.result import RunResult
 
 if TYPE_CHECKING:
     import numpy as np
-
-NAME = "validation_losses.json"
-"""In a run's folder: {"epoch": N, "loss": [summed loss of each row], "labels": [labelled tokens of each row]}."""
 
 
 def row_losses(runs: list[RunResult]) -> "np.ndarray | None":
@@ -36,7 +36,7 @@ def row_losses(runs: list[RunResult]) -> "np.ndarray | None":
 
 def _read(result: RunResult) -> tuple[tuple[float, ...], tuple[int, ...]] | None:
     try:
-        tree = json.loads((Path(result.paths["run"]) / NAME).read_text(encoding="utf-8"))
+        tree = json.loads(RunFolder(result.paths["run"]).validation_losses.read_text(encoding="utf-8"))
         losses, labels = tuple(tree["loss"]), tuple(tree["labels"])
         is_of_last = tree["epoch"] == len(result.training["validation_losses"]) - 1
     except (OSError, ValueError, KeyError, TypeError):
