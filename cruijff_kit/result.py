@@ -131,6 +131,15 @@ class RunResult:
         gpus = 0 if self.machine.get("device", "cpu") == "cpu" else self.settings.get("processes", 1)
         return self.seconds.get("total", 0) / 3600 * gpus
 
+    def has_no_answers(self) -> bool:
+        """Whether the objective's scorer scored no sample: it is then a constant answer's, and the run ranks last."""
+        for e in {e.task: e for e in self.evaluation}.values():  # of several epochs the last one
+            for scorer, values in e.metrics.items():
+                names = {n for m in values for n in (m, f"{scorer}/{m}", f"{e.task}/{scorer}/{m}")}
+                if self.objective_name in names:
+                    return e.coverage.get(scorer) == 0
+        return False
+
     def metrics(self) -> dict[str, float]:
         """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
 

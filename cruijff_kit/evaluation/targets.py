@@ -9,8 +9,9 @@ from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.chance import targets_of
 from cruijff_kit.evaluation.evaluate import option_tokens
-from cruijff_kit.evaluation.foreign import name_of, needs_whole_answer
+from cruijff_kit.evaluation.foreign import needs_whole_answer
 from cruijff_kit.evaluation.names import TaskName
+from cruijff_kit.evaluation.scorers import INCLUSION
 from cruijff_kit.evaluation.settings import as_messages
 from cruijff_kit.withheld import quoted
 
@@ -51,16 +52,17 @@ def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) ->
     limit = most_tokens(task, config)
     if option_tokens(task) or not any(needs_whole_answer(s) for s in task.scorer or []):
         return  # options are one token each, which is checked where they are asked for
-    long = {}
-    for sample in task.dataset[: config.eval.limit]:
+    long: dict[str, tuple[int, Sample]] = {}
+    for number, sample in enumerate(task.dataset[: config.eval.limit], 1):
         target = sample.target if isinstance(sample.target, str) else min(sample.target, key=len)
         if len(target.encode()) + _MARGIN > limit:
-            long.setdefault(target, sample)
+            long.setdefault(target, (number, sample))
     likely = sorted(long, key=lambda target: len(tokenizer.encode(target)))[-_LONGEST:]
-    found = {target: _tokens_of(target, long[target], tokenizer, name.ships) for target in likely}
+    found = {target: _tokens_of(target, long[target][1], tokenizer, name.ships) for target in likely}
     longest = max(found, key=found.__getitem__, default=None)
     if longest is not None and found[longest] > limit:
-        where = f"row {long[longest].metadata['row']}" if name.ships else f"sample {quoted(long[longest].id)}"
+        number, sample = long[longest]
+        where = f"row {sample.metadata['row']}" if name.ships else f"sample {number}"
         whose = "" if task.config.max_tokens else "eval."
         raise UserError(
             f"{whose}max_tokens={limit}: the longest target of task {name.label} has {found[longest]} tokens ({where}); "
@@ -78,7 +80,7 @@ def _tokens_of(target: str, sample: Sample, tokenizer: Any, taught: bool) -> int
 
 def targets_within_others(name: TaskName, task: Task) -> tuple[str, ...]:
     """A line where `includes` cannot tell targets apart, because one stands in another."""
-    if not any(name_of(s) == "cruijff_kit/includes" for s in task.scorer or []):
+    if not any(getattr(s, "compares", None) == INCLUSION for s in task.scorer or []):
         return ()
     targets = sorted(targets_of(task), key=lambda t: (len(t), t))
     whole = _BETWEEN.join(targets)
