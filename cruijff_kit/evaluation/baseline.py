@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.config import RunConfig
+from cruijff_kit.data.layouts import digest_of
 from cruijff_kit.evaluation.cells import cell_key
 from cruijff_kit.evaluation.chance import constants_of
 from cruijff_kit.evaluation.engine import ChatModel
@@ -37,7 +38,8 @@ def evaluate_untrained(
 def _one(
     name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder
 ) -> Evaluation:
-    kept = cache_dir() / "baseline" / _key(name, chat_model, config, plan)
+    key = _key(name, chat_model, config, plan)
+    kept = cache_dir() / "baseline" / f"{key}-{_constants(name, config)}"
     kept.mkdir(parents=True, exist_ok=True)
     if config.dataset.tier == RED:
         close_folder(kept)
@@ -68,7 +70,7 @@ def _read(path: Path) -> Evaluation | None:
 
 
 def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan) -> str:
-    """Everything that the untrained model's answers and their scores depend on."""
+    """Everything that the untrained model's answers depend on."""
     decoding = dataclasses.asdict(config.eval)
     for other in ("tasks", "task_args", "epochs", "baseline", "batch_size", "keep_samples"):
         del decoding[other]
@@ -84,7 +86,7 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
     identity = [
         str(name),
         config.eval.arguments_of(name),
-        constants_of(build_task(name, config)) if name.ships else _asked_by(name, config),
+        None if name.ships else _asked_by(name, config),
         str(Path(config.model.path).absolute()),
         model,
         config.model.kind,
@@ -99,6 +101,14 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
         *([["red", config.eval.keep_samples, data.group_columns]] if data.tier == RED else []),
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _constants(name: TaskName, config: RunConfig) -> str:
+    """What the scores say besides the answers: what a constant gets, which knows the run's training rows. No use to who
+    does not have the data: it may be red.
+    """
+    constants, data = json.dumps(constants_of(build_task(name, config)), sort_keys=True), config.dataset
+    return hashlib.sha256(digest_of(data.path, data.format) + constants.encode()).hexdigest()[:8]
 
 
 def _asked_by(name: TaskName, config: RunConfig) -> list[str]:

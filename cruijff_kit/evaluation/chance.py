@@ -23,16 +23,13 @@ from inspect_ai.scorer import SampleScore, Score, Scorer, Target, value_to_float
 from inspect_ai.solver import TaskState
 
 from cruijff_kit.evaluation import metrics
-from cruijff_kit.evaluation.foreign import log_names, metrics_over, name_of
+from cruijff_kit.evaluation.foreign import is_of_inspect_ai, log_names, metrics_over
 from cruijff_kit.evaluation.numbers import find_number
 from cruijff_kit.evaluation.scorers import plain
 
 TRAIN, TEST = "train", "test"
 MOST_LABELS = 20  # different targets that are labels, if each stands for two samples on average
-# Scorers that need nothing but the answer's text and cost nothing: they are asked what they give the constant. Of others
-# it is supposed that an answer is right where it is the target.
-_OF_TEXT = ("cruijff_kit/match", "cruijff_kit/includes", "inspect_ai/match", "inspect_ai/includes", "inspect_ai/exact",
-            "inspect_ai/f1")  # fmt: skip
+_OF_TEXTS = ("match", "includes", "exact", "f1")  # of inspect-ai's scorers
 _NOT_COMPARED = ("coverage", "parse_rate")
 _COUNTS = "confusion"
 
@@ -121,7 +118,9 @@ def _judge(scorer: Scorer, outputs: Counter[str], source: str) -> tuple[Any, Jud
     text = min(outputs, key=lambda t: (-outputs[t], t), default=None)
     if text is None or outputs[text] < 2 or source == TEST and not _are_labels(outputs):
         return None, None
-    return text, _judge_of_texts(scorer, text) if name_of(scorer) in _OF_TEXT else _judge_of_equality(text)
+    # Scorers of texts alone cost nothing, so they are asked; of others it is supposed that the target is a right answer.
+    of_texts = hasattr(scorer, "compares") or is_of_inspect_ai(scorer, *_OF_TEXTS)
+    return text, _judge_of_texts(scorer, text) if of_texts else _judge_of_equality(text)
 
 
 def _are_labels(outputs: Counter[str]) -> bool:

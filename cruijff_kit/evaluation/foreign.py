@@ -21,6 +21,7 @@ from inspect_ai._util.registry import (
     registry_log_name,
     registry_lookup,
     registry_params,
+    registry_unqualified_name,
 )
 from inspect_ai.scorer import SampleScore, Scorer
 from inspect_ai.scorer._scorer import scorer_metrics, unique_scorer_name
@@ -70,17 +71,17 @@ def measured(task: Task) -> dict[str, list[str]] | None:
     return found
 
 
-def name_of(scorer: Scorer) -> str:
-    """What inspect-ai's registry calls a scorer: PACKAGE/NAME, or NAME of one in a file."""
-    return registry_info(scorer).name
+def is_of_inspect_ai(scorer: Scorer, *names: str) -> bool:
+    """Whether a scorer is one of these of inspect-ai's own."""
+    own = getattr(scorer, "__module__", "").startswith("inspect_ai.")
+    return own and registry_unqualified_name(scorer) in names
 
 
 def needs_whole_answer(scorer: Scorer) -> bool:
     """Whether an answer that is cut off cannot be right; known of our scorers, and of inspect-ai's for texts."""
     if hasattr(scorer, "needs_whole_answer"):
         return scorer.needs_whole_answer
-    compares_texts = name_of(scorer) in ("inspect_ai/match", "inspect_ai/includes", "inspect_ai/exact")
-    return compares_texts and not registry_params(scorer).get("numeric")
+    return is_of_inspect_ai(scorer, "match", "includes", "exact") and not registry_params(scorer).get("numeric")
 
 
 def log_names(task: Task) -> list[str]:

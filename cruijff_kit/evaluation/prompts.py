@@ -129,8 +129,7 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
     task = build_task(name, config)
     wordiest, samples = _wordiest(task, config), _asked(task, config)
     check_targets(name, task, config)
-    check_room(name, task, config, tokenizer)
-    warnings = targets_within_others(name, task)
+    warnings = (*check_room(name, task, config, tokenizer), *targets_within_others(name, task))
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
         log = _run(name, task, recorder, config, Path(logs))
@@ -150,12 +149,12 @@ def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
     task = build_task(name, config)
     wordiest = [tokenizer.prompt(_messages(s.input)) for s in _wordiest(task, config)]
     found, samples = measured(task), _asked(task, config)
-    check_room(name, task, config, tokenizer)
+    warnings = check_room(name, task, config, tokenizer)
     task.dataset = task.dataset[:_FEW]
     with tempfile.TemporaryDirectory() as logs:
         _run(name, task, recorder, config, Path(logs), score=False)
     longest = max(map(len, [*recorder.prompts, *wordiest]))
-    return Rehearsal(0, longest, found, most_tokens(task, config), samples)
+    return Rehearsal(0, longest, found, most_tokens(task, config), samples, warnings)
 
 
 def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, logs: Path, score: bool = True) -> EvalLog:

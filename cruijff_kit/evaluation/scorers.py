@@ -6,14 +6,15 @@
 They work in any inspect-ai task and with any model. A sample that cannot be scored has the value "N", the reason, and
 metadata["scored"] = False; `metrics` says how it counts.
 
-What others may know of a scorer stands in its attributes: needs_whole_answer, options, option_tokens (options whose logits
-it reads), decimal_comma, and check_target, which raises UserError for a text that can be no target.
+What others may know of a scorer stands in its attributes: needs_whole_answer, compares (texts: EQUALITY or INCLUSION),
+options, option_tokens (options whose logits it reads), decimal_comma, and check_target, which raises UserError for a text
+that can be no target.
 """
 
 import functools
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from inspect_ai.model import Logprob, get_model
@@ -40,6 +41,7 @@ OPTION_LOGITS = "option_logits"
 OPTION_SAID = "option_said"
 """There: the option that the answer begins with; None: with none."""
 
+EQUALITY, INCLUSION = "equality", "inclusion"
 _TEXTS = [accuracy(), stderr()]
 _OPTIONS = [metrics.accuracy(), metrics.stderr(), metrics.balanced_accuracy(), metrics.f1(), metrics.confusion()]
 _RISKS = [metrics.auc(), metrics.brier(), metrics.c_ece(), metrics.r_ece()]
@@ -54,13 +56,13 @@ def exact(case_sensitive: bool = True) -> Scorer:
 
     Unlike inspect-ai's match(location="exact"), which strips punctuation: there "5" passes for "-5" and "C" for "C++".
     """
-    return _text_scorer(lambda answer, wanted: answer == wanted, case_sensitive)
+    return _text_scorer(EQUALITY, case_sensitive)
 
 
 @scorer(metrics=_TEXTS)
 def includes(case_sensitive: bool = True) -> Scorer:
     """The target, or one of them, stands somewhere in the answer (both as `plain` has them)."""
-    return _text_scorer(lambda answer, wanted: wanted in answer, case_sensitive)
+    return _text_scorer(INCLUSION, case_sensitive)
 
 
 def plain(text: str) -> str:
@@ -68,9 +70,12 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def _text_scorer(is_right: Callable[[str, str], bool], case_sensitive: bool) -> Scorer:
+def _text_scorer(compares: str, case_sensitive: bool) -> Scorer:
     def folded(text: str) -> str:
         return plain(text) if case_sensitive else plain(text).casefold()
+
+    def is_right(answer: str, wanted: str) -> bool:
+        return wanted in answer if compares == INCLUSION else wanted == answer
 
     async def score(state: TaskState, target: Target) -> Score:
         text = state.output.completion
@@ -78,7 +83,7 @@ def _text_scorer(is_right: Callable[[str, str], bool], case_sensitive: bool) -> 
         reason = None if text.strip() else "no_response"
         return Score(value=CORRECT if right else INCORRECT, answer=text.strip(), explanation=text, reason=reason)
 
-    score.needs_whole_answer = True
+    score.compares, score.needs_whole_answer = compares, True
     return score
 
 

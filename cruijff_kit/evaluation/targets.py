@@ -9,8 +9,9 @@ from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.chance import targets_of
 from cruijff_kit.evaluation.evaluate import option_tokens
-from cruijff_kit.evaluation.foreign import name_of, needs_whole_answer
+from cruijff_kit.evaluation.foreign import needs_whole_answer
 from cruijff_kit.evaluation.names import TaskName
+from cruijff_kit.evaluation.scorers import INCLUSION
 from cruijff_kit.evaluation.settings import as_messages
 from cruijff_kit.withheld import quoted
 
@@ -40,32 +41,39 @@ def check_targets(name: TaskName, task: Task, config: RunConfig) -> None:
             raise UserError(f"eval task {name} cannot run: {error} (row {sample.metadata['row']})") from error
 
 
-def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) -> None:
+def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) -> tuple[str, ...]:
     """Refuse a target that is longer than any answer, where a scorer needs the whole answer.
 
     Only targets of more bytes than an answer has tokens are tokenised.
 
+    Returns:
+        A line where the longest target fits, but not its end token.
     Raises:
-        UserError: with its end token a target (of a sample with several, the shortest) has more tokens than an answer may.
+        UserError: a target (of a sample with several, the shortest) has more tokens than an answer may have.
     """
     limit = most_tokens(task, config)
     if option_tokens(task) or not any(needs_whole_answer(s) for s in task.scorer or []):
-        return  # options are one token each, which is checked where they are asked for
-    long = {}
-    for sample in task.dataset[: config.eval.limit]:
+        return ()  # options are one token each, which is checked where they are asked for
+    long: dict[str, tuple[int, Sample]] = {}
+    for number, sample in enumerate(task.dataset[: config.eval.limit], 1):
         target = sample.target if isinstance(sample.target, str) else min(sample.target, key=len)
         if len(target.encode()) + _MARGIN > limit:
-            long.setdefault(target, sample)
+            long.setdefault(target, (number, sample))
     likely = sorted(long, key=lambda target: len(tokenizer.encode(target)))[-_LONGEST:]
-    found = {target: _tokens_of(target, long[target], tokenizer, name.ships) for target in likely}
+    found = {target: _tokens_of(target, long[target][1], tokenizer, name.ships) for target in likely}
     longest = max(found, key=found.__getitem__, default=None)
-    if longest is not None and found[longest] > limit:
-        where = f"row {long[longest].metadata['row']}" if name.ships else f"sample {quoted(long[longest].id)}"
-        whose = "" if task.config.max_tokens else "eval."
-        raise UserError(
-            f"{whose}max_tokens={limit}: the longest target of task {name.label} has {found[longest]} tokens ({where}); "
-            f"set {whose}max_tokens={found[longest]}{'' if whose else ' in its GenerateConfig'}"
-        )
+    if longest is None or found[longest] <= limit:
+        return ()
+    needed, (number, sample) = found[longest], long[longest]
+    where = f"row {sample.metadata['row']}" if name.ships else f"sample {number}"
+    setting, place = ("max_tokens", " in its GenerateConfig") if task.config.max_tokens else ("eval.max_tokens", "")
+    told = (
+        f"{setting}={limit}: the longest target of task {name.label} has {needed} tokens with its end token ({where})",
+        f"set {setting}={needed}{place}",
+    )
+    if needed - 1 > limit:
+        raise UserError("; ".join(told))
+    return (f"{told[0]}, so that an answer which would go on counts as right; {told[1]}",)
 
 
 def _tokens_of(target: str, sample: Sample, tokenizer: Any, taught: bool) -> int:
@@ -78,7 +86,7 @@ def _tokens_of(target: str, sample: Sample, tokenizer: Any, taught: bool) -> int
 
 def targets_within_others(name: TaskName, task: Task) -> tuple[str, ...]:
     """A line where `includes` cannot tell targets apart, because one stands in another."""
-    if not any(name_of(s) == "cruijff_kit/includes" for s in task.scorer or []):
+    if not any(getattr(s, "compares", None) == INCLUSION for s in task.scorer or []):
         return ()
     targets = sorted(targets_of(task), key=lambda t: (len(t), t))
     whole = _BETWEEN.join(targets)

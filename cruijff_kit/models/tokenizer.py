@@ -42,8 +42,9 @@ class ChatTokenizer:
             raise UserError(f"{folder}/tokenizer_config.json names no eos_token, so an answer would have no end")
         self.pad_id = self._id("pad_token") if self._id("pad_token") is not None else self.eos_id
         self._adds_bos = self.bos_id is not None and self.encode("", add_special_tokens=True)[:1] == [self.bos_id]
-        # Tokenizers after SentencePiece write a space in front of whatever they are given.
-        self._adds_space = "".join(self._tokenizer.encode("a", add_special_tokens=False).tokens).startswith("\u2581")
+        # Tokenizers after SentencePiece, and some byte-level ones, write a space in front of whatever they are given.
+        first = "".join(self._tokenizer.encode("a", add_special_tokens=False).tokens)
+        self._adds_space = first.startswith(("\u2581", "\u0120"))
         source = _chat_template(folder, settings) if kind == "chat" else ""
         day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
         try:
