@@ -1,6 +1,7 @@
 """Experiments: those that ship, one of the user's own, scaffolds, the summary from plan to findings, the budget."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from forked import forked
 
 import cruijff_kit
 from cruijff_kit import conf
+from cruijff_kit.data.leaks import used_splits
 from cruijff_kit.ledger import read_ledger
 from cruijff_kit.result import read_result
 
@@ -68,6 +70,21 @@ def test_shipped_experiments_can_run(name, shell, tmp_path):
     done = shell(tmp_path, "-m", f"experiment={name}", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "runs; nothing is started" in done.stdout and not (tmp_path / "multirun").exists()
+
+
+@pytest.mark.parametrize("batch", [[], ["batch_size=4"], ["batch_size=16", "gradient_accumulation_steps=3"]])
+def test_the_sizes_of_data_get_equal_updates(batch, shell, tmp_path):
+    """As many updates of as many rows in each run, and each smaller set inside the larger ones."""
+    done = shell(tmp_path, "-m", "experiment=data_size", "dry_run=true", "--json", *batch)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert len({run["steps"]["total"] for run in runs}) == 1 and [run["rows"] for run in runs] == [48, 96, 192, 384]
+    seen = [run["rows"] * run["swept"]["epochs"] for run in runs]
+    assert {run["steps"]["total"] * run["effective_batch"] for run in runs} == {*seen}, "no update has fewer rows"
+    data = cruijff_kit.compose(["experiment=data_size"]).dataset
+    used = [{c.row for c in used_splits(replace(data, max_samples=run["rows"]), [])["train"]} for run in runs]
+    assert [len(rows) for rows in used] == [48, 96, 192, 384]
+    assert all(smaller < larger for smaller, larger in zip(used, used[1:], strict=False))
 
 
 def test_a_scaffold_is_a_plan(scaffold):
