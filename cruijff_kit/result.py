@@ -114,6 +114,13 @@ class RunResult:
     model_hash: str | None = None
     """Whether the base model's files are still the same (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
+    leaks: dict[str, int] = field(default_factory=dict)
+    """What stands in two splits: "exact train test" -> rows of test; also near, unit, and "target train" (the answer stands
+    in the prompt). cruijff_kit/data/leaks.py"""
+    allowed_leaks: list[str] = field(default_factory=list)
+    """Kinds of them that dataset.allow_leaks let pass: exact, near, unit."""
+    unit_column: str | None = None
+    """Column that names the unit each row is of (dataset.unit_column). Samples in the logs have it in their metadata."""
     tier: str = "green"
     """Of the data: green, yellow or red (cruijff_kit/tiers.py)."""
     redacted: bool = False

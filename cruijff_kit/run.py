@@ -153,7 +153,7 @@ def _train_and_evaluate(
     from cruijff_kit.models.machine import describe
 
     with clock("setup"):
-        result.steps, result.data_hash = plan.steps, plan.data_hash
+        result.steps, result.data_hash, result.leaks = plan.steps, plan.data_hash, plan.leaks
         result.rows = {"train": plan.packed_rows or plan.rows, "validation": plan.validation_rows}
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -300,6 +300,8 @@ def begin(config: RunConfig, swept: dict) -> RunResult:
         tier=config.dataset.tier,
         redacted=tiers.withholds_samples(config),
         permission=config.dataset.permission,
+        allowed_leaks=list(config.dataset.allow_leaks),
+        unit_column=config.dataset.unit_column,
     )
 
 

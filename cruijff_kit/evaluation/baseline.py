@@ -95,6 +95,7 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
         decoding,
         machine,
         versions(),
+        data.unit_column,
         *([["red", config.eval.keep_samples, data.group_columns]] if data.tier == RED else []),
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
