@@ -5,6 +5,7 @@ themselves never do (they keep status.json). A single run that was submitted has
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -151,8 +152,9 @@ def identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]
     return config_hash(config), data_hash
 
 
+@functools.cache
 def code_hash() -> str:
-    """Identity of the installed code: 16 hex digits over every Python file of the package."""
+    """Identity of the installed code: 16 hex digits over every Python file of the package, when it was first asked for."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
     folders = [package, package / "recipes", package.parent / "recipes"]  # the last in a checkout

@@ -56,7 +56,7 @@ def file_hashes(folder: Path | str) -> dict[str, str]:
         seen = {f.name: _seen(f) for f in files}
         hashes |= _hash([f for f in files if f.name not in hashes])
         now = time.time_ns()
-        settled = [f for f in files if _seen(f) == seen[f.name] and now - max(seen[f.name][1:3]) > _RECENT]
+        settled = [f for f in files if _seen(f) == seen[f.name] and abs(now - max(seen[f.name][1:3])) > _RECENT]
         _known[str(folder)] = {f.name: {"seen": seen[f.name], "sha256": hashes[f.name]} for f in settled}
         with contextlib.suppress(OSError):
             write_text(place, json.dumps({"folder": str(folder), "files": _known[str(folder)]}, indent=1) + "\n")
