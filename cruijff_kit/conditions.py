@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cruijff_kit.archive_manifest import sha256_of
+from cruijff_kit.archive_manifest import archived_data, sha256_of
 from cruijff_kit.config import RunConfig, config_hash
 from cruijff_kit.environment import installed_packages, read_environment, system
 from cruijff_kit.errors import UserError
@@ -80,9 +80,9 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
     _packages(found, result, then)
     _system(found, result, then)
     found.add("configuration", result.config_hash, config_hash(config))
-    began_in = _began_in(run, ledger)
-    _data(found, result, config, began_in)
-    _model(found, result, config, began_in)
+    began = began_in(run, ledger)
+    _data(found, run, result, config, began)
+    _model(found, result, config, began)
     _tasks(found, result, config)
     _machine(found, result, config, then)
     if result.changes:
@@ -97,8 +97,13 @@ def _ledger_of(run: Path) -> Ledger | None:
     return read_ledger(place) if place else None
 
 
-def _began_in(run: Path, ledger: Ledger | None) -> Path | None:
-    """Where the command was given, from which relative paths count; None where that is not known."""
+def began_in(run: Path, ledger: Ledger | None = None) -> Path | None:
+    """Where a run's command was given, from which relative paths count; None where that is not known.
+
+    Args:
+        ledger: of its sweep; None: looked for.
+    """
+    ledger = ledger or _ledger_of(run)
     if ledger is not None:
         return Path(ledger.cwd)
     try:
@@ -107,10 +112,15 @@ def _began_in(run: Path, ledger: Ledger | None) -> Path | None:
         return None
 
 
-def _located(path: str, began_in: Path | None) -> str:
+def located(path: str, began_in: Path | None) -> str:
     """A path, or where it led when the run was made, if it leads nowhere here."""
     there = began_in / path if began_in else None
     return str(there) if there and not Path(path).expanduser().exists() and there.exists() else path
+
+
+def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
+    """A path; where nothing is there, the archive's copy of it, if it has one."""
+    return path if Path(path).expanduser().exists() else kept.get(typed, path)
 
 
 def _code(found: Conditions, result: RunResult, ledger: Ledger | None) -> None:
@@ -184,7 +194,7 @@ def _hardware(found: Conditions, then: dict[str, Any], now: dict[str, Any]) -> N
         found.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
 
 
-def _data(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
+def _data(found: Conditions, run: Path, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
     from cruijff_kit.data.generators import generate
     from cruijff_kit.data.layouts import file_hash
 
@@ -193,10 +203,13 @@ def _data(found: Conditions, result: RunResult, config: RunConfig, began_in: Pat
     if data.generator is not None:  # in this machine's cache
         path = str(generate(data.generator, data.arguments))
         fix = f"delete {path}, so that it is drawn again; if it differs still, take the code of {result.git_commit}"
-    elif isinstance(path, str):
-        path = _located(path, began_in)
-    if path != data.path:
-        found.places[data.path] = path
+        found.places |= {data.path: path} if path != data.path else {}
+    else:
+        kept = archived_data(run, result.data_hash)
+        typed = [path] if isinstance(path, str) else [*path.values()]
+        now_at = {p: _in_archive(located(p, began_in), p, kept) for p in typed}
+        found.places |= {p: place for p, place in now_at.items() if place != p}
+        path = now_at[path] if isinstance(path, str) else {split: now_at[p] for split, p in path.items()}
     try:
         now = file_hash(path, data.format)
     except (UserError, OSError):
@@ -209,7 +222,7 @@ def _model(found: Conditions, result: RunResult, config: RunConfig, began_in: Pa
     from cruijff_kit.models.fingerprint import fingerprint
     from cruijff_kit.models.sources import download_command
 
-    model, place = config.model, _located(config.model.path, began_in)
+    model, place = config.model, located(config.model.path, began_in)
     if place != model.path:
         found.places[model.path] = place
     folder = Path(place).expanduser()
