@@ -9,6 +9,7 @@ from cruijff_kit.archive_manifest import NAME
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.errors import UserError
 from cruijff_kit.result import RunResult, read_result
+from cruijff_kit.ro_crate import NAME as CRATE
 from cruijff_kit.run_status import ACTIVE, DONE, FAILED
 from cruijff_kit.survey import Known, known_below, survey
 
@@ -118,7 +119,7 @@ def _walk(plan: Plan) -> None:
             path = here / name
             if path.is_symlink():
                 plan.links.append(path.relative_to(plan.root))
-            elif name in files and not name.endswith(".lock") and path != plan.root / NAME:
+            elif name in files and not name.endswith(".lock") and path not in (plan.root / NAME, plan.root / CRATE):
                 plan.files[path.relative_to(plan.root)] = path.stat().st_size
         below[:] = [b for b in below if (here / b).relative_to(plan.root) not in plan.delete]
 

@@ -357,15 +357,14 @@ def _show_missing(rows: list[tuple[str, Cells]]) -> None:
 
 
 def show(where: Path) -> None:
-    """Bring each sweep's results.csv up to date and print the table (or record the results)."""
+    """Bring each results.csv up to date and print the table (or record the results)."""
     from cruijff_kit.ledger import find_ledgers
-    from cruijff_kit.summary import write_summary
-    from cruijff_kit.table import answer_or_show, find_results, read_results, write_csv
+    from cruijff_kit.summary import write_overviews
+    from cruijff_kit.table import answer_or_show
 
-    for sweep_dir in find_ledgers(where):
-        if find_results(sweep_dir) and not (sweep_dir / "result.json").exists():
-            write_csv(sweep_dir, read_results(sweep_dir))
-            write_summary(sweep_dir)
+    above = [place for place in (where, *[*where.absolute().parents][:2]) if (place / "results.csv").exists()]
+    for place in dict.fromkeys(p.absolute() for p in (*find_ledgers(where), *above)):
+        write_overviews(place)
     answer_or_show(where)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.data.leaks import check_leaks
+from cruijff_kit.data.leaks import check_leaks, check_units
 from cruijff_kit.data.packing import rows_of
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
@@ -143,6 +143,7 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     """
     admit(config)
     data_hash = _make_ready(config, tuple(config.test_splits))
+    check_units(config.dataset, config.test_splits)
     _say_loading()
     from cruijff_kit.models import base
     from cruijff_kit.training import shared

@@ -16,7 +16,7 @@ from cruijff_kit.analysis.sweep import Analysis, analyse, analyse_briefly
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.estimate import clock
 from cruijff_kit.folder import write_text
-from cruijff_kit.ledger import Entry, Ledger, lock_of, read_ledger
+from cruijff_kit.ledger import Entry, Ledger, lock_of, read_ledger, repeating_command
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult, now, read_result
 from cruijff_kit.run_status import ACTIVE, DONE, PLANNED
@@ -44,6 +44,23 @@ def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
     # Who writes last has read last: two runs that end together would else leave the older view.
     with FileLock(lock_of(sweep_dir)) if ledger else contextlib.nullcontext():
         write_text(sweep_dir / NAME, _summary(sweep_dir, ledger, ask_slurm))
+
+
+def write_overviews(folder: Path) -> list[RunResult]:
+    """Write results.csv and experiment_summary.md of a sweep's folder, or of one above, as its runs stand now.
+
+    A run's own folder has neither, nor has one without results.
+
+    Returns:
+        The results, in order of start.
+    """
+    from cruijff_kit.table import find_results, read_results, write_csv
+
+    results = read_results(folder) if find_results(folder) else []
+    if results and not (folder / "result.json").exists():
+        write_csv(folder, results)
+        write_summary(folder)
+    return results
 
 
 def _summary(sweep_dir: Path, ledger: Ledger | None, ask_slurm: bool) -> str:
@@ -176,9 +193,8 @@ def _gigabytes(size: float | None) -> str:
 def _again(ledger: Ledger, sweep_dir: Path, views: list[RunView]) -> str:
     if not ledger.cwd:
         return ""
-    folder, several = shlex.quote(str(sweep_dir.absolute())), len(views) > 1 or any(e.swept for e in ledger.runs)
-    typed = shlex.join(o for o in ledger.command if not o.startswith("scaffold="))
-    lines = [f"cd {shlex.quote(ledger.cwd)}", f"python -m cruijff_kit.train {'-m ' * bool(several)}{typed}".rstrip()]
+    folder = shlex.quote(str(sweep_dir.absolute()))
+    lines = [f"cd {shlex.quote(ledger.cwd)}", repeating_command(ledger)]
     if any(v.state == PLANNED for v in views):
         lines.append(f"python -m cruijff_kit.resume {folder}     # starts what is planned")
     lines.append(f"python -m cruijff_kit.reproduce {folder}/RUN     # one run again, compared with this one")

@@ -162,6 +162,7 @@ def commands(tiny: str, wanted: list[str]) -> None:
 
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "device=cpu", "dtype=fp32", "num_warmup_steps=0"]
     model += ["eval.max_tokens=24", "batch_size=4", "lora.rank=2", "dataset.group_columns=[sex]"]
+    model += ["dataset.unit_column=person"]
     sys.path.insert(0, str(Path.cwd()))
 
     def given(name: str, call) -> None:

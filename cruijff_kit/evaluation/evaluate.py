@@ -168,6 +168,7 @@ def log_metadata(
         "epoch": epoch,
         "config_hash": config_hash,
         "data_hash": data_hash,
+        "unit_column": config.dataset.unit_column,
     }
 
 

@@ -15,6 +15,7 @@ from cruijff_kit.launch.jobs import Job, estimate, find_earlier, prepare, write_
 from cruijff_kit.launch.plugin import SweeperConfig
 from cruijff_kit.launch.scaffold import check_arrays, say_scaffolded
 from cruijff_kit.launch.task import begin_answer, warn_of_ignored
+from cruijff_kit.launch.typed import typed_arguments
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import DONE
 from cruijff_kit.summary import write_summary
@@ -42,7 +43,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
         estimate(jobs, sweep_dir)
         if jobs[0].config.scaffold:
             check_arrays(jobs, sweep_dir)
-        write_down(jobs, sweep_dir, OmegaConf.to_container(launcher.config.hydra.overrides.task))
+        write_down(jobs, sweep_dir, typed_arguments(OmegaConf.to_container(launcher.config.hydra)))
         write_summary(sweep_dir)
         if jobs[0].config.scaffold:
             say_scaffolded(jobs, sweep_dir)

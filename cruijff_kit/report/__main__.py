@@ -17,6 +17,8 @@ from typing import Any
 
 from cruijff_kit.command import Parser
 
+_BESIDE = ("results.csv", "experiment_summary.md")
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
@@ -30,8 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.methods:
             return _methods(options.folder)
         from cruijff_kit.report.writing import write_report
+        from cruijff_kit.summary import write_overviews
 
         report = write_report(options.folder, options.to)
+        if options.to is None and any((options.folder / name).exists() for name in _BESIDE):
+            write_overviews(options.folder)  # or else they would tell of fewer runs than the page beside them
         print(f"{report.html}\n{len(report.figures)} figures and {len(report.tables)} tables of data in "
               f"{report.html.parent / 'report'}; methods in {report.methods}")  # fmt: skip
         paths = {"figures": [*map(str, report.figures)], "tables": [*map(str, report.tables)]}
