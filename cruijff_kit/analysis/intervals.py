@@ -40,7 +40,7 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
     """The interval of a metric of one run over test items; None where there is none to be had.
 
     Args:
-        name: accuracy, mean, mae, rmse, r_squared, auc, brier, balanced_accuracy, f1, c_ece, r_ece.
+        name: accuracy, mean, mae, rmse, r_squared, auc, brier, mean_error, balanced_accuracy, f1, c_ece, r_ece.
         samples: what it was computed from.
         level: share of repetitions in which it holds the truth.
     """
@@ -52,7 +52,7 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
         values = terms(name, samples)
         if name in _SHARES and np.isin(values, (0, 1)).all():
             return Interval(*wilson(float(values.mean()), effective_items(values, samples.unit), level), "Wilson")
-        return _of_mean(values, samples.unit, level)
+        return _of_mean(values, samples.unit, level, is_signed=name == "mean_error")
     if name == "rmse":  # the root of a mean
         squares = _of_mean((samples.prediction - samples.target) ** 2, samples.unit, level)
         return squares and Interval(squares.low**0.5, squares.high**0.5, squares.method)
@@ -101,7 +101,7 @@ def standard_error_of_mean(values: "np.ndarray", unit: "np.ndarray | None") -> t
     return float(apart**0.5 / len(values)), units - 1
 
 
-def _of_mean(values: "np.ndarray", unit: "np.ndarray | None", level: float) -> Interval | None:
+def _of_mean(values: "np.ndarray", unit: "np.ndarray | None", level: float, is_signed: bool = False) -> Interval | None:
     clustered = unit is not None and unit.max() + 1 < len(unit)
     error, freedom = standard_error_of_mean(values, unit)
     if not error > 1e-12 * max(1.0, float(abs(values).max())):  # all alike: nothing tells how much others would differ
@@ -113,7 +113,7 @@ def _of_mean(values: "np.ndarray", unit: "np.ndarray | None", level: float) -> I
         reach = float(t.ppf((1 + level) / 2, freedom)) * error
         return Interval(mean - reach, mean + reach, "normal")
     low, high = studentised_quantiles(values, unit, ((1 - level) / 2, (1 + level) / 2))
-    least = 0.0 if (values >= 0).all() else float("-inf")
+    least = 0.0 if (values >= 0).all() and not is_signed else float("-inf")
     name = "studentised bootstrap over units" if clustered else "studentised bootstrap"
     return Interval(max(least, mean - high * error), mean - low * error, name)
 
