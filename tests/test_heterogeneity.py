@@ -179,6 +179,16 @@ def test_logs_of_several_seeds_are_one(log, tmp_path):
     assert [r.risk for r in rows[:2]] == [pytest.approx(0.7), pytest.approx(0.35)] and len(rows) == 8
 
 
+def test_samples_without_an_option_are_wrong(log, tmp_path):
+    """Where their label is known; then they have the constant's risk."""
+    other = read_eval_log(log)
+    more = {"label": "0", "positive": "1", "constant": {"risk": 0.3, "predicted": "0"}}
+    other.samples[8].scores["numeric_risk_scorer"].metadata |= more
+    write_eval_log(other, str(tmp_path / "known.eval"))
+    *_, last = read_samples(tmp_path / "known.eval").columns["sex"]
+    assert (last.correct, last.positive, last.risk, last.predicted) == (0.0, False, 0.3, False)
+
+
 def test_numbers_have_no_groups(tmp_path, log):
     with pytest.raises(UserError, match="no such file"):
         read_samples(tmp_path / "gone.eval")

@@ -6,6 +6,7 @@ columns. Selection rates, true and false positive rates and the fairness differe
 not flagged: whether groups should be selected alike is not for statistics to say.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class Row:
     predicted: float | None = None
     """Whether the positive option was predicted; over several runs the share of them."""
     order: float | None = None
-    """What ranks the samples; None: the risk."""
+    """What ranks the samples: log-odds of the risk; None: they are to be computed from it."""
     unit: str | None = None
     """The respondent (household, country) it is of; None: it is its own."""
     sample: str = ""
@@ -200,6 +201,13 @@ def _arrays(rows: Sequence[Row]) -> _Arrays:
     def numbers(values: Iterable[float | bool | None]) -> "np.ndarray":
         return np.array([np.nan if v is None else float(v) for v in values])
 
+    has_order = any(r.order is not None for r in rows)
+
+    def order(row: Row) -> float | None:
+        if row.order is not None or row.risk is None or not has_order:
+            return row.risk if row.order is None else row.order
+        return math.log(row.risk / (1 - row.risk)) if 0 < row.risk < 1 else math.copysign(math.inf, row.risk - 0.5)
+
     names, group = np.unique([r.group for r in rows], return_inverse=True)
     # A sample without a unit is one of its own, whatever units are called.
     units = np.unique(
@@ -211,7 +219,7 @@ def _arrays(rows: Sequence[Row]) -> _Arrays:
         numbers(r.correct for r in rows),
         numbers(r.positive for r in rows),
         numbers(r.risk for r in rows),
-        numbers(r.risk if r.order is None else r.order for r in rows),
+        numbers(map(order, rows)),
         numbers(r.predicted for r in rows),
         units if units.max() + 1 < len(rows) else None,
     )

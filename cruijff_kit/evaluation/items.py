@@ -95,12 +95,16 @@ def group_rows(log: str, columns: list[str], unit: str | None = None) -> dict[st
 
 
 def _group_row(score: Score) -> dict[str, Any] | None:
-    """correct, positive, risk, predicted and order of a sample; None where it has no score."""
-    said = score.metadata or {}
-    correct = _value(score)
+    """correct, positive, risk, predicted and order of a sample; None where it has no score.
+
+    Without an option, where the label is known, it is wrong, and has the risk that the constant baseline has.
+    """
+    said, correct = score.metadata or {}, _value(score)
+    has_options = "label" in said and "positive" in said
+    if said.get("scored") is False and (has_options or "is_positive" in said):
+        correct, said = 0.0, {"predicted": None, "risk": (said.get("constant") or {}).get("risk"), **said}
     if correct is None:
         return None
-    has_options = "label" in said and "positive" in said
     positive = said.get("is_positive", said["label"] == said["positive"] if has_options else None)
     predicted = said["predicted"] == said["positive"] if has_options and "predicted" in said else None
     return {

@@ -259,6 +259,16 @@ def test_some_samples_without_a_risk():
     assert report.differences[1].difference == pytest.approx(plain.differences[1].difference)
 
 
+def test_log_odds_rank_where_risks_are_rounded():
+    rows = [Row("ab"[i % 2], 1, i > 9, 1.0, order=40.0 + i) for i in range(20)]
+    report = compare_columns(("x", rows), permutations=99)[0]
+    assert [g.auc for g in report.groups] == [1.0, 1.0] and report.all.auc == 1.0
+    plain = compare_columns(("x", [Row(r.group, 1, r.positive, r.risk) for r in rows]), permutations=99)[0]
+    assert plain.all.auc == 0.5
+    mixed = compare_columns(("x", [*rows, Row("a", 0, True, 0.5)]), permutations=99)[0]  # log-odds 0, below all
+    assert mixed.all.auc == pytest.approx(10 / 11)
+
+
 def test_several_runs_are_one():
     first = [Row("a", 1, True, 0.9, 1.0, sample="1"), Row("b", 0, False, 0.6, 1.0, sample="2")]
     second = [
