@@ -237,18 +237,21 @@ def _nothing_varies(difference: float, items: int, deviation: float | None = Non
     return Difference(difference, 1.0, lambda level: (least, most), items, "no item differs", deviation)
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979, statsmodels), in the order of the arguments."""
+    if not p:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p, method="holm")[1]]
+
+
 def with_holm(found: Sequence[Difference], level: float = 0.95) -> list[tuple[float, float, float]]:
     """(low, high, p) of each difference, corrected for all of them: p by Holm (1979, statsmodels), intervals that hold
     together (Bonferroni) and that exclude 0 exactly where p is below 1 - level.
     """
-    if not found:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    alpha = 1 - level
-    corrected = multipletests([d.p for d in found], method="holm")[1]
-    rows = []
-    for d, p in zip(found, map(float, corrected), strict=True):
+    alpha, rows = 1 - level, []
+    for d, p in zip(found, holm([d.p for d in found]), strict=True):
         low, high = d.interval(1 - alpha / len(found))
         if p >= alpha and not low <= 0 <= high:  # an exact test may say less than its interval
             low, high = min(low, 0.0), max(high, 0.0)

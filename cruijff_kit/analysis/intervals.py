@@ -40,7 +40,7 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
     """The interval of a metric of one run over test items; None where there is none to be had.
 
     Args:
-        name: accuracy, mean, mae, rmse, r_squared, auc, brier, balanced_accuracy, f1, c_ece, r_ece.
+        name: accuracy, mean, mae, rmse, r_squared, auc, brier, mean_error, balanced_accuracy, f1, c_ece, r_ece.
         samples: what it was computed from.
         level: share of repetitions in which it holds the truth.
     """
@@ -52,7 +52,7 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
         values = terms(name, samples)
         if name in _SHARES and np.isin(values, (0, 1)).all():
             return Interval(*wilson(float(values.mean()), effective_items(values, samples.unit), level), "Wilson")
-        return interval_of_mean(values, samples.unit, level)
+        return interval_of_mean(values, samples.unit, level, is_signed=name == "mean_error")
     if name == "rmse":  # the root of a mean
         squares = interval_of_mean(squared_errors(samples), samples.unit, level)
         return squares and Interval(squares.low**0.5, squares.high**0.5, squares.method)
@@ -101,11 +101,14 @@ def standard_error_of_mean(values: "np.ndarray", unit: "np.ndarray | None") -> t
     return float(apart**0.5 / len(values)), units - 1
 
 
-def interval_of_mean(values: "np.ndarray", unit: "np.ndarray | None" = None, level: float = LEVEL) -> Interval | None:
+def interval_of_mean(
+    values: "np.ndarray", unit: "np.ndarray | None" = None, level: float = LEVEL, is_signed: bool = False
+) -> Interval | None:
     """The interval of a mean over items; None where nothing varies.
 
     Args:
-        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own.
+        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own. is_signed: whether the mean may
+            be below 0 though no value is.
     """
     clustered = unit is not None and unit.max() + 1 < len(unit)
     error, freedom = standard_error_of_mean(values, unit)
@@ -118,7 +121,7 @@ def interval_of_mean(values: "np.ndarray", unit: "np.ndarray | None" = None, lev
         reach = float(t.ppf((1 + level) / 2, freedom)) * error
         return Interval(mean - reach, mean + reach, "normal")
     low, high = studentised_quantiles(values, unit, ((1 - level) / 2, (1 + level) / 2))
-    least = 0.0 if (values >= 0).all() else float("-inf")
+    least = 0.0 if (values >= 0).all() and not is_signed else float("-inf")
     name = "studentised bootstrap over units" if clustered else "studentised bootstrap"
     return Interval(max(least, mean - high * error), mean - low * error, name)
 

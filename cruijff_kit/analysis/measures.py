@@ -159,6 +159,7 @@ _TERMS: dict[str, Callable[[Samples], "np.ndarray"]] = {
     "mean": lambda s: s.value,
     "mae": lambda s: abs(s.prediction - s.target),
     "brier": lambda s: (s.risk - s.positive) ** 2,
+    "mean_error": lambda s: s.risk - s.positive,  # of the risk: calibration in the large
 }
 _MEASURES: dict[str, Measure] = {name: _of_terms(name) for name in _TERMS} | {
     "auc": _auc,

@@ -93,26 +93,52 @@ def told_groups(log: str) -> list[str] | None:
     return [column for column in said.get("group_columns", "").split(",") if column]
 
 
-def group_rows(log: str, group: str) -> list[dict[str, Any]]:
-    """The scored samples of a log whose metadata name a group.
+def unit_column(log: str) -> str | None:
+    """The column that says which samples belong together (dataset.unit_column), as a log knows it."""
+    return (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
 
-    Of the first scorer that gives risks, else the first one. Keys: group; correct, the score; positive (whether the label
-    is the last option) and risk = P(last option), None where the scorer gives none.
+
+def group_rows(log: str, columns: list[str], unit: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """column -> the scored samples whose metadata have it, as arguments of analysis.subgroups.Row.
+
+    Of the first scorer that gives risks, else the first one; what it does not give is None.
+
+    Args:
+        unit: key of the metadata that says which samples belong together (respondent, household).
     """
     samples = summaries(log)
     scorers = dict.fromkeys(name for s in samples for name in s.scores or {})
     risky = (n for n in scorers for s in samples if n in (s.scores or {}) and "risk" in (s.scores[n].metadata or {}))
     scorer = next(risky, next(iter(scorers), None))
-    rows = []
+    rows: dict[str, list[dict[str, Any]]] = {column: [] for column in columns}
     for sample in samples:
-        score = (sample.scores or {}).get(scorer)
-        name = (sample.metadata or {}).get(group)
-        if score is None or name is None or (correct := _value(score)) is None:
+        score, said = (sample.scores or {}).get(scorer), sample.metadata or {}
+        if score is None or (row := _group_row(score)) is None:
             continue
-        kept = score.metadata or {}
-        positive = kept.get("is_positive", kept.get("label") == kept.get("positive")) if "risk" in kept else None
-        rows.append({"group": str(name), "correct": correct, "positive": positive, "risk": kept.get("risk")})
+        row |= {"sample": str(sample.id), "unit": None if said.get(unit) is None else str(said[unit])}
+        for column in columns:
+            if said.get(column) is not None:
+                rows[column].append({"group": str(said[column]), **row})
     return rows
+
+
+def _group_row(score: Score) -> dict[str, Any] | None:
+    """correct, positive, risk, predicted and order of a sample; None where it has no score.
+
+    Without an option, where the label is known, it is wrong, and has the risk that the constant baseline has.
+    """
+    said, correct = score.metadata or {}, _value(score)
+    has_options = "label" in said and "positive" in said
+    if said.get("scored") is False and (has_options or "is_positive" in said):
+        correct, said = 0.0, {"predicted": None, "risk": (said.get("constant") or {}).get("risk"), **said}
+    if correct is None:
+        return None
+    positive = said.get("is_positive", said["label"] == said["positive"] if has_options else None)
+    predicted = said["predicted"] == said["positive"] if has_options and "predicted" in said else None
+    return {
+        "correct": correct, "positive": positive, "risk": said.get("risk"), "predicted": predicted,
+        "order": said.get("log_odds"),
+    }  # fmt: skip
 
 
 def risks(log: str) -> dict[str, list[tuple[bool, float]]]:

@@ -210,6 +210,7 @@ def _all_of(found: list[Risks], metric: str) -> str:
     return "; ".join(f"{who} {shown(e.value) if e else 'undefined'}" for who, e in values)
 
 
-def best_runs(runs: Runs) -> list[Run]:
-    """The first seed's run of each family's best configuration (of at most four) that was evaluated."""
-    return [f.best for f in runs.families[:4] if f.best and f.best.result.evaluation]
+def best_configurations(runs: Runs) -> list[list[Run]]:
+    """The runs, one a seed, of each family's best configuration (of at most four) that was evaluated."""
+    found = [f.runs_of(f.ranking.leader) for f in runs.families[:4]]
+    return [own for own in found if all(r.result.evaluation for r in own)]

@@ -322,11 +322,14 @@ def test_a_run_on_the_census_by_sex(run_cli, environment, tiny, tmp_path):
     shown = heterogeneity("--group", "sex")
     assert shown.returncode == 0 and "female" in shown.stdout, shown.stderr
     report = json.loads((tmp_path / "run" / "heterogeneity_report.json").read_text())
-    assert [g["name"] for g in report["groups"]] == ["female", "male"] and report["samples"] == 20
+    (column,) = report["columns"]
+    assert [g["name"] for g in column["groups"]] == ["female", "male"] and column["samples"] == 20
     assert (tmp_path / "run" / "group_performance.png").read_bytes()[:4] == b"\x89PNG"
     entry = json.loads((tmp_path / "run" / "result.json").read_text())["evaluation"][-1]
-    assert report["accuracy"] == pytest.approx(entry["metrics"]["risk_scorer"]["accuracy"]), "that of the last epoch"
-    assert report["auc"] == pytest.approx(entry["metrics"]["risk_scorer"]["auc"])
+    figures, metrics = column["all"], entry["metrics"]["risk_scorer"]
+    assert figures["accuracy"] == pytest.approx(metrics["accuracy"]), "that of the last epoch"
+    assert [figures[m] for m in ("auc", "r_ece")] == pytest.approx([metrics[m] for m in ("auc", "r_ece")])
+    assert figures["share_positive"] == pytest.approx(metrics["class_balance"])
     wrong = heterogeneity("--group", "gender")
     assert wrong.returncode == 2 and "there are sex, age_group, education, occupation, marital" in wrong.stderr
 
