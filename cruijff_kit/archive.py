@@ -2,9 +2,9 @@
 
     python -m cruijff_kit.archive DIR [--to DIR2 [--data]] [--keep best|all|none] [--license TEXT]
 
-Adapters (epoch_N), merged models and checkpoints are deleted, but for the adapters that are kept: of the best run the last
-one (--keep best). All else stays in DIR; with --to it is copied to DIR2 first, kept adapters too, and each copy is compared
-with what it was made of before anything is deleted. archive.json says what is there, with hashes, and what is gone;
+Adapters (epoch_N), merged models and checkpoints are deleted, but for the adapters that are kept: of the best configuration
+the last ones (--keep best). All else stays in DIR; with --to it is copied to DIR2 first, kept adapters too, and each copy is
+compared with what it was made of before anything is deleted. archive.json says what is there, with hashes, and what is gone;
 ro-crate-metadata.json describes it for repositories (ro_crate.py). --data copies the data too (archive_data.py).
 """
 
@@ -88,7 +88,7 @@ def archive(
 
 def _manifest(plan: Plan, keep: str) -> Manifest:
     before = read_manifest(plan.root)
-    best = None if plan.best is None else plan.best.relative_to(plan.root).as_posix()
+    best = [run.relative_to(plan.root).as_posix() for run in plan.best]
     manifest = Manifest(str(plan.root), keep, best, links=[p.as_posix() for p in plan.links])
     gone = {d.path: d for d in (before.deleted if before else [])}
     with progress("hashing", len(plan.files) + len(plan.delete)) as bar:
@@ -167,7 +167,7 @@ def _report(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCop
         "to": None if target is None else str(target),
         "dry_run": dry_run,
         "runs": len(plan.runs),
-        "best": None if plan.best is None else str(plan.best),
+        "best": [str(run) for run in plan.best],
         "kept_files": len(plan.files),
         "kept_bytes": sum(plan.files.values()),
         "kept_adapters": [p.as_posix() for p in plan.adapters],
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or a folder above")
     parser.add_argument("--to", metavar="DIR2", type=Path, help="copy what is kept there first")
     parser.add_argument(
-        "--keep", choices=(BEST, ALL, NONE), default=BEST, help="adapters: the best run's last (default)"
+        "--keep", choices=(BEST, ALL, NONE), default=BEST, help="adapters: the best configuration's last (default)"
     )
     parser.add_argument("--data", action="store_true", help="copy the data too: green, or yellow with permission")
     parser.add_argument(

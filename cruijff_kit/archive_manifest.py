@@ -42,14 +42,15 @@ class ArchivedData:
 class Manifest:
     """An archive; paths are relative to its folder.
 
-    source: the folder that was archived. keep: best, all or none. best: path of the best run, "." for the folder itself.
+    source: the folder that was archived. keep: best, all or none. best: the runs of the best configuration, "." for the
+    folder itself.
     state: copying, deleting or done. files: path -> sha256 and bytes, of what was kept when this was written. links: those
     that were left alone.
     """
 
     source: str
     keep: str
-    best: str | None = None
+    best: list[str] = field(default_factory=list)
     created: str = field(default_factory=now)
     state: str = COPYING
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

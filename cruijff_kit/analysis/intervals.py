@@ -107,8 +107,8 @@ def interval_of_mean(
     """The interval of a mean over items; None where nothing varies.
 
     Args:
-        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own. is_signed: whether the mean may
-            be below 0 though no value is.
+        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own.
+        is_signed: whether the mean may be below 0 though no value is.
     """
     clustered = unit is not None and unit.max() + 1 < len(unit)
     error, freedom = standard_error_of_mean(values, unit)

@@ -1,4 +1,4 @@
-"""The report's section on groups of samples: is the best configuration as good for every group that the samples' metadata name?"""
+"""The report's section on groups: is the best configuration as good for every group that the samples' metadata name?"""
 
 import itertools
 from collections.abc import Sequence
