@@ -71,7 +71,7 @@ def calibration(runs: Runs) -> Section:
         for task in dict.fromkeys(e.task for r in family.ranked for e in r.result.evaluation):
             if task in seen:
                 continue
-            found = _found(family, task)
+            found = _found(runs, family, task)
             if found:
                 seen.add(task)
                 name = "calibration" if len(seen) == 1 else f"calibration_{len(seen)}"
@@ -87,11 +87,11 @@ def calibration(runs: Runs) -> Section:
     return section
 
 
-def _found(family: Family, task: str) -> list[Risks]:
+def _found(runs: Runs, family: Family, task: str) -> list[Risks]:
     """The best configuration's, the untrained model's, then the others'."""
     found: list[Risks] = []
     for c in family.ranking.ranked[: OTHERS + 1]:
-        for run in family.runs_of(c):
+        for run in runs.runs_of(c):
             cell = run.last(task)
             own = _risks(c.name, cell) if cell else []
             for risks in own:
@@ -212,5 +212,5 @@ def _all_of(found: list[Risks], metric: str) -> str:
 
 def best_configurations(runs: Runs) -> list[list[Run]]:
     """The runs, one a seed, of each family's best configuration (of at most four) that was evaluated."""
-    found = [f.runs_of(f.ranking.leader) for f in runs.families[:4]]
+    found = [runs.runs_of(f.ranking.leader) for f in runs.families[:4]]
     return [own for own in found if all(r.result.evaluation for r in own)]

@@ -5,13 +5,13 @@ Values with intervals, against the untrained model, chance, and the best.
 
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, VALIDATION, Comparison, Measured
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED, Comparison, Measured
 from cruijff_kit.analysis.configurations import Configuration, is_finite
-from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_loss
+from cruijff_kit.analysis.estimates import Estimate
 from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
-from cruijff_kit.report.runs import Family, Runs, objective_name
-from cruijff_kit.table_cells import compared_metrics
+from cruijff_kit.report.outcomes import ConfiguredRuns, Outcome, outcomes_of
+from cruijff_kit.report.runs import Family, Runs
 
 MOST = 30  # configurations in a chart
 MOST_TABLES = 8
@@ -25,58 +25,16 @@ def ranking(runs: Runs) -> Section:
     if not analysis.configurations:
         section.absent = "no run has finished"
         return section
-    for number, family in enumerate(runs.families[:4], 1):
-        name = "best_runs" if number == 1 else f"best_runs_{number}"
-        section.text.append(_sentence(family))
-        section.blocks += _blocks(runs, family.ranking.ranked, _Shown(family.objective, family.source), name)
-    if len(runs.families) > 4:
-        section.text.append(f"{len(runs.families) - 4} more objectives stand in the first table only.")
-    chosen = [f.source for f in runs.families]
-    others = [m for m in compared_metrics(analysis) if m not in chosen]
-    for number, measured in enumerate(others[:MOST_TABLES], 1):
-        own = [c for c in _in_order(runs) if c.values(*measured)]
-        if own:
-            section.blocks += _blocks(runs, own, _Shown("/".join(measured), measured), f"test_scores_{number}")
+    section.text += [_sentence(family) for family in runs.families[:4]]
+    outcomes, chosen = outcomes_of(runs), len(runs.families)
+    for number, outcome in enumerate(outcomes[:chosen][:4], 1):
+        section.blocks += _blocks(outcome, "best_runs" if number == 1 else f"best_runs_{number}")
+    if chosen > 4:
+        section.text.append(f"{chosen - 4} more objectives stand in the first table only.")
+    for number, outcome in enumerate(outcomes[chosen:][:MOST_TABLES], 1):
+        section.blocks += _blocks(outcome, f"test_scores_{number}")
     section.text += _explanations(runs)
     return section
-
-
-class _Shown:
-    """A number that a chart and a table are about: an objective, or a metric of a task."""
-
-    def __init__(self, objective: str, source: Measured | None) -> None:
-        self.objective, self.source = objective, source
-        self.measured = VALIDATION if objective == VALIDATION[2] else source
-        self.name = objective_name(objective, source)
-
-    def of(self, runs: Runs, c: Configuration) -> Estimate | None:
-        if self.source is not None:
-            return estimate(c, *self.source, level=runs.analysis.level_of(c, self.source))
-        if self.objective in ("loss", "validation_loss"):
-            return estimate_loss(c, self.objective)
-        values = c.objectives()
-        return Estimate(sum(values) / len(values), seeds=len(values))
-
-    def untrained(self, c: Configuration) -> float | None:
-        values = c.values(*self.source, untrained=True) if self.source else []
-        return values[0] if values else None
-
-    def chance(self, c: Configuration) -> float | None:
-        return self._of_cell(c, lambda e: e.chance.get(self.source[1], {}).get(self.source[2]))
-
-    def ceiling(self, c: Configuration) -> float | None:
-        return self._of_cell(c, lambda e: e.ceiling.get(self.source[2]))
-
-    def _of_cell(self, c: Configuration, read: Any) -> float | None:
-        cells = c.cells(self.source[0]) if self.source else []
-        value = read(cells[0]) if cells else None
-        return value if is_finite(value) else None
-
-
-def _in_order(runs: Runs) -> list[Configuration]:
-    """All configurations: those that are ranked, the best first; then the others."""
-    ranked = [c for r in runs.analysis.rankings for c in r.ranked]
-    return [*ranked, *(c for c in runs.analysis.configurations if c not in ranked)]
 
 
 def _sentence(family: Family) -> str:
@@ -97,35 +55,29 @@ def _sentence(family: Family) -> str:
     return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
 
 
-def _blocks(runs: Runs, configurations: list[Configuration], what: _Shown, name: str) -> list[Chart | Table]:
-    found = [(c, e) for c in configurations if (e := what.of(runs, c)) is not None]
-    return [_chart(runs, found, what, name), _table(runs, found, what, name)] if found else []
+def _blocks(outcome: Outcome, name: str) -> list[Chart | Table]:
+    found = [(c, outcome.estimate(c)) for c in outcome.configurations]
+    return [_chart(outcome, found, name), _table(outcome, found, name)]
 
 
-def _table(runs: Runs, found: list[tuple[Configuration, Estimate]], what: _Shown, name: str) -> Table:
-    header = [
-        "configuration",
-        "seeds",
-        "value",
-        "low",
-        "high",
-        "sd over seeds",
-        "a calibrated model",
-        "untrained",
-        "chance",
-    ]
+def _best(outcome: Outcome) -> list[Configuration]:
+    """Those that are best, where there is a choice."""
+    return [c for r in outcome.analysis.rankings for c in r.best if len(r.ranked) > 1]
+
+
+def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Table:
+    header = ["configuration", "seeds", "value", "low", "high", "sd over seeds", "if calibrated", "untrained", "chance"]
     header += [f"versus {against}: {p}" for against in (UNTRAINED, CHANCE, BEST) for p in _PARTS]
     rows = []
     for c, e in found:
-        row: list[Any] = [c.name, len(c.runs), e.value, e.low, e.high, e.seed_deviation, e.if_calibrated]
-        row += [what.untrained(c), what.chance(c)]
+        row: list[Any] = [c.label, len(c.runs), e.value, e.low, e.high, e.seed_deviation, e.if_calibrated]
+        row += [outcome.untrained(c), outcome.chance(c)]
         for against in (UNTRAINED, CHANCE, BEST):
-            row += _difference(runs.analysis.comparisons[c.name], against, what.measured)
+            row += _difference(outcome.analysis.comparisons[c.label], against, outcome.measured)
         rows.append(row)
     kept = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
-    best = {c.name for r in runs.analysis.rankings for c in r.best if len(r.ranked) > 1}
-    marked = {i for i, (c, _) in enumerate(found) if c.name in best}
-    caption = f"Configurations by {what.name}"
+    marked = {i for i, (c, _) in enumerate(found) if c.configuration in _best(outcome)}
+    caption = f"Configurations by {outcome.name}"
     return Table(name, caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], marked)
 
 
@@ -137,14 +89,14 @@ def _difference(found: list[Comparison], against: str, measured: Measured | None
     return [None] * 6
 
 
-def _chart(runs: Runs, found: list[tuple[Configuration, Estimate]], what: _Shown, name: str) -> Chart:
+def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Chart:
     top = found[:MOST]
-    rows = [[c.name, e.value, e.low, e.high, what.untrained(c), what.chance(c)] for c, e in top]
+    rows = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
     shown_are = f"{len(top)} of {len(found)} configurations" if len(top) < len(found) else "every configuration"
     over = listed(sorted({e.over for _, e in top} - {""}))
-    caption = f"{what.name}, {shown_are}" + (f", with 95% intervals over {over}" if over else "")
+    caption = f"{outcome.name}, {shown_are}" + (f", with 95% intervals over {over}" if over else "")
     data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "untrained", "chance"], rows)
-    best = {c.name for r in runs.analysis.rankings for c in r.best if len(r.ranked) > 1}
+    best = {c.name for c in _best(outcome)}
     with figure(8, 1.1 + 0.24 * len(rows)) as drawn:
         axes = drawn.subplots()
         for place, (label, value, low, high, *_) in enumerate(rows):
@@ -152,24 +104,24 @@ def _chart(runs: Runs, found: list[tuple[Configuration, Estimate]], what: _Shown
             if low is not None:
                 axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6)
             axes.plot([value], [place], "o", color=colour, markersize=5.5)
-        _mark_known(axes, [c for c, _ in top], what)
-        axes.set(yticks=range(len(rows)), yticklabels=[fitted(r[0], 60) for r in rows], xlabel=what.name)
+        _mark_known(axes, [c for c, _ in top], outcome)
+        axes.set(yticks=range(len(rows)), yticklabels=[fitted(r[0], 60) for r in rows], xlabel=outcome.name)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
         alt = f"{caption}. First: {rows[0][0]} with {shown(rows[0][1])}; last shown: {shown(rows[-1][1])}."
         return chart(drawn, data, alt)
 
 
-def _mark_known(axes: Any, configurations: list[Configuration], what: _Shown) -> None:
+def _mark_known(axes: Any, configurations: list[ConfiguredRuns], outcome: Outcome) -> None:
     """The untrained model, chance (a mark a configuration, where they differ a line would say nothing), the known best."""
-    looks = {"untrained": (what.untrained, GREY, "--", "D"), "chance": (what.chance, PALETTE[4], "-.", "s")}
+    looks = {"untrained": (outcome.untrained, GREY, "--", "D"), "chance": (outcome.chance, PALETTE[4], "-.", "s")}
     for label, (read, colour, line, mark) in looks.items():
         values = [read(c) for c in configurations]
         if None not in values and len(set(values)) == 1:
             axes.axvline(values[0], color=colour, linestyle=line, linewidth=1.2, label=label)
         elif known := [(v, i) for i, v in enumerate(values) if v is not None]:
             axes.plot(*zip(*known, strict=True), mark, color=colour, markersize=4, linestyle="", label=label)
-    ceilings = {what.ceiling(c) for c in configurations}
+    ceilings = {outcome.ceiling(c) for c in configurations}
     if len(ceilings) == 1 and None not in ceilings:
         axes.axvline(ceilings.pop(), color=PALETTE[2], linestyle=":", linewidth=1.5, label="best that can be expected")
     if axes.get_legend_handles_labels()[1]:
@@ -185,7 +137,7 @@ def _explanations(runs: Runs) -> list[str]:
             "corrected (Holm), for everything that this section tests. Chance is the best constant answer: the most "
             "frequent one of the training split, for numbers their mean or median."
         )
-    if any(e.method == "every answer is the same" for found in analysis.comparisons.values() for e in found):
+    if any(e.method == SAME_ANSWER for found in analysis.comparisons.values() for e in found):
         text.append(
             "A configuration that gives every item the same answer has no p: its score is no evidence of skill."
         )

@@ -74,11 +74,11 @@ class Run:
 class Family:
     """Runs that finished and whose objective is the same number, of the same task, scorer and metric; by configuration.
 
-    ranking: their configurations, the best first. runs: all of them, in order of their starts.
+    ranking: their configurations, the best first. ranked: the runs of these, by seed.
     """
 
     ranking: Ranking
-    runs: list[Run]
+    ranked: list[Run]
 
     @property
     def objective(self) -> str:
@@ -95,19 +95,10 @@ class Family:
         """Whether more is better."""
         return self.ranking.higher
 
-    def runs_of(self, configuration: Configuration) -> list[Run]:
-        """The runs of a configuration, by seed."""
-        return [next(r for r in self.runs if r.result is result) for result in configuration.runs]
-
-    @cached_property
+    @property
     def best(self) -> Run:
         """The first seed's run of the best configuration."""
         return self.ranked[0]
-
-    @cached_property
-    def ranked(self) -> list[Run]:
-        """The runs of its configurations, the best one's first, by seed."""
-        return [run for c in self.ranking.ranked for run in self.runs_of(c)]
 
     @property
     def name(self) -> str:
@@ -137,16 +128,18 @@ class Runs:
     @cached_property
     def families(self) -> list[Family]:
         """Finished runs by what their objective is, the largest family first."""
-        made = []
-        for ranking in self.analysis.rankings:
-            results = {id(result) for c in ranking.ranked for result in c.runs}
-            made.append(Family(ranking, [r for r in self.all if id(r.result) in results]))
-        return made
+        return [Family(r, [run for c in r.ranked for run in self.runs_of(c)]) for r in self.analysis.rankings]
+
+    def runs_of(self, configuration: Configuration) -> list[Run]:
+        """The runs of a configuration, by seed."""
+        return [next(r for r in self.all if r.result is result) for result in configuration.runs]
 
     @cached_property
     def best(self) -> list[Run]:
         """The runs of the best configurations of each family that has several."""
-        return [run for f in self.families if len(f.ranking.ranked) > 1 for c in f.ranking.best for run in f.runs_of(c)]
+        return [
+            run for f in self.families if len(f.ranking.ranked) > 1 for c in f.ranking.best for run in self.runs_of(c)
+        ]
 
     def states(self) -> Counter[str]:
         """State -> runs."""

@@ -3,20 +3,24 @@
 import ast
 import csv
 import json
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cruijff_kit.comparisons import UNTRAINED, compare_runs
+from cruijff_kit.analysis.effects import decompose
+from cruijff_kit.comparisons import UNTRAINED, compare_runs, items_of
 from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.replicates import replicates
 from cruijff_kit.report import drawing
 from cruijff_kit.report.__main__ import main
 from cruijff_kit.report.curves import read_curve, thinned
-from cruijff_kit.report.effects import by_effect, effects, together
+from cruijff_kit.report.document import Section
+from cruijff_kit.report.effects import effects, read_design
 from cruijff_kit.report.runs import Family, Run, Runs, read_runs
 from cruijff_kit.report.samples import WITHHELD, samples
 from cruijff_kit.report.writing import write_report
@@ -260,45 +264,122 @@ def test_what_an_earlier_report_wrote_goes_and_nothing_else(sweep, tmp_path):
     )
 
 
-def family(scores: dict[tuple, float]) -> Family:
-    """Runs of (a, b, seed)."""
+def family(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -> Family:
+    """Runs of (values of the settings, seed); a seed of None is the default one, which is not swept."""
     found = []
-    for (a, b, seed), score in scores.items():
-        name = f"{a},{b},{seed}"
+    for (*values, seed), score in scores.items():
+        settings = dict(zip(names, values, strict=True))
+        swept = settings | ({"seed": seed} if seed is not None else {})
+        name = ",".join(map(str, (*values, seed)))
         result = RunResult(
-            name,
-            "done",
-            "e",
-            "m",
-            {"a": a, "b": b, "seed": seed},
-            {"seed": seed},
-            name,
-            objective=score,
+            name, "done", "e", "m", swept, settings | {"seed": 1234 if seed is None else seed}, name, objective=score,
             objective_name="accuracy",
-        )
+        )  # fmt: skip
         found.append(Run(name, Path(name), RunView(name, name, "done"), result))
     return Family("accuracy", None, found)
 
 
+def section_of(made: Family) -> Section:
+    return effects(Runs(Path("x"), made.runs, []))
+
+
 def test_effects_are_those_that_were_put_in():
     flat = family({(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in "xy" for s in (0, 1)})
-    first, second = by_effect(flat)
-    assert (first.key, second.key) == ("a", "b") and first.share > 0.98 and second.share < 0.01
+    design = read_design(flat)
+    assert [e.name for e in design.effects] == ["a", "b"] and len(design.configurations) == 6
+    first, second = design.decomposition.shares
+    assert first.share > 0.98 and first.low > 0.9 and second.share == 0 and second.high < 0.01
     crossed = family(
         {(a, b, s): float((a == 1) == (b == "x")) + 0.01 * s for a in (1, 2) for b in "xy" for s in (0, 1)}
     )
-    assert by_effect(crossed)[0].share < 0.01 and together(*by_effect(crossed)) > 0.99
-    section = effects(Runs(Path("x"), crossed.runs, []))
+    assert [s.share for s in read_design(crossed).decomposition.shares] == pytest.approx([0, 0], abs=0.01)
+    section = section_of(crossed)
     heat = section.charts[0].data
     means = {(row[0], row[1]): row[2] for row in heat.rows}
     assert {*heat.columns[:2]} == {"a", "b"} and "mean over seeds" in heat.caption
     assert means[(1, "x") if heat.columns[0] == "a" else ("x", 1)] == pytest.approx(1.005)
+    assert section.text[0].startswith("Share of the variance of accuracy between configurations, with 95% intervals: ")
+
+
+def test_settings_that_vary_together_are_one():
+    """Four learning rates, each with a rank of its own: no 4 x 4 cells, no share for each."""
+    pairs = {1e-4: 8, 5e-5: 16, 2e-5: 64, 1e-5: 32}
+    scores = {(lr, rank, s): lr * 1000 + 0.001 * s for lr, rank in pairs.items() for s in (1, 2)}
+    section = section_of(family(scores, ("lr", "lora.rank")))
+    chart, table = section.charts[0].data, section.tables[-1]
+    assert chart.columns[0] == "lr with lora.rank" and len(chart.rows) == 4 and len(section.charts) == 1
+    assert [row[0] for row in chart.rows] == ["1e-05 with 32", "2e-05 with 64", "5e-05 with 16", "0.0001 with 8"]
+    assert {row[0] for row in table.rows} == {"lr with lora.rank"}
+    assert table.columns[-3:] == ["share of variance", "low", "high"]
+    assert section.text[0].startswith("lr and lora.rank vary together")
+    more = {(lr, rank, d, s): d + 0.001 * s for lr, rank in pairs.items() for d in (0.0, 0.1) for s in (1, 2)}
+    design = read_design(family(more, ("lr", "lora.rank", "dropout")))
+    assert [e.name for e in design.effects] == ["dropout", "lr with lora.rank"]
+    assert design.decomposition.is_separable and design.decomposition.shares[0].share > 0.95
+    cells = section_of(family(more, ("lr", "lora.rank", "dropout"))).charts[0].data
+    assert len(cells.rows) == 8 and {"0.0001 with 8"} < {row[1] for row in cells.rows}
+
+
+def test_settings_that_overlap_are_not_decomposed():
+    """Values of b that come with one value of a only; and a grid that falls into two parts."""
+    nested = {("p", "x", s): 1 + 0.01 * s for s in (1, 2)} | {("p", "y", s): 2 + 0.01 * s for s in (1, 2)}
+    nested |= {("q", "z", s): 3 + 0.01 * s for s in (1, 2)} | {("q", "w", s): 4 + 0.01 * s for s in (1, 2)}
+    parts = {(a, b, s): a + b + 0.01 * s for a, b in ((1, 1), (1, 2), (2, 1), (3, 3), (3, 4), (4, 4)) for s in (1, 2)}
+    for scores in (nested, parts):
+        section = section_of(family(scores))
+        assert read_design(family(scores)).decomposition.shares is None
+        (chart,) = section.charts
+        assert "cannot be told apart" in chart.data.caption and len(chart.data.rows) == 2 * len(scores) // 2
+        assert "The runs do not cross" in section.text[0] and "share of variance" not in section.tables[-1].columns
+    # A missing cell alone leaves the settings apart.
+    missing = {(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in (1, 2, 3) for s in (1, 2) if (a, b) != (3, 3)}
+    design = read_design(family(missing))
+    assert design.decomposition.is_separable and design.decomposition.shares[0].share > 0.9
+    assert [len(row) for row in section_of(family(missing)).charts[0].data.rows] == [4] * 8
+
+
+def test_no_shares_where_nothing_differs_or_nothing_could_tell():
+    draw = random.Random(0)
+    noise = family({(a, b, s): draw.gauss(0, 1) for a in (1, 2, 3) for b in "xyz" for s in (1, 2, 3)})
+    section = section_of(noise)
+    (text,) = section.text
+    assert text.startswith("No configuration can be told from another by accuracy")
+    assert "share of variance" not in section.tables[-1].columns and len(section.charts[0].data.rows) == 9
+    losses = family({(a, b, 1): a for a in (1, 2, 3) for b in "xyz"})
+    assert section_of(losses).text[0].startswith("Nothing tells how much of the differences in accuracy is chance")
+
+
+def test_the_default_seed_is_a_seed():
+    """A sweep with seed=1,2 after a run without: three seeds of each configuration."""
+    scores = {(a, "x", s): a + (0.3 if s is None else 0) for a in (1, 2) for s in (None, 1, 2)}
+    design = read_design(family(scores))
+    assert [len(c.runs) for c in design.configurations] == [3, 3]
+    assert sorted(c.value for c in design.configurations) == pytest.approx([1.1, 2.1])
+    (row,) = [r for r in section_of(family(scores)).charts[0].data.rows if r[0] == "1"]
+    assert row[1:3] == [3, pytest.approx(1.1)]
+
+
+def test_test_items_tell_whether_anything_differs(sweep):
+    """One seed each: what other items would do is read from the logs."""
+    runs = read_runs(sweep)
+    (whole,) = runs.families
+    for seeds in ({1}, {1, 2}):
+        made = Family(whole.objective, whole.source, [r for r in whole.runs if r.value("seed") in seeds])
+        design = read_design(made)
+        found = [items_of(r.last("risk").log)["match"] for c in design.configurations for r in c.runs]
+        items = np.array([[values[i] for i in found[0]] for values in found])
+        values = [[r.result.objective for r in c.runs] for c in design.configurations]
+        assert items.mean(axis=1) == pytest.approx([v for own in values for v in own])
+        expected = decompose([np.arange(2)], values, items)
+        assert design.decomposition.p == expected.p and design.decomposition.shares == expected.shares
 
 
 def test_a_search_is_a_cloud_of_points():
     drawn = family({(10 ** (-4 + i / 20), i % 7 / 7, 0): i / 40 for i in range(40)})
-    chart = effects(Runs(Path("x"), drawn.runs, [])).charts[0]
+    chart = section_of(drawn).charts[0]
     assert len(chart.data.rows) == 40 and chart.data.columns == ["run", "a", "b", "value"]
+    both = family({(10 ** (-4 + i / 20), i * 17 % 40 / 40, 0): i / 40 for i in range(40)})  # each value once
+    assert section_of(both).charts[0].data.columns == ["run", "a", "b", "value"]
 
 
 def test_long_and_broken_metrics_files(tmp_path):
