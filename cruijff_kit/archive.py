@@ -2,10 +2,11 @@
 
     python -m cruijff_kit.archive DIR [--to DIR2 [--data]] [--keep best|all|none] [--license TEXT]
 
-Adapters (epoch_N), merged models and checkpoints are deleted, but for the adapters that are kept: of the best configuration
-the last ones (--keep best). All else stays in DIR; with --to it is copied to DIR2 first, kept adapters too, and each copy is
-compared with what it was made of before anything is deleted. archive.json says what is there, with hashes, and what is gone;
-ro-crate-metadata.json describes it for repositories (ro_crate.py). --data copies the data too (archive_data.py).
+Adapters (epoch_N), merged models and checkpoints are deleted, but for the adapters that are kept: of the best
+configuration the last ones (--keep best). All else stays in DIR; with --to it is copied to DIR2 first, kept adapters too,
+and each copy is compared with what it was made of before anything is deleted. archive.json says what is there, with hashes,
+and what is gone; ro-crate-metadata.json describes it for repositories (ro_crate.py). --data copies the data too
+(archive_data.py).
 """
 
 import os

@@ -106,7 +106,7 @@ def test_a_copy_that_stands_alone(sweep, archive, tmp_path, capsys):
     shutil.rmtree(sweep)
     assert table([str(kept), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert [len(r["comparisons"]) > 0 for r in results] == [True, True], "the logs are found where they lie now"
+    assert [len(r["comparisons"]) > 0 for r in results["runs"]] == [True, True], "the logs are found where they lie now"
     assert status([str(kept)]) == 0 and "2 done" in capsys.readouterr().out
     assert len(read_ledger(kept).runs) == 2
     assert evaluate([str(kept / "lr=1e-06"), "eval=match"]) == 2

@@ -197,8 +197,8 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
         )
     elif d.p >= MAX_P:
         said.append(
-            f"No configuration can be told from another by {outcome.name} (p = {shown(d.p)}), so the variance is not shared "
-            "out among the settings."
+            f"No configuration can be told from another by {outcome.name} (p = {shown(d.p)}), so the variance is not "
+            "shared out among the settings."
         )
     elif d.shares is not None:
         shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in zip(found, d.shares, strict=True)]

@@ -94,8 +94,8 @@ class Outcome:
         return value if is_finite(value) else None
 
     def item_values(self) -> "np.ndarray | None":
-        """[runs of all configurations in turn, items] whose means over items (of the test split, or of the validation split)
-        are the runs' values; None where these are not known.
+        """[runs of all configurations in turn, items] numbers whose means are the runs' values; items are those of the test
+        split, or rows of the validation split. None where these are not known.
         """
         import numpy as np
 

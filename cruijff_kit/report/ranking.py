@@ -15,7 +15,7 @@ from cruijff_kit.report.runs import Family, Runs
 
 MOST = 30  # configurations in a chart
 MOST_TABLES = 8
-_PARTS = ("difference", "low", "high", "p", "p (Holm)", "items")
+_PARTS = ("difference", "low", "high", "p", "p (Holm)", "items", "test")
 
 
 def ranking(runs: Runs) -> Section:
@@ -85,8 +85,8 @@ def _difference(found: list[Comparison], against: str, measured: Measured | None
     for c in found:
         if (c.against, c.measured) == (against, measured):
             values = [c.difference, c.low, c.high, c.p, c.p_holm]
-            return [*(v if is_finite(v) else None for v in values), c.items]
-    return [None] * 6
+            return [*(v if is_finite(v) else None for v in values), c.items, c.method]
+    return [None] * len(_PARTS)
 
 
 def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Chart:
