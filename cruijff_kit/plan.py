@@ -39,7 +39,8 @@ class Plan(EvaluationPlan):
     of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
     sample_tokens: task -> of the longest prompt and answer. machine: device, dtype, threads. leaks: "exact train test" ->
-    rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
+    rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
+    whole conversations, which dataset.prompt does not word. warnings: what to know before it
     starts.
     """
 
@@ -58,6 +59,7 @@ class Plan(EvaluationPlan):
     sample_tokens: dict[str, int]
     machine: dict[str, str | int]
     leaks: dict[str, int]
+    conversations: bool
     warnings: list[str]
 
     def in_words(self) -> str:
@@ -218,6 +220,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
+        conversations=leaks.conversations,
         warnings=[
             *_short(steps),
             *_cut(config, rows, held_out),

@@ -184,10 +184,14 @@ def _used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversa
 
 @dataclass(frozen=True)
 class Checked:
-    """What a run's data came to: leaks between its splits, and how many rows of a split hold their answer in the prompt."""
+    """What a run's data came to."""
 
     leaks: list[Leak]
+    """Between its splits."""
     targets: dict[str, int]
+    """Split -> rows that hold their answer in the prompt."""
+    conversations: bool
+    """Whether rows are whole conversations, which no prompt words."""
 
     def counts(self) -> dict[str, int]:
         """Rows by what is the matter with them, where there are any: "exact train test", "target train"."""
@@ -214,7 +218,8 @@ def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Chec
     if key not in _checked:
         used = used_splits(data, tests)
         targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
-        _checked[key] = Checked(find_leaks(used, within=False, unit_column=data.unit_column), targets)
+        leaks = find_leaks(used, within=False, unit_column=data.unit_column)
+        _checked[key] = Checked(leaks, targets, used[data.train_split][0].whole)
     if "exact" not in data.allow_leaks:
         _refuse_trained_on(data, tests)
     for leak in _checked[key].leaks:

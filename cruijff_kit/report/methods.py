@@ -1,17 +1,21 @@
-"""The methods paragraphs of a paper, with the numbers of these runs: read from result.json, config.yaml, torchtune.yaml.
+"""The methods paragraphs of a paper, with the numbers of these runs: read from result.json, config.yaml, torchtune.yaml,
+environment.json and, for decoding, the heads of logs.
 
 What is the same in all runs is given once, what varies as a list or a range. What no file says is not said.
 """
 
 import re
+from pathlib import Path
 
+from cruijff_kit.environment import read_environment
 from cruijff_kit.report.costs import hours_in_words
 from cruijff_kit.report.document import Section, listed, several
 from cruijff_kit.report.runs import SEED, Run, Runs
 from cruijff_kit.report.varying import each, either, setting, worded
 
+_LONGEST = 400  # letters of a prompt that are quoted
 _MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
-_PACKAGES = {"torch": "PyTorch", "hydra-core": "Hydra", "inspect-ai": "inspect-ai"}
+_PACKAGES = {"python": "Python", "torch": "PyTorch", "hydra-core": "Hydra", "numpy": "NumPy", "scipy": "SciPy"}
 
 
 def methods(runs: Runs) -> Section:
@@ -20,8 +24,9 @@ def methods(runs: Runs) -> Section:
 
 
 def methods_text(runs: Runs) -> str:
-    """Paragraphs: model and training, data, evaluation, statistics, software and hardware."""
-    parts = (_training, _data, _evaluation, _statistics, _machines)
+    """Paragraphs: model and training, data, prompts, evaluation, statistics, software and hardware."""
+    # A paragraph on how the best run was chosen, and on what, belongs before _statistics.
+    parts = (_training, _data, _asked, _evaluation, _statistics, _machines)
     return "\n\n".join(text for part in parts if (text := part(runs)))
 
 
@@ -46,9 +51,11 @@ def _training(runs: Runs) -> str:
     lora = [*_known(runs, "rank", "lora.rank", "torchtune.model.lora_rank")]
     lora += [*_known(runs, "alpha", "lora.alpha", "torchtune.model.lora_alpha")]
     lora += [*_known(runs, "dropout", "lora.dropout", "torchtune.model.lora_dropout"), *_modules(trained)]
+    about = ", ".join([f"{t} parameters with the adapter" for t in own] + _model_hash(trained))
     sentences = [
-        f"We fine-tuned {name}{f' ({own[0]} parameters with the adapter)' if own else ''} with {method}: {', '.join(lora)}"
+        f"We fine-tuned {name}{f' ({about})' if about else ''} with {method}: {', '.join(lora)}"
         f"; {trainable} parameters were trained.",
+        _initialisation(trained),
         _optimiser(runs),
         _schedule(runs, trained),
         _finished(runs),
@@ -56,6 +63,21 @@ def _training(runs: Runs) -> str:
         _changed(trained),
     ]
     return " ".join(s for s in sentences if s)
+
+
+def _model_hash(runs: list[Run]) -> list[str]:
+    hashes = each(runs, lambda r: r.result.model_hash)
+    return [f"SHA-256 fingerprint of the base model's files {listed(hashes)}"] if 0 < len(hashes) <= 3 else []
+
+
+def _initialisation(runs: list[Run]) -> str:
+    """How adapters begin (torchtune's modules/peft; PEFT's init_lora_weights=True is the same)."""
+    text = (
+        "At the start of training the matrices A were drawn from Kaiming's uniform distribution (He et al. 2015, with "
+        "a = sqrt(5)) and the matrices B were zero, as in torchtune and PEFT"
+    )
+    dora = any(each(runs, lambda r: setting(r, "lora.use_dora") or None))
+    return text + (", and DoRA's magnitudes were the norms of the base weights' rows." if dora else ".")
 
 
 def _count(values: list[int]) -> str:
@@ -176,7 +198,86 @@ def _data(runs: Runs) -> str:
     whole = each(runs.all, lambda r: either(r, "dataset.train_on_input", "torchtune.dataset.train_on_input"))
     text += ", and the loss was cross-entropy over the outputs' tokens alone" if whole == [False] else ""
     packed = True in each(runs.all, lambda r: either(r, "dataset.packed", "torchtune.dataset.packed"))
-    return text + ("; short rows were packed together." if packed else ".")
+    return f"{text}{'; short rows were packed together' if packed else ''}. {_leaks(runs)}".rstrip()
+
+
+def _leaks(runs: Runs) -> str:
+    """What stood in two splits, what of it was let pass, and where nothing did."""
+    checked = [r for r in runs.with_result if r.done]
+    if not checked:
+        return ""
+    found: dict[str, list[int]] = {}
+    for run in checked:
+        for what, rows in run.result.leaks.items():
+            found.setdefault(what, []).append(rows)
+    sentences = [_leak(what, sorted({*rows})) for what, rows in found.items()]
+    kinds = [kind for kind in ("exact", "near", "unit") if any(what.startswith(kind) for what in found)]
+    allowed = {kind for run in checked for kind in run.result.allowed_leaks}
+    if meant := [_KINDS[kind] for kind in kinds if kind in allowed]:
+        sentences.append(f"We allowed {listed(meant)} across splits on purpose.")
+    if "exact" not in kinds:
+        sentences.append("No prompt stood in two splits (compared without case, blanks and final punctuation).")
+    for run in checked:
+        if setting(run, "dataset.validation_split") == (setting(run, "dataset.train_split") or "train"):
+            sentences.append("The validation loss was measured on the training rows themselves.")
+            break
+    units = each(checked, lambda r: r.result.unit_column)
+    sentences += [f"The column that names the unit of each row is {listed(units)}."] if units else []
+    return " ".join(sentences)
+
+
+_KINDS = {"exact": "repeated prompts", "near": "nearly repeated prompts", "unit": "rows of the same unit"}
+_LEAKS = {
+    "exact": "asked what rows of the {0} split ask too",
+    "near": "asked nearly what rows of the {0} split ask too",
+    "unit": "were of units that the {0} split has rows of too",
+}
+
+
+def _leak(what: str, rows: list[int]) -> str:
+    kind, first, *second = what.split(" ", 2)
+    if not second:  # "target train"
+        return f"In {worded(rows)} rows of the {first} split the answer stands in the prompt."
+    return f"Of the {second[0]} split {worded(rows)} {'row' if rows == [1] else 'rows'} {_LEAKS[kind].format(first)}."
+
+
+def _asked(runs: Runs) -> str:
+    """What the model is asked with: prompt, system prompt, and how they are put."""
+    trained = [r for r in runs.with_result if r.result.training]
+    templates = each([r for r in trained if not r.result.conversations], lambda r: setting(r, "dataset.prompt"))
+    ways = [f"put as {listed([_quoted(t) for t in templates], 'or')}"] if templates else []
+    columns = each(trained, lambda r: (setting(r, "dataset.column_map") or {}).get("input"))
+    if ways and columns and columns != ["input"]:
+        ways[0] += f" ({{input}} stands for the column {listed(columns)})"
+    if any(r.result.conversations for r in trained):
+        ways.append("a conversation, put as it stands")
+    if not ways:
+        return ""
+    system = each(trained, lambda r: setting(r, "dataset.system_prompt"))
+    message = (
+        f"with the system message {listed([_quoted(s) for s in system], 'or')}"
+        if system
+        else "without a system message"
+    )
+    kinds = each(trained, lambda r: setting(r, "model.kind"))
+    how = {"chat": "in the model's own chat template", "base": "as plain text, the answer followed by the end token"}
+    said = [
+        f"Each row was {' or '.join(ways)}",
+        message,
+        *([listed([how[k] for k in kinds if k in how], "or")] if kinds else []),
+    ]
+    same = sorted({e.task for r in trained for e in r.result.evaluation if e.prompts_checked})
+    return f"{', '.join(said)}." + (
+        f" Evaluation by {listed(same)} asked in the very tokens of training." if same else ""
+    )
+
+
+def _quoted(text: str) -> str:
+    """A prompt between quotation marks, line breaks as \\n; of a long one the beginning."""
+    shown = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    if len(shown) > _LONGEST:
+        return f'"{shown[:_LONGEST]}..." ({len(text)} letters; the whole stands in config.yaml)'
+    return f'"{shown}"'
 
 
 def _evaluation(runs: Runs) -> str:
@@ -196,13 +297,40 @@ def _evaluation(runs: Runs) -> str:
         if epochs
         else ""
     )
-    tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))
-    text += f", with at most {worded(tokens)} generated tokens unless the task says otherwise" if tokens else ""
+    text += _decoding(runs)
     before = any(r.result.baseline for r in runs.with_result)
     text += "; the untrained model answered the same samples" if before else ""
     missing = sorted({f"{e.task}, {s}" for _, e in cells for s, share in e.coverage.items() if share < 1})
     text += f". Not every answer could be scored by {listed(missing)}; shares scored are reported" if missing else ""
     return text + "."
+
+
+def _decoding(runs: Runs) -> str:
+    """How answers were decoded, as the logs say; where there is none any more, what was asked for."""
+    from cruijff_kit.evaluation.items import decoding_of
+
+    found: dict[str, list[str]] = {}
+    seen = set()
+    for run in runs.with_result:
+        for e in run.result.evaluation:
+            if (e.task, e.key) not in seen and Path(e.log).is_file():
+                seen.add((e.task, e.key))
+                found.setdefault(e.task, []).append(_decoded(decoding_of(e.log)))
+    ways = {task: listed(list(dict.fromkeys(said)), "or") for task, said in found.items()}
+    if not ways:
+        tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))
+        return f", with at most {worded(tokens)} generated tokens unless the task says otherwise" if tokens else ""
+    if len({*ways.values()}) == 1:
+        return f"; decoding was {next(iter(ways.values()))}"
+    return f"; decoding was {listed([f'{said} in {task}' for task, said in ways.items()])}"
+
+
+def _decoded(settings: dict[str, float | int | None]) -> str:
+    length = f"at most {settings['max_tokens']} tokens" if settings["max_tokens"] else "of any length"
+    if not settings["temperature"]:
+        return f"greedy ({length})"
+    given = [f"{name} {settings[name]:g}" for name in ("top_p", "top_k", "seed") if settings[name] is not None]
+    return f"sampling at temperature {settings['temperature']:g} ({', '.join([*given, length])})"
 
 
 def _statistics(runs: Runs) -> str:
@@ -234,6 +362,15 @@ def _statistics(runs: Runs) -> str:
     return " ".join(text)
 
 
+def _drivers(runs: Runs) -> list[str]:
+    """The NVIDIA driver and the CUDA that torch was built for, where runs wrote them down."""
+    made_with = [read_environment(run.folder) or {} for run in runs.with_result]
+    drivers = sorted({m["nvidia_driver"] for m in made_with if m.get("nvidia_driver")})
+    cuda = sorted({b["cuda"] for m in made_with if (b := m.get("torch_build")) and b.get("cuda")})
+    found = [f"NVIDIA driver {listed(drivers, 'or')}"] if drivers else []
+    return found + ([f"CUDA {listed(cuda, 'or')}"] if cuda else [])
+
+
 def _machines(runs: Runs) -> str:
     packages: dict[str, list[str]] = {}
     for r in runs.with_result:
@@ -245,18 +382,23 @@ def _machines(runs: Runs) -> str:
     commits = each(runs.with_result, lambda r: r.result.git_commit)
     software = [f"{_PACKAGES.get(n, n)} {listed(v, 'or')}" for n, v in packages.items()]
     text = f"Software: {listed(software)}" if software else ""
-    text += (
-        f" (commit {listed([c[:12] + ('+changes' if c.endswith('+changes') else '') for c in commits[:3]], 'or')})"
-        if commits
-        else ""
-    )
+    hashes = each(runs.with_result, lambda r: r.result.code_hash)
+    if commits:
+        shown = [c[:12] + ("+changes" if c.endswith("+changes") else "") for c in commits[:3]]
+        edited = ", changes in provenance/code.patch" if any(c.endswith("+changes") for c in commits) else ""
+        text += f" (commit {listed(shown, 'or')}{edited})"
+    elif hashes:
+        text += f" (hash of the code {listed(hashes[:3], 'or')})"
     devices = each(runs.with_result, lambda r: r.result.machine.get("device"))
     dtype = each(runs.with_result, lambda r: r.result.machine.get("dtype"))
     processes = each(runs.with_result, lambda r: r.result.settings.get("processes"))
     threads = each(
         runs.with_result, lambda r: r.result.machine.get("threads") if r.result.machine.get("device") == "cpu" else None
     )
-    hardware = [listed(["CPU" if d == "cpu" else str(d) for d in devices], "or")] if devices else []
+    processors = each(runs.with_result, lambda r: r.result.machine.get("processor"))
+    cpu = f"CPU ({listed(processors, 'or')})" if processors else "CPU"
+    hardware = [listed([cpu if d == "cpu" else str(d) for d in devices], "or")] if devices else []
+    hardware += _drivers(runs) if devices and devices != ["cpu"] else []
     hardware += [f"{worded(processes)} a run"] if processes and processes != [1] else []
     hardware += [f"{worded(threads)} {'thread' if threads == [1] else 'threads'} a process"] if threads else []
     hardware += [f"precision {worded(dtype)}"] if dtype else []
