@@ -130,8 +130,12 @@ def unit_of(row: Conversation, column: str, split: str) -> str:
         unit = int(unit)
     if unit is None or str(unit).strip() == "":
         there = quoted_names(row.columns)
-        how = "fill it in, or leave the row out" if column in row.columns else _no_column(column, there)
-        raise UserError(f"dataset.unit_column={column}: row {row.row} of split {split!r} has no unit; {how}")
+        hint = did_you_mean(column, there) if there else "there is none beside the input and the output"
+        wrong = "" if column in row.columns else f" (where there is no such column: {hint})"
+        raise UserError(
+            f"dataset.unit_column={column}: row {row.row} of split {split!r} has no unit; fill it in, or leave the row "
+            f"out{wrong}"
+        )
     return str(unit).strip()
 
 
@@ -141,11 +145,6 @@ def check_units(data: "DatasetConfig", splits: list[str]) -> None:
         for split in splits:
             for row in _used(data, split, data.max_test_samples):
                 unit_of(row, data.unit_column, split)
-
-
-def _no_column(column: str, there: list[str]) -> str:
-    hint = did_you_mean(column, there) if there else "it has no column beside the input and the output"
-    return f"{hint} (a column of one value each, other than the input and the output)"
 
 
 def targets_in_prompts(rows: list[Conversation]) -> list[int]:
