@@ -4,6 +4,7 @@ And which of the differences can change a number: what computes, samples or deci
 """
 
 import platform
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,17 @@ def _code(found: Conditions, result: RunResult, ledger: Ledger | None) -> None:
 
 
 def _own_code(found: Conditions, then: dict[str, Any]) -> None:
-    """The user's modules that tasks and metrics import; a task's own file is a row of its own."""
-    for file in then.get("own_code", {}).get("files", []):
+    """The user's Python files, a row each."""
+    files = then.get("own_code", {}).get("files", [])
+    names = Counter(Path(file["path"]).name for file in files)
+    for file in files:
         path, digest = Path(file["path"]), file["sha256"]
         now = sha256_of(path) if path.is_file() else None
         kept = f"kept as {file['copy']}" if file["copy"] else f"in commit {file['commit']}" if file["commit"] else None
         state = SAME if now == digest else DIFFERS
         where = f"{digest[:16]}{f' ({kept})' if kept else ''}"
-        found.add(f"own code {path.name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
+        name = path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}"
+        found.add(f"own code {name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
 
 
 def _packages(found: Conditions, result: RunResult, then: dict[str, Any]) -> None:

@@ -40,7 +40,8 @@ class Plan(EvaluationPlan):
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
     sample_tokens: task -> of the longest prompt and answer.
     accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test"
-    -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
+    -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
+    whole conversations, which dataset.prompt does not word. warnings: what to know before it
     starts.
     """
 
@@ -60,6 +61,7 @@ class Plan(EvaluationPlan):
     accuracy_tasks: list[str]
     machine: dict[str, str | int]
     leaks: dict[str, int]
+    conversations: bool
     warnings: list[str]
 
     def in_words(self) -> str:
@@ -223,6 +225,7 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         accuracy_tasks=[n for n, r in rehearsals.items() if any("accuracy" in m for m in (r.metrics or {}).values())],
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
+        conversations=leaks.conversations,
         warnings=[
             *_short(steps),
             *_cut(config, rows, held_out),

@@ -137,6 +137,8 @@ class RunResult:
     model_hash: str | None = None
     """Over every byte of the base model's files (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
+    conversations: bool = False
+    """Whether the rows are whole conversations, which dataset.prompt does not word."""
     leaks: dict[str, int] = field(default_factory=dict)
     """What stands in two splits: "exact train test" -> rows of test; also near, unit, and "target train" (the answer stands
     in the prompt). cruijff_kit/data/leaks.py"""

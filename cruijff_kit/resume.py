@@ -186,7 +186,8 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
                 _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:
         interrupted = sys.exc_info()[0] is not None
-        for sweep_dir in {known.sweep_dir for known in runs if known.sweep_dir} - {folder.absolute()}:
+        sweeps = {known.sweep_dir for known in runs if known.sweep_dir} - {folder.absolute()}
+        for sweep_dir in () if interrupted else sweeps:
             write_overviews(sweep_dir)
         try:
             show_end(folder)

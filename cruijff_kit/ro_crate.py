@@ -8,6 +8,7 @@ import json
 import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from cruijff_kit.archive_manifest import NAME as MANIFEST
 from cruijff_kit.archive_manifest import Manifest
@@ -77,28 +78,32 @@ def _file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
     return about | {"sha256": known["sha256"]}
 
 
-def _software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[str, Any]:
-    """The versions of cruijff_kit that made the runs, each once: version -> entity."""
-    found = {}
+def _software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[tuple[str, str], Any]:
+    """What made the runs, each once: (version, commit) -> entity."""
+    found: dict[tuple[str, str], Any] = {}
     for result in runs.values():
-        version = result.versions.get("cruijff_kit", "unknown")
-        commit = result.git_commit or result.code_hash or version
+        version, commit = _code_of(result)
         if (version, commit) not in found:
             about = {"@id": f"#cruijff_kit-{commit}", "@type": "SoftwareApplication", "name": "cruijff_kit"}
             found[version, commit] = crate.add_jsonld(about | {"softwareVersion": f"{version} ({commit})"})
     return found
 
 
+def _code_of(result: RunResult) -> tuple[str, str]:
+    """Version, and commit or, from a wheel, hash."""
+    version = result.versions.get("cruijff_kit", "unknown")
+    return version, result.git_commit or result.code_hash or version
+
+
 def _add_run(
     crate: "ROCrate", path: str, result: RunResult, software: dict[tuple[str, str], Any], files: list[str]
 ) -> None:
     """A run: what made it, of what, and which files came of it."""
-    version = result.versions.get("cruijff_kit", "unknown")
     used = [_thing(crate, "base-model", result.model, result.model_hash)]
     if result.settings.get("dataset"):
         used.append(_thing(crate, "data", str(result.settings["dataset"]), result.data_hash))
     action = {
-        "@id": f"#run-{path}",
+        "@id": f"#run-{quote(path)}",
         "name": result.name,
         "startTime": result.started,
         "endTime": result.finished,
@@ -106,9 +111,9 @@ def _add_run(
         "error": result.error and f"{result.error.type}: {result.error.message}",
         "description": ", ".join(f"{k}={v}" for k, v in result.settings.items() if v is not None),
     }
-    made = [entity for file in files if (entity := crate.dereference(_quoted(file))) is not None]
+    made = [entity for file in files if (entity := crate.dereference(quote(file))) is not None]
     entity = crate.add_action(
-        software[version, result.git_commit or result.code_hash or version],
+        software[_code_of(result)],
         identifier=action.pop("@id"),
         object=used,
         result=made,
@@ -123,9 +128,3 @@ def _thing(crate: "ROCrate", kind: str, name: str, hash: str | None) -> Any:
     found = crate.dereference(identifier)
     about = {"@id": identifier, "@type": "CreativeWork", "name": name, "identifier": hash}
     return found or crate.add_jsonld({k: v for k, v in about.items() if v})
-
-
-def _quoted(path: str) -> str:
-    from urllib.parse import quote
-
-    return quote(path)

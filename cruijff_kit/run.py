@@ -155,7 +155,8 @@ def _train_and_evaluate(
     from cruijff_kit.models.machine import describe, processor
 
     with clock("setup"):
-        result.steps, result.data_hash, result.leaks = plan.steps, plan.data_hash, plan.leaks
+        result.steps, result.data_hash = plan.steps, plan.data_hash
+        result.leaks, result.conversations = plan.leaks, plan.conversations
         result.rows = {"train": plan.packed_rows or plan.rows, "validation": plan.validation_rows}
         for warning in plan.warnings:
             say(f"warning: {warning}")

@@ -130,8 +130,12 @@ def unit_of(row: Conversation, column: str, split: str) -> str:
         unit = int(unit)
     if unit is None or str(unit).strip() == "":
         there = quoted_names(row.columns)
-        how = "fill it in, or leave the row out" if column in row.columns else _no_column(column, there)
-        raise UserError(f"dataset.unit_column={column}: row {row.row} of split {split!r} has no unit; {how}")
+        hint = did_you_mean(column, there) if there else "there is none beside the input and the output"
+        wrong = "" if column in row.columns else f" (where there is no such column: {hint})"
+        raise UserError(
+            f"dataset.unit_column={column}: row {row.row} of split {split!r} has no unit; fill it in, or leave the row "
+            f"out{wrong}"
+        )
     return str(unit).strip()
 
 
@@ -141,11 +145,6 @@ def check_units(data: "DatasetConfig", splits: list[str]) -> None:
         for split in splits:
             for row in _used(data, split, data.max_test_samples):
                 unit_of(row, data.unit_column, split)
-
-
-def _no_column(column: str, there: list[str]) -> str:
-    hint = did_you_mean(column, there) if there else "it has no column beside the input and the output"
-    return f"{hint} (a column of one value each, other than the input and the output)"
 
 
 def targets_in_prompts(rows: list[Conversation]) -> list[int]:
@@ -184,10 +183,14 @@ def _used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversa
 
 @dataclass(frozen=True)
 class Checked:
-    """What a run's data came to: leaks between its splits, and how many rows of a split hold their answer in the prompt."""
+    """What a run's data came to."""
 
     leaks: list[Leak]
+    """Between its splits."""
     targets: dict[str, int]
+    """Split -> rows that hold their answer in the prompt."""
+    conversations: bool
+    """Whether rows are whole conversations, which no prompt words."""
 
     def counts(self) -> dict[str, int]:
         """Rows by what is the matter with them, where there are any: "exact train test", "target train"."""
@@ -214,7 +217,8 @@ def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Chec
     if key not in _checked:
         used = used_splits(data, tests)
         targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
-        _checked[key] = Checked(find_leaks(used, within=False, unit_column=data.unit_column), targets)
+        leaks = find_leaks(used, within=False, unit_column=data.unit_column)
+        _checked[key] = Checked(leaks, targets, used[data.train_split][0].whole)
     if "exact" not in data.allow_leaks:
         _refuse_trained_on(data, tests)
     for leak in _checked[key].leaks:

@@ -9,6 +9,7 @@ from inspect_ai.log import EvalSampleSummary, read_eval_log, read_eval_log_sampl
 from inspect_ai.scorer import Score, value_to_float
 
 from cruijff_kit import withheld
+from cruijff_kit.evaluation.settings import temperature
 
 _COLUMNS = {"scored", "chance", "label", "positive", "is_positive", "predicted", "risk", "log_odds", "confidence", "target",
             "prediction", "constant"}  # fmt: skip
@@ -68,6 +69,16 @@ def _value(score: Score) -> float | None:
         return None
     number = _to_float(value)
     return number if math.isfinite(number) else None
+
+
+def decoding_of(log: str) -> dict[str, float | int | None]:
+    """How a log's answers were decoded: temperature (0: greedy), top_p, top_k, seed and max_tokens, None where not set.
+
+    Of the task and the command; what a solver of the task's own asks for at a single sample is not in it.
+    """
+    config = read_eval_log(log, header_only=True).plan.config
+    same = {name: getattr(config, name) for name in ("top_p", "top_k", "seed", "max_tokens")}
+    return {"temperature": temperature(config), **same}
 
 
 def groups_named(log: str) -> list[str]:

@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import math
+import platform
 import random
 import shutil
 import subprocess
@@ -12,16 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+import cruijff_kit
 from cruijff_kit.analysis.comparisons import CHANCE, UNTRAINED
 from cruijff_kit.analysis.effects import decompose
 from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.launch.callback import write_and_show
+from cruijff_kit.models.fingerprint import fingerprint
 from cruijff_kit.report import drawing
 from cruijff_kit.report.__main__ import main
 from cruijff_kit.report.curves import read_curve, thinned
 from cruijff_kit.report.document import Section
 from cruijff_kit.report.effects import effects, read_design
+from cruijff_kit.report.methods import methods_text
 from cruijff_kit.report.outcomes import Outcome, outcomes_of
 from cruijff_kit.report.runs import Run, Runs, read_runs
 from cruijff_kit.report.samples import WITHHELD, samples
@@ -31,6 +36,19 @@ from cruijff_kit.survey import RunView
 from cruijff_kit.table import read_results
 
 ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "tiny" / "llama"
+SAMPLED = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+@task
+def sampled():
+    return Task(dataset=MemoryDataset([Sample(input="a", target="b")]), solver=generate(), scorer=includes(),
+                config=GenerateConfig(temperature=0.7, top_p=0.9, max_tokens=3))
+"""
 NASTY = "<b>x</b> $a_{$ & \"q\" 'é'"
 
 
@@ -176,9 +194,102 @@ def test_methods_give_the_numbers(told, sweep, capsys):
     ]
     parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "inspect-ai 0.3"]
     parts += ["was chosen by its validation loss on the validation split", "crossed random effects", "(Holm 1979)"]
-    for part in [*parts, "batches of 8", "without warm-up"]:
+    parts += ["Kaiming's uniform distribution", "matrices B were zero", "decoding was greedy (at most 8 tokens)"]
+    parts += [f"Python {platform.python_version()}", f"NumPy {np.__version__}", "scikit-learn", "SciPy", "CPU ("]
+    parts += ['Each row was put as "{input}', "without a system message, in the model's own chat template"]
+    parts += [f"fingerprint of the base model's files {fingerprint(TINY)}", "No prompt stood in two splits"]
+    for part in [*parts, "batches of 8", "without warm-up", "Evaluation by risk asked in the very tokens of training"]:
         assert part in text, f"{part} is not in: {text}"
+    assert "DoRA" not in text and "allowed" not in text
     assert main([str(sweep), "--methods"]) == 0 and capsys.readouterr().out == text
+
+
+def edit_config(run: Path, change) -> None:
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    change(tree)
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+def test_methods_say_how_the_model_was_asked(sweep, tmp_path):
+    """Prompts as they were set, also of red data; conversations have none."""
+    folder = copies(sweep, tmp_path / "s", [{"tier": "red", "redacted": True}, {}, {"conversations": True}])
+
+    def asked(prompt: str, system: str):
+        return lambda tree: tree["dataset"].update(prompt=prompt, system_prompt=system, column_map={"input": "text"})
+
+    edit_config(folder / "run0", asked("Say:\n{input} " + "x" * 500, "Be brief."))
+    edit_config(folder / "run1", asked("{input}?", ""))
+    edit_config(folder / "run2", asked("{input}\n", ""))
+    text = methods_text(read_runs(folder))
+    assert (
+        'Each row was put as "Say:\\n{input} xxx' in text
+        and ' or "{input}?" ({input} stands for the column text)' in text
+    )
+    assert "letters; the whole stands in config.yaml)" in text and 'with the system message "Be brief."' in text
+    assert " or a conversation, put as it stands" in text and '"{input}\\n"' not in text
+
+
+def test_methods_say_which_leaks_there_were_and_which_were_meant(sweep, tmp_path):
+    leaks = {"exact train test": 98, "near train validation": 3, "target train": 5}
+    changes = [
+        {"leaks": leaks, "allowed_leaks": ["exact"], "unit_column": "person"},
+        {"leaks": leaks | {"exact train test": 1}},
+    ]
+    text = methods_text(read_runs(copies(sweep, tmp_path / "s", changes)))
+    for part in (
+        "Of the test split 1 or 98 rows asked what rows of the train split ask too.",
+        "Of the validation split 3 rows asked nearly what rows of the train split ask too.",
+        "In 5 rows of the train split the answer stands in the prompt.",
+        "We allowed repeated prompts across splits on purpose.",
+        "The column that names the unit of each row is person.",
+    ):
+        assert part in text, text
+    assert "No prompt stood in two splits" not in text
+    units = {"leaks": {"unit train test": 4}, "allowed_leaks": ["unit", "exact"]}
+    text = methods_text(read_runs(copies(sweep, tmp_path / "units", [units])))
+    assert (
+        "Of the test split 4 rows were of units that the train split has rows of too. We allowed rows of the same unit"
+        in text
+    )
+
+
+def test_methods_name_dora_decoding_and_code_without_a_commit(sweep, tmp_path, tiny):
+    """What a task of the user's asks for stands in its log; from a wheel the hash of the code stands for the commit."""
+    (tmp_path / "mine.py").write_text(SAMPLED)
+    folder, other = tmp_path / "s" / "run", tmp_path / "s" / "other"
+    where = [
+        "model=hf_llama",
+        f"model.path={tiny}",
+        "device=cpu",
+        "dtype=fp32",
+        "num_warmup_steps=0",
+        "lora.use_dora=true",
+    ]
+    asked = [
+        f"eval.tasks=[match,{tmp_path / 'mine.py'}@sampled]",
+        "eval.max_tokens=5",
+        "eval.limit=2",
+        "eval.baseline=false",
+    ]
+    small = ["max_steps_per_epoch=1", "lora.rank=2", f"output_dir={folder}"]
+    cruijff_kit.train_then_eval(cruijff_kit.compose([*where, *asked, *small]))
+    text = methods_text(read_runs(folder))
+    assert "DoRA's magnitudes were the norms of the base weights' rows" in text
+    ways = "greedy (at most 5 tokens) in match and sampling at temperature 0.7 (top_p 0.9, at most 3 tokens) in sampled"
+    assert f"decoding was {ways}" in text, text
+    shutil.copytree(folder, other)
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps(result | {"git_commit": None, "code_hash": "0123456789abcdef"}))
+    for log in (other / "eval").glob("*.eval"):
+        log.unlink()
+    for e in result["evaluation"]:
+        e["log"] = "/gone.eval"
+    (other / "result.json").write_text(json.dumps(result | {"git_commit": None, "code_hash": "0123456789abcdef"}))
+    text = methods_text(read_runs(other))
+    assert (
+        "(hash of the code 0123456789abcdef)" in text
+        and "at most 5 generated tokens unless the task says otherwise" in text
+    )
 
 
 def test_hours_and_estimates(sweep, tmp_path):
