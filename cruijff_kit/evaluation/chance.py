@@ -50,9 +50,10 @@ def with_chance(task: Task, outputs: Counter[str], source: str) -> Task:
 
 
 def targets_of(task: Task) -> Counter[str]:
-    """The targets of a task's samples; of a sample with several, each."""
+    """The targets of a task's samples; of a sample with several, each. An empty one is none."""
     targets = (s.target for s in task.dataset)
-    return Counter(plain(text) for target in targets for text in ([target] if isinstance(target, str) else target))
+    texts = (plain(text) for target in targets for text in ([target] if isinstance(target, str) else target))
+    return Counter(text for text in texts if text)
 
 
 def constants_of(task: Task) -> list[Any]:

@@ -239,7 +239,7 @@ def tell(evaluation: Evaluation, begin: str = "") -> None:
     for scorer in (s for s, share in evaluation.coverage.items() if share == 0 and evaluation.epoch is not None):
         say(
             f"{begin}warning: {scorer} could score none of the {evaluation.samples} answers to {evaluation.task}; its "
-            "numbers are those of a constant answer, and the run ranks last"
+            "numbers are a constant answer's, and by them the run ranks last"
         )
 
 

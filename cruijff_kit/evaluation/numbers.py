@@ -6,7 +6,7 @@ Passed over: v2   GPT-4   and scales as above
 A text with several different numbers has none, but for what says it again behind ", or": "7, or 0.7 of them" is 7.
 
 A comma before exactly three digits groups thousands (1,234) and a point there is a decimal point (1.234); with
-`decimal_comma` both are the other way round. Everything else can be read in one way only.
+`decimal_comma` both are the other way round. A blank before three digits groups, too (1 234).
 """
 
 import math

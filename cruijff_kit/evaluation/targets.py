@@ -61,19 +61,17 @@ def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) ->
             long.setdefault(target, (number, sample))
     likely = sorted(long, key=lambda target: len(tokenizer.encode(target)))[-_LONGEST:]
     found = {target: _tokens_of(target, long[target][1], tokenizer, name.ships) for target in likely}
-    longest = max(found, key=found.__getitem__, default=None)
-    if longest is None or found[longest] <= limit:
+    needed, target = max(((n, t) for t, n in found.items()), default=(0, ""))
+    if needed <= limit:
         return ()
-    needed, (number, sample) = found[longest], long[longest]
+    number, sample = long[target]
     where = f"row {sample.metadata['row']}" if name.ships else f"sample {number}"
     setting, place = ("max_tokens", " in its GenerateConfig") if task.config.max_tokens else ("eval.max_tokens", "")
-    told = (
-        f"{setting}={limit}: the longest target of task {name.label} has {needed} tokens with its end token ({where})",
-        f"set {setting}={needed}{place}",
-    )
+    longest = f"{setting}={limit}: the longest target of task {name.label} has {needed} tokens ({where})"
+    mend = f"set {setting}={needed}{place}"
     if needed - 1 > limit:
-        raise UserError("; ".join(told))
-    return (f"{told[0]}, so that an answer which would go on counts as right; {told[1]}",)
+        raise UserError(f"{longest}; {mend}")
+    return (f"{longest}, the last of them its end, so that an answer which would go on counts as right; {mend}",)
 
 
 def _tokens_of(target: str, sample: Sample, tokenizer: Any, taught: bool) -> int:

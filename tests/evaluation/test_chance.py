@@ -225,6 +225,7 @@ def own(built: Task) -> Task:
         ([length(), match(), match()], ["A", "B", "A", "A"], {"match": 0.75, "match1": 0.75}),
         (binary_scorer(("A", "B")), ["A", "B", "B", "B"], {"binary_scorer": 0.75}),
         (match(), [["a", "b"], ["b"], ["c", "b"], ["c"]], {"match": 0.75}),
+        ([longer(), match()], ["", "", "", ""], {}),
     ],
     ids=str,
 )

@@ -10,11 +10,14 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import GenerateConfig, Logprob, Logprobs, ModelOutput, ModelUsage, TopLogprob, get_model
 from inspect_ai.scorer import SampleScore, Score, match, scorer
+from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 import cruijff_kit
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation import metrics
+from cruijff_kit.evaluation.engine import ChatModel
+from cruijff_kit.evaluation.evaluate import evaluate_cell
 from cruijff_kit.evaluation.scorers import (
     binary_scorer,
     continuous_scorer,
@@ -25,8 +28,12 @@ from cruijff_kit.evaluation.scorers import (
 )
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.evaluation.tasks.answers import answers_task
+from cruijff_kit.folder import RunFolder
+from cruijff_kit.models.placement import for_evaluation
+from cruijff_kit.plan import check_evaluation
 from cruijff_kit.result import higher_is_better
 from cruijff_kit.run import train_then_eval
+from cruijff_kit.training import shared
 
 
 def graded(risk: float, label: str) -> SampleScore:
@@ -373,6 +380,34 @@ def test_a_scorer_of_ones_own_around_it(compose, with_task, tmp_path):
         assert own.output.metadata is None and usual.output.metadata is not None
         odds = [s.metadata["log_odds"] for s in (own.scores["doubled"], usual.scores["risk_scorer"])]
         assert odds[0] == pytest.approx(2 * odds[1], abs=1e-5) and own.scores["doubled"].metadata["said"] == "other"
+
+
+@pytest.mark.real_model
+def test_risks_of_a_model_in_bf16(smollm2, tmp_path):
+    """60 prompts have 60 log-odds, in about the order that they have in fp32; its own logits would give eight of them."""
+
+    def log_odds(dtype: str) -> list[float]:
+        asked = [
+            "dataset=census",
+            "dataset.arguments.num_rows=600",
+            "dataset.max_test_samples=60",
+            "eval=risk",
+            "device=cpu",
+        ]
+        config = cruijff_kit.compose(
+            [*asked, f"model.path={smollm2}", f"dtype={dtype}", f"output_dir={tmp_path / dtype}"]
+        )
+        plan = check_evaluation(config)
+        model, machine = for_evaluation(config.torchtune)
+        chat_model = ChatModel(model, shared.tokenizer(config.torchtune["tokenizer"]), machine)
+        with chat_model.untrained():
+            entry = evaluate_cell(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, "")
+        assert entry.coverage == {"match": 1, "risk_scorer": 1}
+        samples = sorted(read_eval_log(entry.log).samples, key=lambda s: s.id)
+        return [s.scores["risk_scorer"].metadata["log_odds"] for s in samples]
+
+    in_bf16, in_fp32 = log_odds("bf16"), log_odds("fp32")
+    assert len({*in_bf16}) == len(in_bf16) == 60 and spearmanr(in_bf16, in_fp32).statistic > 0.9
 
 
 def test_refused_before_training(compose, with_task):
