@@ -137,6 +137,7 @@ def test_the_command_starts_light():
         "cruijff_kit.comparisons",
         "cruijff_kit.replicates",
         "cruijff_kit.heterogeneity",
+        "cruijff_kit.analysis.effects",
         "cruijff_kit.analysis.permutation",
         "cruijff_kit.analysis.subgroups",
         "cruijff_kit.analysis.subgroup_samples",

@@ -47,6 +47,8 @@ class Effect:
     """Configuration -> value, also where levels are ranges."""
     numbers: dict[Configuration, float] | None
     """Configuration -> where it stands on an axis; None: values stand side by side."""
+    members: tuple["Effect", ...] = ()
+    """Of several settings each one."""
 
     @property
     def name(self) -> str:
@@ -95,7 +97,7 @@ def read_design(family: Family) -> Design:
     """The settings that vary over a family's runs, and how much of what differs goes with each."""
     configurations, found = find_effects(family)
     if not found:
-        return Design(configurations, [], Decomposition(None, None, True))
+        return Design(configurations, [], Decomposition(None, None, []))
     runs = [r for c in configurations for r in c.runs]
     values = [[r.result.objective for r in c.runs] for c in configurations]
     return Design(configurations, found, decompose(_places(configurations, found), values, _item_values(family, runs)))
@@ -137,9 +139,8 @@ def _join(effects: list[Effect]) -> Effect:
     names = [" with ".join(level_name(e.levels[e.places[group[0]]][0]) for e in effects) for _, group in first.levels]
     levels = [(name, group) for name, (_, group) in zip(names, first.levels, strict=True)]
     numbers = first.numbers if len(levels) > _MOST_NAMES and not first.drawn_from_range else None
-    return Effect(
-        tuple(k for e in effects for k in e.keys), levels, {c: name for name, group in levels for c in group}, numbers
-    )
+    values = {c: name for name, group in levels for c in group}
+    return Effect(tuple(e.keys[0] for e in effects), levels, values, numbers, tuple(effects))
 
 
 def level(run: Run, key: str) -> Any:
@@ -205,16 +206,18 @@ def effects(runs: Runs) -> Section:
         if not found:
             continue
         name = "effects" if number == 1 else f"effects_{number}"
-        searched = any(e.drawn_from_range for e in found[:2])
-        if searched:
-            section.blocks.append(scatter(family, design, name))
+        overlapping = [found[i] for i in design.decomposition.overlapping]
+        if any(e.drawn_from_range for e in found[:2]):
+            section.blocks.append(scatter(family, design, found[:2], name))
+        elif len(found) == 1 and found[0].members and found[0].numbers:
+            section.blocks.append(scatter(family, design, found[0].members[:2], name))
         elif len(found) == 1:
             section.blocks.append(line(family, found[0], name))
-        elif not design.decomposition.is_separable:
+        elif overlapping:
             section.blocks.append(points(family, design, name))
         else:
             section.blocks.append(heat_map(family, design, name))
-        if len(found) > 2 and (searched or design.decomposition.is_separable):
+        if len(found) > 2 and not overlapping:
             section.blocks.append(marginals(family, found[2:], f"{name}_rest"))
         section.text += _sentences(family, design)
         section.blocks.append(_table(family, design, f"{name}_means"))
@@ -231,10 +234,10 @@ def _sentences(family: Family, design: Design) -> list[str]:
         for e in found
         if len(e.keys) > 1
     ]
-    if not d.is_separable:
+    if d.overlapping:
         said.append(
-            f"The runs do not cross {listed([e.name for e in found])}: some values of one come only with some of another. "
-            "Their effects cannot be told apart, and no share of the variance is given."
+            f"The runs do not cross {listed([found[i].name for i in d.overlapping])}: some values of one come only with "
+            "some of another. Their effects cannot be told apart, and they get no share of the variance."
         )
     if d.p is None:
         said.append(
@@ -246,8 +249,9 @@ def _sentences(family: Family, design: Design) -> list[str]:
             f"No configuration can be told from another by {family.name} (p = {shown(d.p)}), so the variance is not shared "
             "out among the settings."
         )
-    elif d.shares is not None:
-        shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in zip(found, d.shares, strict=True)]
+    known = [(e, s) for e, s in zip(found, d.shares or [None] * len(found), strict=True) if s]
+    if known:
+        shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in known]
         said.append(
             f"Share of the variance of {family.name} between configurations, with 95% intervals: {listed(shares)}. The "
             "rest goes with combinations of settings, or is chance: other seeds and test items, so far as they are known."
@@ -261,14 +265,14 @@ def level_name(value: Any) -> str:
 
 
 def _table(family: Family, design: Design, name: str) -> Table:
-    shares = design.decomposition.shares
+    shares = design.decomposition.shares if any(design.decomposition.shares or []) else None
     rows = []
     for i, e in enumerate(design.effects):
         for value, group in e.levels:
             scores = [c.value for c in group]
             runs = sum(len(c.runs) for c in group)
             row = [e.name, level_name(value), len(group), runs, sum(scores) / len(scores), min(scores), max(scores)]
-            rows.append([*row, *(shares[i] if shares else ())])
+            rows.append([*row, *((shares[i] or [None] * 3) if shares else ())])
     header = ["setting", "value", "configurations", "runs", "mean", "lowest", "highest"]
     header += ["share of variance", "low", "high"] if shares else []
     caption = f"{family.name}: means over all configurations of each value (marginal means)"
