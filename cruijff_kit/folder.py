@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def validation_losses(self) -> Path:
+        """validation_losses.json: of the last epoch, by row of the validation split."""
+        return self.path / "validation_losses.json"
+
+    @property
     def eval(self) -> Path:
         """Folder of evaluation logs."""
         return self.path / "eval"

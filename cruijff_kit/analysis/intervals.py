@@ -13,7 +13,7 @@ import functools
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-from cruijff_kit.analysis.measures import BINS, Samples, is_mean, measure, terms
+from cruijff_kit.analysis.measures import BINS, Samples, is_computable, is_mean, measure, squared_errors, terms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,15 +46,15 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
     """
     import numpy as np
 
-    if measure(name) is None or len(samples) < 2 or not np.isfinite(_value(name, samples)):
+    if not is_computable(name, samples) or len(samples) < 2 or not np.isfinite(_value(name, samples)):
         return None
     if is_mean(name):
         values = terms(name, samples)
         if name in _SHARES and np.isin(values, (0, 1)).all():
             return Interval(*wilson(float(values.mean()), effective_items(values, samples.unit), level), "Wilson")
-        return _of_mean(values, samples.unit, level, is_signed=name == "mean_error")
+        return interval_of_mean(values, samples.unit, level, is_signed=name == "mean_error")
     if name == "rmse":  # the root of a mean
-        squares = _of_mean((samples.prediction - samples.target) ** 2, samples.unit, level)
+        squares = interval_of_mean(squared_errors(samples), samples.unit, level)
         return squares and Interval(squares.low**0.5, squares.high**0.5, squares.method)
     if name in _CALIBRATION_ERRORS:
         return _of_calibration_error(name, samples, level)
@@ -101,7 +101,15 @@ def standard_error_of_mean(values: "np.ndarray", unit: "np.ndarray | None") -> t
     return float(apart**0.5 / len(values)), units - 1
 
 
-def _of_mean(values: "np.ndarray", unit: "np.ndarray | None", level: float, is_signed: bool = False) -> Interval | None:
+def interval_of_mean(
+    values: "np.ndarray", unit: "np.ndarray | None" = None, level: float = LEVEL, is_signed: bool = False
+) -> Interval | None:
+    """The interval of a mean over items; None where nothing varies.
+
+    Args:
+        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own.
+        is_signed: whether the mean may be below 0 though no value is.
+    """
     clustered = unit is not None and unit.max() + 1 < len(unit)
     error, freedom = standard_error_of_mean(values, unit)
     if not error > 1e-12 * max(1.0, float(abs(values).max())):  # all alike: nothing tells how much others would differ
@@ -230,7 +238,7 @@ def calibrated_error(name: str, samples: Samples) -> float | None:
     """
     import numpy as np
 
-    if name not in _CALIBRATION_ERRORS or not len(samples):
+    if name not in _CALIBRATION_ERRORS or not is_computable(name, samples):
         return None
     predicted, actual = _calibration_arrays(name, samples)
     counts, centres, _ = _bins(predicted, actual)
@@ -241,7 +249,7 @@ def calibrated_error(name: str, samples: Samples) -> float | None:
 def _calibration_arrays(name: str, samples: Samples) -> tuple["np.ndarray", "np.ndarray"]:
     if name == "r_ece":
         return samples.risk, samples.positive
-    return samples.confidence, (samples.label == samples.predicted).astype(float)
+    return samples.confidence, samples.confirmed
 
 
 def _bins(predicted: "np.ndarray", actual: "np.ndarray") -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:

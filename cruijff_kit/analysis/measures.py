@@ -34,15 +34,34 @@ class Samples:
     """[n] what ranks the samples from negative to positive: log-odds, or the risk."""
     confidence: "np.ndarray | None" = None
     """[n] P(predicted option)."""
+    confirmed: "np.ndarray | None" = None
+    """[n] whether the option of that probability is the label, 0 or 1."""
     target: "np.ndarray | None" = None
     """[n] the right number."""
     prediction: "np.ndarray | None" = None
-    """[n] the predicted number."""
+    """[n] the predicted number; where there is none, the constant with the smallest absolute error."""
+    prediction_for_squares: "np.ndarray | None" = None
+    """[n] likewise, with the constant of the smallest squared error; None: as `prediction`."""
+    chance: "np.ndarray | None" = None
+    """[n] the score that the constant baseline gets on each."""
     unit: "np.ndarray | None" = None
     """[n] the respondent (household, country) that each sample is of, as a number from 0 on; None: each is its own."""
 
     def __len__(self) -> int:
         return len(self.value)
+
+
+NEEDS = {
+    "auc": ("positive", "order"), "brier": ("risk", "positive"), "balanced_accuracy": ("label", "predicted"),
+    "f1": ("positive", "predicted_positive"), "c_ece": ("confidence", "confirmed"), "r_ece": ("risk", "positive"),
+    "mae": ("prediction", "target"), "rmse": ("prediction", "target"), "r_squared": ("prediction", "target"),
+}  # fmt: skip
+"""Metric -> the arrays that it needs beside `value`."""
+
+
+def is_computable(name: str, samples: Samples) -> bool:
+    """Whether a metric is one of ours and these samples have what it needs."""
+    return name in _MEASURES and all(getattr(samples, need) is not None for need in NEEDS.get(name, ()))
 
 
 Measure = Callable[[Samples, "np.ndarray"], "np.ndarray"]
@@ -116,8 +135,13 @@ def _calibration_error(predicted: "np.ndarray", actual: "np.ndarray", weights: "
     return np.abs(weights @ gaps).sum(-1) / weights.sum(-1)
 
 
+def squared_errors(s: Samples) -> "np.ndarray":
+    """[n] squared distances from the right numbers."""
+    return ((s.prediction if s.prediction_for_squares is None else s.prediction_for_squares) - s.target) ** 2
+
+
 def _rmse(s: Samples, weights: "np.ndarray") -> "np.ndarray":
-    return _mean((s.prediction - s.target) ** 2, weights) ** 0.5
+    return _mean(squared_errors(s), weights) ** 0.5
 
 
 def _r_squared(s: Samples, weights: "np.ndarray") -> "np.ndarray":
@@ -125,7 +149,7 @@ def _r_squared(s: Samples, weights: "np.ndarray") -> "np.ndarray":
 
     centre = _mean(s.target, weights)
     varies = _mean(s.target**2, weights) - centre**2
-    left = _mean((s.prediction - s.target) ** 2, weights)
+    left = _mean(squared_errors(s), weights)
     return np.where(varies > 1e-12, 1 - left / np.where(varies > 1e-12, varies, 1), np.nan)
 
 
@@ -141,7 +165,7 @@ _MEASURES: dict[str, Measure] = {name: _of_terms(name) for name in _TERMS} | {
     "auc": _auc,
     "balanced_accuracy": _balanced_accuracy,
     "f1": _f1,
-    "c_ece": lambda s, w: _calibration_error(s.confidence, (s.label == s.predicted).astype(float), w),
+    "c_ece": lambda s, w: _calibration_error(s.confidence, s.confirmed, w),
     "r_ece": lambda s, w: _calibration_error(s.risk, s.positive, w),
     "rmse": _rmse,
     "r_squared": _r_squared,

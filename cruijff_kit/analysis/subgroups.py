@@ -139,7 +139,7 @@ def compare_columns(*columns: tuple[str, Sequence[Row]], permutations: int | Non
     Raises:
         UserError: a column with fewer than two groups.
     """
-    from cruijff_kit.comparisons import holm
+    from cruijff_kit.analysis.differences import holm
 
     level = 1 - MAX_P / max(1, len(columns))
     reports = [

@@ -10,25 +10,53 @@ from inspect_ai.scorer import Score, value_to_float
 
 from cruijff_kit import withheld
 
+_COLUMNS = {"scored", "chance", "label", "positive", "is_positive", "predicted", "risk", "log_odds", "confidence", "target",
+            "prediction", "constant"}  # fmt: skip
+
 
 def summaries(log: str) -> list[EvalSampleSummary]:
     """Every sample of a log without its messages: id, target, metadata, scores."""
     return read_eval_log_sample_summaries(log)
 
 
-def item_scores(log: str) -> dict[str, dict[str, float]]:
-    """scorer -> id of the sample -> its score; samples that were not scored are left out.
+def scored_samples(log: str) -> dict[str, dict[str, Any]]:
+    """scorer -> what it says of every sample, as columns of one length, for `analysis.samples`.
 
-    Correct is 1, incorrect or no answer 0, partly correct 0.5; numbers are themselves; of a sample that was asked several
-    times the mean. Scores that are lists or dicts have no one number: their scorer is left out.
+    Always "id" (texts) and "value": correct is 1, incorrect 0, partly correct 0.5, numbers are themselves; null where the
+    sample was not scored. Of scorers of ours also what any sample's score says of itself (`_COLUMNS`). "unit", where the
+    log names a column of units. Of a sample that was asked several times there is the mean value alone. Scores that are
+    lists or dicts have no one number: their scorer is left out.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    unit = (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
+    found: dict[str, list[dict[str, Any]]] = {}
     for sample in summaries(log):
         for scorer, score in (sample.scores or {}).items():
             value = _value(score)
-            if value is not None:
-                found.setdefault(scorer, {}).setdefault(str(sample.id), []).append(value)
-    return {s: {i: sum(v) / len(v) for i, v in items.items()} for s, items in found.items()}
+            if value is None and (score.metadata or {}).get("scored") is not False:
+                continue
+            row = {k: v for k, v in (score.metadata or {}).items() if k in _COLUMNS}
+            row |= {"id": str(sample.id), "value": value}
+            if unit is not None and (sample.metadata or {}).get(unit) is not None:
+                row["unit"] = str(sample.metadata[unit])
+            found.setdefault(scorer, []).append(row)
+    return {scorer: _as_columns(_one_row_a_sample(rows)) for scorer, rows in found.items()}
+
+
+def _one_row_a_sample(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_id.setdefault(row["id"], []).append(row)
+    return [own[0] if len(own) == 1 else _mean_of(own) for own in by_id.values()]
+
+
+def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    values = [row["value"] or 0.0 for row in rows]
+    return {k: rows[0][k] for k in ("id", "unit", "chance") if k in rows[0]} | {"value": sum(values) / len(values)}
+
+
+def _as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 _to_float = value_to_float()

@@ -1,4 +1,4 @@
-"""The report's section on groups of samples: is the best run as good for every group that the samples' metadata name?"""
+"""The report's section on groups: is the best configuration as good for every group that the samples' metadata name?"""
 
 import itertools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from cruijff_kit.analysis.subgroup_samples import are_shares, read_logs
 from cruijff_kit.analysis.subgroups import MOST_GROUPS, WORDS, Group, Report, Row, compare_columns, is_apart
-from cruijff_kit.report.calibration import best_runs
+from cruijff_kit.report.calibration import best_configurations
 from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
 from cruijff_kit.report.runs import Run, Runs
@@ -34,10 +34,12 @@ class _Task:
 
 
 def groups(runs: Runs) -> Section:
-    """A chart and two tables for each column of each task of the best run; p is corrected for all of them."""
+    """A chart and two tables for each column of each task of the best configuration; p is corrected for all of them."""
     section = Section("groups", "Groups of samples")
     tasks = [
-        _read([run], task) for run in best_runs(runs) for task in dict.fromkeys(e.task for e in run.result.evaluation)
+        _read(own, task)
+        for own in best_configurations(runs)
+        for task in dict.fromkeys(e.task for e in own[0].result.evaluation)
     ]
     tasks = [t for t in tasks if t.columns]
     if not tasks:

@@ -5,9 +5,10 @@ What is the same in all runs is given once, what varies as a list or a range. Wh
 
 import re
 
+from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.report.costs import hours_in_words
 from cruijff_kit.report.document import Section, listed, several
-from cruijff_kit.report.runs import SEED, Run, Runs
+from cruijff_kit.report.runs import SEED, Family, Run, Runs
 from cruijff_kit.report.varying import each, either, setting, worded
 
 _MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
@@ -206,32 +207,51 @@ def _evaluation(runs: Runs) -> str:
 
 
 def _statistics(runs: Runs) -> str:
-    compared = [c for f in runs.families for found in f.comparisons.values() for c in found]
-    cells = [e for r in runs.with_result for e in r.result.evaluation]
-    if not cells:
-        return ""
-    text = []
-    if any("stderr" in values for e in cells for values in e.metrics.values()):
+    """How the best was chosen, intervals, tests, corrections, seeds, and what could be found."""
+    analysis = runs.analysis
+    compared = [c for found in analysis.comparisons.values() for c in found]
+    text = [_choice(family) for family in runs.families[:3] if len(family.ranking.ranked) > 1]
+    if not any(r.result.evaluation for r in runs.with_result):
+        return " ".join(text)
+    text.append(
+        "Intervals are 95%: Wilson's for shares of right answers, studentised bootstrap over test items for means, BCa "
+        "bootstrap for other metrics; of calibration errors by simulation."
+    )
+    if any(unit := each(runs.with_result, lambda r: r.result.settings.get("unit_column"))):
+        text.append(f"Test items of the same {listed([str(u) for u in unit])} were resampled together.")
+    tested = [c for c in compared if is_finite(c.p_holm)]
+    if tested:
+        words = {
+            "untrained": "the untrained model",
+            "chance": "the best constant answer",
+            "best": "the best configuration",
+        }
+        against = listed([w for name, w in words.items() if any(c.against == name for c in compared)])
+        tests = listed(sorted({c.method for c in tested}))
         text.append(
-            "Intervals of scores are 95%, 1.96 standard errors over test samples (Wilson's where all or none are right)."
+            f"Configurations were compared with {against} test item by test item ({tests});"
+            f" p is corrected for all {len(tested)} tests (Holm 1979), intervals of differences hold together (Bonferroni)."
         )
-    tests = sorted({c.method for c in compared})
-    if tests:
-        against = listed(
-            sorted({f"the {c.against} {'model' if c.against == 'untrained' else 'run'}" for c in compared})
-        )
+    if any("crossed" in c.method for c in compared):
         text.append(
-            f"Runs were compared with {against} sample by sample ({listed(tests)}), p corrected for the number of "
-            "runs (Holm 1979)"
-            + (
-                "; intervals of differences in accuracy are Agresti and Min's (2005)."
-                if "McNemar, exact" in tests
-                else "."
-            )
+            "Runs that differ in their seed only are one configuration; test items and seeds are crossed random effects."
         )
-    if len({r.value(SEED) for r in runs.with_result if SEED in r.swept}) > 1:
-        text.append("Means over seeds have 95% intervals of Student's t.")
+    elif analysis.one_seed_each:
+        text.append("Each configuration has one seed, so that these are comparisons of runs.")
+    if len(analysis.configurations) > 1:
+        text += [f"On {task}: {d}." for task, d in analysis.detectable.items()]
     return " ".join(text)
+
+
+def _choice(family: Family) -> str:
+    ranking = family.ranking
+    others = len(ranking.best) - 1
+    text = (
+        f"The best of {len(ranking.ranked)} configurations was chosen by its {family.name} on the {ranking.split} split"
+    )
+    if ranking.is_chosen_on_test:
+        text += ", on which it is reported too; its interval is made for all of them (Bonferroni)"
+    return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")
 
 
 def _machines(runs: Runs) -> str:

@@ -22,8 +22,8 @@ def drawn(draw: np.random.Generator, n: int, slope: float, units: int | None = N
     target = numbers + draw.normal(0, 1, n) + shared
     return Samples(
         value=(predicted == positive).astype(float), label=positive.astype(int), predicted=predicted, positive=positive,
-        predicted_positive=predicted, risk=risk, order=risk, confidence=np.maximum(risk, 1 - risk), target=target,
-        prediction=numbers, unit=unit,
+        predicted_positive=predicted, risk=risk, order=risk, confidence=np.maximum(risk, 1 - risk),
+        confirmed=(predicted == positive).astype(float), target=target, prediction=numbers, unit=unit,
     )  # fmt: skip
 
 

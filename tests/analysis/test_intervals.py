@@ -19,7 +19,8 @@ def options(n: int, seed: int = 0, kinds: int = 2) -> Samples:
     return Samples(
         value=(predicted == label).astype(float), label=label, predicted=predicted, positive=positive,
         predicted_positive=(predicted == kinds - 1).astype(int), risk=risk, order=risk,
-        confidence=np.maximum(risk, 1 - risk), target=3 * risk + draw.normal(0, 1, n), prediction=3 * risk,
+        confidence=np.maximum(risk, 1 - risk), confirmed=(predicted == label).astype(float),
+        target=3 * risk + draw.normal(0, 1, n), prediction=3 * risk,
     )  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def test_at_the_limits():
     label = np.array([0] * 20 + [1] * 10)
     s = Samples(
         value=np.ones(30), label=label, predicted=label, positive=label.astype(float), predicted_positive=label,
-        risk=label * 1.0, order=label * 1.0, confidence=np.ones(30), target=np.arange(30.0), prediction=np.arange(30.0),
+        risk=label * 1.0, order=label * 1.0, confidence=np.ones(30), confirmed=np.ones(30),
+        target=np.arange(30.0), prediction=np.arange(30.0),
     )  # fmt: skip
     assert interval_of("accuracy", s)[:2] == pytest.approx((0.8865, 1.0), abs=1e-3)
     for name in ("auc", "f1", "balanced_accuracy"):

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -12,22 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cruijff_kit.analysis.comparisons import CHANCE, UNTRAINED
 from cruijff_kit.analysis.effects import decompose
-from cruijff_kit.comparisons import UNTRAINED, compare_runs, items_of
+from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.launch.callback import write_and_show
-from cruijff_kit.replicates import replicates
 from cruijff_kit.report import drawing
 from cruijff_kit.report.__main__ import main
 from cruijff_kit.report.curves import read_curve, thinned
 from cruijff_kit.report.document import Section
 from cruijff_kit.report.effects import effects, read_design
-from cruijff_kit.report.runs import Family, Run, Runs, read_runs
+from cruijff_kit.report.outcomes import Outcome, outcomes_of
+from cruijff_kit.report.runs import Run, Runs, read_runs
 from cruijff_kit.report.samples import WITHHELD, samples
 from cruijff_kit.report.writing import write_report
 from cruijff_kit.result import RunResult
 from cruijff_kit.survey import RunView
 from cruijff_kit.table import read_results
-from cruijff_kit.table_cells import best_run
 
 ROOT = Path(__file__).parents[2]
 NASTY = "<b>x</b> $a_{$ & \"q\" 'é'"
@@ -71,7 +72,9 @@ def copies(sweep: Path, to: Path, changes: list[dict]) -> Path:
         for name in ("config.yaml", "torchtune.yaml", "metrics.jsonl"):
             shutil.copy(first / name, folder)
         (folder / "result.json").write_text(
-            json.dumps(result | {"name": folder.name, "config_hash": str(number)} | change)
+            json.dumps(
+                result | {"name": folder.name, "config_hash": str(number), "configuration_hash": str(number)} | change
+            )
         )
     return to
 
@@ -106,38 +109,47 @@ def test_every_file_is_there(told, sweep):
     ).read_text()
 
 
-def test_the_best_runs_are_those_of_the_table(told, sweep):
-    results = read_results(sweep)
-    best = best_run(results)
-    compared = {r.name: c for r, c in zip(results, compare_runs(results, best), strict=True)}
+def test_the_best_are_those_of_the_table(told, sweep):
+    """Two configurations of two seeds, by their validation loss; then what each got on the test split."""
+    analysis = analyse(read_results(sweep))
     rows = rows_of(told, "best_runs")
-    assert rows[0]["run"] == best.name and len(rows) == 4
-    assert [float(r["value"]) for r in rows] == sorted((r.objective for r in results), reverse=True)
-    for row in rows:
-        result = next(r for r in results if r.name == row["run"])
-        values = result.evaluation[-1].metrics["match"]
-        if values["stderr"]:
-            reach = 1.959964 * values["stderr"]
-            assert float(row["low"]) == pytest.approx(max(0, values["accuracy"] - reach))
-        (versus,) = [c for c in compared[row["run"]] if (c.against, c.scorer) == (UNTRAINED, "match")]
-        assert float(row["versus untrained: p (Holm)"]) == pytest.approx(versus.p_holm)
-        assert float(row["versus untrained: low"]) == pytest.approx(versus.low)
-    seeds = {(r["configuration"], r["metric"]): float(r["mean"]) for r in rows_of(told, "seeds")}
-    for group in replicates(results):
-        assert seeds[group.name, "risk/match/accuracy"] == pytest.approx(group.metrics["risk/match/accuracy"].mean)
+    assert [r["configuration"] for r in rows] == [c.name for c in analysis.ranking.ranked] and len(rows) == 2
+    for row, c in zip(rows, analysis.ranking.ranked, strict=True):
+        assert float(row["value"]) == pytest.approx(np.mean([r.training["validation_loss"] for r in c.runs]))
+        assert float(row["low"]) < float(row["value"]) < float(row["high"]) and row["seeds"] == "2"
+    assert float(rows[1]["versus best: difference"]) > 0
+    (best,) = told["best"]
+    assert best["configurations"] == [c.name for c in analysis.ranking.best] and best["split"] == "validation"
+    scores = {r["configuration"]: r for r in rows_of(told, "test_scores_1")}
+    for c in analysis.configurations:
+        values = c.values("risk", "match", "accuracy")
+        assert float(scores[c.name]["value"]) == pytest.approx(np.mean(values))
+        for against in (UNTRAINED, CHANCE):
+            (versus,) = [x for x in analysis.comparisons[c.name] if (x.against, x.scorer) == (against, "match")]
+            p = scores[c.name].get(f"versus {against}: p (Holm)", "")
+            assert scores[c.name][f"versus {against}: test"] == versus.method
+            assert p == "" if math.isnan(versus.p_holm) else float(p) == pytest.approx(versus.p_holm)
+            assert float(scores[c.name][f"versus {against}: low"]) == pytest.approx(versus.low)
+        assert float(scores[c.name]["chance"]) == c.runs[0].evaluation[-1].chance["match"]["accuracy"]
 
 
 def test_curves_of_risk_give_the_metrics_of_the_results(told, sweep):
     """The area under each ROC curve is the AUC, the weighted distances of the reliability the ECE that the run has."""
-    metrics = {r.name: r.evaluation[-1].metrics["risk_scorer"] for r in read_results(sweep)}
-    for name, values in metrics.items():
-        roc = [r for r in rows_of(told, "calibration_roc") if r["run"] == name]
-        points = [(float(r["false positive rate"]), float(r["true positive rate"])) for r in roc]
-        area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
-        assert area == pytest.approx(values["auc"])
-        bins = [r for r in rows_of(told, "calibration_reliability") if r["run"] == name]
-        off = sum(int(b["samples"]) * abs(float(b["mean risk"]) - float(b["share positive"])) for b in bins)
-        assert off / sum(int(b["samples"]) for b in bins) == pytest.approx(values["r_ece"])
+    for c in analyse(read_results(sweep)).configurations:
+        for result in c.runs:
+            values = result.evaluation[-1].metrics["risk_scorer"]
+            own = {"configuration": c.name, "seed": str(result.settings["seed"])}
+            roc = [r for r in rows_of(told, "calibration_roc") if r.items() >= own.items()]
+            points = [(float(r["false positive rate"]), float(r["true positive rate"])) for r in roc]
+            area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
+            assert area == pytest.approx(values["auc"])
+            bins = [r for r in rows_of(told, "calibration_reliability") if r.items() >= own.items()]
+            off = sum(int(b["samples"]) * abs(float(b["mean risk"]) - float(b["share positive"])) for b in bins)
+            assert off / sum(int(b["samples"]) for b in bins) == pytest.approx(values["r_ece"])
+        (row,) = [r for r in rows_of(told, "calibration_scores") if r["configuration"] == c.name]
+        assert (
+            float(row["ECE of risk: low"]) <= float(row["ECE of risk"]) and float(row["ECE of risk if calibrated"]) > 0
+        )
 
 
 def test_losses_and_scores_are_complete(told, sweep):
@@ -162,7 +174,8 @@ def test_methods_give_the_numbers(told, sweep, capsys):
         "48 training rows and 16 validation rows",
         "fp32",
     ]
-    parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "McNemar", "inspect-ai 0.3"]
+    parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "inspect-ai 0.3"]
+    parts += ["was chosen by its validation loss on the validation split", "crossed random effects", "(Holm 1979)"]
     for part in [*parts, "batches of 8", "without warm-up"]:
         assert part in text, f"{part} is not in: {text}"
     assert main([str(sweep), "--methods"]) == 0 and capsys.readouterr().out == text
@@ -195,7 +208,7 @@ def test_runs_that_did_not_finish(sweep, tmp_path, capsys):
     ]
     failed = {"status": "failed", "error": error, "objective": None, "evaluation": [], "seconds": {}, "training": {}}
     sums = {"evaluation": other, "baseline": [], "objective_name": "sums/s/mae", "objective": 3.0}
-    folder = copies(sweep, tmp_path / "s", [{}, failed, bare, sums])
+    folder = copies(sweep, tmp_path / "s", [{"objective_name": "accuracy", "objective": 0.5}, failed, bare, sums])
     (folder / "waiting").mkdir()
     (folder / "waiting" / "swept.json").write_text("{}")
     (folder / "broken").mkdir()
@@ -264,23 +277,27 @@ def test_what_an_earlier_report_wrote_goes_and_nothing_else(sweep, tmp_path):
     )
 
 
-def family(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -> Family:
+def family(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -> Outcome:
     """Runs of (values of the settings, seed); a seed of None is the default one, which is not swept."""
+    return outcomes_of(runs_with(scores, names))[0]
+
+
+def runs_with(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -> Runs:
     found = []
     for (*values, seed), score in scores.items():
         settings = dict(zip(names, values, strict=True))
         swept = settings | ({"seed": seed} if seed is not None else {})
         name = ",".join(map(str, (*values, seed)))
         result = RunResult(
-            name, "done", "e", "m", swept, settings | {"seed": 1234 if seed is None else seed}, name, objective=score,
-            objective_name="accuracy",
+            name, "done", "e", "m", swept, settings | {"seed": 1234 if seed is None else seed}, name, repr(settings),
+            objective=score, objective_name="accuracy",
         )  # fmt: skip
         found.append(Run(name, Path(name), RunView(name, name, "done"), result))
-    return Family("accuracy", None, found)
+    return Runs(Path("x"), found, [])
 
 
-def section_of(made: Family) -> Section:
-    return effects(Runs(Path("x"), made.runs, []))
+def section_of(made: Outcome) -> Section:
+    return effects(Runs(Path("x"), [r for c in made.configurations for r in c.runs], []))
 
 
 def test_effects_are_those_that_were_put_in():
@@ -361,17 +378,14 @@ def test_the_default_seed_is_a_seed():
     assert row[1:3] == [3, pytest.approx(1.1)]
 
 
-def test_test_items_tell_whether_anything_differs(sweep):
-    """One seed each: what other items would do is read from the logs."""
-    runs = read_runs(sweep)
-    (whole,) = runs.families
-    for seeds in ({1}, {1, 2}):
-        made = Family(whole.objective, whole.source, [r for r in whole.runs if r.value("seed") in seeds])
-        design = read_design(made)
-        found = [items_of(r.last("risk").log)["match"] for c in design.configurations for r in c.runs]
-        items = np.array([[values[i] for i in found[0]] for values in found])
-        values = [[r.result.objective for r in c.runs] for c in design.configurations]
-        assert items.mean(axis=1) == pytest.approx([v for own in values for v in own])
+def test_items_tell_whether_anything_differs(sweep):
+    """What other test items, or validation rows, would do is read from what the runs have left."""
+    for outcome in outcomes_of(read_runs(sweep)):
+        design, items = read_design(outcome), outcome.item_values()
+        values = [c.values for c in design.configurations]
+        assert items.shape[0] == 4 and items.mean(axis=1) == pytest.approx([v for own in values for v in own]), (
+            outcome.name
+        )
         expected = decompose([np.arange(2)], values, items)
         assert design.decomposition.p == expected.p and design.decomposition.shares == expected.shares
 
