@@ -187,6 +187,10 @@ def test_samples_without_an_option_are_wrong(log, tmp_path):
     write_eval_log(other, str(tmp_path / "known.eval"))
     *_, last = read_samples(tmp_path / "known.eval").columns["sex"]
     assert (last.correct, last.positive, last.risk, last.predicted) == (0.0, False, 0.3, False)
+    del other.samples[8].scores["numeric_risk_scorer"].metadata["constant"]  # then that of these samples
+    write_eval_log(other, str(tmp_path / "unknown.eval"))
+    *_, last = read_samples(tmp_path / "unknown.eval").columns["sex"]
+    assert last.risk == pytest.approx(4 / 9)
 
 
 def test_numbers_have_no_groups(tmp_path, log):
