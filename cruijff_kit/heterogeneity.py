@@ -51,9 +51,9 @@ def draw(reports: list[Report], path: Path) -> None:
 def _verdict(report: Report) -> str:
     if report.p is None:
         return f"{report.column}: nothing varies"
-    if report.flags:
-        return report.flags[0]
-    return f"{report.column}: no difference between groups found ({show_p(report)})"
+    text = f"{report.column}: no difference between groups found ({show_p(report)})"
+    of_units = f"; {report.all.units} units of {report.samples} samples" if report.all.units else ""
+    return (report.flags[0] if report.flags else text) + of_units
 
 
 def _text(report: Report) -> str:

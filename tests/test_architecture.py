@@ -136,6 +136,7 @@ def test_the_command_starts_light():
         "cruijff_kit.late",
         "cruijff_kit.analysis.sweep",
         "cruijff_kit.heterogeneity",
+        "cruijff_kit.analysis.effects",
         "cruijff_kit.analysis.permutation",
         "cruijff_kit.analysis.subgroups",
         "cruijff_kit.analysis.subgroup_samples",

@@ -119,7 +119,7 @@ def test_a_csv_that_cannot_be_read(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    """Eight samples of two groups, answered with risks; a ninth is not scored."""
+    """Eight samples of two groups, answered with risks; a ninth has no answer, which is wrong."""
     answers = ["0.9", "0.2", "0.7", "0.4", "0.6", "0.6", "0.1", "0.8", "dunno"]
     samples = [
         Sample(input="?", target=str(i % 2 ^ 1), metadata={"sex": "f" if i < 4 else "m", "who": i // 2})
@@ -137,7 +137,7 @@ def log(tmp_path_factory):
 def test_from_a_log_and_from_a_run(log, tmp_path, capsys):
     samples = read_samples(Path(log), ["sex"])
     rows = samples.columns["sex"]
-    assert samples.source == Path(log) and [r.group for r in rows] == ["f"] * 4 + ["m"] * 4
+    assert samples.source == Path(log) and [r.group for r in rows] == ["f"] * 4 + ["m"] * 5
     assert [r.risk for r in rows[:4]] == [0.9, 0.2, 0.7, 0.4] and [r.positive for r in rows[:2]] == [True, False]
     assert [r.predicted for r in rows[:4]] == [True, False, True, False] and rows[0].unit is None
     entry = Evaluation("risky", 0, 9, {"numeric_risk_scorer": {"accuracy": 0.8}}, log, 1.0)
@@ -148,8 +148,8 @@ def test_from_a_log_and_from_a_run(log, tmp_path, capsys):
     assert main([str(folder)]) == 0 and "AUC" in capsys.readouterr().out
     report = json.loads((folder / REPORT).read_text())
     (column,) = report["columns"]
-    assert column["column"] == "sex" and [g["auc"] for g in column["groups"]] == [1.0, pytest.approx(0.125)]
-    assert column["samples"] == 8 and column["groups"][0]["true_positive_rate"] == 1
+    assert column["column"] == "sex" and [g["auc"] for g in column["groups"]] == [1.0, pytest.approx(0.5 / 6)]
+    assert column["samples"] == 9 and column["groups"][0]["true_positive_rate"] == 1
     assert main([str(folder), "--group", "gender"]) == 2
     assert "has 'gender' in its metadata; there are sex" in capsys.readouterr().err
     assert main([str(folder), "--unit", "whom"]) == 2 and "has 'whom' in its metadata" in capsys.readouterr().err
@@ -163,8 +163,8 @@ def test_the_log_says_which_samples_belong_together(log, tmp_path):
     asked.eval.metadata = {"unit_column": "who"}
     write_eval_log(asked, str(tmp_path / "own.eval"))
     samples = read_samples(tmp_path / "own.eval")
-    assert [*samples.columns] == ["sex"] and [r.unit for r in samples.columns["sex"]] == list("00112233")
-    assert [r.unit for r in read_samples(Path(log), ["sex"], "who").columns["sex"]] == list("00112233")
+    assert [*samples.columns] == ["sex"] and [r.unit for r in samples.columns["sex"]] == list("001122334")
+    assert [r.unit for r in read_samples(Path(log), ["sex"], "who").columns["sex"]] == list("001122334")
     assert compare_columns(*samples.columns.items())[0].groups[0].units == 2
 
 
@@ -176,7 +176,7 @@ def test_logs_of_several_seeds_are_one(log, tmp_path):
             score.metadata["risk"] = 0.5
     write_eval_log(other, str(tmp_path / "seed.eval"))
     rows = read_logs([Path(log), tmp_path / "seed.eval"]).columns["sex"]
-    assert [r.risk for r in rows[:2]] == [pytest.approx(0.7), pytest.approx(0.35)] and len(rows) == 8
+    assert [r.risk for r in rows[:2]] == [pytest.approx(0.7), pytest.approx(0.35)] and len(rows) == 9
 
 
 def test_samples_without_an_option_are_wrong(log, tmp_path):
@@ -187,6 +187,10 @@ def test_samples_without_an_option_are_wrong(log, tmp_path):
     write_eval_log(other, str(tmp_path / "known.eval"))
     *_, last = read_samples(tmp_path / "known.eval").columns["sex"]
     assert (last.correct, last.positive, last.risk, last.predicted) == (0.0, False, 0.3, False)
+    del other.samples[8].scores["numeric_risk_scorer"].metadata["constant"]  # then that of these samples
+    write_eval_log(other, str(tmp_path / "unknown.eval"))
+    *_, last = read_samples(tmp_path / "unknown.eval").columns["sex"]
+    assert last.risk == pytest.approx(4 / 9)
 
 
 def test_numbers_have_no_groups(tmp_path, log):

@@ -8,5 +8,6 @@ estimates        values of a configuration with intervals, over items and seeds
 differences      whether two differ: items and seeds as crossed random effects
 intervals        of one run: shares, means, any metric             measures   metrics of many weighted samples at once
 power            what a sweep of this size can find                samples    .eval logs as arrays
-subgroups        groups of samples, by permutation                 effects    what the settings of a sweep do
+permutation      do metrics differ between groups of samples?      subgroups  groups of samples; subgroup_samples reads them
+effects          what the settings of a sweep do
 """

@@ -6,7 +6,7 @@ neither known nothing is decomposed.
 
 Settings are separated by the rank of the design, not by how a sweep was typed: in a grid, or one with some cells missing,
 the share of a setting is what it explains beyond all others (type II sum of squares), less what noise alone would explain,
-of the total (epsilon squared; Kelley 1935). Where settings overlap (nested, or too many cells missing), there are none.
+of the total (epsilon squared; Kelley 1935). Settings that overlap (nested, or too many cells missing) have none.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ class Decomposition:
 
     p: float | None
     """That no configuration differs from another; None: there are neither seeds nor test items that could tell."""
-    shares: list[Share] | None
-    """Of each setting; None: they overlap, nothing differs, or nothing could tell."""
-    is_separable: bool
-    """Whether the settings' effects can be told apart."""
+    shares: list[Share | None] | None
+    """Of each setting, None where it overlaps others; None: nothing differs, or nothing could tell."""
+    overlapping: list[int]
+    """Settings whose effects cannot be told from those of others."""
 
 
 def are_one_to_one(first: Sequence[object], second: Sequence[object]) -> bool:
@@ -48,16 +48,19 @@ def are_one_to_one(first: Sequence[object], second: Sequence[object]) -> bool:
     return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
-def are_separable(places: "Sequence[np.ndarray]") -> bool:
-    """Whether main effects can be told apart: no setting's indicators are a combination of the others'.
+def find_overlapping(places: "Sequence[np.ndarray]") -> list[int]:
+    """The settings whose main effects cannot be told apart: some of their indicators are a combination of others'.
 
     Args:
         places: of each setting [configurations] the number of its value, from 0 on.
     """
     import numpy as np
 
-    matrix = _indicators(places)
-    return int(np.linalg.matrix_rank(matrix)) == 1 + sum(int(p.max()) for p in places)
+    def rank(settings: "Sequence[np.ndarray]") -> int:
+        return int(np.linalg.matrix_rank(_indicators(settings, len(places[0]))))
+
+    everything = rank(places)
+    return [i for i, p in enumerate(places) if everything - rank([*places[:i], *places[i + 1 :]]) < int(p.max())]
 
 
 def decompose(
@@ -72,17 +75,18 @@ def decompose(
     """
     import numpy as np
 
-    separable = are_separable(places)
+    overlapping = find_overlapping(places)
     mean = np.array([np.mean(v) for v in values])
     noise, covariance = _noise(values, items)
     if noise is None:
-        return Decomposition(None, None, separable)
+        return Decomposition(None, None, overlapping)
     centred = mean - mean.mean()
     apart = ((noise - noise.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
     p = float((1 + (apart >= (centred**2).sum() * (1 - 1e-12)).sum()) / (1 + len(noise)))
-    if not separable or p >= MAX_P:
-        return Decomposition(p, None, separable)
-    return Decomposition(p, _shares(places, centred, noise, covariance), separable)
+    if p >= MAX_P:
+        return Decomposition(p, None, overlapping)
+    shares = _shares(places, centred, noise, covariance)
+    return Decomposition(p, [None if i in overlapping else s for i, s in enumerate(shares)], overlapping)
 
 
 def _noise(values: Sequence[Sequence[float]], items: "np.ndarray | None") -> "tuple[np.ndarray | None, np.ndarray]":
@@ -121,11 +125,11 @@ def _tails(draw: "np.random.Generator", freedom: int) -> "np.ndarray":
     return np.sqrt(freedom / draw.chisquare(freedom, (DRAWS, 1)))
 
 
-def _indicators(places: "Sequence[np.ndarray]") -> "np.ndarray":
+def _indicators(places: "Sequence[np.ndarray]", count: int) -> "np.ndarray":
     """[configurations, 1 + levels of all settings]."""
     import numpy as np
 
-    columns = [np.ones((len(places[0]), 1)), *(np.eye(int(p.max()) + 1)[p] for p in places)]
+    columns = [np.ones((count, 1)), *(np.eye(int(p.max()) + 1)[p] for p in places)]
     return np.concatenate(columns, axis=1)
 
 
@@ -141,20 +145,20 @@ def _shares(
     import numpy as np
 
     count, levels = len(centred), [int(p.max()) + 1 for p in places]
-    everything = _projection(_indicators(places))
+    everything = _projection(_indicators(places, count))
     total = np.eye(count) - 1 / count
-    left = count - 1 - sum(n - 1 for n in levels)
+    left = count - round(np.trace(everything))
     if count != np.prod(levels) and left > 0:
         # Not a full grid: what the settings leave unexplained also looks like an effect of each.
         unexplained = float(centred @ (np.eye(count) - everything) @ centred) / left
-        usual = float(np.trace(total @ covariance)) / (count - 1)
-        if unexplained > usual:
-            noise, covariance = noise * (unexplained / usual) ** 0.5, np.eye(count) * unexplained
+        if unexplained > np.trace(total @ covariance) / (count - 1):
+            draw = np.random.default_rng(SEED)
+            noise = draw.standard_normal(noise.shape) * unexplained**0.5 * _tails(draw, left)
+            covariance = np.eye(count) * unexplained
     drawn = centred + noise
     found = []
     for i in range(len(places)):
-        others = [p for j, p in enumerate(places) if j != i]
-        own = everything - _projection(_indicators(others) if others else np.ones((count, 1)))
+        own = everything - _projection(_indicators([*places[:i], *places[i + 1 :]], count))
         by_chance = float(np.trace(own @ covariance))
         share = (centred @ own @ centred - by_chance) / (centred @ total @ centred)
         # What was drawn holds the noise twice.

@@ -110,7 +110,7 @@ def _refuse_other_columns(log: Path, groups: list[str]) -> None:
     from cruijff_kit.evaluation.items import told_groups  # inspect-ai
 
     told = told_groups(str(log))
-    if told is not None and not {*groups} <= {*told}:
+    if told is not None and not (told and {*groups} <= {*told}):
         there = f"dataset.group_columns has {', '.join(told)} (--group)" if told else "dataset.group_columns is empty"
         raise UserError(f"{log} is of red data, whose groups may be named by some columns only; {there}")
 

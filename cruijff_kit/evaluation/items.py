@@ -121,23 +121,28 @@ def group_rows(log: str, columns: list[str], unit: str | None = None) -> dict[st
     scorers = dict.fromkeys(name for s in samples for name in s.scores or {})
     risky = (n for n in scorers for s in samples if n in (s.scores or {}) and "risk" in (s.scores[n].metadata or {}))
     scorer = next(risky, next(iter(scorers), None))
+    found = [(s.metadata or {}, row) for s in samples if (row := _group_row((s.scores or {}).get(scorer), s.id))]
+    positive = [row["positive"] for _, row in found if row["positive"] is not None]
+    has_risks = any(row["risk"] is not None for _, row in found)
     rows: dict[str, list[dict[str, Any]]] = {column: [] for column in columns}
-    for sample in samples:
-        score, said = (sample.scores or {}).get(scorer), sample.metadata or {}
-        if score is None or (row := _group_row(score)) is None:
-            continue
-        row |= {"sample": str(sample.id), "unit": None if said.get(unit) is None else str(said[unit])}
+    for said, row in found:
+        row["unit"] = None if said.get(unit) is None else str(said[unit])
+        if not row.pop("scored") and row["risk"] is None and has_risks:
+            row["risk"] = sum(positive) / len(positive)
         for column in columns:
             if said.get(column) is not None:
                 rows[column].append({"group": str(said[column]), **row})
     return rows
 
 
-def _group_row(score: Score) -> dict[str, Any] | None:
+def _group_row(score: Score | None, sample: int | str) -> dict[str, Any] | None:
     """correct, positive, risk, predicted and order of a sample; None where it has no score.
 
-    Without an option, where the label is known, it is wrong, and has the risk that the constant baseline has.
+    Without an option, where the label is known, it is wrong, and has the risk that the constant baseline has: that of the
+    training split, or (see `group_rows`) the share of positive labels.
     """
+    if score is None:
+        return None
     said, correct = score.metadata or {}, _value(score)
     has_options = "label" in said and "positive" in said
     if said.get("scored") is False and (has_options or "is_positive" in said):
@@ -147,8 +152,8 @@ def _group_row(score: Score) -> dict[str, Any] | None:
     positive = said.get("is_positive", said["label"] == said["positive"] if has_options else None)
     predicted = said["predicted"] == said["positive"] if has_options and "predicted" in said else None
     return {
-        "correct": correct, "positive": positive, "risk": said.get("risk"), "predicted": predicted,
-        "order": said.get("log_odds"),
+        "sample": str(sample), "correct": correct, "positive": positive, "risk": said.get("risk"), "predicted": predicted,
+        "order": said.get("log_odds"), "scored": said.get("scored") is not False,
     }  # fmt: skip
 
 

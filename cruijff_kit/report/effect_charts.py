@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cruijff_kit.report.document import Chart, Table, shown
@@ -123,12 +123,11 @@ def _readable(colour: tuple[float, ...]) -> str:
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def scatter(outcome: Outcome, design: Design, name: str) -> Chart:
+def scatter(outcome: Outcome, design: Design, found: Sequence[Effect], name: str) -> Chart:
     """A point a configuration: what a search tried, the second setting as colour."""
-    across, colour = design.effects[0], design.effects[1] if len(design.effects) > 1 else None
-    shown_effects = [across, *([colour] if colour else [])]
-    names = [e.name for e in shown_effects]
-    rows = [[c.label, *(e.values[c] for e in shown_effects), c.value] for c in design.configurations]
+    across, colour = found[0], found[1] if len(found) > 1 else None
+    names = [e.name for e in found]
+    rows = [[c.label, *(e.values[c] for e in found), c.value] for c in design.configurations]
     data = Table(name, f"{outcome.name} by {' and '.join(names)}, a point a run", ["run", *names, "value"], rows)
     with figure(7.5, 4) as drawn:
         axes = drawn.subplots()
@@ -167,7 +166,7 @@ def _points(axes: Any, xs: list[float], rows: list[list[Any]], colour: Effect | 
 def points(outcome: Outcome, design: Design, name: str) -> Chart:
     """Small plots side by side: each configuration at its value of each setting, without means."""
     rows = [[e.name, level_name(v), c.label, c.value] for e in design.effects for v, group in e.levels for c in group]
-    caption = f"{outcome.name} by each setting, a point a configuration; their effects cannot be told apart"
+    caption = f"{outcome.name} by each setting, a point a configuration; not all effects can be told apart"
     data = Table(name, caption, ["setting", "value", "run", "mean"], rows)
 
     def draw(axes: Any, e: Effect) -> None:
@@ -175,9 +174,11 @@ def points(outcome: Outcome, design: Design, name: str) -> Chart:
         for x, (_, group) in zip(xs, e.levels, strict=True):
             axes.plot([x] * len(group), [c.value for c in group], "o", color=PALETTE[0], markersize=5, alpha=0.8)
         _place(axes, "x", e, xs)
+        if e.numbers:
+            axes.tick_params("x", labelrotation=30)
 
     best = (max if outcome.higher else min)(design.configurations, key=lambda c: c.value)
-    return _panels(design.effects, draw, data, f"{caption}. Best: {shown(best.value)}, {best.label}.")
+    return _panels(outcome, design.effects, draw, data, f"{caption}. Best: {shown(best.value)}, {best.label}.")
 
 
 def marginals(outcome: Outcome, found: list[Effect], name: str) -> Chart:
@@ -198,10 +199,12 @@ def marginals(outcome: Outcome, found: list[Effect], name: str) -> Chart:
         axes.plot(range(len(own)), [r[3] for r in own], "o", color=PALETTE[0])
         _name_ticks(axes, [r[1] for r in own], 28)
 
-    return _panels(found, draw, data, f"{caption}: " + "; ".join(f"{r[0]}={r[1]}: {shown(r[3])}" for r in rows[:16]))
+    return _panels(
+        outcome, found, draw, data, f"{caption}: " + "; ".join(f"{r[0]}={r[1]}: {shown(r[3])}" for r in rows[:16])
+    )
 
 
-def _panels(found: list[Effect], draw: Callable[[Any, Effect], None], data: Table, alt: str) -> Chart:
+def _panels(outcome: Outcome, found: list[Effect], draw: Callable[[Any, Effect], None], data: Table, alt: str) -> Chart:
     columns = min(3, len(found))
     lines = -(-len(found) // columns)
     with figure(3.1 * columns + 0.4, 2.7 * lines) as drawn:
@@ -211,6 +214,7 @@ def _panels(found: list[Effect], draw: Callable[[Any, Effect], None], data: Tabl
             axes.set(title=fitted(e.name))
         for axes in list(panels):
             axes.set_visible(False)
+        drawn.supylabel(fitted(outcome.name), fontsize=9)
         return chart(drawn, data, alt)
 
 

@@ -28,6 +28,8 @@ class Effect:
     """Configuration -> value, also where levels are ranges."""
     numbers: dict[ConfiguredRuns, float] | None
     """Configuration -> where it stands on an axis; None: values stand side by side."""
+    members: tuple["Effect", ...] = ()
+    """Of several settings each one."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Effect:
 
 @dataclass(eq=False)
 class Design:
-    """What varies over the configurations of a family, and what came of it."""
+    """What varies over the configurations, and what came of it."""
 
     configurations: list[ConfiguredRuns]
     effects: list[Effect]
@@ -76,7 +78,7 @@ def read_design(outcome: Outcome) -> Design:
     """The settings that vary over the configurations, and how much of what differs goes with each."""
     configurations, found = outcome.configurations, find_effects(outcome)
     if not found:
-        return Design(configurations, [], Decomposition(None, None, True))
+        return Design(configurations, [], Decomposition(None, None, []))
     values = [c.values for c in configurations]
     return Design(configurations, found, decompose(_places(configurations, found), values, outcome.item_values()))
 
@@ -109,9 +111,8 @@ def _join(effects: list[Effect]) -> Effect:
     names = [" with ".join(level_name(e.levels[e.places[group[0]]][0]) for e in effects) for _, group in first.levels]
     levels = [(name, group) for name, (_, group) in zip(names, first.levels, strict=True)]
     numbers = first.numbers if len(levels) > _MOST_NAMES and not first.drawn_from_range else None
-    return Effect(
-        tuple(k for e in effects for k in e.keys), levels, {c: name for name, group in levels for c in group}, numbers
-    )
+    values = {c: name for name, group in levels for c in group}
+    return Effect(tuple(e.keys[0] for e in effects), levels, values, numbers, tuple(effects))
 
 
 def level(run: Run, key: str) -> Any:
@@ -159,16 +160,18 @@ def effects(runs: Runs) -> Section:
         if not found:
             continue
         name = "effects" if number == 1 else f"effects_{number}"
-        searched = any(e.drawn_from_range for e in found[:2])
-        if searched:
-            section.blocks.append(scatter(outcome, design, name))
+        overlapping = [found[i] for i in design.decomposition.overlapping]
+        if any(e.drawn_from_range for e in found[:2]):
+            section.blocks.append(scatter(outcome, design, found[:2], name))
+        elif len(found) == 1 and found[0].members and found[0].numbers:
+            section.blocks.append(scatter(outcome, design, found[0].members[:2], name))
         elif len(found) == 1:
             section.blocks.append(line(outcome, found[0], name))
-        elif not design.decomposition.is_separable:
+        elif overlapping:
             section.blocks.append(points(outcome, design, name))
         else:
             section.blocks.append(heat_map(outcome, design, name))
-        if len(found) > 2 and (searched or design.decomposition.is_separable):
+        if len(found) > 2 and not overlapping:
             section.blocks.append(marginals(outcome, found[2:], f"{name}_rest"))
         section.text += _sentences(outcome, design)
         section.blocks.append(_table(outcome, design, f"{name}_means"))
@@ -185,10 +188,10 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
         for e in found
         if len(e.keys) > 1
     ]
-    if not d.is_separable:
+    if d.overlapping:
         said.append(
-            f"The runs do not cross {listed([e.name for e in found])}: some values of one come only with some of another. "
-            "Their effects cannot be told apart, and no share of the variance is given."
+            f"The runs do not cross {listed([found[i].name for i in d.overlapping])}: some values of one come only with "
+            "some of another. Their effects cannot be told apart, and they get no share of the variance."
         )
     if d.p is None:
         said.append(
@@ -200,8 +203,9 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
             f"No configuration can be told from another by {outcome.name} (p = {shown(d.p)}), so the variance is not "
             "shared out among the settings."
         )
-    elif d.shares is not None:
-        shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in zip(found, d.shares, strict=True)]
+    known = [(e, s) for e, s in zip(found, d.shares or [None] * len(found), strict=True) if s]
+    if known:
+        shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in known]
         said.append(
             f"Share of the variance of {outcome.name} between configurations, with 95% intervals: {listed(shares)}. The "
             "rest goes with combinations of settings, or is chance: other seeds and test items, so far as they are known."
@@ -215,14 +219,14 @@ def level_name(value: Any) -> str:
 
 
 def _table(outcome: Outcome, design: Design, name: str) -> Table:
-    shares = design.decomposition.shares
+    shares = design.decomposition.shares if any(design.decomposition.shares or []) else None
     rows = []
     for i, e in enumerate(design.effects):
         for value, group in e.levels:
             scores = [c.value for c in group]
             runs = sum(len(c.runs) for c in group)
             row = [e.name, level_name(value), len(group), runs, sum(scores) / len(scores), min(scores), max(scores)]
-            rows.append([*row, *(shares[i] if shares else ())])
+            rows.append([*row, *((shares[i] or [None] * 3) if shares else ())])
     header = ["setting", "value", "configurations", "runs", "mean", "lowest", "highest"]
     header += ["share of variance", "low", "high"] if shares else []
     caption = f"{outcome.name}: means over all configurations of each value (marginal means)"

@@ -17,10 +17,10 @@ from cruijff_kit.tiers import withholds
 MOST_COLUMNS = 8
 _READING = (
     "Accuracy, AUC and calibration (mean risk less the share of positive labels) are tested together, once for each "
-    "column, by permutation of the groups; p is corrected for the columns (Holm). Differences between groups have "
-    "intervals that hold all at once in 95% of repetitions, figures of a single group such that hold for it alone. ECE is "
-    "that of the risk, beside it what a perfectly calibrated model would show. Notes describe; groups that do not differ "
-    "have them, too."
+    "column, by permutation of the groups; p is corrected for the columns (Holm). So are selection, true and false "
+    "positive rates. The intervals of the differences in the ones, and of those in the others, hold all at once in 95% of "
+    "repetitions; those of a single group's figures hold for it alone. ECE is that of the risk, beside it what a "
+    "perfectly calibrated model would show. Notes describe; groups that do not differ have them, too."
 )
 
 

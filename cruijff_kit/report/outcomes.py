@@ -95,7 +95,7 @@ class Outcome:
 
     def item_values(self) -> "np.ndarray | None":
         """[runs of all configurations in turn, items] numbers whose means are the runs' values; items are those of the test
-        split, or rows of the validation split. None where these are not known.
+        split (units, where these belong together), or rows of the validation split. None where these are not known.
         """
         import numpy as np
 
@@ -109,7 +109,12 @@ class Outcome:
         found = aligned([samples_of(e.log, scorer) for e in cells])
         if found is None or len(cells) != len(results) or not all(is_computable(metric, s) for s in found):
             return None
-        return np.stack([item_values(metric, s) for s in found])
+        rows, unit = np.stack([item_values(metric, s) for s in found]), found[0].unit
+        if unit is None:
+            return rows
+        # Of one unit (respondent) only the sum is one of many: their mean is that of the items.
+        sums = np.stack([np.bincount(unit, row) for row in rows])
+        return sums * sums.shape[1] / rows.shape[1]
 
 
 def outcomes_of(runs: Runs) -> list[Outcome]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cruijff_kit.analysis.effects import are_one_to_one, are_separable, decompose
+from cruijff_kit.analysis.effects import are_one_to_one, decompose, find_overlapping
 
 
 def grid(*levels: int) -> list[np.ndarray]:
@@ -38,13 +38,18 @@ def test_with_seeds_alone_they_are_epsilon_squared():
 
 def test_what_can_be_told_apart():
     a, b = grid(3, 3)
-    assert are_separable([a, b]) and not are_one_to_one(a, b)
-    assert not are_separable([a, a]) and are_one_to_one([1, 2, 2], ["x", "y", "y"])
+    assert find_overlapping([a, b]) == [] and not are_one_to_one(a, b)
+    assert find_overlapping([a, a]) == [0, 1] and are_one_to_one([1, 2, 2], ["x", "y", "y"])
     assert not are_one_to_one([1, 1, 2], ["x", "y", "z"])
     kept = [0, 1, 3, 8]  # (0, 0), (0, 1), (1, 0) and, apart from them, (2, 2)
-    assert not are_separable([a[kept], b[kept]]) and are_separable([a[:-1], b[:-1]])
+    assert find_overlapping([a[kept], b[kept]]) == [0, 1] and find_overlapping([a[:-1], b[:-1]]) == []
     d = decompose([np.array([0, 1, 2]), np.array([0, 1, 2])], [[0.0, 0.1], [1.0, 1.1], [2.0, 2.1]])
-    assert d.p < 0.05 and d.shares is None and not d.is_separable
+    assert d.p < 0.05 and d.shares == [None, None] and d.overlapping == [0, 1]
+    crossed = [np.repeat(p, 2) for p in ([0, 0, 1, 1], [0, 1, 2, 3])] + [
+        np.tile([0, 1], 4)
+    ]  # the first is in the second
+    d = decompose(crossed, [[10.0 * c + 0.1 * s for s in (0, 1)] for c in crossed[2]])
+    assert d.shares[:2] == [None, None] and d.shares[2].share > 0.9 and d.overlapping == [0, 1]
     assert decompose([a], [[float(v)] for v in a]).p is None
 
 

@@ -443,7 +443,7 @@ def test_settings_that_vary_together_are_one():
     more = {(lr, rank, d, s): d + 0.001 * s for lr, rank in pairs.items() for d in (0.0, 0.1) for s in (1, 2)}
     design = read_design(family(more, ("lr", "lora.rank", "dropout")))
     assert [e.name for e in design.effects] == ["dropout", "lr with lora.rank"]
-    assert design.decomposition.is_separable and design.decomposition.shares[0].share > 0.95
+    assert design.decomposition.overlapping == [] and design.decomposition.shares[0].share > 0.95
     cells = section_of(family(more, ("lr", "lora.rank", "dropout"))).charts[0].data
     assert len(cells.rows) == 8 and {"0.0001 with 8"} < {row[1] for row in cells.rows}
 
@@ -455,14 +455,16 @@ def test_settings_that_overlap_are_not_decomposed():
     parts = {(a, b, s): a + b + 0.01 * s for a, b in ((1, 1), (1, 2), (2, 1), (3, 3), (3, 4), (4, 4)) for s in (1, 2)}
     for scores in (nested, parts):
         section = section_of(family(scores))
-        assert read_design(family(scores)).decomposition.shares is None
+        assert read_design(family(scores)).decomposition.shares == [None, None]
         (chart,) = section.charts
-        assert "cannot be told apart" in chart.data.caption and len(chart.data.rows) == 2 * len(scores) // 2
+        assert (
+            "not all effects can be told apart" in chart.data.caption and len(chart.data.rows) == 2 * len(scores) // 2
+        )
         assert "The runs do not cross" in section.text[0] and "share of variance" not in section.tables[-1].columns
     # A missing cell alone leaves the settings apart.
     missing = {(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in (1, 2, 3) for s in (1, 2) if (a, b) != (3, 3)}
     design = read_design(family(missing))
-    assert design.decomposition.is_separable and design.decomposition.shares[0].share > 0.9
+    assert design.decomposition.overlapping == [] and design.decomposition.shares[0].share > 0.9
     assert [len(row) for row in section_of(family(missing)).charts[0].data.rows] == [4] * 8
 
 
@@ -503,6 +505,9 @@ def test_a_search_is_a_cloud_of_points():
     drawn = family({(10 ** (-4 + i / 20), i % 7 / 7, 0): i / 40 for i in range(40)})
     chart = section_of(drawn).charts[0]
     assert len(chart.data.rows) == 40 and chart.data.columns == ["run", "a", "b", "value"]
+    few = family({(10 ** (-4 + i / 20), i * 3 % 10 / 10, 0): i / 40 for i in range(10)})  # each value once
+    assert section_of(few).charts[0].data.columns == ["run", "a", "b", "value"]
+    assert section_of(few).text[0].startswith("a and b vary together")
     both = family({(10 ** (-4 + i / 20), i * 17 % 40 / 40, 0): i / 40 for i in range(40)})  # each value once
     assert section_of(both).charts[0].data.columns == ["run", "a", "b", "value"]
 
