@@ -137,7 +137,9 @@ def test_the_best_is_a_set(evaluated, finished, untrained):
     assert [c.swept["lora.rank"] for c in found.ranking.best] == [2, 3, 4, 5]
     data = found.as_data()["best"]
     assert data["runs"] == [r.name for r in runs[:4]] and (data["chosen_by"], data["split"]) == ("accuracy", "test")
-    assert "flatter it" in best_line(found.ranking) and "not to be told apart from it: rank=3" in best_line(found.ranking)
+    assert "flatter it" in best_line(found.ranking) and "not to be told apart from it: rank=3" in best_line(
+        found.ranking
+    )
     leader, other = found.configurations[0], found.configurations[1]
     measured = ("count", "match", "accuracy")
     corrected = estimate(leader, *measured, level=found.level_of(leader, measured))
