@@ -116,10 +116,10 @@ def best_line(ranking: Ranking | None) -> str:
     others = [c.name for c in ranking.best[1:]]
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     line += f"; not to be told apart from it: {some}" if others else ""
-    if ranking.is_chosen_on_test:
+    if ranking.flatters:
         line += (
-            f"; it was chosen on the test split, which flatters it: its interval is made for the {len(ranking.ranked)} "
-            "that it was chosen from"
+            f"; the {ranking.split} split chose it, whose numbers flatter it: their intervals are made for the "
+            f"{len(ranking.ranked)} that it was chosen from"
         )
     return f"{line}; {ranking.note}" if ranking.note else line
 

@@ -55,9 +55,10 @@ class Analysis:
         return self.ranking is not None and c in self.ranking.best
 
     def level_of(self, c: Configuration, measured: Measured | None = None) -> float:
-        """Level of its interval on the test split: higher for one that was chosen on this very metric."""
-        chosen = (r for r in self.rankings if r.leader is c and r.is_chosen_on_test and r.source == measured)
-        return next((r.level for r in chosen), LEVEL)
+        """Level of a metric's interval: higher for one that was chosen by the rows that the metric is of."""
+        cells = c.cells(measured[0]) if measured else []
+        chosen = (r.level for r in self.rankings if r.leader is c and cells and cells[0].split == r.split)
+        return max(chosen, default=LEVEL)
 
     @property
     def one_seed_each(self) -> str:
