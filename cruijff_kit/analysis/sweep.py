@@ -66,9 +66,11 @@ class Analysis:
         trained = [c for c in self.configurations if c.runs[0].training]
         if len(trained) < 2 or any(len(c.runs) > 1 for c in trained):
             return ""
-        seconds = 2 * sum(r.seconds.get("total", 0) for c in trained for r in c.runs)
-        gpu = 2 * sum(r.gpu_hours() for c in trained for r in c.runs)
-        return ONE_SEED.format(runs=2 * len(trained), time=f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds))
+        more = [(r, len({1, 2, 3} - {*c.seeds})) for c in trained for r in c.runs]
+        seconds = sum(r.seconds.get("total", 0) * n for r, n in more)
+        gpu = sum(r.gpu_hours() * n for r, n in more)
+        time = f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds)
+        return ONE_SEED.format(runs=sum(n for _, n in more), time=time)
 
     def as_data(self) -> dict[str, Any]:
         """For JSON, beside the runs: best, configurations, detectable_difference."""
@@ -158,7 +160,7 @@ def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
     deviations = [e.seed_deviation for c in found.configurations if (e := estimate(c, *measured)) and e.seed_deviation]
     deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations else None
     if correlation is None or not 0 < best < 1:
-        return detectable_difference(len(values[0]), k)
+        best = correlation = None
     return detectable_difference(len(values[0]), k, best, correlation, deviation if seeds > 1 else None, seeds)
 
 

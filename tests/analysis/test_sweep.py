@@ -204,10 +204,10 @@ def test_one_family_for_holm(six):
 
 def test_one_seed_each_is_said(six):
     found = analyse([six[0], six[6]])
-    assert (
-        "one seed" in found.one_seed_each
-        and "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_each
-    )
+    assert "Each configuration has one seed" in found.one_seed_each
+    assert "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_each
+    other = [dataclasses.replace(r, settings=r.settings | {"seed": 1234}) for r in (six[0], six[6])]
+    assert "would take 6 more runs, about 6 seconds" in analyse(other).one_seed_each
     assert analyse(six).one_seed_each == "" == analyse(six[:1]).one_seed_each
 
 
