@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 import cruijff_kit
 from cruijff_kit.analysis.comparisons import CHANCE, UNTRAINED
+from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.effects import decompose
+from cruijff_kit.analysis.estimates import estimate, estimate_loss
 from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.launch.callback import write_and_show
 from cruijff_kit.models.fingerprint import fingerprint
@@ -63,6 +66,27 @@ def sweep(run_cli, tiny, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"report: {folder / 'report.html'}" in done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def respondents(run_cli, tiny, tmp_path_factory) -> Path:
+    """Two ranks on two items of each of 12 respondents, without a validation split and without an objective."""
+    folder = tmp_path_factory.mktemp("respondents")
+    draw = random.Random(1)
+    both = {
+        split: [
+            {"input": f"{n} {(a := draw.randint(0, 99))}", "output": str(int(a > 49)), "respondent": n}
+            for n in of
+            for _ in range(2)
+        ]
+        for split, of in {"train": range(16), "test": range(100, 112)}.items()
+    }
+    (folder / "my.json").write_text(json.dumps(both))
+    where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "dtype=fp32", "num_warmup_steps=0", "lr=1e-2"]
+    data = ["dataset=files", "dataset.path=my.json", "dataset.validation_split=null", "dataset.unit_column=respondent"]
+    done = run_cli("-m", *where, *data, "eval=risk", "lora.rank=2,4", f"hydra.sweep.dir={folder / 'sweep'}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "sweep"
 
 
 @pytest.fixture(scope="module")
@@ -499,6 +523,95 @@ def test_items_tell_whether_anything_differs(sweep):
         )
         expected = decompose([np.arange(2)], values, items)
         assert design.decomposition.p == expected.p and design.decomposition.shares == expected.shares
+
+
+def test_items_of_one_respondent_are_one(respondents):
+    runs = read_runs(respondents)
+    outcomes = outcomes_of(runs)
+    assert [o.objective for o in outcomes] == ["risk/match/accuracy", "risk/risk_scorer/auc"]
+    for outcome in outcomes:
+        items = outcome.item_values()
+        assert items.shape == (2, 12)
+        assert items.mean(axis=1) == pytest.approx([v for c in outcome.configurations for v in c.values])
+    text = methods_text(runs)
+    assert "24 test samples" in text and "of 12 respondents" in text
+    for word in ("test item", "items and", "no item", "hold together"):
+        assert word not in text, text
+    data = write_report(respondents).data["sections"]
+    (row, _) = data["best"]["tables"]["test_scores_2"]["rows"]
+    assert row["versus untrained: respondents"] == 12
+    said = json.dumps(data)
+    for word in ("test item", "item by item", "no item", "hold together", "made for all"):
+        assert word not in said, word
+
+
+def test_without_a_best_all_are_shown(respondents, sweep, tmp_path):
+    """Why there is none is said once; nothing is missing, and no reason is given for what is there."""
+    sections = write_report(respondents).data["sections"]
+    why = "No configuration is the best: the runs have no validation loss, and no objective was named."
+    assert sections["best"]["text"][0] == f"{why} objective=risk/match/accuracy names one."
+    names = {r["run"] for r in sections["overview"]["tables"]["runs"]["rows"]}
+    assert len(names) == 2
+    assert {r["configuration"] for r in sections["calibration"]["tables"]["calibration_scores"]["rows"]} > names
+    assert {s["run"] for s in sections["samples"]["samples"]} == names
+    assert "both configurations" in sections["samples"]["text"][0]
+    assert why in (respondents / "methods.txt").read_text()
+    nothing = {"objective": None, "objective_name": None}
+    many = write_report(copies(sweep, tmp_path / "s", [nothing] * 6)).data["sections"]
+    assert "the first 4 of 6 configurations" in many["samples"]["text"][0]
+    assert len({s["run"] for s in many["samples"]["samples"]}) == 4 and not many["calibration"]["absent"]
+    assert not many["groups"]["absent"]
+
+
+def test_the_best_of_the_test_split_has_one_interval(sweep, tmp_path):
+    """Wherever it is printed: made wider, since the same samples chose it."""
+    chosen = [{"objective_name": "risk/risk_scorer/auc", "swept": {"lr": n}} for n in range(3)]
+    folder = copies(sweep, tmp_path / "s", chosen)
+    for number in range(3):
+        path = folder / f"run{number}" / "result.json"
+        result = json.loads(path.read_text())
+        auc = result["evaluation"][-1]["metrics"]["risk_scorer"]["auc"]
+        path.write_text(json.dumps(result | {"objective": auc}))
+    sections = write_report(folder).data["sections"]
+    best = sections["best"]["tables"]["best_runs"]["rows"][0]
+    analysis = analyse(read_results(folder))
+    leader = analysis.ranking.leader
+    wide = estimate(leader, "risk", "risk_scorer", "auc", level=analysis.level_of(leader, ("risk", "risk_scorer", "auc")))
+    assert (best["low"], best["high"]) == (wide.low, wide.high) and wide.level > 0.98
+    interval = f"[{wide.low:.3f}, {wide.high:.3f}]"
+    rows = [r for r in sections["scores"]["tables"]["scores_1_risk"]["rows"] if r["run"] == leader.name]
+    assert rows[-1]["risk scorer auc: 95%"] == interval != rows[0]["risk scorer auc: 95%"]
+    row = sections["calibration"]["tables"]["calibration_scores"]["rows"][0]
+    assert (row["AUC: low"], row["AUC: high"]) == (wide.low, wide.high)
+    (row,) = [r for r in sections["overview"]["tables"]["runs"]["rows"] if r["run"] == leader.name]
+    assert row["value: 95%"] == interval
+    assert f"{interval}" in sections["best"]["text"][0] and "98.3%" in sections["best"]["text"][0]
+
+
+def test_every_number_of_the_overview_and_of_settings_has_an_interval(told, sweep):
+    results = {r.name: r for r in read_results(sweep)}
+    for row in rows_of(told, "runs"):
+        alone = estimate_loss(Configuration("", {}, [results[row["run"]]]), "validation_loss")
+        assert row["validation loss: 95%"] == row["value: 95%"] == f"[{alone.low:.3f}, {alone.high:.3f}]"
+    analysis = analyse(read_results(sweep))
+    for row in rows_of(told, "effects_2_means"):  # a configuration each: as everywhere
+        (c,) = [c for c in analysis.configurations if str(c.swept["lora.rank"]) == row["value"]]
+        e = estimate(c, "risk", "match", "accuracy")
+        assert (float(row["mean: low"]), float(row["mean: high"])) == pytest.approx((e.low, e.high))
+
+
+def test_means_over_configurations_have_intervals():
+    """Over other seeds: pooled over all configurations, t with as many degrees of freedom."""
+    draw = random.Random(3)
+    scores = {(a, b, s): a + draw.gauss(0, 0.1) for a in (1, 2) for b in "xyz" for s in (1, 2, 3)}
+    table = section_of(family(scores)).tables[-1]
+    pooled = np.mean([np.var([scores[a, b, s] for s in (1, 2, 3)], ddof=1) for a in (1, 2) for b in "xyz"])
+    reach = stats.t.ppf(0.975, 12) * (pooled / 3 / 3) ** 0.5
+    for row in table.records()[:2]:
+        assert row["mean"] - row["mean: low"] == pytest.approx(row["mean: high"] - row["mean"])
+        assert row["mean: high"] - row["mean"] == pytest.approx(reach, rel=0.08)
+    alone = section_of(family({(a, b, 1): a for a in (1, 2, 3) for b in "xyz"})).tables[-1]
+    assert "mean: low" not in alone.columns
 
 
 def test_a_search_is_a_cloud_of_points():
