@@ -77,7 +77,7 @@ def decompose(
 
     overlapping = find_overlapping(places)
     mean = np.array([np.mean(v) for v in values])
-    noise, covariance = _noise(values, items)
+    noise, covariance = draw_noise(values, items)
     if noise is None:
         return Decomposition(None, None, overlapping)
     centred = mean - mean.mean()
@@ -89,7 +89,7 @@ def decompose(
     return Decomposition(p, [None if i in overlapping else s for i, s in enumerate(shares)], overlapping)
 
 
-def _noise(values: Sequence[Sequence[float]], items: "np.ndarray | None") -> "tuple[np.ndarray | None, np.ndarray]":
+def draw_noise(values: Sequence[Sequence[float]], items: "np.ndarray | None") -> "tuple[np.ndarray | None, np.ndarray]":
     """[draws, configurations] how far other seeds and items move the configurations, normal with as heavy tails as the
     numbers of runs and items make them (t); None where nothing is known. And its covariance.
     """

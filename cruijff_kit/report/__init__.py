@@ -8,5 +8,6 @@ runs      what is reported on, read once           document  sections, tables, c
 drawing   how charts look, as SVG and as PNG       page.html the page's template
 writing   makes all sections, writes the files     varying   what runs have in common, in words (for methods)
 outcomes  numbers by which all are shown           methods_data  what methods says of data and prompts
+wording   what intervals are over, tests, choices
 overview, ranking, curves, effects, scores, calibration, groups, samples, costs, failed, methods: a section each
 """

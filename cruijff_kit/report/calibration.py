@@ -5,15 +5,17 @@ from typing import Any
 
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell
-from cruijff_kit.analysis.intervals import wilson
+from cruijff_kit.analysis.intervals import LEVEL, wilson
 from cruijff_kit.report.document import Chart, Section, Table, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted, legend_below
-from cruijff_kit.report.runs import Family, Run, Runs
+from cruijff_kit.report.runs import Run, Runs
+from cruijff_kit.report.wording import selection_in_words
 from cruijff_kit.result import Evaluation
 from cruijff_kit.table_cells import with_interval
 
 BINS = 10
 OTHERS = 8  # runs beside the best and the untrained model
+MOST = 4  # configurations that are looked at closely
 
 
 @dataclass(eq=False)
@@ -21,7 +23,7 @@ class Risks:
     """The risks that one model gave to the samples of a task: a run of a configuration, or the untrained model.
 
     cases: (label is the last option, P(last option)). configuration: None for the untrained model. seed: of the run, where
-    the configuration has several.
+    the configuration has several. level: of its intervals.
     """
 
     label: str
@@ -30,12 +32,13 @@ class Risks:
     cases: list[tuple[bool, float]]
     configuration: Configuration | None = None
     seed: int | None = None
+    level: float = LEVEL
 
     def estimate(self, metric: str) -> Estimate | None:
         """A metric of the configuration, over its seeds; of the untrained model its own."""
         if self.configuration is None:
             return estimate_cell(self.cell, self.scorer, metric)
-        return estimate(self.configuration, self.cell.task, self.scorer, metric)
+        return estimate(self.configuration, self.cell.task, self.scorer, metric, self.level)
 
     def roc(self) -> list[tuple[float, float]]:
         """(false positive rate, true positive rate), empty for a single class."""
@@ -67,39 +70,59 @@ def calibration(runs: Runs) -> Section:
     """
     section = Section("calibration", "Ranking and calibration of risks")
     seen: set[str] = set()
-    for family in runs.families or []:
-        for task in dict.fromkeys(e.task for r in family.ranked for e in r.result.evaluation):
+    ranked = [f.ranking.ranked for f in runs.families]
+    for configurations in ranked or [runs.evaluated]:
+        for task in dict.fromkeys(e.task for c in configurations for r in c.runs for e in r.evaluation):
             if task in seen:
                 continue
-            found = _found(runs, family, task)
+            found = _found(runs, configurations, task)
             if found:
                 seen.add(task)
                 name = "calibration" if len(seen) == 1 else f"calibration_{len(seen)}"
-                section.blocks += [*_charts(found, task, name), _table(found, task, name)]
+                section.blocks += [*_charts(found, task, name), _table(found, task, name, bool(ranked))]
     if not seen:
-        section.absent = "no scorer of these runs gives probabilities (risk_scorer and numeric_risk_scorer do)"
+        section.absent = _why_absent(runs)
         return section
+    if not ranked and len(runs.evaluated) > 1:
+        section.text.append(
+            f"No configuration is the best: thick lines are those of the first one, {runs.evaluated[0].name}"
+            + (f", of the others {OTHERS} are shown." if len(runs.evaluated) > OTHERS + 1 else ".")
+        )
+    section.text += [
+        f"Of {f.ranking.leader.name}: {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
+    ]
     section.text.append(
-        f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the best configuration's with 95% "
-        "intervals (Wilson); a calibrated model lies on the diagonal. ECE is that of the risk (r_ece); it is above 0 for a "
-        "perfectly calibrated model, too: the table says how far at this number of samples."
+        f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the {'best' if ranked else 'first'} "
+        "configuration's with 95% intervals (Wilson); a calibrated model lies on the diagonal. ECE is that of the risk "
+        "(r_ece); it is above 0 for a perfectly calibrated model, too: the table says how far at this number of samples."
     )
     return section
 
 
-def _found(runs: Runs, family: Family, task: str) -> list[Risks]:
-    """The best configuration's, the untrained model's, then the others'."""
+def _why_absent(runs: Runs) -> str:
+    results = [r.result for r in runs.with_result]
+    if not any(r.evaluation for r in results):
+        return "no run was evaluated"
+    if any({"auc", "r_ece"} & {*metrics} for r in results for e in r.evaluation for metrics in e.metrics.values()):
+        return "the logs that hold the probabilities are gone, cannot be read, or are of runs that have not finished"
+    return "no scorer of these runs gives probabilities (risk_scorer and numeric_risk_scorer do)"
+
+
+def _found(runs: Runs, configurations: list[Configuration], task: str) -> list[Risks]:
+    """The first configuration's, which is the best where there is one; the untrained model's, then the others'."""
     found: list[Risks] = []
-    for c in family.ranking.ranked[: OTHERS + 1]:
+    for c in configurations[: OTHERS + 1]:
         for run in runs.runs_of(c):
             cell = run.last(task)
             own = _risks(c.name, cell) if cell else []
             for risks in own:
                 risks.configuration, risks.seed = c, run.value("seed") if len(c.runs) > 1 else None
+                risks.level = runs.analysis.level_of(c, (task, risks.scorer, "auc"))
             found += own
     if not found:
         return []
-    before = [r for r in family.ranked if (cell := r.last(task, True)) and _risks("", cell)][:1]
+    trained = [r for c in configurations for r in runs.runs_of(c)]
+    before = [r for r in trained if (cell := r.last(task, True)) and _risks("", cell)][:1]
     untrained = [risks for r in before for risks in _risks(f"untrained {r.result.model}", r.last(task, True))]
     best = [r for r in found if r.configuration is found[0].configuration]
     return [*best, *untrained, *found[len(best) :]]
@@ -121,7 +144,7 @@ def _once(found: list[Risks]) -> list[Risks]:
     return list({r.label: r for r in reversed(found)}.values())[::-1]
 
 
-def _table(found: list[Risks], task: str, name: str) -> Table:
+def _table(found: list[Risks], task: str, name: str, is_ranked: bool) -> Table:
     metrics = {"AUC": "auc", "Brier": "brier", "ECE of risk": "r_ece", "ECE of confidence": "c_ece"}
     rows = []
     for r in _once(found):
@@ -134,7 +157,7 @@ def _table(found: list[Risks], task: str, name: str) -> Table:
     for label, metric in metrics.items():
         header += [label, f"{label}: low", f"{label}: high"]
         header += [f"{label} if calibrated"] if "ece" in metric else []
-    marked = {0} if len(rows) > 1 else set()
+    marked = {0} if len(rows) > 1 and is_ranked else set()
     return Table(f"{name}_scores", f"Task {task}: ranking and calibration, with 95% intervals", header, rows, marked)
 
 
@@ -198,7 +221,7 @@ def _reliability(found: list[Risks], task: str, name: str) -> Chart:
             axes.plot([b[2] for b in bins], [b[3] for b in bins], marker="o", markersize=5 if place == 0 else 3.5, **style,
                       label=_label(found, place, "r_ece", "ECE"))  # fmt: skip
             for _, samples, risk, share in bins if place == 0 else []:
-                axes.plot([risk, risk], wilson(share, samples), color=style["color"], linewidth=2, alpha=0.45)
+                axes.plot([risk, risk], wilson(share, samples, r.level), color=style["color"], linewidth=2, alpha=0.45)
         axes.set(xlabel="mean risk", ylabel="share of positive labels", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_aspect("equal")
         legend_below(axes, len(_once(found)), 60)
@@ -211,6 +234,18 @@ def _all_of(found: list[Risks], metric: str) -> str:
 
 
 def best_configurations(runs: Runs) -> list[list[Run]]:
-    """The runs, one a seed, of each family's best configuration (of at most four) that was evaluated."""
-    found = [runs.runs_of(f.ranking.leader) for f in runs.families[:4]]
+    """The runs, one a seed, of each family's best configuration (of at most four families) that was evaluated; where there
+    is no best, of the first four configurations that were.
+    """
+    chosen = [f.ranking.leader for f in runs.families[:MOST]] or runs.evaluated[:MOST]
+    found = [runs.runs_of(c) for c in chosen]
     return [own for own in found if all(r.result.evaluation for r in own)]
+
+
+def instead_of_the_best(runs: Runs) -> str:
+    """Which configurations those are where none is the best; empty where one is, or where there is no choice."""
+    number = len(runs.evaluated)
+    if runs.families or number < 2:
+        return ""
+    which = "both" if number == 2 else "all" if number <= MOST else f"the first {MOST} of {number}"
+    return f"No configuration is the best, so this is about {which} configurations."

@@ -5,10 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cruijff_kit.report.document import Chart, Table, shown
+from cruijff_kit.report.document import Chart, Table, listed, shown
 from cruijff_kit.report.drawing import PALETTE, chart, figure, fitted, logarithmic, scale, scale_axis, tick_values
 from cruijff_kit.report.effects import Design, Effect, level_name
 from cruijff_kit.report.outcomes import ConfiguredRuns, Outcome
+from cruijff_kit.report.wording import over_in_words
 
 _MOST_NUMBERS = 60  # cells of a heat map that has its numbers written in
 
@@ -49,11 +50,10 @@ def _positions(effect: Effect) -> list[float]:
 
 
 def _with_interval(outcome: Outcome, group: list[ConfiguredRuns]) -> list[Any]:
-    """Mean, low, high, and what the interval is over; none over configurations that other settings make different."""
-    if len(group) > 1:
-        return [sum(c.value for c in group) / len(group), None, None, ""]
-    e = outcome.estimate(group[0])
-    return [e.value, e.low, e.high, e.over and f"over {e.over}"]
+    """Mean, low, high, and what the interval is over."""
+    mean, ends = sum(c.value for c in group) / len(group), outcome.interval(group)
+    over = {over_in_words(outcome.estimate(c).over, outcome.units) for c in group} - {""}
+    return [mean, *(ends or (None, None)), f"over {listed(sorted(over))}" if over and ends else ""]
 
 
 def heat_map(outcome: Outcome, design: Design, name: str) -> Chart:
@@ -64,14 +64,20 @@ def heat_map(outcome: Outcome, design: Design, name: str) -> Chart:
         cells.setdefault((across.places[c], up.places[c]), []).append(c)
     xs, ys = ([value for value, _ in e.levels] for e in (across, up))
     rows = [
-        [xs[x], ys[y], sum(c.value for c in cells[x, y]) / len(cells[x, y]), sum(len(c.runs) for c in cells[x, y])]
-        for x, y in sorted(cells)
+        [
+            xs[x],
+            ys[y],
+            sum(c.value for c in own) / len(own),
+            sum(len(c.runs) for c in own),
+            *(outcome.interval(own) or (None, None)),
+        ]
+        for (x, y), own in sorted(cells.items())
     ]
     over = [e.name for e in design.effects[2:]] + (
         ["seeds"] if any(len(c.runs) > 1 for c in design.configurations) else []
     )
     caption = f"{outcome.name} by {across.name} and {up.name}" + (f", mean over {' and '.join(over)}" if over else "")
-    data = Table(name, caption, [across.name, up.name, "mean", "runs"], rows)
+    data = Table(name, caption, [across.name, up.name, "mean", "runs", "low", "high"], rows)
     with figure(min(10, 3.2 + 0.75 * len(xs)), min(8, 1.6 + 0.45 * len(ys))) as drawn:
         axes = drawn.subplots()
         _cells(axes, rows, xs, ys, outcome)
@@ -91,7 +97,7 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, outcome: Outcom
     from matplotlib.colors import Normalize
 
     grid: list[list[float]] = [[float("nan")] * len(xs) for _ in ys]
-    for x, y, mean, _ in rows:
+    for x, y, mean, *_ in rows:
         grid[ys.index(y)][xs.index(x)] = mean
     means = [r[2] for r in rows]
     colours = matplotlib.colormaps["viridis" if outcome.higher else "viridis_r"]
@@ -102,7 +108,7 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, outcome: Outcom
         for x, y in itertools.product(range(len(xs)), range(len(ys))):
             if math.isnan(grid[y][x]):
                 axes.text(x + 0.5, y + 0.5, "no run", ha="center", va="center", fontsize=7.5)
-        for x, y, mean, _ in rows:
+        for x, y, mean, *_ in rows:
             axes.text(xs.index(x) + 0.5, ys.index(y) + 0.5, f"{mean:.3g}", ha="center", va="center", fontsize=8,
                       color=_readable(colours(norm(mean))))  # fmt: skip
     axes.figure.colorbar(mesh, ax=axes, label=outcome.name)
@@ -182,20 +188,34 @@ def points(outcome: Outcome, design: Design, name: str) -> Chart:
 
 
 def marginals(outcome: Outcome, found: list[Effect], name: str) -> Chart:
-    """Small plots side by side: the mean over all configurations of each value, and how far these reach."""
+    """Small plots side by side: the mean over all configurations of each value, its interval, and how far these reach."""
     rows = [
-        [e.name, level_name(value), len(group), sum(s) / len(s), min(s), max(s)]
+        [
+            e.name,
+            level_name(value),
+            len(group),
+            sum(s) / len(s),
+            min(s),
+            max(s),
+            *(outcome.interval(group) or (None, None)),
+        ]
         for e in found
         for value, group in e.levels
         for s in [[c.value for c in group]]
     ]
-    caption = f"{outcome.name} by the other settings: means over all configurations of each value, lowest to highest"
-    data = Table(name, caption, ["setting", "value", "configurations", "mean", "lowest", "highest"], rows)
+    caption = (
+        f"{outcome.name} by the other settings: means over all configurations of each value, lowest to highest (thin)"
+    )
+    caption += ", 95% intervals of the means (thick)" if any(row[-1] is not None for row in rows) else ""
+    header = ["setting", "value", "configurations", "mean", "lowest", "highest", "mean: low", "mean: high"]
+    data = Table(name, caption, header, rows)
 
     def draw(axes: Any, e: Effect) -> None:
         own = [r for r in rows if r[0] == e.name]
         for place, row in enumerate(own):
-            axes.plot([place, place], row[4:6], color=PALETTE[0], linewidth=2, alpha=0.45)
+            axes.plot([place, place], row[4:6], color=PALETTE[0], linewidth=1)
+            if row[6] is not None:
+                axes.plot([place, place], row[6:], color=PALETTE[0], linewidth=4, alpha=0.45, solid_capstyle="butt")
         axes.plot(range(len(own)), [r[3] for r in own], "o", color=PALETTE[0])
         _name_ticks(axes, [r[1] for r in own], 28)
 

@@ -195,7 +195,7 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
         )
     if d.p is None:
         said.append(
-            f"Nothing tells how much of the differences in {outcome.name} is chance: it is no mean over test items, and "
+            f"Nothing tells how much of the differences in {outcome.name} is chance: it is no mean over test samples, and "
             "there are no other seeds (seed=1,2,3 in the sweep would tell). So there are means, and no shares of variance."
         )
     elif d.p >= MAX_P:
@@ -208,7 +208,8 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
         shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in known]
         said.append(
             f"Share of the variance of {outcome.name} between configurations, with 95% intervals: {listed(shares)}. The "
-            "rest goes with combinations of settings, or is chance: other seeds and test items, so far as they are known."
+            f"rest goes with combinations of settings, or is chance: other seeds and {outcome.units}, so far as these are "
+            "known."
         )
     return said
 
@@ -225,9 +226,12 @@ def _table(outcome: Outcome, design: Design, name: str) -> Table:
         for value, group in e.levels:
             scores = [c.value for c in group]
             runs = sum(len(c.runs) for c in group)
-            row = [e.name, level_name(value), len(group), runs, sum(scores) / len(scores), min(scores), max(scores)]
+            row = [e.name, level_name(value), len(group), runs, sum(scores) / len(scores)]
+            row += [*(outcome.interval(group) or (None, None)), min(scores), max(scores)]
             rows.append([*row, *((shares[i] or [None] * 3) if shares else ())])
-    header = ["setting", "value", "configurations", "runs", "mean", "lowest", "highest"]
+    header = ["setting", "value", "configurations", "runs", "mean", "mean: low", "mean: high", "lowest", "highest"]
     header += ["share of variance", "low", "high"] if shares else []
     caption = f"{outcome.name}: means over all configurations of each value (marginal means)"
-    return Table(name, caption, header, rows)
+    if any(row[5] is not None for row in rows):
+        return Table(name, f"{caption}, with 95% intervals", header, rows)
+    return Table(name, caption, [*header[:5], *header[7:]], [[*row[:5], *row[7:]] for row in rows])

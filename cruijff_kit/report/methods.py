@@ -7,6 +7,7 @@ What is the same in all runs is given once, what varies as a list or a range. Wh
 import re
 from pathlib import Path
 
+from cruijff_kit.analysis.comparisons import VALIDATION
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.environment import read_environment
 from cruijff_kit.report.costs import hours_in_words
@@ -14,6 +15,14 @@ from cruijff_kit.report.document import Section, listed, several
 from cruijff_kit.report.methods_data import data_text, prompt_text
 from cruijff_kit.report.runs import SEED, Family, Run, Runs
 from cruijff_kit.report.varying import each, either, setting, worded
+from cruijff_kit.report.wording import (
+    SAMPLES,
+    detectable_differences,
+    selection_in_words,
+    test_in_words,
+    units_of,
+    why_no_best,
+)
 
 _MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
 _PACKAGES = {"python": "Python", "torch": "PyTorch", "hydra-core": "Hydra", "numpy": "NumPy", "scipy": "SciPy"}
@@ -180,7 +189,10 @@ def _evaluation(runs: Runs) -> str:
     for task in dict.fromkeys(e.task for _, e in cells):
         own = [e for _, e in cells if e.task == task]
         scorers = listed([*dict.fromkeys(s for e in own for s in e.metrics)])
-        tasks.append(f"{task} ({worded(sorted({e.samples for e in own}))} test samples; scored by {scorers})")
+        known = units_of(r.result for r, e in cells if e.task == task)
+        numbers = {c.items for found in runs.analysis.comparisons.values() for c in found if c.task == task}
+        of = f" of {worded(sorted(numbers))} {known}" if known != SAMPLES and numbers else ""
+        tasks.append(f"{task} ({worded(sorted({e.samples for e in own}))} test samples{of}; scored by {scorers})")
     version = worded(each(runs.with_result, lambda r: r.result.versions.get("inspect-ai")))
     text = f"The adapters were evaluated with inspect-ai{f' {version}' if version else ''} on {listed(tasks)}"
     epochs = sorted({e.epoch for _, e in cells if e.epoch is not None})
@@ -230,14 +242,16 @@ def _statistics(runs: Runs) -> str:
     analysis = runs.analysis
     compared = [c for found in analysis.comparisons.values() for c in found]
     text = [_choice(family) for family in runs.families[:3] if len(family.ranking.ranked) > 1]
+    text += [why for why in [why_no_best(runs)] if why]
+    units = units_of(r for c in analysis.configurations for r in c.runs)
     if not any(r.result.evaluation for r in runs.with_result):
         return " ".join(text)
     text.append(
-        "Intervals are 95%: Wilson's for shares of right answers, studentised bootstrap over test items for means, BCa "
+        f"Intervals are 95%: Wilson's for shares of right answers, studentised bootstrap over {units} for means, BCa "
         "bootstrap for other metrics; of calibration errors by simulation."
     )
     if any(unit := each(runs.with_result, lambda r: r.result.unit_column)):
-        text.append(f"Test items of the same {listed([str(u) for u in unit])} were resampled together.")
+        text.append(f"Test samples of the same {listed([str(u) for u in unit])} were resampled together.")
     tested = [c for c in compared if is_finite(c.p_holm)]
     if tested:
         words = {
@@ -246,19 +260,21 @@ def _statistics(runs: Runs) -> str:
             "best": "the best configuration",
         }
         against = listed([w for name, w in words.items() if any(c.against == name for c in compared)])
-        tests = listed(sorted({c.method for c in tested}))
+        tests = {test_in_words(c.method, "validation rows" if c.measured == VALIDATION else units) for c in tested}
+        ways = listed(sorted(t for t in tests if not t.startswith("no test")))
         text.append(
-            f"Configurations were compared with {against} test item by test item ({tests});"
-            f" p is corrected for all {len(tested)} tests (Holm 1979), intervals of differences hold together (Bonferroni)."
+            f"Configurations were compared with {against} on the same {units}{f' ({ways})' if ways else ''}; p is "
+            f"corrected for all {len(tested)} comparisons (Holm 1979), and the intervals of the differences are wide "
+            "enough to hold the true differences all at once in 95% of studies like this (Bonferroni)."
         )
     if any("crossed" in c.method for c in compared):
         text.append(
-            "Runs that differ in their seed only are one configuration; test items and seeds are crossed random effects."
+            f"Runs that differ in their seed only are one configuration; {units} and seeds are crossed random effects."
         )
     elif analysis.one_seed_each:
         text.append("Each configuration has one seed, so that these are comparisons of runs.")
     if len(analysis.configurations) > 1:
-        text += [f"On {task}: {d}." for task, d in analysis.detectable.items()]
+        text += detectable_differences(runs)
     return " ".join(text)
 
 
@@ -269,7 +285,7 @@ def _choice(family: Family) -> str:
         f"The best of {len(ranking.ranked)} configurations was chosen by its {family.name} on the {ranking.split} split"
     )
     if ranking.flatters:
-        text += ", on which it is reported too; its interval is made for all of them (Bonferroni)"
+        text += f"; {selection_in_words(ranking)}"
     return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")
 
 

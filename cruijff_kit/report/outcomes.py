@@ -1,23 +1,31 @@
 """The numbers by which configurations are shown: what they were chosen by, and what they got on the test split."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.comparisons import VALIDATION, Measured
 from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.differences import item_values
+from cruijff_kit.analysis.effects import draw_noise
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_loss
+from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.analysis.measures import is_computable
 from cruijff_kit.analysis.samples import aligned, samples_of
 from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.report.runs import Run, Runs, objective_name
+from cruijff_kit.report.wording import units_of
 from cruijff_kit.result import Evaluation, higher_is_better
 from cruijff_kit.table_cells import compared_metrics
 
 if TYPE_CHECKING:
     import numpy as np
+
+_BOUNDS = dict.fromkeys(("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece"), (0.0, 1.0))
+_BOUNDS |= dict.fromkeys(("mae", "rmse", "loss", "validation_loss"), (0.0, math.inf)) | {"r_squared": (-math.inf, 1.0)}
 
 
 @dataclass(eq=False)
@@ -75,6 +83,38 @@ class Outcome:
             found = estimate_loss(own, self.objective)
         return found or Estimate(c.value, seeds=len(c.runs))
 
+    def interval(self, group: list[ConfiguredRuns]) -> tuple[float, float] | None:
+        """Of the mean of some of its configurations, over other test items and seeds; None where nothing tells."""
+        import numpy as np
+
+        alone = [self.estimate(c) for c in group]
+        is_known = all(e.low is not None for e in alone)
+        if len(group) == 1 and is_known:
+            return alone[0].low, alone[0].high
+        mean, reach = sum(c.value for c in group) / len(group), 0.0
+        if self._noise is not None:
+            places = [self.configurations.index(c) for c in group]
+            reach = float(np.quantile(abs(self._noise[:, places].mean(axis=1)), LEVEL))
+        if reach <= 1e-12:  # nothing varies: what each one's items leave open is all that is known
+            ends = [(e.low, e.high) for e in alone] if is_known else []
+            return (
+                (sum(low for low, _ in ends) / len(ends), sum(high for _, high in ends) / len(ends)) if ends else None
+            )
+        name = self.objective if self.source is None else self.source[2]
+        least, most = _BOUNDS.get(name, (-math.inf, math.inf))
+        return max(least, mean - reach), min(most, mean + reach)
+
+    @cached_property
+    def _noise(self) -> "np.ndarray | None":
+        return draw_noise([c.values for c in self.configurations], self.item_values())[0]
+
+    @property
+    def units(self) -> str:
+        """What its intervals are over beside seeds: "test samples", "respondents"."""
+        if self.source is None:
+            return "validation rows"
+        return units_of(r for c in self.configurations for r in c.configuration.runs)
+
     def untrained(self, c: ConfiguredRuns) -> float | None:
         """Of the untrained model on its test items."""
         values = c.configuration.values(*self.source, untrained=True) if self.source else []
@@ -109,12 +149,7 @@ class Outcome:
         found = aligned([samples_of(e.log, scorer) for e in cells])
         if found is None or len(cells) != len(results) or not all(is_computable(metric, s) for s in found):
             return None
-        rows, unit = np.stack([item_values(metric, s) for s in found]), found[0].unit
-        if unit is None:
-            return rows
-        # Of one unit (respondent) only the sum is one of many: their mean is that of the items.
-        sums = np.stack([np.bincount(unit, row) for row in rows])
-        return sums * sums.shape[1] / rows.shape[1]
+        return np.stack([item_values(metric, s) for s in found])
 
 
 def outcomes_of(runs: Runs) -> list[Outcome]:

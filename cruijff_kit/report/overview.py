@@ -3,10 +3,14 @@
 import shlex
 from typing import Any
 
+from cruijff_kit.analysis.configurations import Configuration, last_cell
+from cruijff_kit.analysis.estimates import estimate_cell, estimate_loss
+from cruijff_kit.analysis.rankings import source_of
 from cruijff_kit.launch.typed import typed_arguments
 from cruijff_kit.ledger import repeating_command
 from cruijff_kit.report.document import Section, Table, listed, plain, several
 from cruijff_kit.report.runs import Run, Runs
+from cruijff_kit.report.wording import range_in_words
 
 _ORDER = ("done", "running", "evaluating", "queued", "interrupted", "cancelled", "failed")
 
@@ -20,10 +24,13 @@ def overview(runs: Runs) -> Section:
     if runs.trouble:
         section.text.append(f"SLURM cannot be asked, so this is what the runs said last: {runs.trouble}")
     keys = varied(runs.all)
-    rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(r)] for r in runs.all]
-    header = ["run", "state", *keys, "objective", "value", "loss", "validation loss", "started (UTC)", "folder"]
+    rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(runs, r)] for r in runs.all]
+    header = ["run", "state", *keys, "objective", "value", "value: 95%", "loss", "validation loss",
+              "validation loss: 95%", "started (UTC)", "folder"]  # fmt: skip
+    kept = [i for i, name in enumerate(header) if "95%" not in name or any(row[i] for row in rows)]
     best = {i for i, r in enumerate(runs.all) if r in runs.best}
-    section.blocks.append(Table("runs", "Every run", header, rows, best))
+    table = [[row[i] for i in kept] for row in rows]
+    section.blocks.append(Table("runs", "Every run", [header[i] for i in kept], table, best))
     return section
 
 
@@ -66,11 +73,18 @@ def varied(runs: list[Run]) -> list[str]:
     return list(dict.fromkeys(k for r in runs for k in r.swept))
 
 
-def _outcome(run: Run) -> list[Any]:
+def _outcome(runs: Runs, run: Run) -> list[Any]:
+    """Objective, losses, start and folder; with intervals over other rows, of those of the test split as everywhere."""
     r = run.result
     if r is None:
-        return [None, None, run.view.loss, None, None, str(run.folder)]
-    training = r.training
-    losses = [training.get("loss"), training.get("validation_loss")]
+        return [None, None, None, run.view.loss, None, None, None, str(run.folder)]
+    of_rows = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
+    source, over = source_of(r), None
+    if source is not None:
+        over = estimate_cell(last_cell(r, source[0]), *source[1:], runs.level_of(run, last_cell(r, source[0]), source))
+    elif r.objective_name == "validation_loss":
+        over = of_rows
+    losses = [r.training.get("loss"), r.training.get("validation_loss")]
     started = r.started[:19].replace("T", " ")
-    return [r.objective_name, r.objective, *losses, started, str(run.folder)]
+    ends = range_in_words(over)
+    return [r.objective_name, r.objective, ends, *losses, range_in_words(of_rows), started, str(run.folder)]

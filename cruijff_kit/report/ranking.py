@@ -5,17 +5,26 @@ Values with intervals, against the untrained model, chance, and the best.
 
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED, Comparison, Measured
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED
 from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.estimates import Estimate
 from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
 from cruijff_kit.report.outcomes import ConfiguredRuns, Outcome, outcomes_of
 from cruijff_kit.report.runs import Family, Runs
+from cruijff_kit.report.wording import (
+    detectable_differences,
+    over_in_words,
+    range_in_words,
+    selection_in_words,
+    test_in_words,
+    units_of,
+    why_no_best,
+)
 
 MOST = 30  # configurations in a chart
 MOST_TABLES = 8
-_PARTS = ("difference", "low", "high", "p", "p (Holm)", "items", "test")
+_PARTS = ("difference", "low", "high", "p", "p (Holm)")
 
 
 def ranking(runs: Runs) -> Section:
@@ -25,8 +34,9 @@ def ranking(runs: Runs) -> Section:
     if not analysis.configurations:
         section.absent = "no run has finished"
         return section
-    section.text += [_sentence(family) for family in runs.families[:4]]
     outcomes, chosen = outcomes_of(runs), len(runs.families)
+    section.text += [_sentence(*both) for both in zip(runs.families[:4], outcomes, strict=False)]
+    section.text += [text for text in [why_no_best(runs)] if text]
     for number, outcome in enumerate(outcomes[:chosen][:4], 1):
         section.blocks += _blocks(outcome, "best_runs" if number == 1 else f"best_runs_{number}")
     if chosen > 4:
@@ -37,9 +47,9 @@ def ranking(runs: Runs) -> Section:
     return section
 
 
-def _sentence(family: Family) -> str:
-    r = family.ranking
-    value = shown(sum(r.leader.objectives()) / len(r.leader.runs))
+def _sentence(family: Family, outcome: Outcome) -> str:
+    r, e = family.ranking, outcome.estimate(outcome.configurations[0])
+    value = shown(e.value) + (f" {ends}" if (ends := range_in_words(e)) else "")
     if len(r.ranked) == 1:
         return f"{family.name[0].upper()}{family.name[1:]}: {value}, {r.leader.name}."
     of = several(len(r.ranked), "configuration")
@@ -48,10 +58,8 @@ def _sentence(family: Family) -> str:
         some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
         text += f" Not to be told apart from it: {some}."
     if r.flatters:
-        text += (
-            f" The {r.split} split chose it, whose numbers flatter it: their intervals are made for all {len(r.ranked)} "
-            "that it was chosen from (Bonferroni), and comparisons with it are too favourable to it."
-        )
+        said = selection_in_words(r)
+        text += f" {said[0].upper()}{said[1:]}, and comparisons of others with it favour it."
     return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
 
 
@@ -67,13 +75,14 @@ def _best(outcome: Outcome) -> list[Configuration]:
 
 def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Table:
     header = ["configuration", "seeds", "value", "low", "high", "sd over seeds", "if calibrated", "untrained", "chance"]
-    header += [f"versus {against}: {p}" for against in (UNTRAINED, CHANCE, BEST) for p in _PARTS]
+    parts = [*_PARTS, outcome.units.removeprefix("test "), "test"]
+    header += [f"versus {against}: {p}" for against in (UNTRAINED, CHANCE, BEST) for p in parts]
     rows = []
     for c, e in found:
         row: list[Any] = [c.label, len(c.runs), e.value, e.low, e.high, e.seed_deviation, e.if_calibrated]
         row += [outcome.untrained(c), outcome.chance(c)]
         for against in (UNTRAINED, CHANCE, BEST):
-            row += _difference(outcome.analysis.comparisons[c.label], against, outcome.measured)
+            row += _difference(outcome, c, against)
         rows.append(row)
     kept = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
     marked = {i for i, (c, _) in enumerate(found) if c.configuration in _best(outcome)}
@@ -81,19 +90,19 @@ def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name:
     return Table(name, caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], marked)
 
 
-def _difference(found: list[Comparison], against: str, measured: Measured | None) -> list[Any]:
-    for c in found:
-        if (c.against, c.measured) == (against, measured):
+def _difference(outcome: Outcome, own: ConfiguredRuns, against: str) -> list[Any]:
+    for c in outcome.analysis.comparisons[own.label]:
+        if (c.against, c.measured) == (against, outcome.measured):
             values = [c.difference, c.low, c.high, c.p, c.p_holm]
-            return [*(v if is_finite(v) else None for v in values), c.items, c.method]
-    return [None] * len(_PARTS)
+            return [*(v if is_finite(v) else None for v in values), c.items, test_in_words(c.method, outcome.units)]
+    return [None] * (len(_PARTS) + 2)
 
 
 def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Chart:
     top = found[:MOST]
     rows = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
     shown_are = f"{len(top)} of {len(found)} configurations" if len(top) < len(found) else "every configuration"
-    over = listed(sorted({e.over for _, e in top} - {""}))
+    over = listed(sorted({over_in_words(e.over, outcome.units) for _, e in top} - {""}))
     caption = f"{outcome.name}, {shown_are}" + (f", with 95% intervals over {over}" if over else "")
     data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "untrained", "chance"], rows)
     best = {c.name for c in _best(outcome)}
@@ -130,22 +139,25 @@ def _mark_known(axes: Any, configurations: list[ConfiguredRuns], outcome: Outcom
 
 def _explanations(runs: Runs) -> list[str]:
     analysis = runs.analysis
-    text = []
+    results = [r for c in analysis.configurations for r in c.runs]
+    text, units = [], units_of(results)
     if any(analysis.comparisons.values()):
         text.append(
-            "Differences are item by item, over the items that both answered; their 95% intervals hold together, and p is "
-            "corrected (Holm), for everything that this section tests. Chance is the best constant answer: the most "
-            "frequent one of the training split, for numbers their mean or median."
+            f"Both sides of a difference answered the same {units}, which are compared one by one. The more is compared, "
+            "the more is found by chance alone: so p (Holm) is corrected for everything that this section tests, and the "
+            "intervals of the differences are wide enough to hold the true ones all at once in 95% of studies like this. "
+            "Chance is the best constant answer: the most frequent one of the training split, for numbers their mean or "
+            "median."
         )
     if any(e.method == SAME_ANSWER for found in analysis.comparisons.values() for e in found):
         text.append(
-            "A configuration that gives every item the same answer has no p: its score is no evidence of skill."
+            "A configuration that gives every sample the same answer has no p: its score is no evidence of skill."
         )
     if any(len(c.runs) > 1 for c in analysis.configurations):
         text.append(
-            "Runs that differ in their seed only are one configuration. Its interval and its comparisons count test items "
-            "and seeds as crossed random effects."
+            f"Runs that differ in their seed only are one configuration. Its interval and its comparisons allow for other "
+            f"{units} and for other seeds (crossed random effects)."
         )
     if len(analysis.configurations) > 1:
-        text += [f"What {task} can show: {d}." for task, d in analysis.detectable.items()]
+        text += detectable_differences(runs)
     return text + ([analysis.one_seed_each] if analysis.one_seed_each else [])

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from cruijff_kit.analysis.comparisons import Measured
 from cruijff_kit.analysis.configurations import Configuration, is_finite
+from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.analysis.rankings import Ranking
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.errors import UserError
@@ -140,6 +142,17 @@ class Runs:
         return [
             run for f in self.families if len(f.ranking.ranked) > 1 for c in f.ranking.best for run in self.runs_of(c)
         ]
+
+    def level_of(self, run: Run, cell: Evaluation, measured: Measured) -> float:
+        """Level of a number of one run: higher for the best's, where the samples that it is of chose it."""
+        c = self.analysis.configuration_of(run.result)
+        is_last = cell is not None and cell is run.last(cell.task)
+        return self.analysis.level_of(c, measured) if c is not None and is_last else LEVEL
+
+    @cached_property
+    def evaluated(self) -> list[Configuration]:
+        """The configurations whose runs were all evaluated on tasks."""
+        return [c for c in self.analysis.configurations if all(r.evaluation for r in c.runs)]
 
     def states(self) -> Counter[str]:
         """State -> runs."""

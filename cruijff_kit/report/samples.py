@@ -3,7 +3,7 @@
 Everything that stands in a sample comes through `samples_of`, which is where the rule for red data holds.
 """
 
-from cruijff_kit.report.calibration import best_configurations
+from cruijff_kit.report.calibration import best_configurations, instead_of_the_best
 from cruijff_kit.report.document import Sample, Section
 from cruijff_kit.report.runs import Run, Runs
 from cruijff_kit.tiers import withholds
@@ -22,7 +22,8 @@ def samples(runs: Runs) -> Section:
             found, reason = samples_of(run, task)
             section.samples += found
             reasons += [reason] if reason else []
-    section.text = list(dict.fromkeys(r[0].upper() + r[1:] + "." for r in reasons))
+    section.text = [text for text in [instead_of_the_best(runs)] if text]
+    section.text += list(dict.fromkeys(r[0].upper() + r[1:] + "." for r in reasons))
     if not section.samples and WITHHELD not in reasons:
         section.absent = reasons[0] if reasons else "no run has finished that was evaluated"
     return section

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from cruijff_kit.analysis.comparisons import Measured
 from cruijff_kit.analysis.estimates import estimate_cell
 from cruijff_kit.analysis.headlines import headline
 from cruijff_kit.report.document import Chart, Section, Table, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted, legend_below
 from cruijff_kit.report.runs import Run, Runs, finite
-from cruijff_kit.table_cells import number as digits
+from cruijff_kit.report.wording import range_in_words, selection_in_words, units_of
+from cruijff_kit.result import Evaluation
 
 _FEW = 8
 UNTRAINED = "untrained"
@@ -25,11 +27,15 @@ def scores(runs: Runs) -> Section:
         section.blocks.append(_over_epochs(runs, tasks))
     for number, task in enumerate(tasks, 1):
         own = [(r, e) for r, e in cells if e.task == task]
-        section.blocks.append(_table(task, own, f"scores_{number}_{_file_name(task)}"))
+        section.blocks.append(_table(runs, task, own, f"scores_{number}_{_file_name(task)}"))
     section.text.append(
-        "Epochs are counted from 0. Intervals are 95%, over test items. Every sample counts: shares scored are those of "
-        "the samples that a scorer could read, the others count as wrong, or as the constant baseline does."
+        f"Epochs are counted from 0. Intervals are 95%, over {units_of(r.result for r in runs.with_result)}. Every sample "
+        "counts: shares scored are those of the samples that a scorer could read, the others count as wrong, or as the "
+        "constant baseline does."
     )
+    section.text += [
+        f"Of {f.ranking.leader.name}: {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
+    ]
     return section
 
 
@@ -37,7 +43,7 @@ def _file_name(task: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in task)[:40]
 
 
-def _table(task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
+def _table(runs: Runs, task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
     columns = list(dict.fromkeys((s, m) for _, e in cells for s, values in e.metrics.items() for m in values))
     shares = list(dict.fromkeys(s for _, e in cells for s, share in e.coverage.items() if share < 1))
     several = len({s for s, _ in columns}) > 1
@@ -53,7 +59,7 @@ def _table(task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
             if same in seen:
                 continue
             seen.add(same)
-        values = [v for s, m in columns for v in (e.metrics.get(s, {}).get(m), _interval(e, s, m))]
+        values = [v for s, m in columns for v in (e.metrics.get(s, {}).get(m), _interval(runs, run, e, (task, s, m)))]
         who = run.label if e.epoch is not None else f"untrained {run.result.model}"
         epoch = UNTRAINED if e.epoch is None else e.epoch
         rows.append([who, epoch, e.samples, *values, *(e.coverage.get(s) for s in shares)])
@@ -64,9 +70,8 @@ def _table(task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
     return Table(name, f"Task {task}: every metric", [header[i] for i in kept], [[r[i] for i in kept] for r in rows])
 
 
-def _interval(e: Any, scorer: str, metric: str) -> str | None:
-    found = estimate_cell(e, scorer, metric)
-    return None if found is None or found.low is None else f"[{digits(found.low)}, {digits(found.high)}]"
+def _interval(runs: Runs, run: Run, e: Evaluation, measured: Measured) -> str | None:
+    return range_in_words(estimate_cell(e, *measured[1:], runs.level_of(run, e, measured)))
 
 
 def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:

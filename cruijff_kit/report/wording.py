@@ -1,0 +1,108 @@
+"""What numbers are over, and how they were tested, in plain words: test samples, or respondents where these are known."""
+
+from collections.abc import Iterable
+
+from cruijff_kit.analysis.estimates import Estimate
+from cruijff_kit.analysis.power import DetectableDifference
+from cruijff_kit.analysis.rankings import Ranking
+from cruijff_kit.report.document import several
+from cruijff_kit.report.runs import Runs
+from cruijff_kit.result import RunResult
+from cruijff_kit.table_cells import number
+
+SAMPLES = "test samples"
+_TESTS = {
+    "McNemar, exact": "McNemar's exact test",
+    "items and seeds as crossed random effects, t": "t test, {} and seeds as crossed random effects",
+    "studentised bootstrap over items": "studentised bootstrap over {}",
+    "paired t over items": "paired t test over {}",
+    "no item differs": "no test: all {} differ by the same",
+}
+
+
+def units_of(results: Iterable[RunResult]) -> str:
+    """What an interval is over: "respondents", by the column that names whom each sample is of; else "test samples"."""
+    columns = {r.unit_column for r in results}
+    if columns <= {None}:
+        return SAMPLES
+    return _plural(columns.pop()) if len(columns) == 1 else "units"
+
+
+def _plural(column: str) -> str:
+    """ "respondents" of respondent, "countries" of country; "different hh_id" of what is no word."""
+    if not column.isalpha() or not column.islower():
+        return f"different {column}"
+    if column.endswith("y") and column[-2:-1] not in "aeiou":
+        return f"{column[:-1]}ies"
+    return column if column.endswith("s") else f"{column}s"
+
+
+def over_in_words(over: str, units: str) -> str:
+    """ "respondents and seeds" of an estimate's "test items and seeds"."""
+    return over.replace("test items", units)
+
+
+def range_in_words(e: Estimate | None) -> str | None:
+    """ "[0.756, 0.899]"; None without an interval."""
+    return None if e is None or e.low is None else f"[{number(e.low)}, {number(e.high)}]"
+
+
+def test_in_words(method: str, units: str) -> str:
+    """A comparison's test, or why there is none."""
+    return _TESTS.get(method, method).format(units)
+
+
+def selection_in_words(ranking: Ranking) -> str:
+    """What to know of the best one's scores on the split that chose it."""
+    return (
+        f"it was chosen out of {len(ranking.ranked)} by the {ranking.split} split, on which its scores are thus likely too "
+        f"good; their intervals are wider for that ({100 * ranking.level:.4g}% instead of 95%, Bonferroni)"
+    )
+
+
+def _detectable(task: str, d: DetectableDifference, units: str, samples: int) -> str:
+    """The smallest difference that would have been found, as a sentence.
+
+    Args:
+        units: what the task's numbers are over. samples: of the task.
+    """
+    of = f"{d.items:,} {units if d.items < samples else SAMPLES}"
+    of += f" and {several(d.seeds, 'seed')} of each configuration" if d.seeds > 1 else ""
+    found = (
+        "no difference in accuracy, however large, would be found with a probability of 80%"
+        if d.difference is None
+        else f"a difference of {100 * d.difference:.1f} points of accuracy would be found with a probability of 80%"
+    )
+    compared = f", corrected for {d.configurations} configurations" if d.configurations > 2 else ""
+    about = "as observed here" if d.observed else "assumed, since these runs do not tell"
+    needs = "more than a million" if d.items_for_5_points is None else f"{d.items_for_5_points:,}"
+    return (
+        f"On {task}, with {of}, {found}{compared} (for an accuracy of {d.accuracy:.2f} and answers of two configurations "
+        f"that correlate by {d.correlation:.2f}, {about}); 5 points would need {needs}."
+    )
+
+
+def detectable_differences(runs: Runs) -> list[str]:
+    """A sentence a task: the smallest difference that would have been found."""
+    results = [r for c in runs.analysis.configurations for r in c.runs]
+    cells = [e for r in results for e in r.evaluation]
+    return [
+        _detectable(task, d, units_of(results), min(e.samples for e in cells if e.task == task))
+        for task, d in runs.analysis.detectable.items()
+    ]
+
+
+def why_no_best(runs: Runs) -> str:
+    """Why no configuration is named best, and what names one; empty where one is, or where there is no choice."""
+    analysis = runs.analysis
+    if analysis.rankings or len(analysis.configurations) < 2:
+        return ""
+    results = [r for c in analysis.configurations for r in c.runs]
+    named = sorted({r.objective_name for r in results if r.objective_name})
+    reason = (
+        f"the objective ({', '.join(named)}) is no finite number"
+        if named
+        else "the runs have no validation loss, and no objective was named"
+    )
+    measured = "/".join(analysis.metrics[0]) if analysis.metrics else "TASK/SCORER/METRIC"
+    return f"No configuration is the best: {reason}. objective={measured} names one."
