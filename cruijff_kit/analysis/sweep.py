@@ -8,7 +8,7 @@ from cruijff_kit.analysis.configurations import Configuration, group_configurati
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
 from cruijff_kit.analysis.headlines import headline, scorers_of
 from cruijff_kit.analysis.intervals import LEVEL, effective_items
-from cruijff_kit.analysis.measures import is_computable
+from cruijff_kit.analysis.measures import is_computable, measure
 from cruijff_kit.analysis.power import DetectableDifference, detectable_difference
 from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
 from cruijff_kit.analysis.samples import aligned, samples_of
@@ -80,7 +80,9 @@ class Analysis:
         }
 
     def _configuration(self, c: Configuration) -> dict[str, Any]:
-        estimates = {"/".join(m): estimate(c, *m, level=self.level_of(c, m)) for m in self.metrics}
+        measured = ((e.task, s, m) for e in c.runs[-1].evaluation for s, values in e.metrics.items() for m in values)
+        known = [m for m in dict.fromkeys(measured) if m in self.metrics or measure(m[2])]
+        estimates = {"/".join(m): estimate(c, *m, level=self.level_of(c, m)) for m in known}
         estimates |= {name: estimate_loss(c, name) for name in ("loss", "validation_loss")}
         return {
             "name": c.name,

@@ -349,7 +349,8 @@ def test_what_is_not_defined_is_not_compared():
 
 @pytest.mark.parametrize(("name", "higher"), [
     ("validation_mae", False), ("validation_rmse", False), ("validation_perplexity", False),
-    ("risk/risk_scorer/c_ece", False), ("validation_word_error", False), ("number/continuous_scorer/r_squared", True), ("match/accuracy", True),
+    ("risk/risk_scorer/c_ece", False), ("validation_word_error", False), ("number/continuous_scorer/r_squared", True),
+    ("match/accuracy", True),
     ("auc", True), ("validation_exact", True),
 ])  # fmt: skip
 def test_which_way_is_better(name, higher):
