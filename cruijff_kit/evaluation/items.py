@@ -162,7 +162,9 @@ def risks(log: str) -> dict[str, list[tuple[bool, float]]]:
         for scorer, score in (sample.scores or {}).items():
             kept = score.metadata or {}
             if kept.get("scored") and kept.get("risk") is not None:
-                found.setdefault(scorer, []).append((kept["label"] == kept["positive"], float(kept["risk"])))
+                # a log of red data says no more of the label
+                is_positive = kept["is_positive"] if "is_positive" in kept else kept["label"] == kept["positive"]
+                found.setdefault(scorer, []).append((is_positive, float(kept["risk"])))
     return found
 
 

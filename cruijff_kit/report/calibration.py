@@ -9,7 +9,7 @@ from cruijff_kit.analysis.intervals import LEVEL, wilson
 from cruijff_kit.report.document import Chart, Section, Table, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted, legend_below
 from cruijff_kit.report.runs import Run, Runs
-from cruijff_kit.report.wording import selection_in_words
+from cruijff_kit.report.wording import SAMPLES, selection_in_words, units_of
 from cruijff_kit.result import Evaluation
 from cruijff_kit.table_cells import with_interval
 
@@ -93,10 +93,16 @@ def calibration(runs: Runs) -> Section:
     ]
     section.text.append(
         f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the {'best' if ranked else 'first'} "
-        "configuration's with 95% intervals (Wilson); a calibrated model lies on the diagonal. ECE is that of the risk "
-        "(r_ece); it is above 0 for a perfectly calibrated model, too: the table says how far at this number of samples."
+        f"configuration's with 95% intervals (Wilson{_as_if_independent(runs)}); a calibrated model lies on the diagonal. "
+        "ECE is that of the risk (r_ece); it is above 0 for a perfectly calibrated model, too: the table says how far at "
+        "this number of samples."
     )
     return section
+
+
+def _as_if_independent(runs: Runs) -> str:
+    units = units_of(r.result for r in runs.with_result)
+    return "" if units == SAMPLES else f", as if each sample were of another of the {units}"
 
 
 def _why_absent(runs: Runs) -> str:

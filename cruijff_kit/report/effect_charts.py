@@ -101,7 +101,8 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, outcome: Outcom
         grid[ys.index(y)][xs.index(x)] = mean
     means = [r[2] for r in rows]
     colours = matplotlib.colormaps["viridis" if outcome.higher else "viridis_r"]
-    norm = Normalize(min(means), max(means) if max(means) > min(means) else min(means) + 1)
+    varies = max(means) > min(means)
+    norm = Normalize(min(means), max(means) if varies else min(means) + 1)
     # drawn as shapes, not as a picture: sharp at any size, and cells without a run stay empty
     mesh = axes.pcolormesh(grid, cmap=colours, norm=norm, edgecolors="none")
     if len(xs) * len(ys) <= _MOST_NUMBERS:
@@ -111,7 +112,8 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, outcome: Outcom
         for x, y, mean, *_ in rows:
             axes.text(xs.index(x) + 0.5, ys.index(y) + 0.5, f"{mean:.3g}", ha="center", va="center", fontsize=8,
                       color=_readable(colours(norm(mean))))  # fmt: skip
-    axes.figure.colorbar(mesh, ax=axes, label=outcome.name)
+    if varies:
+        axes.figure.colorbar(mesh, ax=axes, label=outcome.name)
     axes.set_xticks([i + 0.5 for i in range(len(xs))], [fitted(x, 24) for x in xs], rotation=0 if _narrow(xs) else 30,
                     ha="center" if _narrow(xs) else "right")  # fmt: skip
     axes.set_yticks([i + 0.5 for i in range(len(ys))], [fitted(y, 24) for y in ys])

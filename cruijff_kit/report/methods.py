@@ -263,7 +263,7 @@ def _statistics(runs: Runs) -> str:
         tests = {test_in_words(c.method, "validation rows" if c.measured == VALIDATION else units) for c in tested}
         ways = listed(sorted(t for t in tests if not t.startswith("no test")))
         text.append(
-            f"Configurations were compared with {against} on the same {units}{f' ({ways})' if ways else ''}; p is "
+            f"Configurations were compared with {against} on the same {SAMPLES}{f' ({ways})' if ways else ''}; p is "
             f"corrected for all {len(tested)} comparisons (Holm 1979), and the intervals of the differences are wide "
             "enough to hold the true differences all at once in 95% of studies like this (Bonferroni)."
         )

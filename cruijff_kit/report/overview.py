@@ -27,7 +27,8 @@ def overview(runs: Runs) -> Section:
     rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(runs, r)] for r in runs.all]
     header = ["run", "state", *keys, "objective", "value", "value: 95%", "loss", "validation loss",
               "validation loss: 95%", "started (UTC)", "folder"]  # fmt: skip
-    kept = [i for i, name in enumerate(header) if "95%" not in name or any(row[i] for row in rows)]
+    optional = ("objective", "value", "value: 95%", "validation loss", "validation loss: 95%")
+    kept = [i for i, name in enumerate(header) if name not in optional or any(row[i] is not None for row in rows)]
     best = {i for i, r in enumerate(runs.all) if r in runs.best}
     table = [[row[i] for i in kept] for row in rows]
     section.blocks.append(Table("runs", "Every run", [header[i] for i in kept], table, best))

@@ -5,7 +5,7 @@ Values with intervals, against the untrained model, chance, and the best.
 
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER, UNTRAINED
 from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.estimates import Estimate
 from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
@@ -13,6 +13,7 @@ from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
 from cruijff_kit.report.outcomes import ConfiguredRuns, Outcome, outcomes_of
 from cruijff_kit.report.runs import Family, Runs
 from cruijff_kit.report.wording import (
+    SAMPLES,
     detectable_differences,
     over_in_words,
     range_in_words,
@@ -34,9 +35,11 @@ def ranking(runs: Runs) -> Section:
     if not analysis.configurations:
         section.absent = "no run has finished"
         return section
+    if why := why_no_best(runs):
+        section.title = "The configurations compared"
+        section.text.append(why)
     outcomes, chosen = outcomes_of(runs), len(runs.families)
     section.text += [_sentence(*both) for both in zip(runs.families[:4], outcomes, strict=False)]
-    section.text += [text for text in [why_no_best(runs)] if text]
     for number, outcome in enumerate(outcomes[:chosen][:4], 1):
         section.blocks += _blocks(outcome, "best_runs" if number == 1 else f"best_runs_{number}")
     if chosen > 4:
@@ -141,17 +144,23 @@ def _explanations(runs: Runs) -> list[str]:
     analysis = runs.analysis
     results = [r for c in analysis.configurations for r in c.runs]
     text, units = [], units_of(results)
+    of_one = "" if units == SAMPLES else f"; what counts are the {units} that the samples are of"
     if any(analysis.comparisons.values()):
         text.append(
-            f"Both sides of a difference answered the same {units}, which are compared one by one. The more is compared, "
-            "the more is found by chance alone: so p (Holm) is corrected for everything that this section tests, and the "
-            "intervals of the differences are wide enough to hold the true ones all at once in 95% of studies like this. "
-            "Chance is the best constant answer: the most frequent one of the training split, for numbers their mean or "
-            "median."
+            f"Both sides of a difference answered the same test samples, and are compared sample by sample{of_one}. The "
+            "more is compared, the more is found by chance alone: so p (Holm) is corrected for everything that this "
+            "section tests, and the intervals of the differences are wide enough to hold the true ones all at once in 95% "
+            "of studies like this. Chance is the best constant answer: the most frequent one of the training split, for "
+            "numbers their mean or median."
         )
     if any(e.method == SAME_ANSWER for found in analysis.comparisons.values() for e in found):
         text.append(
             "A configuration that gives every sample the same answer has no p: its score is no evidence of skill."
+        )
+    if any(e.method == NO_BETTER_THAN_CHANCE for found in analysis.comparisons.values() for e in found):
+        text.append(
+            "A configuration that is better than the untrained model, but no better than chance, has no p against the "
+            "untrained model: it may have learnt no more than how answers look."
         )
     if any(len(c.runs) > 1 for c in analysis.configurations):
         text.append(

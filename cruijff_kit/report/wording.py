@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from cruijff_kit.analysis.estimates import Estimate
 from cruijff_kit.analysis.power import DetectableDifference
 from cruijff_kit.analysis.rankings import Ranking
-from cruijff_kit.report.document import several
 from cruijff_kit.report.runs import Runs
 from cruijff_kit.result import RunResult
 from cruijff_kit.table_cells import number
@@ -60,36 +59,31 @@ def selection_in_words(ranking: Ranking) -> str:
     )
 
 
-def _detectable(task: str, d: DetectableDifference, units: str, samples: int) -> str:
-    """The smallest difference that would have been found, as a sentence.
+def detectable_differences(runs: Runs) -> list[str]:
+    """A sentence a task: the smallest difference that would have been found."""
+    units = units_of(r for c in runs.analysis.configurations for r in c.runs)
+    return [_detectable(task, d, units) for task, d in runs.analysis.detectable.items()]
 
-    Args:
-        units: what the task's numbers are over. samples: of the task.
-    """
-    of = f"{d.items:,} {units if d.items < samples else SAMPLES}"
-    of += f" and {several(d.seeds, 'seed')} of each configuration" if d.seeds > 1 else ""
+
+def _detectable(task: str, d: DetectableDifference, units: str) -> str:
+    if d.accuracy is None:  # errors of numbers
+        return f"On {task}: {d}.".replace("test items", SAMPLES)
+    of = f"{d.items:,} {SAMPLES}"
+    of += f" of {d.seeds} seeds of each configuration" if d.seeds > 1 else ""
+    if d.design_effect > 1:
+        of += f", which tell as much as {d.items / d.design_effect:.0f} of as many {units} would"
     found = (
         "no difference in accuracy, however large, would be found with a probability of 80%"
         if d.difference is None
         else f"a difference of {100 * d.difference:.1f} points of accuracy would be found with a probability of 80%"
     )
-    compared = f", corrected for {d.configurations} configurations" if d.configurations > 2 else ""
+    compared = f", with p corrected for {d.configurations} configurations" if d.configurations > 2 else ""
     about = "as observed here" if d.observed else "assumed, since these runs do not tell"
     needs = "more than a million" if d.items_for_5_points is None else f"{d.items_for_5_points:,}"
     return (
         f"On {task}, with {of}, {found}{compared} (for an accuracy of {d.accuracy:.2f} and answers of two configurations "
-        f"that correlate by {d.correlation:.2f}, {about}); 5 points would need {needs}."
+        f"that correlate by {d.correlation:.2f}, {about}); 5 points would need {needs} {SAMPLES}."
     )
-
-
-def detectable_differences(runs: Runs) -> list[str]:
-    """A sentence a task: the smallest difference that would have been found."""
-    results = [r for c in runs.analysis.configurations for r in c.runs]
-    cells = [e for r in results for e in r.evaluation]
-    return [
-        _detectable(task, d, units_of(results), min(e.samples for e in cells if e.task == task))
-        for task, d in runs.analysis.detectable.items()
-    ]
 
 
 def why_no_best(runs: Runs) -> str:
@@ -105,4 +99,4 @@ def why_no_best(runs: Runs) -> str:
         else "the runs have no validation loss, and no objective was named"
     )
     measured = "/".join(analysis.metrics[0]) if analysis.metrics else "TASK/SCORER/METRIC"
-    return f"No configuration is the best: {reason}. objective={measured} names one."
+    return f"No configuration is the best: {reason}. objective={measured} in the command would name one."

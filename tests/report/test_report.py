@@ -549,7 +549,7 @@ def test_without_a_best_all_are_shown(respondents, sweep, tmp_path):
     """Why there is none is said once; nothing is missing, and no reason is given for what is there."""
     sections = write_report(respondents).data["sections"]
     why = "No configuration is the best: the runs have no validation loss, and no objective was named."
-    assert sections["best"]["text"][0] == f"{why} objective=risk/match/accuracy names one."
+    assert sections["best"]["text"][0] == f"{why} objective=risk/match/accuracy in the command would name one."
     names = {r["run"] for r in sections["overview"]["tables"]["runs"]["rows"]}
     assert len(names) == 2
     assert {r["configuration"] for r in sections["calibration"]["tables"]["calibration_scores"]["rows"]} > names
@@ -561,6 +561,18 @@ def test_without_a_best_all_are_shown(respondents, sweep, tmp_path):
     assert "the first 4 of 6 configurations" in many["samples"]["text"][0]
     assert len({s["run"] for s in many["samples"]["samples"]}) == 4 and not many["calibration"]["absent"]
     assert not many["groups"]["absent"]
+
+
+def test_red_data_have_curves(run_cli, tiny, tmp_path):
+    """Of the risks, and of whether the label is the positive option, which red logs keep; no sample."""
+    where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "dtype=fp32", "num_warmup_steps=0", "lr=1e-2"]
+    data = ["dataset=census", "dataset.arguments.wording=terse", "dataset.max_samples=16", "dataset.tier=red"]
+    done = run_cli(*where, *data, "eval.limit=24", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sections = write_report(tmp_path / "run").data["sections"]
+    rows = sections["calibration"]["tables"]["calibration_reliability"]["rows"]
+    assert sum(r["samples"] for r in rows) == 48, "the run's and the untrained model's"
+    assert sections["samples"]["samples"] == []
 
 
 def test_the_best_of_the_test_split_has_one_interval(sweep, tmp_path):
@@ -596,6 +608,8 @@ def test_every_number_of_the_overview_and_of_settings_has_an_interval(told, swee
         alone = estimate_loss(Configuration("", {}, [results[row["run"]]]), "validation_loss")
         assert row["validation loss: 95%"] == row["value: 95%"] == f"[{alone.low:.3f}, {alone.high:.3f}]"
     analysis = analyse(read_results(sweep))
+    flat = section_of(family({(a, b, s): 0.5 for a in (1, 2) for b in "xy" for s in (1, 2)})).charts[0].svg
+    assert "1.5" not in flat, "no colours where nothing varies"
     for row in rows_of(told, "effects_2_means"):  # a configuration each: as everywhere
         (c,) = [c for c in analysis.configurations if str(c.swept["lora.rank"]) == row["value"]]
         e = estimate(c, "risk", "match", "accuracy")
