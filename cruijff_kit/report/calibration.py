@@ -89,11 +89,12 @@ def calibration(runs: Runs) -> Section:
             + (f", of the others {OTHERS} are shown." if len(runs.evaluated) > OTHERS + 1 else ".")
         )
     section.text += [
-        f"Of {f.ranking.leader.name}: {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
+        f"{f.ranking.leader.name} was {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
     ]
+    seed = " (of several seeds the first one's)" if any(len(c.runs) > 1 for c in runs.evaluated) else ""
     section.text.append(
         f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the {'best' if ranked else 'first'} "
-        f"configuration's with 95% intervals (Wilson{_as_if_independent(runs)}); a calibrated model lies on the diagonal. "
+        f"configuration's{seed} with 95% intervals (Wilson{_as_if_independent(runs)}); a calibrated model lies on the diagonal. "
         "ECE is that of the risk (r_ece); it is above 0 for a perfectly calibrated model, too: the table says how far at "
         "this number of samples."
     )
@@ -102,7 +103,7 @@ def calibration(runs: Runs) -> Section:
 
 def _as_if_independent(runs: Runs) -> str:
     units = units_of(r.result for r in runs.with_result)
-    return "" if units == SAMPLES else f", as if each sample were of another of the {units}"
+    return "" if units == SAMPLES else f", counting samples, not {units}"
 
 
 def _why_absent(runs: Runs) -> str:
@@ -198,7 +199,7 @@ def _roc(found: list[Risks], task: str, name: str) -> Chart:
     rows = [[r.label, r.seed, *point] for r, curve in zip(found, curves, strict=True) for point in curve]
     header = ["configuration", "seed", "false positive rate", "true positive rate"]
     data = Table(f"{name}_roc", f"Task {task}: ROC curves", header, rows)
-    with figure(5.1, 4.6 + 0.16 * len(found)) as drawn:
+    with figure(5.1, 4.6 + 0.16 * len(_once(found))) as drawn:
         axes = drawn.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         for place, curve in enumerate(curves):
@@ -219,7 +220,7 @@ def _reliability(found: list[Risks], task: str, name: str) -> Chart:
         for number, samples, risk, share in r.reliability()
     ]
     data = Table(f"{name}_reliability", f"Task {task}: reliability", header, rows)
-    with figure(5.1, 4.6 + 0.16 * len(found)) as drawn:
+    with figure(5.1, 4.6 + 0.16 * len(_once(found))) as drawn:
         axes = drawn.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         for place, r in enumerate(found):

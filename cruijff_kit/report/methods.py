@@ -243,7 +243,8 @@ def _statistics(runs: Runs) -> str:
     compared = [c for found in analysis.comparisons.values() for c in found]
     text = [_choice(family) for family in runs.families[:3] if len(family.ranking.ranked) > 1]
     text += [why for why in [why_no_best(runs)] if why]
-    units = units_of(r for c in analysis.configurations for r in c.runs)
+    results = [r for c in analysis.configurations for r in c.runs]
+    units = units_of(results)
     if not any(r.result.evaluation for r in runs.with_result):
         return " ".join(text)
     text.append(
@@ -260,8 +261,8 @@ def _statistics(runs: Runs) -> str:
             "best": "the best configuration",
         }
         against = listed([w for name, w in words.items() if any(c.against == name for c in compared)])
-        tests = {test_in_words(c.method, "validation rows" if c.measured == VALIDATION else units) for c in tested}
-        ways = listed(sorted(t for t in tests if not t.startswith("no test")))
+        tests = {test_in_words(c.method, units_of(results, c.measured == VALIDATION)) for c in tested}
+        ways = "; ".join(sorted(t for t in tests if not t.startswith("no test")))
         text.append(
             f"Configurations were compared with {against} on the same {SAMPLES}{f' ({ways})' if ways else ''}; p is "
             f"corrected for all {len(tested)} comparisons (Holm 1979), and the intervals of the differences are wide "
@@ -281,11 +282,12 @@ def _statistics(runs: Runs) -> str:
 def _choice(family: Family) -> str:
     ranking = family.ranking
     others = len(ranking.best) - 1
-    text = (
-        f"The best of {len(ranking.ranked)} configurations was chosen by its {family.name} on the {ranking.split} split"
+    text = f"The best configuration by {family.name} was "
+    text += (
+        selection_in_words(ranking)
+        if ranking.flatters
+        else f"chosen out of {len(ranking.ranked)} on the {ranking.split} split"
     )
-    if ranking.flatters:
-        text += f"; {selection_in_words(ranking)}"
     return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")
 
 

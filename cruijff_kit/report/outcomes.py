@@ -111,9 +111,7 @@ class Outcome:
     @property
     def units(self) -> str:
         """What its intervals are over beside seeds: "test samples", "respondents"."""
-        if self.source is None:
-            return "validation rows"
-        return units_of(r for c in self.configurations for r in c.configuration.runs)
+        return units_of((r for c in self.configurations for r in c.configuration.runs), self.source is None)
 
     def untrained(self, c: ConfiguredRuns) -> float | None:
         """Of the untrained model on its test items."""

@@ -61,8 +61,7 @@ def _sentence(family: Family, outcome: Outcome) -> str:
         some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
         text += f" Not to be told apart from it: {some}."
     if r.flatters:
-        said = selection_in_words(r)
-        text += f" {said[0].upper()}{said[1:]}, and comparisons of others with it favour it."
+        text += f" It was {selection_in_words(r)}, and comparisons of others with it favour it."
     return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
 
 

@@ -34,7 +34,7 @@ def scores(runs: Runs) -> Section:
         "constant baseline does."
     )
     section.text += [
-        f"Of {f.ranking.leader.name}: {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
+        f"{f.ranking.leader.name} was {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
     ]
     return section
 

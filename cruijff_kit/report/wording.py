@@ -9,22 +9,27 @@ from cruijff_kit.report.runs import Runs
 from cruijff_kit.result import RunResult
 from cruijff_kit.table_cells import number
 
-SAMPLES = "test samples"
+SAMPLES, ROWS = "test samples", "validation rows"
 _TESTS = {
     "McNemar, exact": "McNemar's exact test",
-    "items and seeds as crossed random effects, t": "t test, {} and seeds as crossed random effects",
+    "items and seeds as crossed random effects, t": "t test with {} and seeds as crossed random effects",
     "studentised bootstrap over items": "studentised bootstrap over {}",
     "paired t over items": "paired t test over {}",
     "no item differs": "no test: all {} differ by the same",
 }
 
 
-def units_of(results: Iterable[RunResult]) -> str:
-    """What an interval is over: "respondents", by the column that names whom each sample is of; else "test samples"."""
+def units_of(results: Iterable[RunResult], of_validation: bool = False) -> str:
+    """What an interval is over: "respondents", by the column that names whom each sample is of; else "test samples".
+
+    Args:
+        of_validation: of validation losses: "respondents of the validation split", or "validation rows".
+    """
     columns = {r.unit_column for r in results}
     if columns <= {None}:
-        return SAMPLES
-    return _plural(columns.pop()) if len(columns) == 1 else "units"
+        return ROWS if of_validation else SAMPLES
+    name = _plural(columns.pop()) if len(columns) == 1 else "units"
+    return f"{name} of the validation split" if of_validation else name
 
 
 def _plural(column: str) -> str:
@@ -38,7 +43,7 @@ def _plural(column: str) -> str:
 
 def over_in_words(over: str, units: str) -> str:
     """ "respondents and seeds" of an estimate's "test items and seeds"."""
-    return over.replace("test items", units)
+    return over.replace("test items", units).replace("validation rows", units)
 
 
 def range_in_words(e: Estimate | None) -> str | None:
@@ -54,8 +59,9 @@ def test_in_words(method: str, units: str) -> str:
 def selection_in_words(ranking: Ranking) -> str:
     """What to know of the best one's scores on the split that chose it."""
     return (
-        f"it was chosen out of {len(ranking.ranked)} by the {ranking.split} split, on which its scores are thus likely too "
-        f"good; their intervals are wider for that ({100 * ranking.level:.4g}% instead of 95%, Bonferroni)"
+        f"chosen out of {len(ranking.ranked)} on the {ranking.split} split, on which its scores are thus likely too good; "
+        "their intervals, and those of configurations that cannot be told apart from it, are wider for that "
+        f"({100 * ranking.level:.4g}% instead of 95%, Bonferroni)"
     )
 
 
@@ -69,9 +75,9 @@ def _detectable(task: str, d: DetectableDifference, units: str) -> str:
     if d.accuracy is None:  # errors of numbers
         return f"On {task}: {d}.".replace("test items", SAMPLES)
     of = f"{d.items:,} {SAMPLES}"
-    of += f" of {d.seeds} seeds of each configuration" if d.seeds > 1 else ""
     if d.design_effect > 1:
-        of += f", which tell as much as {d.items / d.design_effect:.0f} of as many {units} would"
+        of += f", which tell as much as {d.items / d.design_effect:.0f} of as many {units} would,"
+    of = f"{of} and {d.seeds} seeds of each configuration" if d.seeds > 1 else of.removesuffix(",")
     found = (
         "no difference in accuracy, however large, would be found with a probability of 80%"
         if d.difference is None

@@ -19,11 +19,13 @@ from cruijff_kit.report.effects import effects
 from cruijff_kit.report.failed import failed
 from cruijff_kit.report.groups import groups
 from cruijff_kit.report.methods import methods, methods_text
+from cruijff_kit.report.outcomes import outcomes_of
 from cruijff_kit.report.overview import commands, overview, states_in_words, title
 from cruijff_kit.report.ranking import ranking
 from cruijff_kit.report.runs import Runs, read_runs
 from cruijff_kit.report.samples import samples
 from cruijff_kit.report.scores import scores
+from cruijff_kit.report.wording import range_in_words
 from cruijff_kit.result import now
 
 PAGE, METHODS, FOLDER = "report.html", "methods.txt", "report"
@@ -151,9 +153,10 @@ def page(runs: Runs, sections: list[Section], data: dict[str, Any]) -> str:
 def _tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
     """What one wants to know first: (number, what it is)."""
     tiles = [(f"{runs.states()['done']} of {len(runs.all)}", "runs done")]
-    for family in runs.families[:2]:
-        values = family.ranking.leader.objectives()
+    for family, outcome in zip(runs.families[:2], outcomes_of(runs), strict=False):
+        e = outcome.estimate(outcome.configurations[0])
         best = "best " if len(family.ranking.ranked) > 1 else ""
-        tiles.append((shown(sum(values) / len(values)), f"{best}{family.name} ({family.ranking.split} split)"))
+        ends = f", {100 * e.level:.3g}% {range_in_words(e)}" if e.low is not None else ""
+        tiles.append((shown(e.value), f"{best}{family.name} ({family.ranking.split} split{ends})"))
     kinds = (("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours"))
     return tiles + [(few_digits(data[key]), what) for key, what in kinds if data[key] > 0]

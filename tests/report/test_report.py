@@ -217,7 +217,11 @@ def test_methods_give_the_numbers(told, sweep, capsys):
         "fp32",
     ]
     parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "inspect-ai 0.3"]
-    parts += ["was chosen by its validation loss on the validation split", "crossed random effects", "(Holm 1979)"]
+    parts += [
+        "The best configuration by validation loss was chosen out of 2 on the validation split",
+        "crossed random effects",
+        "(Holm 1979)",
+    ]
     parts += ["Kaiming's uniform distribution", "matrices B were zero", "decoding was greedy (at most 8 tokens)"]
     parts += [f"Python {platform.python_version()}", f"NumPy {np.__version__}", "scikit-learn", "SciPy", "CPU ("]
     parts += ['Each row was put as "{input}', "without a system message, in the model's own chat template"]
