@@ -39,7 +39,8 @@ class Plan(EvaluationPlan):
     of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
     sample_tokens: task -> of the longest prompt and answer.
-    accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test"
+    accuracy_tasks: the tasks whose answers are right or wrong. error_tasks: whose answers are numbers.
+    machine: device, dtype, threads. leaks: "exact train test"
     -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
     whole conversations, which dataset.prompt does not word. warnings: what to know before it
     starts.
@@ -59,6 +60,7 @@ class Plan(EvaluationPlan):
     samples: dict[str, int]
     sample_tokens: dict[str, int]
     accuracy_tasks: list[str]
+    error_tasks: list[str]
     machine: dict[str, str | int]
     leaks: dict[str, int]
     conversations: bool
@@ -222,7 +224,8 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         packed_rows=len(rows) if config.dataset.packed else None,
         samples={name: r.samples for name, r in rehearsals.items()},
         sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
-        accuracy_tasks=[n for n, r in rehearsals.items() if any("accuracy" in m for m in (r.metrics or {}).values())],
+        accuracy_tasks=_tasks_with("accuracy", rehearsals),
+        error_tasks=_tasks_with("mae", rehearsals),
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
         conversations=leaks.conversations,
@@ -308,6 +311,10 @@ def _check_answers(name: str, config: RunConfig, prompt: int, answer: int, conte
             f"eval.max_tokens={answer}: with prompts of {prompt} tokens in {name}, {config.model.name} "
             f"has room for {context - prompt}; set eval.max_tokens={max(1, context - prompt)}"
         )
+
+
+def _tasks_with(metric: str, rehearsals: dict[str, Any]) -> list[str]:
+    return [n for n, r in rehearsals.items() if any(metric in m for m in (r.metrics or {}).values())]
 
 
 def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | None], custom: list[str]) -> None:
