@@ -21,10 +21,12 @@ import torch
 
 from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.models import base, machine
+from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.progress import say
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.run_status import CANCELLED, cancel_asked
 from cruijff_kit.training.checkpoint import random_state
+from cruijff_kit.training.lora import fuse_lora
 from cruijff_kit.training.pack import PackedModel, Part
 from cruijff_kit.training.pack_size import PackSize
 from cruijff_kit.training.passes import Pass, Passed, Story, forget, out_of_memory
@@ -50,6 +52,8 @@ class Member(LoRAFinetuneRecipeSingleDevice):
 
     def _arrange(self, model: TransformerDecoder) -> None:
         self.modules = dict(model.named_modules())  # by the names that they have before others are put around them
+        if self.machine.device.type == "cpu":
+            fuse_lora(model)  # its output projection computes for it alone
         super()._arrange(model)
 
     def training(self) -> Story[None]:
@@ -70,7 +74,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         batch = self.batch(asked.examples, asked.learn)
         loss = self.custom_metrics.watching(self.loss_fn, asked.examples)
         drawing = self._drawing if self.draws and asked.learn else None
-        return Part(self.modules, self.model.output, batch, loss, asked.learn, drawing)
+        return Part(self.modules, self.model.output, batch, loss, drawing)
 
     def by_itself(self, asked: Pass) -> Passed:
         """A pass through the run's own model, for which there is no need of the pack's."""
@@ -330,7 +334,9 @@ class Pack:
         if len(group) == 1:
             return [members[0].by_itself(group[0])]
         model = self._packed(members[0])
-        with torch.set_grad_enabled(learn):
+        with contextlib.ExitStack() as stack, torch.set_grad_enabled(learn):
+            for member in members:
+                stack.enter_context(cast_once(member.model))
             parts = [member.part(one) for member, one in zip(members, group, strict=True)]
             losses = model.losses(parts)
             if learn:

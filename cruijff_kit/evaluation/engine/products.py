@@ -76,7 +76,8 @@ def _product(module: nn.Module, weight: torch.Tensor) -> Product:
     if not adapted:
         copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         return lambda x, *_: _times(x, copy, bias)
-    a, b, scale = module.lora_a.weight, module.lora_b.weight, module.alpha / module.rank
+    a, b = (matrix.weight.to(weight.dtype) for matrix in (module.lora_a, module.lora_b))
+    scale = module.alpha / module.rank
     if weight.dtype == torch.float32:
         copy = torch.ops.mkldnn._reorder_linear_weight(torch.addmm(weight, b, a, alpha=scale))
         return lambda x: _times(x, copy, bias)

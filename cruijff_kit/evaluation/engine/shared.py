@@ -299,7 +299,7 @@ class _Map:
         if {*self._kinds} != {"own"}:
             self._times = product_of(weight, bias) if copied else lambda x: F.linear(x, weight, bias)
         self._adapters = {
-            n: (own.lora_a.weight, own.lora_b.weight, own.alpha / own.rank)
+            n: (own.lora_a.weight.to(weight.dtype), own.lora_b.weight.to(weight.dtype), own.alpha / own.rank)
             for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True))
             if kind == "lora"
         }
