@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cruijff_kit.analysis.samples import item_scores
 from cruijff_kit.archive_manifest import archived_epochs, sha256_of
-from cruijff_kit.comparisons import items_of
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.result import Evaluation, RunResult
 
@@ -22,15 +22,14 @@ _FILE = "adapter_model.safetensors"
 
 @dataclass
 class Finding:
-    """One thing that was compared.
-
-    agreement: identical, equal within rounding, different; None where it cannot be compared. distance: relative difference
-    (losses: the largest; adapters: of the matrix that differs most; metrics), or the share of answers that differ.
-    """
+    """One thing that was compared."""
 
     what: str
     agreement: str | None
+    """identical, equal within rounding, different; None where nothing was compared (note says why)."""
     distance: float | None
+    """Relative difference (losses: the largest; adapters: of the matrix that differs most; metrics), or the share of
+    answers that differ."""
     note: str = ""
 
 
@@ -131,14 +130,16 @@ def _cells(kind: str, then: list[Evaluation], now: list[Evaluation]) -> Iterator
             yield Finding(what, None, None, "evaluated later, not made again")
             continue
         again = made[e.task, e.epoch]
-        note = "taken from the cache" if again.cached else ""
-        yield from _answers(what, e, again, note)
-        yield _metrics(what, e, again, note)
+        if again.cached:  # an earlier run's answers, perhaps of the very run that this is compared with
+            yield Finding(what, None, None, "taken from the cache, nothing was asked again")
+            continue
+        yield from _answers(what, e, again)
+        yield _metrics(what, e, again)
 
 
-def _answers(what: str, e: Evaluation, again: Evaluation, note: str) -> Iterator[Finding]:
+def _answers(what: str, e: Evaluation, again: Evaluation) -> Iterator[Finding]:
     """Each scorer's scores, sample by sample."""
-    mine, theirs = items_of(e.log), items_of(again.log)
+    mine, theirs = item_scores(e.log), item_scores(again.log)
     for scorer in e.metrics:
         one, other = mine.get(scorer), theirs.get(scorer)
         if not one or other is None:
@@ -147,11 +148,11 @@ def _answers(what: str, e: Evaluation, again: Evaluation, note: str) -> Iterator
         ids = {*one, *other}
         changed = sum(one.get(i) != other.get(i) for i in ids)
         within = max(ANSWERS, 1 / len(ids))
-        said = f"{len(ids) - changed} of {len(ids)} agree" + (f", {note}" if note else "")
+        said = f"{len(ids) - changed} of {len(ids)} agree"
         yield Finding(f"{what}: {scorer}, answers", _judged(changed / len(ids), within), changed / len(ids), said)
 
 
-def _metrics(what: str, e: Evaluation, again: Evaluation, note: str) -> Finding:
+def _metrics(what: str, e: Evaluation, again: Evaluation) -> Finding:
     pairs = {
         f"{s}/{m}": (v, again.metrics.get(s, {}).get(m, math.nan)) for s, ms in e.metrics.items() for m, v in ms.items()
     }
@@ -165,5 +166,5 @@ def _metrics(what: str, e: Evaluation, again: Evaluation, note: str) -> Finding:
         f"{what}: metrics",
         _judged(distance, max(ANSWERS, 1 / e.samples)),
         distance,
-        shown + (f", {note}" if note else ""),
+        shown,
     )

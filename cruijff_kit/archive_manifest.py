@@ -26,22 +26,38 @@ class Deleted:
 
 
 @dataclass
+class ArchivedData:
+    """A data set that was copied into the archive; paths are relative to it."""
+
+    hash: str
+    """As in the runs' result.json."""
+    tier: str
+    places: dict[str, str]
+    """Path in a run's config -> where that lies in the archive."""
+    files: dict[str, dict[str, Any]]
+    """Path -> sha256 and bytes."""
+
+
+@dataclass
 class Manifest:
     """An archive; paths are relative to its folder.
 
-    source: the folder that was archived. keep: best, all or none. best: path of the best run, "." for the folder itself.
+    source: the folder that was archived. keep: best, all or none. best: the runs of the best configuration, "." for the
+    folder itself.
     state: copying, deleting or done. files: path -> sha256 and bytes, of what was kept when this was written. links: those
     that were left alone.
     """
 
     source: str
     keep: str
-    best: str | None = None
+    best: list[str] = field(default_factory=list)
     created: str = field(default_factory=now)
     state: str = COPYING
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     deleted: list[Deleted] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    data: list[ArchivedData] = field(default_factory=list)
+    """What was copied with --data: it lies in the copy, not in `source`."""
     version: int = 1
 
 
@@ -54,7 +70,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / NAME
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**tree | {"deleted": [Deleted(**d) for d in tree["deleted"]]})
+        parts = {"deleted": [Deleted(**d) for d in tree["deleted"]], "data": [ArchivedData(**d) for d in tree["data"]]}
+        return Manifest(**tree | parts)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -77,6 +94,17 @@ def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
             gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
             names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
             return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
+    return {}
+
+
+def archived_data(run: Path, hash: str | None) -> dict[str, str]:
+    """Path in a run's config -> the copy of that data in the run's archive, if it has one."""
+    run = run.absolute()
+    for above in [run, *run.parents][:_ABOVE]:
+        manifest = read_manifest(above)
+        if manifest is not None:
+            found = {old: above / new for d in manifest.data if d.hash == hash for old, new in d.places.items()}
+            return {old: str(new) for old, new in found.items() if new.exists()}
     return {}
 
 

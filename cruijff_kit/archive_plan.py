@@ -9,6 +9,7 @@ from cruijff_kit.archive_manifest import NAME
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.errors import UserError
 from cruijff_kit.result import RunResult, read_result
+from cruijff_kit.ro_crate import NAME as CRATE
 from cruijff_kit.run_status import ACTIVE, DONE, FAILED
 from cruijff_kit.survey import Known, known_below, survey
 
@@ -21,13 +22,13 @@ _HEAVY = ("merged", "checkpoint")
 class Plan:
     """What is to be done below `root`; paths are relative to it.
 
-    files: to keep (and to copy), path -> bytes. delete: folders. adapters: of these the ones that are kept. best: path of
-    the best run. links: symbolic links, left alone.
+    files: to keep (and to copy), path -> bytes. delete: folders. adapters: of these the ones that are kept. best: the
+    runs of the best configuration, one a seed. links: symbolic links, left alone.
     """
 
     root: Path
     runs: list[Path]
-    best: Path | None = None
+    best: list[Path] = field(default_factory=list)
     files: dict[Path, int] = field(default_factory=dict)
     delete: dict[Path, int] = field(default_factory=dict)
     adapters: list[Path] = field(default_factory=list)
@@ -64,25 +65,30 @@ def plan_for(root: Path, keep: str) -> Plan:
 
 
 def _is_kept(adapter: Path, plan: Plan, keep: str) -> bool:
-    if keep != BEST or plan.best is None:
+    run = next((b for b in plan.best if (plan.root / adapter).parent == b), None)
+    if keep != BEST or run is None:
         return keep == ALL
-    run = plan.best.relative_to(plan.root)
+    run = run.relative_to(plan.root)
     epochs = [int(m[1]) for p in plan.delete if p.parent == run and (m := EPOCH.fullmatch(p.name))]
     return bool(epochs) and adapter == run / f"epoch_{max(epochs)}"
 
 
-def _best(runs: list[Path], keep: str) -> Path | None:
-    from cruijff_kit.table_cells import best_run
+def _best(runs: list[Path], keep: str) -> list[Path]:
+    """The runs of the best configuration; of a single one its own."""
+    from cruijff_kit.analysis.sweep import analyse
 
     if keep != BEST:
-        return None
+        return []
     found = {run: read_result(run / "result.json") for run in runs if (run / "result.json").is_file()}
     done: dict[Path, RunResult] = {run: r for run, r in found.items() if r.status == "done"}
-    best = best_run([*done.values()]) if len(done) > 1 else next(iter(done.values()), None)
+    analysis = analyse([*done.values()])
+    best = analysis.ranking.leader if analysis.ranking else None
+    if best is None and len(analysis.configurations) == 1:
+        (best,) = analysis.configurations
     if best is None:
-        why = "their objectives are not the same metric, or missing" if done else "no run is done"
+        why = "they have no objective, or not the same one" if done else "no run is done"
         raise UserError(f"which run is best cannot be told ({why}); add --keep all or --keep none")
-    return next(run for run, result in done.items() if result is best)
+    return [run for run, result in done.items() if any(result is r for r in best.runs)]
 
 
 def refuse_unfinished(known: list[Known], root: Path) -> None:
@@ -118,7 +124,7 @@ def _walk(plan: Plan) -> None:
             path = here / name
             if path.is_symlink():
                 plan.links.append(path.relative_to(plan.root))
-            elif name in files and not name.endswith(".lock") and path != plan.root / NAME:
+            elif name in files and not name.endswith(".lock") and path not in (plan.root / NAME, plan.root / CRATE):
                 plan.files[path.relative_to(plan.root)] = path.stat().st_size
         below[:] = [b for b in below if (here / b).relative_to(plan.root) not in plan.delete]
 

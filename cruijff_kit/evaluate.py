@@ -37,6 +37,7 @@ from cruijff_kit.progress import progress, say
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import ACTIVE, CANCELLED, DONE, FAILED, read_status, write_status
 from cruijff_kit.survey import Known, known_below, owner, survey
+from cruijff_kit.table import no_data
 
 if TYPE_CHECKING:
     from cruijff_kit.late import Request
@@ -109,7 +110,7 @@ def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | N
         else:
             _nothing_waits(run.folder)
     left = [(run, config) for run, _, config, cells in waiting if cells]
-    answer.record(folder=str(where.absolute()), made=[], submitted=[], runs=[])
+    answer.record(folder=str(where.absolute()), made=[], submitted=[], **no_data())
     if not left:
         say("every cell is there already")
     before = {run.folder: _submissions(run) for run, _ in left}
@@ -169,7 +170,7 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
         return None
     folder.freeze(config, {})
     late.write_request(folder.path, request)
-    answer.record(folder=str(folder.path), made=[], submitted=[], runs=[])
+    answer.record(folder=str(folder.path), made=[], submitted=[], **no_data())
     try:
         return start(folder.path, [(Known(folder.path), config)])
     except Exception:
@@ -356,15 +357,14 @@ def _show_missing(rows: list[tuple[str, Cells]]) -> None:
 
 
 def show(where: Path) -> None:
-    """Bring each sweep's results.csv up to date and print the table (or record the results)."""
+    """Bring each results.csv up to date and print the table (or record the results)."""
     from cruijff_kit.ledger import find_ledgers
-    from cruijff_kit.summary import write_summary
-    from cruijff_kit.table import answer_or_show, find_results, read_results, write_csv
+    from cruijff_kit.summary import write_overviews
+    from cruijff_kit.table import answer_or_show
 
-    for sweep_dir in find_ledgers(where):
-        if find_results(sweep_dir) and not (sweep_dir / "result.json").exists():
-            write_csv(sweep_dir, read_results(sweep_dir))
-            write_summary(sweep_dir)
+    above = [place for place in (where, *[*where.absolute().parents][:2]) if (place / "results.csv").exists()]
+    for place in dict.fromkeys(p.absolute() for p in (*find_ledgers(where), *above)):
+        write_overviews(place)
     answer_or_show(where)
 
 

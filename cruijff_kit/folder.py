@@ -6,6 +6,7 @@ multirun/<experiment>/<time>/<run>/
     metrics.jsonl     a line per logged step                 epoch_0/ ...     adapters in PEFT's format
     eval/             inspect-ai logs                        merged/epoch_0/  whole models, where asked for
     status.json       RunStatus: what the run is doing       result.json      RunResult, written last (also on failure)
+    environment.json  what it was made with                  provenance/      code that no commit holds
 """
 
 import contextlib
@@ -61,6 +62,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """metrics.jsonl"""
         return self.path / "metrics.jsonl"
+
+    @property
+    def validation_losses(self) -> Path:
+        """validation_losses.json: of the last epoch, by row of the validation split."""
+        return self.path / "validation_losses.json"
 
     @property
     def eval(self) -> Path:

@@ -17,6 +17,8 @@ from typing import Any
 from cruijff_kit import answer
 from cruijff_kit.archive_manifest import refuse_archived
 from cruijff_kit.config import EvalConfig, RunConfig, SlurmConfig, config_hash
+from cruijff_kit.environment import LATE, write_environment
+from cruijff_kit.environment import NAME as ENVIRONMENT
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.cells import Cells, missing_cells, with_cell
 from cruijff_kit.evaluation.names import TaskName
@@ -272,7 +274,7 @@ class _Maker:
         self, folder: RunFolder, request: Request, config: RunConfig, plan: EvaluationPlan, result: RunResult
     ) -> None:
         from cruijff_kit.evaluation.engine import ChatModel
-        from cruijff_kit.models.machine import describe
+        from cruijff_kit.models.machine import describe, processor
         from cruijff_kit.models.placement import for_evaluation
         from cruijff_kit.training import shared
 
@@ -282,7 +284,9 @@ class _Maker:
         dtype = result.machine.get("dtype", config.torchtune["dtype"])
         model, machine = for_evaluation(config.torchtune | {"dtype": dtype})
         self.chat_model = ChatModel(model, shared.tokenizer(config.torchtune["tokenizer"]), machine)
-        result.machine = result.machine or {"host": socket.gethostname(), **describe(machine)}
+        described = {"host": socket.gethostname(), **describe(machine), "processor": processor()}
+        result.machine = result.machine or described
+        write_environment(config, machine, LATE if request.of == RUN else ENVIRONMENT)
         self._held: int | None = None
 
     def make(self, name: TaskName, epoch: int | None) -> Evaluation:

@@ -5,9 +5,11 @@ themselves never do (they keep status.json). A single run that was submitted has
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +70,7 @@ class Ledger:
 
     experiment: str
     command: list[str]
-    """The overrides as they were typed."""
+    """What to type after `python -m cruijff_kit.train` (and -m) for the same runs: --config-dir, overrides."""
     cwd: str
     """Where the command was given; relative paths in configs count from there."""
     created: str = field(default_factory=now)
@@ -89,6 +91,12 @@ def new_ledger(experiment: ExperimentConfig, command: list[str]) -> Ledger:
     """A ledger without runs, of the code and the folder of this moment."""
     about = dataclasses.asdict(experiment)
     return Ledger(about.pop("name"), command, os.getcwd(), git_commit=git_commit(), code=code_hash(), **about)
+
+
+def repeating_command(ledger: Ledger) -> str:
+    """The command line that makes a ledger's runs again, from the folder `cwd`."""
+    alone = len(ledger.runs) == 1 and not ledger.runs[0].swept and ledger.runs[0].folder in (".", "")
+    return f"python -m cruijff_kit.train {'' if alone else '-m '}{shlex.join(ledger.command)}".rstrip()
 
 
 def read_ledger(folder: Path) -> Ledger | None:
@@ -151,8 +159,9 @@ def identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]
     return config_hash(config), data_hash
 
 
+@functools.cache
 def code_hash() -> str:
-    """Identity of the installed code: 16 hex digits over every Python file of the package."""
+    """Identity of the installed code: 16 hex digits over every Python file of the package, when it was first asked for."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
     folders = [package, package / "recipes", package.parent / "recipes"]  # the last in a checkout

@@ -201,7 +201,7 @@ def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbea
         result = yield from run_story(
             config, run.swept, start, lambda chosen: pack.member(chosen.torchtune), pack.as_data
         )
-        say(f"{name} done: {result.objective_name} {result.objective:.4g}")
+        say(f"{name} done: {result.outcome}")
         return result
     except Cancelled:
         say(f"{name} cancelled")

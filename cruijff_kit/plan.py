@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config import RunConfig
-from cruijff_kit.data.leaks import check_leaks
+from cruijff_kit.data.leaks import check_leaks, check_units
 from cruijff_kit.data.packing import rows_of
 from cruijff_kit.errors import UserError
 from cruijff_kit.hints import did_you_mean
@@ -38,8 +38,10 @@ class Plan(EvaluationPlan):
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). validation_rows:
     of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
-    sample_tokens: task -> of the longest prompt and answer. machine: device, dtype, threads. leaks: "exact train test" ->
-    rows that stand in both; "target train" -> rows whose answer stands in the prompt. warnings: what to know before it
+    sample_tokens: task -> of the longest prompt and answer.
+    accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test"
+    -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
+    whole conversations, which dataset.prompt does not word. warnings: what to know before it
     starts.
     """
 
@@ -56,8 +58,10 @@ class Plan(EvaluationPlan):
     packed_rows: int | None
     samples: dict[str, int]
     sample_tokens: dict[str, int]
+    accuracy_tasks: list[str]
     machine: dict[str, str | int]
     leaks: dict[str, int]
+    conversations: bool
     warnings: list[str]
 
     def in_words(self) -> str:
@@ -141,6 +145,7 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     """
     admit(config)
     data_hash = _make_ready(config, tuple(config.test_splits))
+    check_units(config.dataset, config.test_splits)
     _say_loading()
     from cruijff_kit.models import base
     from cruijff_kit.training import shared
@@ -151,6 +156,8 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     base.weight_files(cfg["checkpointer"])
     context = shared.skeleton(cfg["model"], chosen.dtype).max_seq_len
     rehearsals = _rehearsals(config, data_hash, context)
+    for warning in (w for r in rehearsals.values() for w in r.warnings):
+        say(f"warning: {warning}")
     return EvaluationPlan(data_hash, {name: r.prompts for name, r in rehearsals.items()})
 
 
@@ -215,11 +222,14 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         packed_rows=len(rows) if config.dataset.packed else None,
         samples={name: r.samples for name, r in rehearsals.items()},
         sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
+        accuracy_tasks=[n for n, r in rehearsals.items() if any("accuracy" in m for m in (r.metrics or {}).values())],
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
+        conversations=leaks.conversations,
         warnings=[
             *_short(steps),
             *_cut(config, rows, held_out),
+            *(warning for r in rehearsals.values() for warning in r.warnings),
             *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
         ],
     )
@@ -306,8 +316,8 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | 
     known = {t: scorers for t, scorers in tasks.items() if scorers is not None}
     names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in known.items()}
     measured = [*losses, *flat_metrics(names)]
-    if len(known) < len(tasks) or config.objective is None and config.eval.tasks:
-        return  # what a task measures may show when it has run; without a wish the first metric counts
+    if len(known) < len(tasks) or config.objective_name is None:
+        return  # what a task measures may show when it has run
     if config.objective_name not in measured:
         raise UserError(
             f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from cruijff_kit.agreement import DIFFERENT, Agreement, compare_results
 from cruijff_kit.command import DONE, RUN_FAILED, Answer, Parser
-from cruijff_kit.conditions import SAME, Conditions, conditions_of
+from cruijff_kit.conditions import SAME, Condition, Conditions, conditions_of
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, folders_below
 from cruijff_kit.frozen import frozen_anew
@@ -23,6 +23,7 @@ from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult, read_result
 
 NAME = "reproduction.json"
+_MATTERS = "can change results"
 
 
 def reproduce(run: Path, to: Path | None, check_only: bool) -> Answer:
@@ -97,8 +98,13 @@ def _refuse(found: Conditions) -> None:
 
 def show_conditions(found: Conditions) -> None:
     """Print what was recorded, what is here, and where they differ."""
-    rows = [(r.what, _short(r.then), _short(r.now), r.state) for r in found.rows]
-    _table("conditions", ("", "then", "now", ""), rows, lambda row: "" if row[3] == SAME else "bold")
+    rows = [(r.what, _short(r.then), _short(r.now), _state(r)) for r in found.rows]
+    _table("conditions", ("", "then", "now", ""), rows, lambda row: "bold" if _MATTERS in row[3] else "")
+
+
+def _state(row: Condition) -> str:
+    """The state, and where it is not the same, whether that can change results."""
+    return row.state if row.state == SAME else f"{row.state}: {_MATTERS if row.matters else 'changes no result'}"
 
 
 def show_agreement(agreement: Agreement, new: Path) -> None:
@@ -108,7 +114,8 @@ def show_agreement(agreement: Agreement, new: Path) -> None:
         for f in agreement.findings
     ]
     _table("then and now", ("", "agreement", "difference", ""), rows, lambda row: "bold" if row[1] == DIFFERENT else "")
-    print(f"{agreement.verdict}: {new}")
+    left_out = sum(f.agreement is None for f in agreement.findings)
+    print(f"{agreement.verdict}{f' ({left_out} not compared)' if left_out else ''}: {new}")
 
 
 def _short(text: str) -> str:

@@ -3,10 +3,13 @@
 Imports nothing heavy: no torch, no inspect-ai.
 """
 
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
+import platform
 import subprocess
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +19,15 @@ from typing import Any
 from cruijff_kit import withheld
 from cruijff_kit.errors import UserError
 
-RECORDED_PACKAGES = ("cruijff_kit", "torch", "torchtune", "torchao", "hydra-core", "inspect-ai", "tokenizers")
+# What tables and the methods text name; environment.json has every package.
+RECORDED_PACKAGES = (
+    "cruijff_kit", "torch", "torchtune", "torchao", "hydra-core", "inspect-ai", "tokenizers",
+    "numpy", "scipy", "scikit-learn", "statsmodels",
+)  # fmt: skip
+CODE = tuple(
+    f"{folder}/*.{kind}" for folder in ("cruijff_kit", "recipes", "conf") for kind in ("py", "yaml", "html", "js")
+) + ("pyproject.toml",)
+"""What of a checkout is code, as git's pathspecs: data that lies in it never is."""
 
 
 @dataclass
@@ -24,9 +35,11 @@ class Evaluation:
     """One cell: one task answered once by the adapter of one epoch.
 
     epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered.
-    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over what the scorer scored.
+    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples.
     log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
     ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
+    chance: scorer -> metric -> what a constant answer gets on these samples (evaluation/chance.py). chance_from: train or
+    test, whose outputs that constant knows; None without one. constant_answer: whether all answers came to one.
     prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
     the cache, not computed in this run. key: identity of the task, its arguments and the decoding (evaluation/cells.py).
     """
@@ -42,6 +55,9 @@ class Evaluation:
     unscored: dict[str, int] = field(default_factory=dict)
     coverage: dict[str, float] = field(default_factory=dict)
     ceiling: dict[str, float] = field(default_factory=dict)
+    chance: dict[str, dict[str, float]] = field(default_factory=dict)
+    chance_from: str | None = None
+    constant_answer: bool = False
     key: str = ""
 
 
@@ -72,11 +88,15 @@ class RunResult:
     settings: dict[str, Any]
     """The settings that tables show: lora.rank, lr, batch_size, epochs, seed, ..."""
     config_hash: str
+    """Identity of what it computes."""
+    configuration_hash: str = ""
+    """Identity of what it computes, the seed left aside: runs that share it are one configuration."""
     data_hash: str | None = None
     started: str = ""
     finished: str | None = None
     error: Failure | None = None
     objective_name: str | None = None
+    """What the best is chosen by: validation_loss, or what the user named; None: neither."""
     objective: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a pack's runs computed together, a run has its
@@ -98,7 +118,7 @@ class RunResult:
     late_error: Failure | None = None
     """Why cells that were asked for after the run (cruijff_kit.evaluate) are not there."""
     machine: dict[str, Any] = field(default_factory=dict)
-    """host, device, dtype, threads."""
+    """host, device, dtype, threads, processor; environment.json has more."""
     seeds: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     resumed_at_step: int | None = None
@@ -110,10 +130,22 @@ class RunResult:
     effective_batch: int | None = None
     """Rows per update."""
     git_commit: str | None = None
-    """Commit of the code, with "+changes" when the checkout differs from it; None outside a checkout."""
+    """Commit of the code, with "+changes" when the checkout's code differs from it (how: provenance/code.patch); None
+    outside a checkout."""
+    code_hash: str | None = None
+    """Over the installed Python files of the code (16 hex digits)."""
     model_hash: str | None = None
-    """Whether the base model's files are still the same (models/fingerprint.py)."""
+    """Over every byte of the base model's files (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
+    conversations: bool = False
+    """Whether the rows are whole conversations, which dataset.prompt does not word."""
+    leaks: dict[str, int] = field(default_factory=dict)
+    """What stands in two splits: "exact train test" -> rows of test; also near, unit, and "target train" (the answer stands
+    in the prompt). cruijff_kit/data/leaks.py"""
+    allowed_leaks: list[str] = field(default_factory=list)
+    """Kinds of them that dataset.allow_leaks let pass: exact, near, unit."""
+    unit_column: str | None = None
+    """Column that names the unit each row is of (dataset.unit_column). Samples in the logs have it in their metadata."""
     tier: str = "green"
     """Of the data: green, yellow or red (cruijff_kit/tiers.py)."""
     redacted: bool = False
@@ -125,6 +157,13 @@ class RunResult:
         """Hours that its GPUs were held, all of them together; 0 on a CPU."""
         gpus = 0 if self.machine.get("device", "cpu") == "cpu" else self.settings.get("processes", 1)
         return self.seconds.get("total", 0) / 3600 * gpus
+
+    @property
+    def outcome(self) -> str:
+        """Its objective in a few words, else its loss: "validation_loss 0.2265"."""
+        name = self.objective_name or "loss"
+        value = self.training.get("loss") if self.objective_name is None else self.objective
+        return "evaluated" if value is None else f"{name} {value:.4g}"
 
     def metrics(self) -> dict[str, float]:
         """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
@@ -194,7 +233,9 @@ def read_result(path: Path) -> RunResult:
 
 
 def _find_logs(result: RunResult, run: Path) -> None:
-    """Let evaluations name their logs where the run lies now; its folder may have been moved or copied."""
+    """Let it name its folder and its logs where they lie now; its folder may have been moved or copied."""
+    if "run" in result.paths and not Path(result.paths["run"]).is_dir():
+        result.paths["run"] = str(run)
     for evaluations, logs in ((result.baseline, run / "eval" / "untrained"), (result.evaluation, run / "eval")):
         for e in evaluations:
             here = logs / Path(e.log).name
@@ -202,20 +243,34 @@ def _find_logs(result: RunResult, run: Path) -> None:
                 e.log = str(here)
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that results depend on."""
-    return {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
+    """Versions of Python and of the packages that results depend on, those that are installed."""
+    return dict(_versions())
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, "+changes" if it was edited; None from a wheel."""
+    """Commit of the checkout this package runs from, "+changes" if its code was edited; None from a wheel. Of the moment
+    that it was first asked for.
+    """
     folder = Path(__file__).parent
     if not (folder.parent / ".git").exists():
         return None
     try:
         git = ["git", "-C", str(folder)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        paths = [f":(top){path}" for path in CODE]
+        asked = [*git, "status", "--porcelain", "--untracked-files=all", "--", *paths]
+        status = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if status.strip() else "")

@@ -20,8 +20,9 @@ from cruijff_kit.frozen import frozen, frozen_swept, permit
 from cruijff_kit.late import read_request, write_request
 from cruijff_kit.progress import say
 from cruijff_kit.run_status import ACTIVE, DONE
-from cruijff_kit.summary import refresh_above, write_summary
+from cruijff_kit.summary import refresh_above, write_overviews, write_summary
 from cruijff_kit.survey import Known, RunView, known_below, survey
+from cruijff_kit.table import no_data
 
 
 def resume(folder: Path, overrides: list[str]) -> None:
@@ -45,7 +46,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         + on_their_way
     )
     answer.record(to_finish=[v.name for _, v in left], on_their_way=[v.name for v in active])
-    answer.record(folder=str(folder.absolute()), submitted=[], made=[], runs=[])
+    answer.record(folder=str(folder.absolute()), submitted=[], made=[], **no_data())
     try:
         _finish(folder, left, changed, said)
     finally:
@@ -185,6 +186,9 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
                 _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:
         interrupted = sys.exc_info()[0] is not None
+        sweeps = {known.sweep_dir for known in runs if known.sweep_dir} - {folder.absolute()}
+        for sweep_dir in () if interrupted else sweeps:
+            write_overviews(sweep_dir)
         try:
             show_end(folder)
         except SystemExit:

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from cruijff_kit import tiers
-from cruijff_kit.config import RunConfig, config_hash
+from cruijff_kit.config import RunConfig, config_hash, configuration_hash
+from cruijff_kit.environment import write_environment
 from cruijff_kit.errors import UserError
 from cruijff_kit.failures import failure_of, with_changes
 from cruijff_kit.folder import RunFolder
+from cruijff_kit.ledger import code_hash
 from cruijff_kit.plan import Plan, check
 from cruijff_kit.progress import say
 from cruijff_kit.result import RunResult, git_commit, now, read_result, to_json, versions
@@ -150,10 +152,11 @@ def _train_and_evaluate(
     from cruijff_kit.evaluation import baseline, evaluate
     from cruijff_kit.evaluation.engine import ChatModel
     from cruijff_kit.models.fingerprint import fingerprint
-    from cruijff_kit.models.machine import describe
+    from cruijff_kit.models.machine import describe, processor
 
     with clock("setup"):
         result.steps, result.data_hash = plan.steps, plan.data_hash
+        result.leaks, result.conversations = plan.leaks, plan.conversations
         result.rows = {"train": plan.packed_rows or plan.rows, "validation": plan.validation_rows}
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -161,7 +164,8 @@ def _train_and_evaluate(
         folder.write_yaml("torchtune.yaml", config.torchtune)
         recipe.setup()
         result.model_hash = fingerprint(config.model.path)
-        result.machine = {"host": socket.gethostname(), **describe(recipe.machine)}
+        result.machine = {"host": socket.gethostname(), **describe(recipe.machine), "processor": processor()}
+        write_environment(config, recipe.machine)
 
     def ask_untrained() -> None:
         with clock("baseline"):
@@ -191,13 +195,12 @@ def note_objective(result: RunResult, config: RunConfig) -> None:
     """Look up the objective in what was measured.
 
     Raises:
-        ValueError: it was not measured.
+        ValueError: it was named, and was not measured.
     """
     found = result.metrics()
-    if result.objective_name not in found and config.objective is None:  # a task that has no accuracy
-        first = result.evaluation[0]
-        scorer, metrics = next(iter(first.metrics.items()))
-        result.objective_name = f"{first.task}/{scorer}/{next(iter(metrics))}"
+    if result.objective_name not in found and config.objective is None:  # nothing was trained, or nothing validated
+        result.objective_name = None
+        return
     if result.objective_name not in found:
         raise ValueError(f"objective={result.objective_name} was not measured; there are {', '.join(found)}")
     result.objective = found[result.objective_name]
@@ -290,16 +293,20 @@ def begin(config: RunConfig, swept: dict) -> RunResult:
         swept=swept,
         settings=settings_of(config),
         config_hash=config_hash(config),
+        configuration_hash=configuration_hash(config),
         started=now("milliseconds"),  # tables are in order of start, and the runs of a pack start in one second
         objective_name=config.objective_name,
         seeds={"seed": config.seed}
         | {f"dataset.arguments.{k}": v for k, v in config.dataset.arguments.items() if k == "seed"},
         versions=versions(),
         git_commit=git_commit(),
+        code_hash=code_hash(),
         paths={"run": config.output_dir, "data": config.dataset.path, "model": config.model.path},
         tier=config.dataset.tier,
         redacted=tiers.withholds_samples(config),
         permission=config.dataset.permission,
+        allowed_leaks=list(config.dataset.allow_leaks),
+        unit_column=config.dataset.unit_column,
     )
 
 

@@ -12,17 +12,16 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cruijff_kit.comparisons import compare_runs
+from cruijff_kit.analysis.sweep import Analysis, analyse, analyse_briefly
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.estimate import clock
 from cruijff_kit.folder import write_text
-from cruijff_kit.ledger import Entry, Ledger, lock_of, read_ledger
+from cruijff_kit.ledger import Entry, Ledger, lock_of, read_ledger, repeating_command
 from cruijff_kit.progress import say
-from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import RunResult, now, read_result
 from cruijff_kit.run_status import ACTIVE, DONE, PLANNED
 from cruijff_kit.survey import Known, RunView, known_below, survey
-from cruijff_kit.table_cells import SEEDS, VERSUS, Cells, best_run, cell, known_best, table_cells, versus_cells
+from cruijff_kit.table_cells import SEEDS, VERSUS, Cells, cell, lines_below, seed_cells, table_cells, versus_cells
 from cruijff_kit.tiers import notice
 
 NAME = "experiment_summary.md"
@@ -47,6 +46,23 @@ def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
         write_text(sweep_dir / NAME, _summary(sweep_dir, ledger, ask_slurm))
 
 
+def write_overviews(folder: Path) -> list[RunResult]:
+    """Write results.csv and experiment_summary.md of a sweep's folder, or of one above, as its runs stand now.
+
+    A run's own folder has neither, nor has one without results.
+
+    Returns:
+        The results, in order of start.
+    """
+    from cruijff_kit.table import find_results, read_results, write_csv
+
+    results = read_results(folder) if find_results(folder) else []
+    if results and not (folder / "result.json").exists():
+        write_csv(folder, results)
+        write_summary(folder)
+    return results
+
+
 def _summary(sweep_dir: Path, ledger: Ledger | None, ask_slurm: bool) -> str:
     runs = known_below(sweep_dir)
     views, _ = survey(runs, ask_slurm)
@@ -55,7 +71,10 @@ def _summary(sweep_dir: Path, ledger: Ledger | None, ask_slurm: bool) -> str:
     name = next((r.experiment for r in results.values()), sweep_dir.absolute().parent.name)
     ledger = ledger or Ledger(name, [], "")
     made = [*results.values()]
-    parts = [_head(ledger, views, made), _runs(runs, views, results), _findings(views, made), _failures(views)]
+    is_final = not any(v.state in ACTIVE for v in views)
+    analysis = (analyse if is_final else analyse_briefly)(made)
+    parts = [_head(ledger, views, made), _runs(runs, views, results, analysis), _findings(made, analysis, is_final)]
+    parts.append(_failures(views))
     return "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
 
 
@@ -78,20 +97,19 @@ def _head(ledger: Ledger, views: list[RunView], results: list[RunResult]) -> str
     return f"# {ledger.experiment}\n\n{about}{len(views)} run{'s' * (len(views) != 1)}: {counts} ({now()}).\n{said}"
 
 
-def _runs(runs: list[Known], views: list[RunView], results: dict[Path, RunResult]) -> str:
+def _runs(runs: list[Known], views: list[RunView], results: dict[Path, RunResult], analysis: Analysis) -> str:
     """Every run with its settings and status, and of those that have ended what they came to."""
     made = list(results.values())
-    header, rows = table_cells(made) if made else ([], [])
+    header, rows = table_cells(made, analysis) if made else ([], [])
     told = {"run", "status", *_SETTINGS.values()}
     extra = [i for i, name in enumerate(header) if name not in told]
     ended = dict(zip(results, rows, strict=True))
     swept = [] if made else [k for k in dict.fromkeys(k for r in runs for k in r.entry.swept) if k not in told]
-    best = best_run(made)
     body = []
     for known, view in zip(runs, views, strict=True):
         result, cells = results.get(known.folder), ended.get(known.folder)
         settings = result.settings if result else known.entry.settings
-        name = f"**{view.name}**" if result is not None and result is best else view.name
+        name = f"**{view.name}**" if result is not None and analysis.is_best(result) else view.name
         shown = [name, *(cell(settings.get(key)) for key in _SETTINGS.values()), _state(view)]
         shown += [cell(known.entry.swept.get(k)) for k in swept]
         body.append([*shown, *(cells[i] if cells else "" for i in extra)])
@@ -104,21 +122,18 @@ def _state(view: RunView) -> str:
     return view.state + at
 
 
-def _findings(views: list[RunView], results: list[RunResult]) -> str:
+def _findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> str:
     """What the runs that are done come to; comparisons when all have ended."""
     if not any(r.status == DONE for r in results):
         return ""
-    best, text = best_run(results), ""
-    if best is not None:
-        text += f"Best {best.objective_name}: {best.objective:.4g} ({best.name}).\n"
-    if line := known_best(results):
-        text += f"\n{line[0].upper()}{line[1:]}.\n"
-    if any(v.state in ACTIVE for v in views):
+    lines = [line.removeprefix("* ") for line in lines_below(results, analysis)]
+    text = "\n\n".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in lines) + "\n" * bool(lines)
+    if not is_final:
         return text + "\nComparisons follow when all runs have ended.\n"
-    if versus := versus_cells(results, compare_runs(results, best)):
+    if versus := versus_cells(analysis):
         text += f"\n{VERSUS}\n\n{markdown(*versus)}"
-    if groups := replicates(results):
-        text += f"\n{SEEDS}\n\n{markdown(*replicate_cells(groups))}"
+    if seeds := seed_cells(analysis):
+        text += f"\n{SEEDS}\n\n{markdown(*seeds)}"
     return text
 
 
@@ -178,9 +193,8 @@ def _gigabytes(size: float | None) -> str:
 def _again(ledger: Ledger, sweep_dir: Path, views: list[RunView]) -> str:
     if not ledger.cwd:
         return ""
-    folder, several = shlex.quote(str(sweep_dir.absolute())), len(views) > 1 or any(e.swept for e in ledger.runs)
-    typed = shlex.join(o for o in ledger.command if not o.startswith("scaffold="))
-    lines = [f"cd {shlex.quote(ledger.cwd)}", f"python -m cruijff_kit.train {'-m ' * bool(several)}{typed}".rstrip()]
+    folder = shlex.quote(str(sweep_dir.absolute()))
+    lines = [f"cd {shlex.quote(ledger.cwd)}", repeating_command(ledger)]
     if any(v.state == PLANNED for v in views):
         lines.append(f"python -m cruijff_kit.resume {folder}     # starts what is planned")
     lines.append(f"python -m cruijff_kit.reproduce {folder}/RUN     # one run again, compared with this one")

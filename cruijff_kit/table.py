@@ -1,7 +1,7 @@
 """Results as a table: `python -m cruijff_kit.table DIR [--epochs] [--json | --csv]`.
 
-Everything is read from the runs' result.json; nothing is parsed from logs. --json: a list, each result with comparisons and
-replicates.
+Everything is read from the runs' result.json, the samples behind intervals and comparisons from their .eval logs. --json:
+the results with comparisons, the best, configurations, and the smallest difference that could be found.
 """
 
 import argparse
@@ -12,14 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit import answer
+from cruijff_kit.analysis.comparisons import columns
+from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.command import Parser
-from cruijff_kit.comparisons import Comparison, as_dicts, columns, compare_runs
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import folders_below, require_folder, write_text
 from cruijff_kit.ledger import find_ledgers, read_ledger, run_folder
-from cruijff_kit.replicates import replicate_cells, replicates
 from cruijff_kit.result import Evaluation, RunResult, read_result
-from cruijff_kit.table_cells import SEEDS, VERSUS, best_run, known_best, table_cells, versus_cells
+from cruijff_kit.table_cells import (
+    INTERVALS,
+    SEEDS,
+    VERSUS,
+    lines_below,
+    seed_cells,
+    table_cells,
+    untrained_line,
+    versus_cells,
+)
 from cruijff_kit.tiers import notice
 
 if TYPE_CHECKING:
@@ -61,8 +70,11 @@ def read_sweep(folder: str | Path) -> "pandas.DataFrame":
     """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
 
     Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", the known best
-    "ceiling TASK/METRIC", comparisons "versus untrained TASK/SCORER/difference" (low, high, p, p_holm, items) and
-    "versus best ...". Of several evaluated epochs the last one; `to_frame(by_epoch(read_results(...)))` has all.
+    "ceiling TASK/METRIC", the constant baseline "chance TASK/SCORER/METRIC", comparisons of the run's configuration
+    "versus untrained TASK/SCORER/METRIC difference" (low, high, p, p_holm, items), "versus chance ..." and "versus best
+    ...". "best" says whether the configuration is among the best.
+
+    Of several evaluated epochs the last one; `to_frame(by_epoch(read_results(...)))` has all.
 
     Raises:
         UserError: as read_results.
@@ -74,9 +86,8 @@ def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
     """The rows of `read_sweep` for results that are read already."""
     import pandas
 
-    best = best_run(results)
-    compared = compare_runs(results, best)
-    return pandas.DataFrame([_row(r, best, c) for r, c in zip(results, compared, strict=True)])
+    analysis = analyse(results)
+    return pandas.DataFrame([_row(r, analysis) for r in results])
 
 
 def by_epoch(results: list[RunResult]) -> list[RunResult]:
@@ -91,12 +102,13 @@ def _at(result: RunResult, epoch: int) -> RunResult:
     else:  # a loss of the last update says nothing of an earlier epoch
         losses = result.training.get("validation_losses") or []
         training = {"validation_loss": losses[epoch] if epoch < len(losses) else None}
-    at = replace(result, swept=result.swept | {"epoch": epoch}, evaluation=own, training=training)
+    hashes = {"configuration_hash": f"{result.configuration_hash or result.config_hash} {epoch}"}
+    at = replace(result, swept=result.swept | {"epoch": epoch}, evaluation=own, training=training, **hashes)
     at.objective = at.metrics().get(at.objective_name)
     return at
 
 
-def _row(result: RunResult, best: RunResult | None, compared: list[Comparison]) -> dict[str, Any]:
+def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
     training, settings = result.training, result.settings
     return {
         "Run Name": result.name,
@@ -112,12 +124,13 @@ def _row(result: RunResult, best: RunResult | None, compared: list[Comparison]) 
         "validation_loss": training.get("validation_loss"),
         **dict(_metrics(result.baseline, "untrained ")),
         **dict(_metrics(result.evaluation, "")),
-        **columns(compared),
+        **columns(analysis.comparisons_of(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,
         "seconds": result.seconds.get("total"),
-        "best": result is best,
+        "best": analysis.is_best(result),
         "error": f"{result.error.type}: {result.error.message}" if result.error else None,
         "config_hash": result.config_hash,
+        "configuration_hash": result.configuration_hash,
         "folder": result.paths.get("run"),
     }
 
@@ -131,6 +144,8 @@ def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, 
                 yield f"{prefix}{e.task}/{scorer}/coverage", e.coverage[scorer]
         if not prefix:
             yield from ((f"ceiling {e.task}/{metric}", value) for metric, value in e.ceiling.items())
+            for scorer, values in e.chance.items():
+                yield from ((f"chance {e.task}/{scorer}/{metric}", value) for metric, value in values.items())
 
 
 def write_csv(sweep_dir: Path, results: list[RunResult]) -> None:
@@ -150,9 +165,9 @@ def _rich(header: list[str], rows: list[list[str]], styles: list[str] | None = N
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    texts = ("run", "status", "scores", "over seeds", "seeds", "")
+    texts = ("run", "configuration", "status", "scores", "seeds", "")
     for name in header:
-        left = name in texts or name.startswith(("versus", "95%"))
+        left = name in texts or name.startswith("versus")
         table.add_column(name.replace(" ", "\n") if broken else name, overflow="fold",
                          justify="left" if left else "right")  # fmt: skip
     for cells, style in zip(rows, styles or [""] * len(rows), strict=True):
@@ -172,25 +187,25 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     from rich.console import Console
 
     results = results or read_results(folder)
-    best = best_run(results)
+    analysis = analyse(results)
     console = Console(width=_width(), highlight=False)
     console.print(str(folder), style="italic", markup=False, soft_wrap=True)
-    styles = ["bold" if r is best else "red" if r.status == "failed" else "" for r in results]
-    table = _rich(*table_cells(results), styles)
+    styles = ["bold" if analysis.is_best(r) else "red" if r.status == "failed" else "" for r in results]
+    table = _rich(*table_cells(results, analysis), styles)
+    below = [INTERVALS] if any(r.evaluation for r in results) else []
     if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
-        table = _rich(*table_cells(results, narrow=True), styles, broken=True)
+        table = _rich(*table_cells(results, analysis, narrow=True), styles, broken=True)
+        below.append(untrained_line(results, analysis))
     console.print(table)
-    for line in (known_best(results), _of_several_epochs(results), notice(results)):
+    for line in (*below, *lines_below(results, analysis), _of_several_epochs(results), notice(results)):
         if line:
-            console.print(line)
-    if versus := versus_cells(results, compare_runs(results, best)):
+            console.print(line, markup=False)
+    if versus := versus_cells(analysis):
         console.print(f"\n{VERSUS}", markup=False)
         console.print(_rich(*versus))
-    if groups := replicates(results):
-        console.print(f"\n{SEEDS}")
-        console.print(_rich(*replicate_cells(groups)))
-    if best is not None:
-        console.print(f"* best {best.objective_name}: {best.objective:.4g} ({best.name})")
+    if seeds := seed_cells(analysis):
+        console.print(f"\n{SEEDS}", markup=False)
+        console.print(_rich(*seeds))
     if missing := unfinished_runs(folder):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         console.print(
@@ -207,7 +222,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
 def answer_or_show(folder: Path, results: list[RunResult] | None = None) -> None:
     """Record the results for the command's JSON document, or, where none is wanted, print their table."""
     if answer.wanted():
-        answer.record(folder=str(folder.absolute()), runs=as_data(results or read_results(folder)))
+        answer.record(folder=str(folder.absolute()), **as_data(results or read_results(folder)))
     else:
         show_results(folder, results)
 
@@ -217,26 +232,36 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() else 200
 
 
-def as_data(results: list[RunResult]) -> list[dict[str, Any]]:
-    """What --json prints: every result as its result.json has it, with its comparisons and replicates."""
-    compared = compare_runs(results, best_run(results))
-    of_run = {config: asdict(g) for g in replicates(results) for config in g.config_hashes}
-    more = (
-        {"comparisons": as_dicts(c), "replicates": of_run.get(r.config_hash)}
-        for r, c in zip(results, compared, strict=True)
-    )
-    return [asdict(r) | m for r, m in zip(results, more, strict=True)]
+def no_data() -> dict[str, Any]:
+    """As `as_data`, while there are no results."""
+    return {"runs": [], "best": None, "configurations": [], "detectable_difference": {}}
+
+
+def as_data(results: list[RunResult]) -> dict[str, Any]:
+    """What --json prints: every result as its result.json has it, with the comparisons of its configuration; the best; the
+    configurations; and what could be found.
+    """
+    analysis = analyse(results)
+    runs = []
+    for r in results:
+        c = analysis.configuration_of(r)
+        more = {
+            "configuration": c.name if c else None,
+            "comparisons": [x.as_data() for x in analysis.comparisons_of(r)],
+        }
+        runs.append(asdict(r) | more)
+    return {"runs": runs} | analysis.as_data()
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    every = "every result.json with comparisons and replicates, as one JSON list"
+    every = "every result.json with comparisons, the best, configurations and power, as one JSON document"
     parser = Parser("table", "Results of the runs below a folder.", every)
     parser.add_argument("folder", metavar="DIR", help="a run, a sweep, or any folder above them")
     parser.add_argument("--epochs", action="store_true", help="a row for each evaluated epoch (--json has them anyway)")
     parser.add_argument("--csv", action="store_true", help="one line per run, as results.csv has it")
 
-    def command(options: argparse.Namespace) -> list[dict[str, Any]] | None:
+    def command(options: argparse.Namespace) -> dict[str, Any] | None:
         if options.json and options.csv:
             parser.error("argument --csv: not allowed with argument --json")
         results = read_results(options.folder)

@@ -1,37 +1,37 @@
-"""The tables that people see, as text, for 100 columns: scores before and after, comparisons. Called by table."""
+"""The tables that people see, as text, for 100 columns: scores before and after, comparisons, seeds. Called by table."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from cruijff_kit.comparisons import BEST, UNTRAINED, Comparison, shown
-from cruijff_kit.result import Evaluation, RunResult, higher_is_better
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, VALIDATION, Measured, shown
+from cruijff_kit.analysis.configurations import Configuration, last_cell
+from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell, estimate_loss
+from cruijff_kit.analysis.headlines import headline, scorers_of
+from cruijff_kit.analysis.rankings import Ranking
+from cruijff_kit.analysis.sweep import Analysis
+from cruijff_kit.result import Evaluation, RunResult
 
-VERSUS = "Difference [95% interval] p, item by item; p corrected for the runs shown (Holm)"
-SEEDS = "Means over seeds; the interval is that of other seeds, ± that of other test items"
+VERSUS = (
+    "Difference [95% interval] p, item by item; intervals hold together and p is corrected (Holm) for everything that is "
+    "tested here"
+)
+SEEDS = "Means over seeds [95% interval over test items and seeds]; sd: standard deviation between seeds"
+INTERVALS = "[95% interval]: of scores over other test items, of validation losses over other validation rows"
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
 
 
-def best_run(results: list[RunResult]) -> RunResult | None:
-    """The run with the best objective among those that are done; None where there is nothing to compare."""
-    done = [r for r in results if r.status == "done" and r.objective is not None and math.isfinite(r.objective)]
-    names = {r.objective_name for r in done}
-    if len(results) < 2 or len(names) != 1:
-        return None
-    pick = max if higher_is_better(names.pop()) else min
-    return pick(done, key=lambda r: r.objective)
-
-
-def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
-    """A row a run: losses, each scorer's headline before and after, what was left unscored, the known best where it varies.
+def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = False) -> Cells:
+    """A row a run: losses, each scorer's headline before and after with intervals, what was left unscored; chance and the
+    known best where they vary. A star marks the runs of the best configurations.
 
     Args:
-        narrow: leave out the seconds, what varies where every run's name has it, and what a task's further scorers gave
-            the untrained model.
+        narrow: leave out the seconds, what varies where every run's name has it, and what the untrained model got where
+            that is the same for all (`untrained_line`) or of a task's further scorers; intervals with two decimals.
     """
-    best = best_run(results)
     several = len({e.task for e in _entries(results)}) > 1
-    columns: list[tuple[str, list[str]]] = [("run", [("* " if r is best else "") + r.name for r in results])]
+    columns: list[tuple[str, list[str]]] = [("run", [("* " if analysis.is_best(r) else "") + r.name for r in results])]
     for key in dict.fromkeys(k for r in results for k in r.swept):
         values = [cell(r.swept.get(key)) for r in results]
         if not narrow or not all(
@@ -39,20 +39,22 @@ def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
         ):
             columns.append((key, values))
     columns.append(("loss", [cell(r.training.get("loss")) for r in results]))
-    columns.append(
-        ("val. loss" if narrow else "validation loss", [cell(r.training.get("validation_loss")) for r in results])
-    )
-    first = {task: scorer for task, scorer in reversed(_scorers(results))}
-    for task, scorer in _scorers(results):
+    columns.append(("val. loss", _losses(results)) if narrow else ("validation loss", _losses(results, analysis)))
+    first = {task: scorer for task, scorer in reversed(scorers_of(results))}
+    for task, scorer in scorers_of(results):
         name = f"{task} {scorer}" if several else scorer
-        what = headline_name(results, task, scorer)
-        if not narrow or scorer == first[task]:
-            columns.append((f"{name} {what} before", [_score(r.baseline, task, scorer, what, False) for r in results]))
-        columns.append((f"{name} {what} after", [_score(r.evaluation, task, scorer, what) for r in results]))
+        what = headline(results, task, scorer)
+        before = _scores(results, analysis, (task, scorer, what), narrow, untrained=True)
+        if not narrow or scorer == first[task] and len({*before}) > 1:
+            columns.append((f"{name} {what} before", before))
+        columns.append((f"{name} {what} after", _scores(results, analysis, (task, scorer, what), narrow)))
         if any(
             share < 1 for e in _entries(results) if e.task == task and (share := e.coverage.get(scorer)) is not None
         ):
             columns.append((f"{name} scored", [_shares(r, task, scorer) for r in results]))
+    for (task, scorer, _), values in _chances(results).items():
+        if len({*values} - {""}) > 1:
+            columns.append((f"{task} {scorer} chance" if several else f"{scorer} chance", values))
     for (task, metric), values in _ceilings(results).items():
         if len({*values} - {""}) > 1:
             columns.append((f"{task} known best {metric}" if several else f"known best {metric}", values))
@@ -62,6 +64,17 @@ def table_cells(results: list[RunResult], narrow: bool = False) -> Cells:
     columns.append(("status", [r.status for r in results]))
     kept = [c for c in columns if any(c[1]) and not (narrow and c[0] == "seconds")]
     return [name for name, _ in kept], [list(row) for row in zip(*(cells for _, cells in kept), strict=True)]
+
+
+def untrained_line(results: list[RunResult], analysis: Analysis) -> str:
+    """A line about what the untrained model got in each task's first scorer, where that is the same for all runs."""
+    first = {task: (task, scorer, headline(results, task, scorer)) for task, scorer in reversed(scorers_of(results))}
+    found = []
+    for measured in reversed(first.values()):
+        before = {*_scores(results, analysis, measured, narrow=False, untrained=True)}
+        if len(before) == 1 and before != {""}:
+            found.append(f"{' '.join(measured if len(first) > 1 else measured[1:])} {before.pop()}")
+    return f"untrained: {', '.join(found)}" if found else ""
 
 
 def known_best(results: list[RunResult]) -> str:
@@ -75,87 +88,160 @@ def known_best(results: list[RunResult]) -> str:
     return f"best that any model can expect: {', '.join(found)}" if found else ""
 
 
-def versus_cells(results: list[RunResult], compared: list[list[Comparison]]) -> Cells | None:
-    """A row a run and task: its first scorer against the untrained model and the best run; None: nothing to compare."""
-    best = best_run(results)
-    first = {task: scorer for task, scorer in reversed(_scorers(results))}
+def chance_line(results: list[RunResult]) -> str:
+    """A line about what the constant baseline gets, where that is the same for all runs; empty where there is none."""
+    several = len({e.task for e in _entries(results)}) > 1
+    found = [
+        f"{task} {scorer} {metric} {max(values)}" if several else f"{scorer} {metric} {max(values)}"
+        for (task, scorer, metric), values in _chances(results).items()
+        if len({*values} - {""}) == 1
+    ]
+    return f"chance (the best constant answer): {', '.join(found)}" if found else ""
+
+
+def lines_below(results: list[RunResult], analysis: Analysis) -> list[str]:
+    """What to know of the table, a line each."""
+    lines = [known_best(results), chance_line(results), best_line(analysis.ranking)]
+    compared = len(analysis.configurations) > 1
+    lines += [f"{task}: {d}" for task, d in analysis.detectable.items() if compared]
+    return [line for line in [*lines, analysis.one_seed_each] if line]
+
+
+def best_line(ranking: Ranking | None) -> str:
+    """Which configuration is best, by what, and which cannot be told apart from it."""
+    if ranking is None:
+        return ""
+    value = sum(ranking.leader.objectives()) / len(ranking.leader.runs)
+    line = f"* best by {ranking.chosen_by} on the {ranking.split} split: {ranking.leader.name} ({value:.4g})"
+    others = [c.name for c in ranking.best[1:]]
+    some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    line += f"; not to be told apart from it: {some}" if others else ""
+    if ranking.is_chosen_on_test:
+        line += (
+            f"; it was chosen on the test split, which flatters it: its interval is made for the {len(ranking.ranked)} "
+            "that it was chosen from"
+        )
+    return f"{line}; {ranking.note}" if ranking.note else line
+
+
+def versus_cells(analysis: Analysis) -> Cells | None:
+    """A row a configuration and metric: against the untrained model, chance and the best; None: nothing to compare."""
+    metrics = compared_metrics(analysis)
+    several = len({t for t, _, _ in metrics}) > 1
     rows = []
-    for r, found in zip(results, compared, strict=True):
-        for task, scorer in reversed(first.items()):
-            cells = [shown(found, against, task, scorer) for against in (UNTRAINED, BEST)]
-            name = ("* " if r is best else "") + r.name
-            rows.append([name, f"{task} {scorer}" if len(first) > 1 else scorer, *cells])
+    for c in analysis.configurations:
+        for measured in [*metrics, VALIDATION]:
+            cells = [shown(analysis.comparisons[c.name], a, measured) for a in (UNTRAINED, CHANCE, BEST)]
+            star = "* " if analysis.ranking and c in analysis.ranking.best else ""
+            words = measured[2:] if measured == VALIDATION else measured if several else measured[1:]
+            rows.append([star + c.name, " ".join(words).replace("_loss", " loss"), *cells])
     rows = [row for row in rows if any(row[2:])]
-    header = ["run", "scores", f"versus {UNTRAINED}", f"versus {BEST}"]
-    kept = [i for i in range(4) if any(row[i] for row in rows)]
+    header = ["configuration", "scores", *(f"versus {a}" for a in (UNTRAINED, CHANCE, BEST))]
+    kept = [i for i in range(5) if any(row[i] for row in rows)]
     return ([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else None
 
 
-def headline(values: dict[str, float | None]) -> str | None:
-    """The metric of a scorer that tables show: accuracy, else its first one; None where there is none."""
-    return "accuracy" if "accuracy" in values else next(iter(values), None)
+def compared_metrics(analysis: Analysis) -> list[Measured]:
+    """Of each task its first scorer's headline, those that are no accuracy, and the objectives."""
+    first = {m[0]: m for m in reversed(analysis.metrics)}
+    chosen = [r.source for r in analysis.rankings]
+    return [m for m in analysis.metrics if m is first[m[0]] or m[2] != "accuracy" or m in chosen]
 
 
-def headline_name(results: list[RunResult], task: str, scorer: str) -> str:
-    """What tables show of a task's scorer: its `headline`; AUC where an earlier scorer of the task has an accuracy."""
-    of_task = [e.metrics for e in _entries(results) if e.task == task and scorer in e.metrics]
-    for metrics in of_task:
-        earlier = [values for name, values in metrics.items() if [*metrics].index(name) < [*metrics].index(scorer)]
-        if "auc" in metrics[scorer] and any("accuracy" in values for values in earlier):
-            return "auc"
-    return next((name for metrics in of_task if (name := headline(metrics[scorer]))), "")
+def seed_cells(analysis: Analysis) -> Cells | None:
+    """A row a number of each configuration of several seeds: losses, and what is compared; None where each has one seed."""
+    rows = []
+    for c in analysis.configurations:
+        if len(c.runs) < 2:
+            continue
+        found = {"loss": estimate_loss(c, "loss"), "validation loss": estimate_loss(c, "validation_loss")}
+        found |= {
+            _words(m, analysis): estimate(c, *m, level=analysis.level_of(c, m)) for m in compared_metrics(analysis)
+        }
+        for i, (name, e) in enumerate((name, e) for name, e in found.items() if e is not None):
+            about = [c.name, ", ".join(map(str, c.seeds))] if i == 0 else ["", ""]
+            deviation = "" if e.seed_deviation is None else number(e.seed_deviation)
+            rows.append([*about, name, with_interval(e), deviation])
+    return (["configuration", "seeds", "", "mean", "sd"], rows) if rows else None
+
+
+def _words(measured: Measured, analysis: Analysis) -> str:
+    several = len({t for t, _, _ in analysis.metrics}) > 1
+    return " ".join(measured if several else measured[1:]).replace("_", " ")
+
+
+def with_interval(e: Estimate, narrow: bool = False) -> str:
+    """ "0.840 [0.756, 0.899]"; narrow: "0.840 [.76, .90]"."""
+    if e.low is None:
+        return number(e.value)
+    ends = [number(v, 2).removeprefix("0") if narrow else number(v) for v in (e.low, e.high)]
+    return f"{number(e.value)} [{', '.join(ends)}]"
 
 
 def _entries(results: list[RunResult]) -> list[Evaluation]:
     return [e for r in results for e in r.evaluation + r.baseline]
 
 
-def _scorers(results: list[RunResult]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((e.task, s) for e in _entries(results) for s in e.metrics))
+def _scores(
+    results: list[RunResult], analysis: Analysis, measured: Measured, narrow: bool, untrained: bool = False
+) -> list[str]:
+    """A score of each run with its interval."""
+    cells = []
+    for r in results:
+        entry, c = last_cell(r, measured[0], untrained), analysis.configuration_of(r)
+        level = {} if untrained or c is None else {"level": analysis.level_of(c, measured)}
+        found = estimate_cell(entry, *measured[1:], **level) if entry else None
+        cells.append(with_interval(found, narrow) if found else "")
+    return cells
 
 
-def _last(evaluations: list[Evaluation], task: str) -> Evaluation | None:
-    return next((e for e in reversed(evaluations) if e.task == task), None)  # the last epoch
-
-
-def _score(evaluations: list[Evaluation], task: str, scorer: str, metric: str, with_error: bool = True) -> str:
-    entry = _last(evaluations, task)
-    values = entry.metrics.get(scorer, {}) if entry else {}
-    if values.get(metric) is None or not math.isfinite(values[metric]):
-        return ""
-    error = values.get("stderr") if with_error and metric in ("accuracy", "mean") else None
-    return number(values[metric]) + (f" ±{number(error)}" if error is not None and math.isfinite(error) else "")
+def _losses(results: list[RunResult], analysis: Analysis | None = None) -> list[str]:
+    """The validation loss of each run, with its interval over validation rows where `analysis` is given."""
+    cells = []
+    for r in results:
+        c = Configuration(r.name, {}, [r])
+        found = estimate_loss(c, "validation_loss") if analysis else None
+        ends = f" [{cell(found.low)}, {cell(found.high)}]" if found and found.low is not None else ""
+        cells.append(cell(r.training.get("validation_loss")) + ends)
+    return cells
 
 
 def _shares(result: RunResult, task: str, scorer: str) -> str:
     """Shares of the samples that a scorer scored, before and after."""
-    entries = [_last(result.baseline, task), _last(result.evaluation, task)]
+    entries = [last_cell(result, task, untrained=True), last_cell(result, task)]
     return " → ".join(f"{e.coverage[scorer]:.0%}" for e in entries if e and scorer in e.coverage)
+
+
+def _of_each(results: list[RunResult], task: str, read: Callable[[Evaluation], float | None]) -> list[str]:
+    """A number of each run's cell of a task (the untrained model's where there is no other), as text."""
+    entries = [last_cell(r, task) or last_cell(r, task, untrained=True) for r in results]
+    values = [e and read(e) for e in entries]
+    return ["" if v is None or not math.isfinite(v) else number(v) for v in values]
+
+
+def _chances(results: list[RunResult]) -> dict[Measured, list[str]]:
+    """(task, scorer, metric) -> what the constant baseline gets on each run's samples; of the metrics that tables show."""
+    shown_metrics = [(t, s, headline(results, t, s)) for t, s in scorers_of(results)]
+    found = {
+        (t, s, m): _of_each(results, t, lambda e, s=s, m=m: e.chance.get(s, {}).get(m)) for t, s, m in shown_metrics
+    }
+    return {measured: values for measured, values in found.items() if any(values)}
 
 
 def _ceilings(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
     """(task, metric) -> the ceiling of each run; of the metrics that tables show."""
-    shown = {(task, headline_name(results, task, scorer)) for task, scorer in _scorers(results)}
-    keys = dict.fromkeys((e.task, m) for e in _entries(results) for m in e.ceiling if (e.task, m) in shown)
-    return {
-        (task, metric): [number(entry.ceiling[metric]) if (entry := _either(r, task)) and metric in entry.ceiling
-                         else "" for r in results]
-        for task, metric in keys
-    }  # fmt: skip
-
-
-def _either(result: RunResult, task: str) -> Evaluation | None:
-    """A task's cell of the trained model, else of the untrained one."""
-    return _last(result.evaluation, task) or _last(result.baseline, task)
+    keys = dict.fromkeys((task, headline(results, task, scorer)) for task, scorer in scorers_of(results))
+    found = {(t, m): _of_each(results, t, lambda e, m=m: e.ceiling.get(m)) for t, m in keys}
+    return {key: values for key, values in found.items() if any(values)}
 
 
 def _seconds(result: RunResult) -> str:
     return f"{result.seconds['total']:.1f}" if "total" in result.seconds else ""
 
 
-def number(value: float) -> str:
+def number(value: float, decimals: int = 3) -> str:
     """A score as tables show it: three decimals, fewer where it is large."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.{decimals}f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def cell(value: Any) -> str:

@@ -270,6 +270,11 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         self._share_metrics()
         return loss.item(), int(labels)
 
+    def _row_losses(self) -> dict[int, tuple[float, int]]:
+        everyones: list[Any] = [None] * self.size
+        dist.all_gather_object(everyones, super()._row_losses())
+        return {row: loss for losses in everyones for row, loss in losses.items()} if self.rank == 0 else {}
+
     def _agree_on_stopping(self) -> None:
         if self.rank == 0:
             self.boss.tell(step=self.global_step, epoch=self.epoch, loss=self.summary.loss)

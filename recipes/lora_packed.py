@@ -72,7 +72,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         if self.draws:
             self.model.train(asked.learn)
         batch = self.batch(asked.examples, asked.learn)
-        loss = self.custom_metrics.watching(self.loss_fn, asked.examples)
+        loss = self._loss_of(asked.examples, asked.learn)
         drawing = self._drawing if self.draws and asked.learn else None
         return Part(self.modules, self.model.output, batch, loss, drawing)
 

@@ -16,6 +16,7 @@ micro-batches.
 """
 
 import contextlib
+import json
 import math
 import shutil
 import time
@@ -47,9 +48,9 @@ from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
 from cruijff_kit.training.passes import Pass, Passed, Story, out_of_memory, told
-from cruijff_kit.training.steps import Steps, saved_epochs, smaller_micro_batch
+from cruijff_kit.training.steps import Steps, lr_scheduler_of, saved_epochs, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
-from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
+from cruijff_kit.training.validation import RowLosses, evaluating, validation_batches, validation_sums
 
 
 @dataclass
@@ -113,11 +114,11 @@ class LoRAFinetuneRecipeSingleDevice:
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.loss_fn = instantiate(OmegaConf.create(cfg["loss"]))
         self.custom_metrics = CustomMetrics(cfg["custom_metrics"], self.tokenizer)
+        self.row_losses = RowLosses()
         self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
         self.steps = Steps.of(cfg, len(self.train_data))
-        self.lr_scheduler = instantiate(
-            OmegaConf.create(cfg["lr_scheduler"]), self.optimizer, num_training_steps=self.steps.total, last_epoch=-1
-        )
+        scheduler = OmegaConf.create(lr_scheduler_of(cfg, self.steps.warmup))
+        self.lr_scheduler = instantiate(scheduler, self.optimizer, num_training_steps=self.steps.total, last_epoch=-1)
         self.metrics = self._open_metrics()
         if cfg["resume_from_checkpoint"]:
             self.load_checkpoint()
@@ -213,6 +214,7 @@ class LoRAFinetuneRecipeSingleDevice:
         if self.val_data is not None:
             summary.validation_loss = yield from self.validate(self.epoch)
             summary.validation_losses.append(summary.validation_loss)
+            self._write_row_losses()
             summary.best_epoch = min(range(summary.epochs), key=summary.validation_losses.__getitem__)
         if self.epoch in saved_epochs(self.cfg["epochs_to_save"], self.cfg["epochs"]):
             self.save_checkpoint(self.epoch)
@@ -322,19 +324,35 @@ class LoRAFinetuneRecipeSingleDevice:
         """One forward pass: summed loss of the labelled tokens (scalar, with a graph), their number, all tokens."""
         batch = self.batch(examples, self.model.training)
         with self.activations:
-            loss = self._forward(batch, self.custom_metrics.watching(self.loss_fn, examples))
+            loss = self._forward(batch, self._loss_of(examples, self.model.training))
         return loss, len(batch.targets), batch.num_tokens
+
+    def _loss_of(self, examples: list[Example], learn: bool) -> Callable:
+        """The loss of these rows, watched by custom metrics, and in validation row by row."""
+        loss_fn = self.loss_fn if learn else self.row_losses.watching(self.loss_fn, examples)
+        return self.custom_metrics.watching(loss_fn, examples)
 
     def _forward(self, batch: Batch, loss_fn: Callable) -> torch.Tensor:
         return batch_loss(self.model, batch, loss_fn)
 
     def validate(self, epoch: int) -> Story[float]:
         """Mean loss per labelled token of the whole validation split; also written to the metrics."""
+        self.row_losses.take()
         loss, labels = yield from self._validation_sums()
         self.summary.custom_metrics = {f"validation_{k}": v for k, v in self.custom_metrics.take().items()}
         values = {"validation_loss": loss / labels, **self.summary.custom_metrics}
         self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
         return loss / labels
+
+    def _write_row_losses(self) -> None:
+        rows = sorted(self._row_losses().items())
+        if rows:
+            losses, labels = zip(*(of_row for _, of_row in rows), strict=True)
+            found = {"epoch": self.epoch, "row": [row for row, _ in rows], "loss": losses, "labels": labels}
+            self.folder.write(self.folder.validation_losses.name, json.dumps(found))
+
+    def _row_losses(self) -> dict[int, tuple[float, int]]:
+        return self.row_losses.take()
 
     def _validation_sums(self) -> Story[tuple[float, int]]:
         return (yield from validation_sums(validation_batches(self.val_data), self))

@@ -161,7 +161,8 @@ def commands(tiny: str, wanted: list[str]) -> None:
     from cruijff_kit.report import __main__ as report
 
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "device=cpu", "dtype=fp32", "num_warmup_steps=0"]
-    model += ["eval.max_tokens=3", "batch_size=4", "lora.rank=2", "dataset.group_columns=[sex]"]
+    model += ["eval.max_tokens=24", "batch_size=4", "lora.rank=2", "dataset.group_columns=[sex]"]
+    model += ["dataset.unit_column=person"]
     sys.path.insert(0, str(Path.cwd()))
 
     def given(name: str, call) -> None:

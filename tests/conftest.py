@@ -121,7 +121,8 @@ def documented(pytestconfig):
     return same
 
 
-_KEYS_OF_THE_RUN = ("swept", "prompts_checked", "samples", "sample_tokens", "rows", "gpus")
+_KEYS_OF_THE_RUN = ("swept", "prompts_checked", "samples", "sample_tokens", "rows", "gpus", "detectable_difference",
+                    "estimates", "chance")  # fmt: skip
 
 
 def _holds(example: Any, real: Any, where: str) -> None:

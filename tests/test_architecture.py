@@ -26,7 +26,7 @@ ALLOWED = {
     "wandb": ("cruijff_kit.training.trackers",),
     "mlflow": ("cruijff_kit.training.trackers",),
     "h5py": ("cruijff_kit.embedding_file",),
-    "sklearn": ("cruijff_kit.evaluation.metrics", "cruijff_kit.heterogeneity", "cruijff_kit.report."),
+    "sklearn": ("cruijff_kit.evaluation.metrics", "cruijff_kit.report."),
     "matplotlib": ("cruijff_kit.heterogeneity", "cruijff_kit.report."),
 }  # fmt: skip
 LOWER = ("recipes.", "cruijff_kit.evaluation.", "cruijff_kit.data.", "cruijff_kit.models.", "cruijff_kit.training.")
@@ -134,9 +134,12 @@ def test_the_command_starts_light():
         "cruijff_kit.reproduce",
         "cruijff_kit.model_source",
         "cruijff_kit.late",
-        "cruijff_kit.comparisons",
-        "cruijff_kit.replicates",
+        "cruijff_kit.analysis.sweep",
         "cruijff_kit.heterogeneity",
+        "cruijff_kit.analysis.effects",
+        "cruijff_kit.analysis.permutation",
+        "cruijff_kit.analysis.subgroups",
+        "cruijff_kit.analysis.subgroup_samples",
         "cruijff_kit.tiers",
         "cruijff_kit.withheld",
         "cruijff_kit.agents",

@@ -4,16 +4,19 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from cruijff_kit import archive as module
+from cruijff_kit import compose, train_then_eval
 from cruijff_kit.archive import main
 from cruijff_kit.archive_manifest import read_manifest
 from cruijff_kit.evaluate import main as evaluate
 from cruijff_kit.export import main as export
 from cruijff_kit.folder import write_text
 from cruijff_kit.ledger import read_ledger
+from cruijff_kit.reproduce import main as reproduce
 from cruijff_kit.status import main as status
 from cruijff_kit.table import main as table
 
@@ -56,6 +59,7 @@ def adapters(folder: Path) -> list[str]:
     return sorted(p.parent.relative_to(folder).as_posix() for p in folder.rglob("adapter_model.safetensors"))
 
 
+WRITTEN = ("archive.json", "ro-crate-metadata.json")
 EVERY = ["lr=0.01/epoch_0", "lr=0.01/epoch_1", "lr=1e-06/epoch_0", "lr=1e-06/epoch_1"]
 
 
@@ -72,7 +76,7 @@ def test_in_place(sweep, archive, keep, kept):
     assert all("/epoch_" in g or "/checkpoint/" in g for g in gone) and report["freed_bytes"] == sum(
         len(before[g]) for g in gone
     )
-    assert {k: v for k, v in before.items() if k in after} == {k: v for k, v in after.items() if k != "archive.json"}
+    assert {k: v for k, v in before.items() if k in after} == {k: v for k, v in after.items() if k not in WRITTEN}
     manifest = read_manifest(sweep)
     assert {d.path for d in manifest.deleted} == {d["path"] for d in report["deleted"]} and manifest.state == "done"
     for path, known in manifest.files.items():
@@ -94,15 +98,15 @@ def test_a_copy_that_stands_alone(sweep, archive, tmp_path, capsys):
     """Every file the same, and table, status, evaluate and export say what is the case, with the sweep's folder gone."""
     before, kept = contents(sweep), tmp_path / "elsewhere" / "kept"
     assert archive(sweep, "--to", kept, "--yes")[0] == 0
-    copied = {k: v for k, v in contents(kept).items() if k != "archive.json"}
-    apart = ("archive.json", ".sweep.json.lock")
+    copied = {k: v for k, v in contents(kept).items() if k not in WRITTEN}
+    apart = (*WRITTEN, ".sweep.json.lock")
     assert copied == {k: v for k, v in contents(sweep).items() if k not in apart}
     assert copied.items() <= before.items() and adapters(kept) == ["lr=0.01/epoch_1"]
     assert not [k for k in copied if k.endswith(".lock")]
     shutil.rmtree(sweep)
     assert table([str(kept), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert [len(r["comparisons"]) > 0 for r in results] == [True, True], "the logs are found where they lie now"
+    assert [len(r["comparisons"]) > 0 for r in results["runs"]] == [True, True], "the logs are found where they lie now"
     assert status([str(kept)]) == 0 and "2 done" in capsys.readouterr().out
     assert len(read_ledger(kept).runs) == 2
     assert evaluate([str(kept / "lr=1e-06"), "eval=match"]) == 2
@@ -148,7 +152,7 @@ def test_what_was_cut_short_can_be_done_again(sweep, archive, tmp_path, monkeypa
         "lr=0.01/epoch_0", "lr=1e-06/epoch_0", "lr=1e-06/epoch_1", "lr=1e-06/merged", "lr=1e-06/checkpoint",
     }  # fmt: skip
     assert all(d.files for d in read_manifest(kept).deleted if "epoch_" in d.path)
-    assert all(before[k] == v for k, v in contents(kept).items() if k != "archive.json")
+    assert all(before[k] == v for k, v in contents(kept).items() if k not in WRITTEN)
 
 
 def test_links_are_not_followed(sweep, archive, tmp_path):
@@ -242,3 +246,161 @@ def test_refused(sweep, archive, tmp_path, monkeypatch):
     assert "holds something else already" in archive(sweep, "--to", tmp_path / "other", "--yes")[2]
     assert "no such folder" in archive(tmp_path / "nowhere", "--yes")[2]
     assert "holds no runs" in archive(tmp_path / "other", "--yes")[2] and adapters(sweep) == EVERY
+
+
+def graph(folder: Path) -> dict[str, dict]:
+    """Entities of an archive's description by their id."""
+    described = json.loads((folder / "ro-crate-metadata.json").read_text(encoding="utf-8"))
+    assert described["@context"] == "https://w3id.org/ro/crate/1.1/context"
+    found = {entity["@id"]: entity for entity in described["@graph"]}
+    assert len(found) == len(described["@graph"]), "no id twice"
+    return found
+
+
+def ids(value) -> list[str]:
+    return [v["@id"] for v in (value if isinstance(value, list) else [value])]
+
+
+def test_the_archive_is_described_for_others(sweep, archive, tmp_path):
+    """By the rules of RO-Crate: what it is, each file that is there with hash and size, each run as what made its files."""
+    code, out, err = archive(
+        sweep, "--to", tmp_path / "kept", "--yes", "--json", "--license", "https://spdx.org/licenses/MIT"
+    )
+    assert code == 0, err
+    assert json.loads(out)["crate"] == str(tmp_path / "kept" / "ro-crate-metadata.json")
+    for place in (sweep, tmp_path / "kept"):
+        found = graph(place)
+        assert ids(found["ro-crate-metadata.json"]["about"]) == ["./"] and found["./"]["@type"] == "Dataset"
+        assert found["./"]["name"] == "capitalization" and "2 fine-tuning runs of llama" in found["./"]["description"]
+        assert found["./"]["license"] == {"@id": "https://spdx.org/licenses/MIT"} and found["./"]["datePublished"]
+        parts = {unquote(part): found[part] for part in ids(found["./"]["hasPart"])}
+        there = {k: v for k, v in contents(place).items() if not k.endswith((".lock", "ro-crate-metadata.json"))}
+        assert set(parts) == set(there)
+        for name, content in there.items():
+            if name != "archive.json":
+                assert parts[name]["sha256"] == hashlib.sha256(content).hexdigest()
+                assert parts[name]["contentSize"] == str(len(content)) and parts[name]["encodingFormat"]
+        actions = {e["name"]: e for e in found.values() if e["@type"] == "CreateAction"}
+        assert {*actions} == {"lr=0.01", "lr=1e-06"} and set(ids(found["./"]["mentions"])) == {
+            e["@id"] for e in actions.values()
+        }
+        run = actions["lr=0.01"]
+        assert {unquote(i) for i in ids(run["result"])} == {n for n in there if n.startswith("lr=0.01/")}
+        assert all(i in found for i in [*ids(run["object"]), *ids(run["instrument"]), *ids(run["result"])])
+        assert run["endTime"] > run["startTime"] and ids(run["actionStatus"]) == [
+            "http://schema.org/CompletedActionStatus"
+        ]
+        result = json.loads((place / "lr=0.01" / "result.json").read_text())
+        assert {found[i].get("identifier") for i in ids(run["object"])} == {result["model_hash"], result["data_hash"]}
+
+
+def test_the_description_can_be_read_by_the_library(sweep, archive):
+    from rocrate.rocrate import ROCrate
+
+    assert archive(sweep, "--yes")[0] == 0
+    crate = ROCrate(sweep)
+    assert crate.name == "capitalization" and crate.license == "No licence was named; ask the authors."
+    assert len(crate.data_entities) > 20 and (sweep / unquote(crate.data_entities[0].id)).is_file()
+
+
+def test_one_run_is_described_too(sweep, archive):
+    assert archive(sweep / "lr=0.01", "--yes")[0] == 0
+    found = graph(sweep / "lr=0.01")
+    (action,) = (e for e in found.values() if e["@type"] == "CreateAction")
+    assert "result.json" in ids(action["result"])
+
+
+@pytest.fixture
+def with_data(tiny, tmp_path):
+    """A function: dataset.path, files to write below my/ and overrides -> a finished run in a folder of its own."""
+
+    def made(path, files: dict[str, str], *overrides: str) -> Path:
+        for name, text in files.items():
+            write_text(tmp_path / "my" / name, text)
+        data = ["dataset=files", f"dataset.path={path}"] if path else []
+        where = ["model=hf_llama", f"model.path={tiny}", *data, "eval=none", "epochs=1"]
+        small = [*SMALL[2:4], "num_warmup_steps=0", "dataset.validation_split=null", "lora.rank=2"]
+        number = len([*tmp_path.glob("run*")])
+        output = tmp_path / f"run{number}" / "r"
+        train_then_eval(compose([*where, *small, f"output_dir={output}", f"run_name=r{number}", *overrides]))
+        return output
+
+    return made
+
+
+ROWS = "input,output\na,b\nc,d\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "files", "copies"),
+    [
+        ("{my}/d.csv", {"d.csv": ROWS, "other.csv": "x"}, ["d.csv"]),
+        ("{my}/folder", {"folder/train.csv": ROWS, "folder/test.csv": ROWS, "folder/notes.txt": "x"},
+         ["folder/test.csv", "folder/train.csv"]),
+        ("{{train: {my}/one/d.csv, test: {my}/two/d.csv}}", {"one/d.csv": ROWS, "two/d.csv": ROWS + "e,f\n"},
+         ["0/one/d.csv", "1/two/d.csv"]),
+    ],
+)  # fmt: skip
+def test_green_data_goes_with_it_on_request(with_data, archive, tmp_path, capsys, path, files, copies):
+    """And a run is made again from the archive alone."""
+    run = with_data(path.format(my=tmp_path / "my"), files)
+    result = json.loads((run / "result.json").read_text())
+    assert archive(run, "--to", tmp_path / "plain", "--yes")[0] == 0 and not (tmp_path / "plain" / "data").exists()
+    shutil.rmtree(tmp_path / "plain")
+    code, out, _ = archive(run, "--to", tmp_path / "kept", "--data", "--yes", "--json")
+    (known,) = json.loads(out)["data"]
+    below = tmp_path / "kept" / "data" / result["data_hash"]
+    assert code == 0 and known["files"] == [f"data/{result['data_hash']}/{c}" for c in copies]
+    assert sorted(p.relative_to(below).as_posix() for p in below.rglob("*") if p.is_file()) == sorted(["TIER", *copies])
+    assert (below / "TIER").read_text() == "green\n"
+    assert {f"data/{result['data_hash']}/{c}" for c in copies} <= {unquote(i) for i in graph(tmp_path / "kept")}
+    assert not [i for i in graph(run) if i.startswith("data/")], "it is in the copy only"
+    shutil.rmtree(tmp_path / "my")
+    assert reproduce([str(run), "--check"]) == 2, "the data is gone"
+    capsys.readouterr()
+    assert reproduce([str(tmp_path / "kept"), "--to", str(tmp_path / "again")]) == 0
+    assert "identical" in capsys.readouterr().out
+
+
+def test_data_of_several_runs_is_copied_once(with_data, archive, tmp_path):
+    path = tmp_path / "my" / "d.csv"
+    runs = [with_data(path, {"d.csv": ROWS}), with_data(path, {})]
+    drawn = with_data(None, {}, "dataset.max_samples=4")
+    (tmp_path / "all").mkdir()
+    for run in (*runs, drawn):
+        run.rename(tmp_path / "all" / run.parent.name)
+    code, out, err = archive(tmp_path / "all", "--to", tmp_path / "kept", "--data", "--keep", "all", "--yes", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["data"]) == 2 and len([*(tmp_path / "kept" / "data").iterdir()]) == 2
+    again = archive(tmp_path / "all", "--to", tmp_path / "kept", "--keep", "all", "--yes")
+    assert again[0] == 0 and len(read_manifest(tmp_path / "kept").data) == 2, "what is there stays known"
+
+
+def test_sensitive_data_stays_where_it_is(with_data, archive, tmp_path, forgetful):
+    """Yellow data goes along where the runs name who allowed it; red data never, also where it was marked since."""
+    path = tmp_path / "my" / "d.csv"
+    yellow = with_data(path, {"d.csv": ROWS}, "dataset.tier=yellow", "agent=false")
+    code, _, err = archive(yellow, "--to", tmp_path / "kept", "--data", "--yes")
+    assert code == 2 and "is yellow, and its result.json names nobody who allowed its use" in err
+    assert not (tmp_path / "kept").exists() and adapters(yellow) == ["epoch_0"]
+    change(yellow, "result.json", permission="Ann Lee, 3 May 2026")
+    assert archive(yellow, "--to", tmp_path / "kept", "--data", "--yes")[0] == 0
+    assert [p.read_text() for p in (tmp_path / "kept" / "data").rglob("TIER")] == ["yellow\n"]
+    write_text(tmp_path / "my" / "TIER", "red\n")
+    code, _, err = archive(yellow, "--to", tmp_path / "red", "--data", "--yes")
+    assert code == 2 and "is red, and red data is never copied" in err and not (tmp_path / "red").exists()
+    assert archive(yellow, "--to", tmp_path / "without", "--yes")[0] == 0
+
+
+def test_data_that_is_not_what_it_was(with_data, archive, tmp_path):
+    path = tmp_path / "my" / "d.csv"
+    run = with_data(path, {"d.csv": ROWS})
+    assert "say where: --to DIR2" in archive(run, "--data", "--yes")[2]
+    path.write_text(ROWS + "x,y\n")
+    assert "is not what" in archive(run, "--to", tmp_path / "kept", "--data", "--yes")[2]
+    path.unlink()
+    assert "put it back, or leave --data out" in archive(run, "--to", tmp_path / "kept", "--data", "--yes")[2]
+    assert not (tmp_path / "kept").exists() and adapters(run) == ["epoch_0"]
+    path.write_text(ROWS)
+    code, out, _ = archive(run, "--to", tmp_path / "kept", "--data", "--dry-run")
+    assert code == 0 and f"data {path} (green, {len(ROWS)} B)" in out and not (tmp_path / "kept").exists()

@@ -151,7 +151,7 @@ def test_a_log_that_is_gone_is_made_again(runs):
 
 def test_other_settings_are_another_cell(runs, capsys):
     """They are not mixed: refused, or with force=true put in the others' place, whose logs are kept."""
-    asked = [str(runs / "eight"), "eval.max_tokens=2"]
+    asked = [str(runs / "eight"), "eval.max_tokens=7"]
     assert main(asked) == USER_ERROR
     error = capsys.readouterr().err
     assert "capitalization of epoch 1 with other settings" in error and "force=true" in error

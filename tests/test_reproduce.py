@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -105,22 +106,50 @@ def test_check_runs_nothing(place, reproduce, tmp_path):
     code, report, _ = reproduce(place / "run", "--check")
     assert code == 0 and report["ready"] and not (tmp_path / "multirun").exists()
     found = states(report)
-    assert {found[k] for k in ("packages", "data", "base model", "task match", "device", "dtype")} == {"the same"}
-    assert found["code, commit"] in ("the same", "unknown")
+    assert {what for what, state in found.items() if state != "the same"} == {"configuration", "task sums"}, (
+        "their paths"
+    )
+    assert {"packages", "data", "base model", "task match", "device", "dtype", "Python", "processor model", "system, libc",
+            "code, commit", "code, hash of the files", "own code tasks.py"} <= set(found)  # fmt: skip
 
 
 def test_what_differs_is_said_and_does_not_stop_it(place, reproduce):
     file = place / "run" / "result.json"
     result = json.loads(file.read_text())
-    change(file, git_commit="0" * 40, versions=result["versions"] | {"torch": "1.0", "no-such-package": "3"},
-           machine=result["machine"] | {"device": "NVIDIA H200"}, model_hash=None)  # fmt: skip
+    change(file, git_commit="0" * 40, code_hash="0" * 16, machine=result["machine"] | {"device": "NVIDIA H200"},
+           model_hash=None)  # fmt: skip
+    made_with = json.loads((place / "run" / "environment.json").read_text())
+    packages = made_with["packages"] | {
+        "torch": "1.0",
+        "statsmodels": "0.0.1",
+        "nvidia-cudnn": "9",
+        "rich": "1",
+        "a-b": "3",
+    }
+    del packages["pytest"]
+    change(place / "run" / "environment.json", packages=packages, python=made_with["python"] | {"version": "3.9.1"},
+           processor=made_with["processor"] | {"model": "8086"},
+           system=made_with["system"] | {"release": "2.6"})  # fmt: skip
     write_text(place / "tasks.py", TASKS.replace("range(4)", "range(3)"))
     code, report, _ = reproduce(place / "run", "--check")
     found = {row["what"]: row for row in report["conditions"]}
-    assert code == 0 and found["package torch"]["then"] == "1.0" and found["package torch"]["state"] == "differs"
-    assert found["package no-such-package"]["now"] == "not installed"
-    for what in ("code, commit", "device", "task sums", "configuration"):
-        assert found[what]["state"] == "differs"
+    assert (
+        code == 0
+        and found["package torch"]["then"] == "1.0"
+        and found["package nvidia-cudnn"]["now"] == "not installed"
+    )
+    weighty = {"code, commit", "code, hash of the files", "own code tasks.py", "package torch", "package statsmodels",
+               "package nvidia-cudnn", "Python", "processor model", "device", "task sums", "configuration"}  # fmt: skip
+    differing = {what: row["matters"] for what, row in found.items() if row["state"] == "differs"}
+    assert differing == dict.fromkeys(weighty, True) | {
+        "packages that compute nothing": False,
+        "system, release": False,
+    }
+    rest = found["packages that compute nothing"]
+    assert (
+        "a-b 3" in rest["then"] and "a-b -" in rest["now"] and "rich 1" in rest["then"] and "pytest -" in rest["then"]
+    )
+    assert "kept as provenance/tasks.py" in found["own code tasks.py"]["then"]
     assert found["base model"]["state"] == "unknown" and found["task match"]["state"] == "the same"
 
 
@@ -197,6 +226,44 @@ def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
     assert lost.agreement == ROUNDING and "the first other one is 2" in lost.note
     shutil.rmtree(tmp_path / "other")
     assert compared(lambda run: (run / "metrics.jsonl").write_text(""))["loss"].agreement == DIFFERENT
+
+
+def test_what_an_unrelated_package_does_to_a_result(place, reproduce, capsys):
+    """It is told apart from what computes; one that the run's own code imports counts. A last digit of Python does not."""
+    file, now = place / "run" / "environment.json", platform.python_version()
+    made_with = json.loads(file.read_text())
+    own = made_with["own_code"] | {"packages": ["inspect-ai", "rich"]}
+    other_digit = now.rpartition(".")[0] + ".99"
+    change(file, packages=made_with["packages"] | {"rich": "1", "pytest": "1"}, own_code=own,
+           python={"version": other_digit})  # fmt: skip
+    rows = {row["what"]: row for row in reproduce(place / "run", "--check")[1]["conditions"]}
+    assert rows["package rich"]["matters"] and rows["packages that compute nothing"]["then"] == "pytest 1"
+    assert (rows["Python"]["state"], rows["Python"]["matters"]) == ("differs", False)
+    assert main([str(place / "run"), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "differs: can change results" in out and "differs: changes no result" in out
+
+
+def test_a_run_that_did_not_write_down_its_packages(place, reproduce):
+    (place / "run" / "environment.json").unlink()
+    code, report, _ = reproduce(place / "run", "--check")
+    found = states(report)
+    assert code == 0 and found["packages"] == "the same" and found["system, libc"] == "unknown"
+
+
+def test_answers_from_the_cache_are_not_compared(place, reproduce, tmp_path, monkeypatch, capsys):
+    """They are those of the untrained model when it was asked the first time, and say nothing about now."""
+    monkeypatch.setenv("CRUIJFF_CACHE", str(tmp_path / "cache"))
+    found = agreements(reproduce(place / "run")[1])
+    assert found["untrained match: match, answers"] == found["untrained sums: metrics"] == IDENTICAL
+    report = reproduce(place / "run")[1]
+    rows = {row["what"]: row for row in report["compared"] if row["what"].startswith("untrained")}
+    assert {*rows} == {"untrained match", "untrained sums"} and report["verdict"] == IDENTICAL
+    assert all(row["agreement"] is None and row["distance"] is None for row in rows.values())
+    assert all(row["note"] == "taken from the cache, nothing was asked again" for row in rows.values())
+    assert main([str(place / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "identical (2 not compared): " in out and out.count("not compared") == 3
 
 
 def test_an_archived_run_is_known_by_its_hashes(place, reproduce, capsys):

@@ -53,8 +53,9 @@ def test_a_hundred_columns_hold_it(shown):
     """Narrow: what a name says needs no column; wide: everything, headers in one line. Nothing is broken or cut."""
     text = shown(*TWO)
     assert all(len(line.rstrip()) <= 100 for line in text.splitlines()[1:]), "but for the folder's name"
-    expected = "* rank=8,lr=0.0005 0.5 0.25 0.100 0.800 ±0.030 0.400 7% → 100% done"
-    assert lines(text, "* rank=8") == [expected.split()]
+    expected = "* rank=8,lr=0.0005 0.5 0.25 0.800 [.70, .87] 0.400 7% → 100% done"  # the best's, for both
+    assert expected.split() in lines(text, "* rank=8")
+    assert "untrained: match accuracy 0.100 [0.055, 0.174]\n" in text
     wide = shown(*TWO, columns=200)
     header = next(line for line in wide.splitlines() if line.startswith("run"))
     for name in ("lora.rank", "lr", "validation loss", "match accuracy after", "risk_scorer scored", "seconds"):
@@ -81,12 +82,15 @@ def test_every_epoch(shown):
     """The table takes the last and says so; --epochs has a row each and finds the best; JSON has them anyway."""
     assert "--epochs shows each" in shown(*TWO)
     text = shown(*TWO, options=("--epochs",))
-    assert [r[:6] for r in lines(text, "* rank=8")] == [["*", "rank=8,lr=0.0005", "0", "0.75", "0.100", "0.950"]]
+    assert [r[:5] for r in lines(text, "* rank=8")][0] == ["*", "rank=8,lr=0.0005", "0", "0.75", "0.950"]
     assert [r[1:4] for r in lines(text, "rank=8")] == [["1", "0.5", "0.25"]]
-    assert "* best accuracy: 0.95 (rank=8,lr=0.0005)" in text and "shows each" not in text
+    assert "* best by accuracy on the test split: rank=8,lr=0.0005" in text and "shows each" not in text
     csv = shown(*TWO, options=("--epochs", "--csv")).splitlines()
     assert len(csv) == 5 and "epoch" in csv[0].split(",") and "ceiling risk/accuracy" in csv[0].split(",")
     found = json.loads(shown(*TWO, options=("--json",)))
-    assert [[e["metrics"]["match"]["accuracy"] for e in r["evaluation"]] for r in found] == [[0.95, 0.8], [0.6, 0.7]]
-    assert found[0]["evaluation"][1]["ceiling"] == {"accuracy": 0.9}
-    assert found[1]["evaluation"][1]["coverage"]["risk_scorer"] == 0.98
+    assert [[e["metrics"]["match"]["accuracy"] for e in r["evaluation"]] for r in found["runs"]] == [
+        [0.95, 0.8],
+        [0.6, 0.7],
+    ]
+    assert found["runs"][0]["evaluation"][1]["ceiling"] == {"accuracy": 0.9}
+    assert found["runs"][1]["evaluation"][1]["coverage"]["risk_scorer"] == 0.98

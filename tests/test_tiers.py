@@ -171,7 +171,8 @@ def test_what_red_data_leaves_is_of_use(red):
     assert "broken.jsonl, split 'train', row 2" in done.stdout
     assert "ValueError" in done.stdout and f"{folder}/tasks.py" in done.stdout and f"{folder}/metrics.py" in done.stderr
     report = json.loads((folder / "runs" / "risk" / "heterogeneity_report.json").read_text())
-    assert [g["name"] for g in report["groups"]] == ["f", "m"] and report["auc"] is not None
+    (column,) = report["columns"]
+    assert [g["name"] for g in column["groups"]] == ["f", "m"] and column["all"]["auc"] is not None
     assert "dataset.group_columns has sex" in done.stderr
     (log,) = (folder / "runs" / "risk" / "eval").glob("*.eval")
     scores = [s.scores["risk_scorer"].metadata for s in read_eval_log(str(log)).samples]

@@ -156,7 +156,7 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
         from cruijff_kit.run import Start, train_then_eval
 
         result = train_then_eval(frozen(run), frozen_swept(run), Start(heartbeat, stop))
-        say(f"done: {result.objective_name} {result.objective}")
+        say(f"done: {result.outcome}")
         return 0
     except KeyboardInterrupt:
         return _after_signal(run, heartbeat, stop)

@@ -6,7 +6,7 @@ The YAML in conf/ makes the choices; this package says what may be chosen. `load
 
 from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig, ResourcesConfig
-from cruijff_kit.config.identity import config_hash
+from cruijff_kit.config.identity import config_hash, configuration_hash
 from cruijff_kit.config.loading import literal, load, register
 from cruijff_kit.config.run import AUTO, LR_SCHEDULERS, RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
@@ -23,6 +23,7 @@ __all__ = [
     "RunConfig",
     "SlurmConfig",
     "config_hash",
+    "configuration_hash",
     "literal",
     "load",
     "register",

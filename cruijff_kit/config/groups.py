@@ -13,7 +13,7 @@ from cruijff_kit.evaluation.names import TaskName, task_names
 MODEL_KINDS = ("chat", "base")
 DATA_TYPES = ("chat", "text", "messages")
 DATA_TIERS = ("green", "yellow", "red")
-LEAKS = ("exact", "near")
+LEAKS = ("exact", "near", "unit")
 COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
 
 
@@ -117,7 +117,11 @@ class DatasetConfig:
     sample_seed: int | None = None
     """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
     allow_leaks: list[str] = field(default_factory=list)
-    """Repetitions across splits that are meant: exact (the same prompts; else refused), near (else warned of)."""
+    """Repetitions across splits that are meant: exact (the same prompts but for case, blanks and final punctuation; else
+    refused), near (else warned of), unit (rows of one unit; else refused). result.json and the methods text name them."""
+    unit_column: str | None = None
+    """Column that names what the rows are drawn from: the respondent, household or country. Rows of a unit belong into one
+    split, and statistics are clustered by it. Of red data the logs have a hash in its place."""
     packed: bool = False
     """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
     max_seq_len: int | None = 2048

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 from cruijff_kit.config.run import RunConfig
 
@@ -30,6 +31,17 @@ _OF_THE_TIER = {"dataset": ("tier", "permission", "group_columns"), "eval": ("ke
 
 def config_hash(config: RunConfig) -> str:
     """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
+    return _hash(_computed(config), config.output_dir)
+
+
+def configuration_hash(config: RunConfig) -> str:
+    """As `config_hash`, the seed left aside: the same for runs that are replicates of one configuration."""
+    tree = _computed(config)
+    del tree["seed"], tree["torchtune"]["seed"]
+    return _hash(tree, config.output_dir)
+
+
+def _computed(config: RunConfig) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     for name in _NOT_COMPUTED:
         del tree[name]
@@ -45,5 +57,9 @@ def config_hash(config: RunConfig) -> str:
     # A task that was edited is another one.
     files = [name.file for name in config.eval.names if name.file is not None and name.file.is_file()]
     tree["eval"]["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
+    return tree
+
+
+def _hash(tree: dict[str, Any], output_dir: str) -> str:
+    text = json.dumps(tree, sort_keys=True, default=str).replace(output_dir, "<output_dir>")
     return hashlib.sha256(text.encode()).hexdigest()[:16]

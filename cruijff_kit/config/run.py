@@ -55,8 +55,8 @@ class RunConfig:
     """Peak learning rate."""
     lr_scheduler: str = "cosine"
     """Shape of the learning rate after warm-up."""
-    num_warmup_steps: int = 10
-    """Updates over which the learning rate rises from 0."""
+    num_warmup_steps: int | None = None
+    """Updates over which the learning rate rises from 0; null: a tenth of the training, 100 at most."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     clip_grad_norm: float | None = None
@@ -99,8 +99,9 @@ class RunConfig:
     enable_activation_offloading: bool = False
     """Keep activations in host memory (CUDA, with activation checkpointing)."""
     objective: str | None = None
-    """Metric that picks the best run and that Hydra's sweepers get: loss, validation_loss, accuracy, match/accuracy.
-    null: accuracy where there are tasks, else the validation loss, else the loss."""
+    """Metric that picks the best configuration and that Hydra's sweepers get: validation_loss, loss, accuracy,
+    match/accuracy. null: the validation loss where there is a validation split, else none is picked. A metric of a task
+    picks on the test split, which flatters what it picks; tables and reports say so."""
     pack: Any = AUTO
     """Runs of a sweep that train together in one process, on one base model in memory: auto (as many as measuring finds
     fastest), off, or how many, such as 4. On SLURM a pack is one job; there auto packs what asks for GPUs."""
@@ -191,11 +192,11 @@ class RunConfig:
         return self.batch_size * self.gradient_accumulation_steps * self.processes
 
     @property
-    def objective_name(self) -> str:
-        """`objective`, or what it stands for when it is null."""
+    def objective_name(self) -> str | None:
+        """`objective`, or what it stands for when it is null: the validation loss, if there is one."""
         if self.objective is not None:
             return self.objective
-        return "accuracy" if self.eval.tasks else "loss" if self.dataset.validation_split is None else "validation_loss"
+        return None if self.dataset.validation_split is None else "validation_loss"
 
     @property
     def evaluated_epochs(self) -> list[int]:

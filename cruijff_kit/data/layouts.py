@@ -26,7 +26,7 @@ FORMATS = {
 }
 """format -> the endings of its files."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
-_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # stand beside data, hold none
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # stand beside data, hold none
 _USUAL = ("train", "validation", "test")
 
 DataPath = str | Mapping[str, str]
@@ -140,7 +140,7 @@ def _files_of(folder: Path, format: str | None) -> dict[str, tuple[File, ...]]:
     endings = [e for f in ([format] if format else FORMATS) for e in FORMATS[f]]
     found: dict[str, list[File]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in endings and path.is_file() and path.name not in _ABOUT and path.name[0] != ".":
+        if path.suffix.lower() in endings and path.is_file() and path.name not in ABOUT and path.name[0] != ".":
             shard = _SHARD.fullmatch(path.stem)
             found.setdefault(shard[1] if shard else path.stem, []).append(_file(path, format))
     for split, files in found.items():

@@ -1,47 +1,61 @@
-"""Rows that should not meet: prompts that stand twice, in one split or in two, and answers that stand in the prompt.
+"""Rows that should not meet: prompts that stand twice, in one split or in two, units in two, answers in their own prompt.
 
-exact   the same prompt, letter for letter. Across two splits it stops a run unless dataset.allow_leaks names it
-near    longer prompts that share most of their words in a row; across two splits a run warns of it. What many rows share
-        (a template, the words of a questionnaire) does not count, and prompts with little of their own are left out
+exact   the same prompt, but for case, blanks and the punctuation at its end: a model that has seen one copy has seen the
+        other. Across two splits it stops a run unless dataset.allow_leaks names it
+near    prompts that share most of their words, in whatever order; across two splits a run warns of it. What many rows
+        share (a template, the words of a questionnaire) does not count, and prompts with fewer than four words of their
+        own are left out
+unit    rows of one unit (dataset.unit_column: a respondent, a household, a country) in two splits; stops a run as exact
 
-No torch; numpy where there are longer prompts. 100,000 rows of 50 words take some seconds.
+No torch; numpy, and scipy where prompts are alike. 100,000 rows of 8 words take 3 seconds, of 50 words 10.
 """
 
 import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cruijff_kit.data.conversations import Conversation, conversations
-from cruijff_kit.data.near import near_pairs
+from cruijff_kit.data.near import Pair, fold, near_pairs
 from cruijff_kit.errors import UserError
-from cruijff_kit.withheld import quoted
+from cruijff_kit.hints import did_you_mean
+from cruijff_kit.withheld import quoted, quoted_names
 
 if TYPE_CHECKING:
     from cruijff_kit.config import DatasetConfig
 
+REFUSED = ("exact", "unit")
+_BY_NATURE = 1.5  # rows for each different prompt from which on repeated prompts are in the nature of the data
 _SHORTEST_TARGET = 3  # letters; a shorter answer (a digit, a yes) stands in many prompts without giving anything away
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Rows of `second` whose prompt stands in `first` too (within a split the two are the same: a row's later copies).
-
-    kind: exact or near. rows: how many there are. of: rows of `second`. same_answer: how many of them want the same answer.
-    example: numbers of a row of `first` and one of `second`. prompt: what that row of `second` asks.
-    """
+    """Rows of `second` that `first` holds too, in the sense of `kind`; within a split (both are the same) later copies."""
 
     kind: str
+    """exact, near or unit."""
     first: str
     second: str
     rows: int
+    """How many there are."""
     of: int
+    """Rows of `second`."""
     same_answer: int
+    """How many of them want the same answer as the row of `first` that was found for them."""
     example: tuple[int, int]
+    """Numbers of a row of `first` and one of `second`."""
     prompt: str
+    """What that row of `second` asks; of a unit, its name."""
+    folded: int = 0
+    """Of exact ones, how many are the same only without case, blanks and final punctuation."""
+    copies: float = 1.0
+    """How often a prompt of `first` stands there, on average."""
+    column: str | None = None
+    """Of a unit, the column that names it."""
 
     @property
     def across(self) -> bool:
@@ -49,25 +63,88 @@ class Leak:
         return self.first != self.second
 
     def __str__(self) -> str:
-        how = "exactly" if self.kind == "exact" else "nearly"
         where = f"{self.second} row {self.example[1]}, {self.first} row {self.example[0]}"
+        example = f"for example {where}: {quoted(self.prompt)}"
         whose = f"what rows of {self.first!r} ask too" if self.across else "what another of its rows asks"
+        if self.kind == "unit":
+            return (
+                f"{self.rows} of {self.of} rows of split {self.second!r} are of units that {self.first!r} has rows of too "
+                f"(dataset.unit_column={self.column}; {example})"
+            )
+        how = "nearly " if self.kind == "near" else "" if self.folded else "exactly "
+        but = f" ({self.folded} of them but for case, blanks or final punctuation)" if self.folded else ""
         return (
-            f"{self.rows} of {self.of} rows of split {self.second!r} ask {how} {whose}, {self.same_answer} with the same "
-            f"answer (for example {where}: {quoted(self.prompt)})"
+            f"{self.rows} of {self.of} rows of split {self.second!r} ask {how}{whose}{but}, {self.same_answer} with the "
+            f"same answer ({example})"
         )
 
+    def advice(self) -> str:
+        """What can be done about it, in words."""
+        allow = f"dataset.allow_leaks=[{self.kind}]"
+        keep = f"keep them and say so: {allow} (result.json and the methods text then name it)"
+        if self.kind == "unit":
+            return f"split by {self.column}, so that all rows of a unit are in one split, or {keep}"
+        if self.repeats_by_nature:
+            return (
+                f"each different prompt stands {self.copies:.2g} times in {self.first!r}. Where that is the nature of the "
+                "data (a survey of few profiles), nothing is to be taken out: put all rows of a profile or respondent "
+                f"(dataset.unit_column) into one split, or {keep}. Where they are copies, take them out of one of the two"
+            )
+        return f"take them out of one of the two, or allow it: {allow}"
 
-def find_leaks(splits: dict[str, list[Conversation]], within: bool = True) -> list[Leak]:
+    @property
+    def repeats_by_nature(self) -> bool:
+        """Whether rows share few prompts, as those of a survey with few profiles do."""
+        return self.copies >= _BY_NATURE or 2 * self.rows > self.of and self.copies > 1
+
+
+def find_leaks(
+    splits: dict[str, list[Conversation]], within: bool = True, unit_column: str | None = None
+) -> list[Leak]:
     """Every kind of repetition in and between splits, the graver first.
 
     Args:
         splits: the rows that are used, by split; the training split first.
         within: also look for repetitions inside a split.
+        unit_column: the column that names each row's unit; rows of a unit may stand in one split as often as they like.
+    Raises:
+        UserError: a row has no unit.
     """
-    found = [*_leaks("exact", splits, _exact_pairs(splits)), *_leaks("near", splits, near_pairs(splits))]
-    found = [leak for leak in found if leak.across or within]
+    exact = [pair for pair in _exact_pairs(splits) if within or pair[0] != pair[2]]
+    known = {(first, second, row.row) for first, _, second, row in exact}
+    near = (p for p in near_pairs(splits, within) if (p[0], p[2], p[3].row) not in known)
+    found = [*_leaks("exact", splits, exact), *_leaks("near", splits, near)]
+    if unit_column is not None:
+        found += _leaks("unit", splits, _unit_pairs(splits, unit_column), unit_column)
     return sorted(found, key=lambda leak: (not leak.across, leak.kind))
+
+
+def unit_of(row: Conversation, column: str, split: str) -> str:
+    """The unit that a row is of, as text.
+
+    Raises:
+        UserError: there is none.
+    """
+    unit = row.columns.get(column)
+    if isinstance(unit, float) and unit.is_integer():  # a column of numbers with a gap elsewhere
+        unit = int(unit)
+    if unit is None or str(unit).strip() == "":
+        there = quoted_names(row.columns)
+        hint = did_you_mean(column, there) if there else "there is none beside the input and the output"
+        wrong = "" if column in row.columns else f" (where there is no such column: {hint})"
+        raise UserError(
+            f"dataset.unit_column={column}: row {row.row} of split {split!r} has no unit; fill it in, or leave the row "
+            f"out{wrong}"
+        )
+    return str(unit).strip()
+
+
+def check_units(data: "DatasetConfig", splits: list[str]) -> None:
+    """Raises UserError as `unit_of` where a row of these test splits has no unit, and dataset.unit_column asks for one."""
+    if data.unit_column is not None:
+        for split in splits:
+            for row in _used(data, split, data.max_test_samples):
+                unit_of(row, data.unit_column, split)
 
 
 def targets_in_prompts(rows: list[Conversation]) -> list[int]:
@@ -96,17 +173,24 @@ def used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conve
         limits.setdefault(data.validation_split, data.max_validation_samples)
     for split in tests:
         limits.setdefault(split, data.max_test_samples)
+    return {split: _used(data, split, limit) for split, limit in limits.items()}
+
+
+def _used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversation]:
     how = {"format": data.format, "split_column": data.split_column, "type": data.type, "sample_seed": data.sample_seed}
-    asked = (data.column_map, data.prompt, data.system_prompt)
-    return {split: conversations(data.path, split, *asked, limit, **how) for split, limit in limits.items()}
+    return conversations(data.path, split, data.column_map, data.prompt, data.system_prompt, limit, **how)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a run's data came to: leaks between its splits, and how many rows of a split hold their answer in the prompt."""
+    """What a run's data came to."""
 
     leaks: list[Leak]
+    """Between its splits."""
     targets: dict[str, int]
+    """Split -> rows that hold their answer in the prompt."""
+    conversations: bool
+    """Whether rows are whole conversations, which no prompt words."""
 
     def counts(self) -> dict[str, int]:
         """Rows by what is the matter with them, where there are any: "exact train test", "target train"."""
@@ -125,7 +209,7 @@ def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Chec
         tests: splits that evaluation asks.
         data_hash: of the data set's files.
     Raises:
-        UserError: there are exact ones, and dataset.allow_leaks does not name them.
+        UserError: there are some that stop a run, and dataset.allow_leaks does not name them.
     """
     settings = dataclasses.asdict(data)
     del settings["allow_leaks"]
@@ -133,13 +217,17 @@ def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Chec
     if key not in _checked:
         used = used_splits(data, tests)
         targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
-        _checked[key] = Checked(find_leaks(used, within=False), targets)
+        leaks = find_leaks(used, within=False, unit_column=data.unit_column)
+        _checked[key] = Checked(leaks, targets, used[data.train_split][0].whole)
     if "exact" not in data.allow_leaks:
-        _refuse_exact(data, tests, _checked[key].leaks)
+        _refuse_trained_on(data, tests)
+    for leak in _checked[key].leaks:
+        if leak.kind in REFUSED and leak.kind not in data.allow_leaks:
+            raise UserError(f"{leak}; {leak.advice()}")
     return _checked[key]
 
 
-def _refuse_exact(data: "DatasetConfig", tests: list[str], leaks: list[Leak]) -> None:
+def _refuse_trained_on(data: "DatasetConfig", tests: list[str]) -> None:
     held_out = {split: "eval.tasks: split " if split != data.test_split else "dataset.test_split=" for split in tests}
     for split, name in ({data.validation_split: "dataset.validation_split="} | held_out).items():
         if split == data.train_split:
@@ -147,26 +235,49 @@ def _refuse_exact(data: "DatasetConfig", tests: list[str], leaks: list[Leak]) ->
                 f"{name}{split} is what is trained on; choose another, or allow it on purpose: "
                 "dataset.allow_leaks=[exact]"
             )
-    for leak in leaks:
-        if leak.kind == "exact":
-            raise UserError(f"{leak}; take them out of one of the two, or allow it: dataset.allow_leaks=[exact]")
 
 
-def _exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[tuple[str, Conversation, str, Conversation]]:
+def _exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
     """(split, row, later split, row) with the same prompt; each row with the first one of each split before."""
     seen: dict[str, dict[str, Conversation]] = {}
     for split, rows in splits.items():
         for c in rows:
-            asked = "\x1f".join(m["content"] for m in c.messages)
-            holders = seen.setdefault(asked, {})
-            for holder, earlier in holders.items():
-                yield holder, earlier, split, c
+            written, folded = (seen.setdefault(key, {}) for key in _prompts(c))
+            yield from ((holder, earlier, split, c) for holder, earlier in (folded | written).items())
+            for holders in (written, folded):
+                holders.setdefault(split, c)
+
+
+def _prompts(c: Conversation) -> tuple[str, str]:
+    """What two rows are compared by: the prompt as it stands; and what is the row's own in it, folded.
+
+    The words of a template may stand behind the row's own, whose end would then not be the prompt's.
+    """
+    system = [m["content"] for m in c.messages if m["role"] == "system"]
+    own = c.values or [m["content"] for m in c.messages]
+    return _written(c), "folded\x1f" + "\x1f".join(map(fold, [*system, *own]))
+
+
+def _written(c: Conversation) -> str:
+    return "\x1f".join(m["content"] for m in c.messages)
+
+
+def _unit_pairs(splits: dict[str, list[Conversation]], column: str) -> Iterator[Pair]:
+    """(split, row, later split, row) of the same unit; each row with the first one of each split before its own."""
+    seen: dict[str, dict[str, Conversation]] = {}
+    for split, rows in splits.items():
+        for c in rows:
+            holders = seen.setdefault(unit_of(c, column, split), {})
+            yield from ((holder, earlier, split, c) for holder, earlier in holders.items() if holder != split)
             holders.setdefault(split, c)
 
 
-def _leaks(kind: str, splits: dict[str, list[Conversation]], pairs) -> Iterator[Leak]:
+def _leaks(
+    kind: str, splits: dict[str, list[Conversation]], pairs: Iterable[Pair], unit_column: str | None = None
+) -> Iterator[Leak]:
     rows: Counter[tuple[str, str]] = Counter()
     alike: Counter[tuple[str, str]] = Counter()
+    folded: Counter[tuple[str, str]] = Counter()
     examples = {}
     counted = set()
     for first, a, second, b in pairs:
@@ -175,9 +286,19 @@ def _leaks(kind: str, splits: dict[str, list[Conversation]], pairs) -> Iterator[
         counted.add((first, second, b.row))
         rows[first, second] += 1
         alike[first, second] += a.answer == b.answer
+        folded[first, second] += kind == "exact" and _written(a) != _written(b)
         examples.setdefault((first, second), (a, b))
     for (first, second), count in rows.items():
         a, b = examples[first, second]
-        prompt = " ".join(b.messages[-1]["content"].split())
+        told = b.messages[-1]["content"] if unit_column is None else unit_of(b, unit_column, second)
+        prompt = " ".join(told.split())
         shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
-        yield Leak(kind, first, second, count, len(splits[second]), alike[first, second], (a.row, b.row), shown)
+        yield Leak(
+            kind, first, second, count, len(splits[second]), alike[first, second], (a.row, b.row), shown,
+            folded[first, second], _copies(splits[first]), unit_column,
+        )  # fmt: skip
+
+
+def _copies(rows: list[Conversation]) -> float:
+    """How often each different prompt stands in some rows, on average."""
+    return len(rows) / max(1, len({_prompts(c)[1] for c in rows}))

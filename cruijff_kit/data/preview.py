@@ -59,6 +59,7 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
     examples = {name: _examples(config, name, tokenizer, len(of)) for name, of in used.items()}
     answers = {c.row: c.answer for c in used[shown]}
     shown_rows = [] if red else examples[shown][:rows]
+    leaks = find_leaks(used, unit_column=data.unit_column)
     report = {
         "data": data.path,
         "hash": file_hash(data.path, data.format),
@@ -66,7 +67,7 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
         "unused_columns": quoted_names(_unused_columns(data, used[shown][0], shown)),
         "rows": [_shown(e, shown, tokenizer) | {"answer": answers[e.row]} for e in shown_rows],
         "splits": {name: _summary(name, examples[name], used[name], config) for name in used},
-        "leaks": [dataclasses.asdict(leak) | {"says": str(leak)} for leak in find_leaks(used)],
+        "leaks": [dataclasses.asdict(leak) | {"says": str(leak)} for leak in leaks],
         "targets_in_prompts": {name: targets_in_prompts(of) for name, of in used.items()},
         "tier": data.tier,
     }

@@ -10,12 +10,15 @@ from filelock import FileLock
 
 from cruijff_kit.cache import cache_dir
 from cruijff_kit.config import RunConfig
+from cruijff_kit.data.layouts import digest_of
 from cruijff_kit.evaluation.cells import cell_key
+from cruijff_kit.evaluation.chance import constants_of
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.evaluate import build_task, log_metadata, run_task
 from cruijff_kit.evaluation.foreign import source_files
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.folder import RunFolder, write_text
+from cruijff_kit.models.fingerprint import fingerprint
 from cruijff_kit.plan import EvaluationPlan
 from cruijff_kit.progress import say
 from cruijff_kit.result import Evaluation, versions
@@ -36,7 +39,8 @@ def evaluate_untrained(
 def _one(
     name: TaskName, chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder
 ) -> Evaluation:
-    kept = cache_dir() / "baseline" / _key(name, chat_model, config, plan)
+    key = _key(name, chat_model, config, plan)
+    kept = cache_dir() / "baseline" / f"{key}-{_constants(name, config)}"
     kept.mkdir(parents=True, exist_ok=True)
     if config.dataset.tier == RED:
         close_folder(kept)
@@ -71,11 +75,6 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
     decoding = dataclasses.asdict(config.eval)
     for other in ("tasks", "task_args", "epochs", "baseline", "batch_size", "keep_samples"):
         del decoding[other]
-    model = [
-        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
-        for f in sorted(Path(config.model.path).iterdir())
-        if f.suffix in (".safetensors", ".json", ".jinja")
-    ]
     data = config.dataset
     asked = [data.test_split, data.prompt, data.system_prompt, data.column_map, data.format, data.split_column]
     asked += [data.type, data.max_test_samples, data.sample_seed]
@@ -85,7 +84,7 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
         config.eval.arguments_of(name),
         None if name.ships else _asked_by(name, config),
         str(Path(config.model.path).absolute()),
-        model,
+        fingerprint(config.model.path),
         config.model.kind,
         chat_model.tokenizer.date_in_prompts,
         config.torchtune["model"]["_component_"],
@@ -95,9 +94,18 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
         decoding,
         machine,
         versions(),
+        data.unit_column,
         *([["red", config.eval.keep_samples, data.group_columns]] if data.tier == RED else []),
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _constants(name: TaskName, config: RunConfig) -> str:
+    """What the scores say besides the answers: what a constant gets, which knows the run's training rows. No use to who
+    does not have the data: it may be red.
+    """
+    constants, data = json.dumps(constants_of(build_task(name, config)), sort_keys=True), config.dataset
+    return hashlib.sha256(digest_of(data.path, data.format) + constants.encode()).hexdigest()[:8]
 
 
 def _asked_by(name: TaskName, config: RunConfig) -> list[str]:

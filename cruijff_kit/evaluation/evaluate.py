@@ -21,6 +21,7 @@ from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation import redaction
 from cruijff_kit.evaluation.cells import cell_key, with_cell
+from cruijff_kit.evaluation.chance import TEST, chance_of, is_constant, targets_of, with_chance
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.foreign import build_foreign, check_arguments
 from cruijff_kit.evaluation.names import TaskName
@@ -167,6 +168,7 @@ def log_metadata(
         "epoch": epoch,
         "config_hash": config_hash,
         "data_hash": data_hash,
+        "unit_column": config.dataset.unit_column,
     }
 
 
@@ -188,11 +190,12 @@ def run_task(
     task, label = build_task(name, config), name.label
     who = "untrained model" if epoch is None else f"epoch {epoch}"
     with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
-        model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance)
+        options = option_tokens(task)
+        model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance, options=options)
         log = run_inspect(task, model, config, log_dir, metadata)
         if config.dataset.tier == RED:
             log = _keep_red(log, config, log_dir, metadata, name.ships)
-    evaluation = evaluation_of(name, config, log, epoch, time.monotonic() - started, prompts_checked)
+    evaluation = evaluation_of(name, config, task, log, epoch, time.monotonic() - started, prompts_checked)
     tell(evaluation)
     return evaluation
 
@@ -200,6 +203,7 @@ def run_task(
 def evaluation_of(
     name: TaskName,
     config: RunConfig,
+    task: Task,
     log: EvalLog,
     epoch: int | None,
     seconds: float,
@@ -211,7 +215,8 @@ def evaluation_of(
         EvaluationError: as run_task.
     """
     label = name.label
-    scored = _check(label, log, untrained=epoch is None)
+    scored = _check(label, log, may_score_none=epoch is None or name.ships)
+    chance, chance_from = chance_of(task, log.samples)
     samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
     return Evaluation(
@@ -219,6 +224,8 @@ def evaluation_of(
         unscored={s: samples - n for s, n in scored.items()},
         coverage={s: n / samples for s, n in scored.items()},
         ceiling=_ceiling(name, config),
+        chance=chance, chance_from=chance_from,
+        constant_answer=is_constant(log.samples),
         key=cell_key(name, config),
     )  # fmt: skip
 
@@ -229,6 +236,11 @@ def tell(evaluation: Evaluation, begin: str = "") -> None:
     first = next(iter(evaluation.metrics.values()), {})
     metrics = ", ".join(f"{m} {v:.3f}" for m, v in first.items())
     say(f"{begin}{evaluation.task}, {who}: {metrics} ({evaluation.samples} samples, {evaluation.seconds} s)")
+    for scorer in (s for s, share in evaluation.coverage.items() if share == 0 and evaluation.epoch is not None):
+        say(
+            f"{begin}warning: {scorer} could score none of the {evaluation.samples} answers to {evaluation.task}; its "
+            "numbers are a constant answer's, and by them the run ranks last"
+        )
 
 
 def _keep_red(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dict[str, Any], ships: bool) -> EvalLog:
@@ -262,7 +274,8 @@ def build_task(name: TaskName, config: RunConfig) -> Task:
     """
     arguments, dataset = config.eval.arguments_of(name), config.dataset
     if not name.ships:
-        return build_foreign(name, arguments)
+        task = build_foreign(name, arguments)
+        return with_chance(task, targets_of(task), TEST)
     if name.task not in TASKS:
         raise UserError(f"eval.tasks: {name.task} does not exist; {did_you_mean(name.task, [*TASKS])}")
     of_the_run = {
@@ -278,9 +291,16 @@ def build_task(name: TaskName, config: RunConfig) -> Task:
         "type": dataset.type,
         "max_samples": dataset.max_test_samples,
         "sample_seed": dataset.sample_seed,
+        "train_split": dataset.train_split,
+        "train_samples": dataset.max_samples,
     }
     check_arguments(name, TASKS[name.task], arguments, tuple(of_the_run))
     return TASKS[name.task](**of_the_run, **arguments)
+
+
+def option_tokens(task: Task) -> tuple[str, ...]:
+    """The options whose logits the task's scorers read, each a single token."""
+    return tuple(dict.fromkeys(o for s in task.scorer or [] for o in getattr(s, "option_tokens", ())))
 
 
 def check_tasks(config: RunConfig) -> None:
@@ -358,11 +378,12 @@ def _outside_event_loop(call: Callable[[], Any]) -> Any:
         return pool.submit(call).result()
 
 
-def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
+def _check(name: str, log: EvalLog, may_score_none: bool) -> dict[str, int]:
     """scorer -> samples that it scored; all of them were answered, and none of the scorers left all of them out.
 
     Args:
-        untrained: then our own scorers may score none: it has not been taught yet to write a number or an option.
+        may_score_none: whether our own scorers may, which count such samples all the same: of a task of ours, whose model
+            may write no number or option; of any, where it has not been taught to yet.
     Raises:
         EvaluationError: what is wrong, in one line.
     """
@@ -391,7 +412,7 @@ def _check(name: str, log: EvalLog, untrained: bool) -> dict[str, int]:
         scored[score.name] = expected - left_out if share is None else round(share * expected)
         if share is None and _none_answered([s.scores or {} for s in samples], score):
             scored[score.name] = 0
-        if not (score.scored_samples and scored[score.name]) and (share is None or not untrained):
+        if not (score.scored_samples and scored[score.name]) and (share is None or not may_score_none):
             why = next((e for s in samples if (e := _reason(s.scores or {}, score))), "")
             raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples{why}")
     return scored

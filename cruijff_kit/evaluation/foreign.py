@@ -11,6 +11,7 @@ from typing import Any
 
 from inspect_ai import Task
 from inspect_ai._eval.loader import create_file_tasks
+from inspect_ai._eval.task.results import eval_results
 from inspect_ai._util.module import load_module
 from inspect_ai._util.path import chdir_python
 from inspect_ai._util.registry import (
@@ -19,8 +20,11 @@ from inspect_ai._util.registry import (
     registry_info,
     registry_log_name,
     registry_lookup,
+    registry_params,
+    registry_unqualified_name,
 )
-from inspect_ai.scorer._scorer import scorer_metrics
+from inspect_ai.scorer import SampleScore, Scorer
+from inspect_ai.scorer._scorer import scorer_metrics, unique_scorer_name
 
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation.names import TaskName
@@ -65,6 +69,37 @@ def measured(task: Task) -> dict[str, list[str]] | None:
             return None
         found[registry_log_name(scorer)] = [registry_log_name(m) for m in metrics]
     return found
+
+
+def is_of_inspect_ai(scorer: Scorer, *names: str) -> bool:
+    """Whether a scorer is one of these of inspect-ai's own."""
+    own = getattr(scorer, "__module__", "").startswith("inspect_ai.")
+    return own and registry_unqualified_name(scorer) in names
+
+
+def needs_whole_answer(scorer: Scorer) -> bool:
+    """Whether an answer that is cut off cannot be right; known of our scorers, and of inspect-ai's for texts."""
+    if hasattr(scorer, "needs_whole_answer"):
+        return scorer.needs_whole_answer
+    return is_of_inspect_ai(scorer, "match", "includes", "exact") and not registry_params(scorer).get("numeric")
+
+
+def log_names(task: Task) -> list[str]:
+    """What the log will call the task's scorers, in order: those of one name are numbered."""
+    names: list[str] = []
+    for scorer in task.scorer or []:
+        names.append(unique_scorer_name(scorer, names))
+    return names
+
+
+def metrics_over(scorer: Scorer, name: str, scores: list[SampleScore]) -> list[tuple[str, str | None, float]]:
+    """A scorer's own metrics over other scores: name and group as the log has them, and value; none where they fail."""
+    with muted():
+        try:
+            results, _ = eval_results(len(scores), [{name: s} for s in scores], None, [scorer], None, [name])
+        except Exception:  # a metric of the user's that wants more than such scores have
+            return []
+    return [(key, m.group, m.value) for key, m in results.scores[0].metrics.items()]
 
 
 def check_arguments(name: TaskName, function: Any, arguments: dict[str, Any], taken: tuple[str, ...] = ()) -> None:

@@ -9,6 +9,10 @@ from inspect_ai.log import EvalSampleSummary, read_eval_log, read_eval_log_sampl
 from inspect_ai.scorer import Score, value_to_float
 
 from cruijff_kit import withheld
+from cruijff_kit.evaluation.settings import temperature
+
+_COLUMNS = {"scored", "chance", "label", "positive", "is_positive", "predicted", "risk", "log_odds", "confidence", "target",
+            "prediction", "constant"}  # fmt: skip
 
 
 def summaries(log: str) -> list[EvalSampleSummary]:
@@ -16,19 +20,44 @@ def summaries(log: str) -> list[EvalSampleSummary]:
     return read_eval_log_sample_summaries(log)
 
 
-def item_scores(log: str) -> dict[str, dict[str, float]]:
-    """scorer -> id of the sample -> its score; samples that were not scored are left out.
+def scored_samples(log: str) -> dict[str, dict[str, Any]]:
+    """scorer -> what it says of every sample, as columns of one length, for `analysis.samples`.
 
-    Correct is 1, incorrect or no answer 0, partly correct 0.5; numbers are themselves; of a sample that was asked several
-    times the mean. Scores that are lists or dicts have no one number: their scorer is left out.
+    Always "id" (texts) and "value": correct is 1, incorrect 0, partly correct 0.5, numbers are themselves; null where the
+    sample was not scored. Of scorers of ours also what any sample's score says of itself (`_COLUMNS`). "unit", where the
+    log names a column of units. Of a sample that was asked several times there is the mean value alone. Scores that are
+    lists or dicts have no one number: their scorer is left out.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    unit = (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
+    found: dict[str, list[dict[str, Any]]] = {}
     for sample in summaries(log):
         for scorer, score in (sample.scores or {}).items():
             value = _value(score)
-            if value is not None:
-                found.setdefault(scorer, {}).setdefault(str(sample.id), []).append(value)
-    return {s: {i: sum(v) / len(v) for i, v in items.items()} for s, items in found.items()}
+            if value is None and (score.metadata or {}).get("scored") is not False:
+                continue
+            row = {k: v for k, v in (score.metadata or {}).items() if k in _COLUMNS}
+            row |= {"id": str(sample.id), "value": value}
+            if unit is not None and (sample.metadata or {}).get(unit) is not None:
+                row["unit"] = str(sample.metadata[unit])
+            found.setdefault(scorer, []).append(row)
+    return {scorer: _as_columns(_one_row_a_sample(rows)) for scorer, rows in found.items()}
+
+
+def _one_row_a_sample(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_id.setdefault(row["id"], []).append(row)
+    return [own[0] if len(own) == 1 else _mean_of(own) for own in by_id.values()]
+
+
+def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    values = [row["value"] or 0.0 for row in rows]
+    return {k: rows[0][k] for k in ("id", "unit", "chance") if k in rows[0]} | {"value": sum(values) / len(values)}
+
+
+def _as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 _to_float = value_to_float()
@@ -40,6 +69,16 @@ def _value(score: Score) -> float | None:
         return None
     number = _to_float(value)
     return number if math.isfinite(number) else None
+
+
+def decoding_of(log: str) -> dict[str, float | int | None]:
+    """How a log's answers were decoded: temperature (0: greedy), top_p, top_k, seed and max_tokens, None where not set.
+
+    Of the task and the command; what a solver of the task's own asks for at a single sample is not in it.
+    """
+    config = read_eval_log(log, header_only=True).plan.config
+    same = {name: getattr(config, name) for name in ("top_p", "top_k", "seed", "max_tokens")}
+    return {"temperature": temperature(config), **same}
 
 
 def groups_named(log: str) -> list[str]:
@@ -65,26 +104,57 @@ def told_groups(log: str) -> list[str] | None:
     return [column for column in said.get("group_columns", "").split(",") if column]
 
 
-def group_rows(log: str, group: str) -> list[dict[str, Any]]:
-    """The scored samples of a log whose metadata name a group.
+def unit_column(log: str) -> str | None:
+    """The column that says which samples belong together (dataset.unit_column), as a log knows it."""
+    return (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
 
-    Of the first scorer that gives risks, else the first one. Keys: group; correct, the score; positive (whether the label
-    is the last option) and risk = P(last option), None where the scorer gives none.
+
+def group_rows(log: str, columns: list[str], unit: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """column -> the scored samples whose metadata have it, as arguments of analysis.subgroups.Row.
+
+    Of the first scorer that gives risks, else the first one; what it does not give is None.
+
+    Args:
+        unit: key of the metadata that says which samples belong together (respondent, household).
     """
     samples = summaries(log)
     scorers = dict.fromkeys(name for s in samples for name in s.scores or {})
     risky = (n for n in scorers for s in samples if n in (s.scores or {}) and "risk" in (s.scores[n].metadata or {}))
     scorer = next(risky, next(iter(scorers), None))
-    rows = []
-    for sample in samples:
-        score = (sample.scores or {}).get(scorer)
-        name = (sample.metadata or {}).get(group)
-        if score is None or name is None or (correct := _value(score)) is None:
-            continue
-        kept = score.metadata or {}
-        positive = kept.get("is_positive", kept.get("label") == kept.get("positive")) if "risk" in kept else None
-        rows.append({"group": str(name), "correct": correct, "positive": positive, "risk": kept.get("risk")})
+    found = [(s.metadata or {}, row) for s in samples if (row := _group_row((s.scores or {}).get(scorer), s.id))]
+    positive = [row["positive"] for _, row in found if row["positive"] is not None]
+    has_risks = any(row["risk"] is not None for _, row in found)
+    rows: dict[str, list[dict[str, Any]]] = {column: [] for column in columns}
+    for said, row in found:
+        row["unit"] = None if said.get(unit) is None else str(said[unit])
+        if not row.pop("scored") and row["risk"] is None and has_risks:
+            row["risk"] = sum(positive) / len(positive)
+        for column in columns:
+            if said.get(column) is not None:
+                rows[column].append({"group": str(said[column]), **row})
     return rows
+
+
+def _group_row(score: Score | None, sample: int | str) -> dict[str, Any] | None:
+    """correct, positive, risk, predicted and order of a sample; None where it has no score.
+
+    Without an option, where the label is known, it is wrong, and has the risk that the constant baseline has: that of the
+    training split, or (see `group_rows`) the share of positive labels.
+    """
+    if score is None:
+        return None
+    said, correct = score.metadata or {}, _value(score)
+    has_options = "label" in said and "positive" in said
+    if said.get("scored") is False and (has_options or "is_positive" in said):
+        correct, said = 0.0, {"predicted": None, "risk": (said.get("constant") or {}).get("risk"), **said}
+    if correct is None:
+        return None
+    positive = said.get("is_positive", said["label"] == said["positive"] if has_options else None)
+    predicted = said["predicted"] == said["positive"] if has_options and "predicted" in said else None
+    return {
+        "sample": str(sample), "correct": correct, "positive": positive, "risk": said.get("risk"), "predicted": predicted,
+        "order": said.get("log_odds"), "scored": said.get("scored") is not False,
+    }  # fmt: skip
 
 
 def risks(log: str) -> dict[str, list[tuple[bool, float]]]:

@@ -1,15 +1,21 @@
 """What the scorers' samples come to: inspect-ai metrics over what each score's metadata says.
 
-A sample of a scorer of ours carries, when it was scored (metadata["scored"]):
-    options: label, predicted, positive (texts of options), said (the option that was written, else "other");
-    a risk: also risk = P(positive), confidence = P(predicted);     a number: prediction, target.
-Those that were not scored are left out of every metric but coverage and parse_rate. scikit-learn computes what it has.
-A metric that is not defined is NaN: of no sample, which coverage shows; the AUC of one class, which a warning says.
+A sample of a scorer of ours carries:
+    options: label, positive (texts of options); when it was scored also predicted, said (the option that was written, else
+    "other"), and where there is a risk: risk = P(positive), confidence = P(predicted), log_odds of the risk, if known;
+    a number: target; when it was scored also prediction.
+
+Every sample counts (metadata["scored"] says which were scored; coverage and parse_rate are their share): one without an
+option is wrong, and one without a risk or a number counts as the constant baseline does, which metadata["constant"] has
+(`chance`), so that no run gains by answering the easy samples alone. scikit-learn computes what it has. A metric that is
+not defined is NaN, with a warning: the AUC of one class.
 """
 
 import logging
 import math
-from collections.abc import Callable
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inspect_ai.scorer import Metric, SampleScore, metric
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     import numpy
 
 BINS = 10
+_NONE = "\0"  # predicted where nothing was
 _log = logging.getLogger(__name__)
 
 
@@ -38,19 +45,55 @@ def expected_calibration_error(predicted: "numpy.ndarray", actual: "numpy.ndarra
     return float(np.abs(gaps).sum() / len(predicted))
 
 
-def _scored(scores: list[SampleScore]) -> list[dict[str, Any]]:
+Case = dict[str, Any]
+"""The metadata of a sample's score."""
+
+
+def _cases(scores: list[SampleScore]) -> list[Case]:
     found = [s.score.metadata or {} for s in scores]
-    return [m for m in found if m.get("scored")]
+    return [m for m in found if "label" in m or "target" in m]
 
 
-def _of_scored(compute: Callable[[list[dict[str, Any]]], float]) -> Metric:
-    """A metric over the samples that were scored; NaN where there is none."""
+def _of_cases(compute: Callable[[list[Case]], float]) -> Metric:
+    """A metric over all samples; NaN where there is none."""
 
     def value(scores: list[SampleScore]) -> float:
-        cases = _scored(scores)
+        cases = _cases(scores)
         return float(compute(cases)) if cases else math.nan
 
     return value
+
+
+def _of_risks(compute: Callable[[list[Case]], float]) -> Metric:
+    """As `_of_cases`; those without a risk have the constant's predicted option, risk and confidence."""
+    return _of_cases(lambda cases: compute(_filled(cases, lambda: constant_of_labels(cases))))
+
+
+def _filled(cases: list[Case], otherwise: Callable[[], Case]) -> list[Case]:
+    """Those that were not scored with what the constant says; of scorers that know none, what the samples' own is."""
+    if all(c.get("scored") for c in cases):
+        return cases
+    own = {} if all(c.get("scored") or "constant" in c for c in cases) else otherwise()
+    return [c if c.get("scored") else c | c.get("constant", own) for c in cases]
+
+
+def constant_of_labels(cases: list[Case]) -> Case:
+    """The constant that knows how often each label occurs in these cases: predicted, risk, confidence."""
+    return constant_of_counts(Counter(c["label"] for c in cases), cases[0]["positive"])
+
+
+def constant_of_counts(counts: Counter[str], positive: str) -> Case:
+    """The constant answer where labels occur so often: the most frequent one, of several the first in order, and the shares
+    of it and of the positive one.
+    """
+    predicted = min(counts, key=lambda label: (-counts[label], label))
+    risk, confidence = (counts[label] / counts.total() for label in (positive, predicted))
+    return {"predicted": predicted, "risk": risk, "confidence": confidence}
+
+
+def constant_of_numbers(values: Sequence[float]) -> Case:
+    """The constant numbers with the smallest absolute and the smallest squared error: median and mean."""
+    return {"median": statistics.median(values), "mean": statistics.fmean(values)}
 
 
 def _undefined(name: str, why: str) -> float:
@@ -58,23 +101,29 @@ def _undefined(name: str, why: str) -> float:
     return math.nan
 
 
-def _column(cases: list[dict[str, Any]], name: str) -> "numpy.ndarray":
+def _column(cases: list[Case], name: str) -> "numpy.ndarray":
     import numpy as np
 
     return np.array([c[name] for c in cases])
 
 
-def _correct(cases: list[dict[str, Any]]) -> "numpy.ndarray":
-    return (_column(cases, "predicted") == _column(cases, "label")).astype(float)
+def _correct(cases: list[Case]) -> "numpy.ndarray":
+    import numpy as np
+
+    return np.array([float(c.get("predicted") == c["label"]) for c in cases])
 
 
-def _positive(cases: list[dict[str, Any]]) -> "numpy.ndarray":
+def _positive(cases: list[Case]) -> "numpy.ndarray":
     return (_column(cases, "label") == _column(cases, "positive")).astype(int)
+
+
+def _is_scored(score: SampleScore) -> bool:
+    return bool((score.score.metadata or {}).get("scored"))
 
 
 def _scored_share() -> Metric:
     def value(scores: list[SampleScore]) -> float:  # a function each: inspect-ai writes a metric's name on it
-        return len(_scored(scores)) / len(scores) if scores else math.nan
+        return sum(_is_scored(s) for s in scores) / len(scores) if scores else math.nan
 
     return value
 
@@ -93,14 +142,14 @@ def parse_rate() -> Metric:
 
 @metric
 def accuracy() -> Metric:
-    """Share of the scored samples whose predicted option is the label."""
-    return _of_scored(lambda cases: _correct(cases).mean())
+    """Share of the samples whose predicted option is the label."""
+    return _of_cases(lambda cases: _correct(cases).mean())
 
 
 @metric
 def stderr() -> Metric:
     """Standard error of that accuracy: standard deviation (n - 1) over the root of n."""
-    return _of_scored(lambda cases: _standard_error(_correct(cases)))
+    return _of_cases(lambda cases: _standard_error(_correct(cases)))
 
 
 def _standard_error(values: "numpy.ndarray") -> float:
@@ -111,60 +160,73 @@ def _standard_error(values: "numpy.ndarray") -> float:
 def balanced_accuracy() -> Metric:
     """Mean over the classes of the share of each that was predicted (scikit-learn)."""
 
-    def compute(cases: list[dict[str, Any]]) -> float:
+    def compute(cases: list[Case]) -> float:
         import numpy as np
         from sklearn.metrics import recall_score
 
-        labels, predicted = _column(cases, "label"), _column(cases, "predicted")
+        labels, predicted = _column(cases, "label"), np.array([c.get("predicted", _NONE) for c in cases])
         return recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
 
-    return _of_scored(compute)
+    return _of_cases(compute)
 
 
 @metric
 def f1() -> Metric:
     """F1 of the last option; 0 where it is neither predicted nor wanted (scikit-learn)."""
 
-    def compute(cases: list[dict[str, Any]]) -> float:
+    def compute(cases: list[Case]) -> float:
         from sklearn.metrics import f1_score
 
-        predicted = _column(cases, "predicted") == _column(cases, "positive")
-        return f1_score(_positive(cases), predicted.astype(int), zero_division=0)
+        predicted = [int(c.get("predicted") == c["positive"]) for c in cases]
+        return f1_score(_positive(cases), predicted, zero_division=0)
 
-    return _of_scored(compute)
+    return _of_cases(compute)
 
 
 @metric
 def auc() -> Metric:
-    """Area under the ROC curve of the risk (scikit-learn)."""
+    """Area under the ROC curve of the risk (scikit-learn); by its log-odds where they are known, as risks round to 1."""
 
-    def compute(cases: list[dict[str, Any]]) -> float:
+    def compute(cases: list[Case]) -> float:
+        import numpy as np
         from sklearn.metrics import roc_auc_score
 
         actual = _positive(cases)
         if len(set(actual)) < 2:
-            return _undefined("auc", f"all {len(actual)} scored samples are of one class")
-        return roc_auc_score(actual, _column(cases, "risk"))
+            return _undefined("auc", f"all {len(actual)} samples are of one class")
+        ranks = np.unique(_order(cases), return_inverse=True)[1]  # scikit-learn takes no infinite log-odds
+        return roc_auc_score(actual, ranks)
 
-    return _of_scored(compute)
+    return _of_risks(compute)
+
+
+def _order(cases: list[Case]) -> list[float]:
+    """What puts the cases in the order of their risks."""
+    if not any("log_odds" in c for c in cases) or any(c.get("scored") and "log_odds" not in c for c in cases):
+        return [c["risk"] for c in cases]
+    return [c["log_odds"] if "log_odds" in c else _log_odds(c["risk"]) for c in cases]
+
+
+def _log_odds(risk: float) -> float:
+    return math.log(risk / (1 - risk)) if 0 < risk < 1 else math.copysign(math.inf, risk - 0.5)
 
 
 @metric
 def brier() -> Metric:
     """Mean squared distance of the risk from 1 (label is the last option) or 0."""
-    return _of_scored(lambda cases: ((_column(cases, "risk") - _positive(cases)) ** 2).mean())
+    return _of_risks(lambda cases: ((_column(cases, "risk") - _positive(cases)) ** 2).mean())
 
 
 @metric
 def c_ece() -> Metric:
     """Calibration error of the confidence: the predicted option's probability against being right."""
-    return _of_scored(lambda cases: expected_calibration_error(_column(cases, "confidence"), _correct(cases)))
+    return _of_risks(lambda cases: expected_calibration_error(_column(cases, "confidence"), _correct(cases)))
 
 
 @metric
 def r_ece() -> Metric:
     """Calibration error of the risk: P(last option) against the label being the last option."""
-    return _of_scored(lambda cases: expected_calibration_error(_column(cases, "risk"), _positive(cases)))
+    return _of_risks(lambda cases: expected_calibration_error(_column(cases, "risk"), _positive(cases)))
 
 
 @metric
@@ -176,12 +238,12 @@ def confusion() -> Metric:
     """
 
     def value(scores: list[SampleScore]) -> dict[str, float]:
-        cases = _scored(scores)
+        cases = _cases(scores)
         named = {(True, True): "true_positives", (True, False): "false_negatives",
                  (False, True): "false_positives", (False, False): "true_negatives"}  # fmt: skip
         counts = dict.fromkeys(named.values(), 0)
         for c in cases:
-            if c["said"] != "other":
+            if c.get("said", "other") != "other":
                 counts[named[c["label"] == c["positive"], c["said"] == c["positive"]]] += 1
         balance = float(_positive(cases).mean()) if cases else math.nan
         return {**counts, "other": len(scores) - sum(counts.values()), "class_balance": balance}
@@ -192,34 +254,32 @@ def confusion() -> Metric:
 @metric
 def mae() -> Metric:
     """Mean absolute error (scikit-learn)."""
-    return _of_numbers("mean_absolute_error")
+    return _of_numbers("mean_absolute_error", "median")
 
 
 @metric
 def rmse() -> Metric:
     """Root of the mean squared error (scikit-learn)."""
-    return _of_numbers("root_mean_squared_error")
+    return _of_numbers("root_mean_squared_error", "mean")
 
 
 @metric
 def r_squared() -> Metric:
     """Share of the targets' variance that the predictions explain (scikit-learn); NaN where targets do not vary."""
-
-    def compute(cases: list[dict[str, Any]]) -> float:
-        from sklearn.metrics import r2_score
-
-        targets = _column(cases, "target")
-        if len(set(targets)) < 2:
-            return _undefined("r_squared", f"the {len(targets)} targets do not vary")
-        return r2_score(targets, _column(cases, "prediction"))
-
-    return _of_scored(compute)
+    return _of_numbers("r2_score", "mean")
 
 
-def _of_numbers(function: str) -> Metric:
-    def compute(cases: list[dict[str, Any]]) -> float:
+def _of_numbers(function: str, constant: str) -> Metric:
+    """A metric of scikit-learn's; those without a number have the constant that is best for it."""
+
+    def compute(cases: list[Case]) -> float:
         import sklearn.metrics
 
-        return getattr(sklearn.metrics, function)(_column(cases, "target"), _column(cases, "prediction"))
+        targets = _column(cases, "target")
+        if function == "r2_score" and len(set(targets)) < 2:
+            return _undefined("r_squared", f"the {len(targets)} targets do not vary")
+        filled = _filled(cases, lambda: constant_of_numbers(targets.tolist()))
+        predictions = [c["prediction"] if c.get("scored") else c[constant] for c in filled]
+        return getattr(sklearn.metrics, function)(targets, predictions)
 
-    return _of_scored(compute)
+    return _of_cases(compute)

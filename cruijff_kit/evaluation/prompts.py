@@ -24,11 +24,12 @@ from cruijff_kit.config import RunConfig
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.evaluation import metrics
 from cruijff_kit.evaluation.engine import Answer, Request
-from cruijff_kit.evaluation.evaluate import build_task, run_inspect
+from cruijff_kit.evaluation.evaluate import build_task, option_tokens, run_inspect
 from cruijff_kit.evaluation.foreign import measured
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.settings import as_messages
+from cruijff_kit.evaluation.targets import check_room, check_targets, most_tokens, targets_within_others
 from cruijff_kit.training import shared
 from cruijff_kit.withheld import quoted
 
@@ -51,7 +52,7 @@ class _Recorder:
 
     def add(self, request: Request, done: Callable[[Answer], object], wanted: Callable[[], bool]) -> None:
         self.prompts.append(request.ids)
-        done(Answer([len(self.prompts) - 1]))
+        done(Answer([len(self.prompts) - 1], option_logits=[0.0] * len(request.options)))
 
     def step(self) -> bool:
         return False
@@ -68,7 +69,7 @@ class _NumberTokenizer:
 
     def __init__(self, tokenizer) -> None:
         self.prompt, self.example, self.token = tokenizer.prompt, tokenizer.example, tokenizer.token
-        self.stop_tokens = tokenizer.stop_tokens
+        self.continuation = tokenizer.continuation
 
     def decode(self, ids: list[int]) -> str:
         return str(ids[0])
@@ -80,6 +81,7 @@ class Rehearsal:
 
     prompts: how many were compared with training. longest: tokens of the longest one. metrics: scorer -> its metrics; None
     where they are not known before the task has run. max_tokens: the longest answer. samples: how many will be asked.
+    warnings: what to know of the scorers before anything is trained.
     """
 
     prompts: int
@@ -87,6 +89,7 @@ class Rehearsal:
     metrics: dict[str, list[str]] | None
     max_tokens: int
     samples: int
+    warnings: tuple[str, ...] = ()
 
 
 _rehearsed: dict[str, Rehearsal] = {}
@@ -112,7 +115,7 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
     """As `rehearse`, without its memory.
 
     Raises:
-        UserError: a prompt differs; its row and the first differing tokens are shown.
+        UserError: a prompt differs (its row and the first differing tokens are shown), or as `targets`.
     """
     tokenizer = shared.tokenizer(config.torchtune["tokenizer"])
     asked = {
@@ -125,6 +128,8 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     wordiest, samples = _wordiest(task, config), _asked(task, config)
+    check_targets(name, task, config)
+    warnings = (*check_room(name, task, config, tokenizer), *targets_within_others(name, task))
     task.dataset = task.dataset[:_SAMPLES]
     with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
         log = _run(name, task, recorder, config, Path(logs))
@@ -134,7 +139,7 @@ def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
         example = examples[row]
         _compare(name.label, row, prompt, example.tokens[: example.first_label], tokenizer)
     longest = max(map(len, [*asked.values(), *(tokenizer.prompt(_messages(s.input)) for s in wordiest)]))
-    return Rehearsal(len(asked), longest, found, task.config.max_tokens or config.eval.max_tokens, samples)
+    return Rehearsal(len(asked), longest, found, most_tokens(task, config), samples, warnings)
 
 
 def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
@@ -143,19 +148,21 @@ def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     wordiest = [tokenizer.prompt(_messages(s.input)) for s in _wordiest(task, config)]
-    found, limit = measured(task), task.config.max_tokens or config.eval.max_tokens
-    samples = _asked(task, config)
+    found, samples = measured(task), _asked(task, config)
+    warnings = check_room(name, task, config, tokenizer)
     task.dataset = task.dataset[:_FEW]
     with tempfile.TemporaryDirectory() as logs:
         _run(name, task, recorder, config, Path(logs), score=False)
-    return Rehearsal(0, max(map(len, [*recorder.prompts, *wordiest])), found, limit, samples)
+    longest = max(map(len, [*recorder.prompts, *wordiest]))
+    return Rehearsal(0, longest, found, most_tokens(task, config), samples, warnings)
 
 
 def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, logs: Path, score: bool = True) -> EvalLog:
     said = logging.getLogger(metrics.__name__)
     was, said.disabled = said.disabled, True  # what is not defined over the recorder's answers says nothing
     try:
-        log = run_inspect(task, open_model(recorder, "recorder", _SAMPLES), config, logs, {}, score)
+        model = open_model(recorder, "recorder", _SAMPLES, options=option_tokens(task))
+        log = run_inspect(task, model, config, logs, {}, score)
     except Exception as error:  # whatever a task of the user's does wrong
         raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {one_line(error)}") from error
     finally:

@@ -7,6 +7,7 @@ nothing runs.
 """
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -27,7 +28,9 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session, SharedPasses
+from cruijff_kit.evaluation.scorers import OPTION_LOGITS, OPTION_SAID
 from cruijff_kit.evaluation.settings import (
     DEFAULT_MAX_TOKENS,
     as_messages,
@@ -36,6 +39,7 @@ from cruijff_kit.evaluation.settings import (
     sampling_key,
     temperature,
 )
+from cruijff_kit.withheld import active, quoted
 
 PROVIDER = "cruijff_kit"
 # A sample comes from one question to the next in about as many turns of the event loop; a turn of an idle one takes 10 us.
@@ -48,6 +52,7 @@ def open_model(
     batch_size: int,
     finished: Callable[[], object] = lambda: None,
     turns: "Turns | None" = None,
+    options: tuple[str, ...] = (),
 ) -> Model:
     """The model as inspect-ai's tasks see it: `cruijff_kit/NAME`.
 
@@ -57,9 +62,15 @@ def open_model(
         batch_size: most prompts decoded at once.
         finished: called each time an answer is complete.
         turns: that it takes with other models; None: its own.
+        options: texts of one token each; every answer comes with their logits (`scorers.OPTION_LOGITS`).
     """
     model = get_model(
-        f"{PROVIDER}/{name}", memoize=False, chat_model=chat_model, batch_size=batch_size, finished=finished
+        f"{PROVIDER}/{name}",
+        memoize=False,
+        chat_model=chat_model,
+        batch_size=batch_size,
+        finished=finished,
+        options=options,
     )
     model.api.turns = turns or model.api.turns
     return model
@@ -136,10 +147,13 @@ class InMemoryAPI(ModelAPI):
         chat_model: ChatModel,
         batch_size: int = 128,
         finished: Callable[[], object] = lambda: None,
+        options: tuple[str, ...] = (),
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.chat_model, self.batch_size, self.finished = chat_model, batch_size, finished
-        self.turns, self.tokens = Turns(), 0
+        self.options, self.turns, self.tokens = options, Turns(), 0
+        # The first that was computed counts: an equal prompt in another batch may come out rounded otherwise.
+        self._logits: dict[bytes, list[float]] = {}
         self._session: Session | None = None
         self._open: set[asyncio.Future[Answer]] = set()
         self._asked: Counter[str] = Counter()
@@ -150,17 +164,52 @@ class InMemoryAPI(ModelAPI):
         """Answer one chat.
 
         Raises:
-            UserError: tools, a setting that cannot be honoured, or a chat that the model cannot read.
+            UserError: tools, a setting that cannot be honoured, a chat that the model cannot read, or an option that is not
+                one token.
         """
         check(tools, tool_choice, config)
-        ids = self.chat_model.tokenizer.prompt(as_messages(input))
+        messages = as_messages(input)
+        ids = self.chat_model.tokenizer.prompt(messages)
+        options = {text: self._option_id(messages, text) for text in self.options}
         asked_before = 0
         if temperature(config):
             key = sampling_key(ids, config)
             asked_before, self._asked[key] = self._asked[key], self._asked[key] + 1
-        answers = await self._answers(as_requests(ids, config, asked_before))
+        answers = await self._answers(as_requests(ids, config, asked_before, tuple(options.values())))
         self.finished()
-        return self._output(ids, answers, config)
+        output = self._output(ids, answers, config)
+        if options:
+            first = answers[0].logprobs[0].token if answers[0].logprobs else None
+            said = next((text for text, token in options.items() if token == first), None)
+            output.metadata = {OPTION_LOGITS: self._kept_logits(ids, options, answers[0]), OPTION_SAID: said}
+        return output
+
+    async def option_logits(self, input: list[ChatMessage], options: list[str]) -> dict[str, float]:
+        """The logit of each option's token at the beginning of an answer to a chat. Nothing is decoded.
+
+        Raises:
+            UserError: a chat that the model cannot read, or an option that is not one token.
+        """
+        messages = as_messages(input)
+        ids = self.chat_model.tokenizer.prompt(messages)
+        found = {text: self._option_id(messages, text) for text in options}
+        (answer,) = await self._answers([Request(ids, 0, options=tuple(found.values()))])
+        return self._kept_logits(ids, found, answer)
+
+    def _kept_logits(self, ids: list[int], options: dict[str, int], answer: Answer) -> dict[str, float]:
+        asked = hashlib.sha256(f"{ids} {options}".encode()).digest()
+        return dict(zip(options, self._logits.setdefault(asked, answer.option_logits), strict=True))
+
+    def _option_id(self, messages: list[dict[str, str]], option: str) -> int:
+        tokenizer = self.chat_model.tokenizer
+        ids = tokenizer.continuation(messages, option)
+        if len(ids) != 1:
+            spelt = quoted(ids) if active() else " ".join(repr(tokenizer.token(i)) for i in ids)
+            raise UserError(
+                f"risk_scorer: the option {quoted(option)} is {len(ids)} tokens of this model ({spelt}), not a single one; "
+                "choose options that are one token each, such as digits or letters"
+            )
+        return ids[0]
 
     async def score(self, input: list[ChatMessage], choices: list[str]) -> list[list[float]]:
         """Log-probabilities of each choice's tokens, its end token last, as the answer to a chat. Nothing is decoded.

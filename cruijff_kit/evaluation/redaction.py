@@ -1,9 +1,10 @@
 """Logs of red data: inspect-ai's log without what the samples say, before anything touches the disk.
 
-What stays is listed here, everything else goes: scores that are numbers or C, I, P, N; risks, and whether the label is the
-last option; columns that dataset.group_columns names; tokens, times, counts. So the table, comparisons item by item, groups
-and ROC curves work on it. Texts that identify a sample become a hash, keyed by the data itself: the same in every run on
-it, and of no use to who does not have it.
+What stays is listed here, everything else goes: scores that are numbers or C, I, P, N, and what a constant answer would
+get; risks, and whether the label is the last option; columns that dataset.group_columns names; tokens, times, counts. So
+the table, comparisons item by item, groups and ROC curves work on it. Texts that identify a sample, or the unit that it is
+of (dataset.unit_column), become a hash, keyed by the data itself: the same in every run on it, and of no use to who does
+not have it.
 
 inspect-ai works in memory meanwhile (its JSON recorder in fsspec's memory file system; the .eval recorder would put whole
 samples into a temporary file, and answers that a task caches would lie in the user's cache).
@@ -96,7 +97,11 @@ def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: b
     samples = log.samples or []
     groups = _groups(samples, config.dataset.group_columns, trusted=ships)
     made = _Redaction(
-        digest_of(config.dataset.path, config.dataset.format), groups, ships, log.eval.dataset.samples or 0
+        digest_of(config.dataset.path, config.dataset.format),
+        groups,
+        ships,
+        log.eval.dataset.samples or 0,
+        config.dataset.unit_column,
     )
     names = {str((s.metadata or {}).get(column)) for s in samples for column in groups}
     return EvalLog(
@@ -131,18 +136,26 @@ def _groups(samples: list[EvalSample], columns: list[str], trusted: bool) -> dic
 class _Redaction:
     """Samples of one log as they may be kept."""
 
-    def __init__(self, key: bytes, groups: dict[str, bool], ships: bool, count: int) -> None:
-        self.key, self.groups, self.ships, self.count = key, groups, ships, count
+    def __init__(
+        self, key: bytes, groups: dict[str, bool], ships: bool, count: int, unit_column: str | None = None
+    ) -> None:
+        self.key, self.groups, self.ships, self.count, self.unit_column = key, groups, ships, count, unit_column
 
     def id(self, id: int | str) -> int | str:
         """A row's number as it is; anything else, also a number that may be somebody's, as a hash."""
         if isinstance(id, int) and (self.ships or 0 <= id <= self.count):
             return id
-        return "#" + hmac.new(self.key, str(id).encode(), hashlib.sha256).hexdigest()[:16]
+        return self.hash(id)
+
+    def hash(self, value: Any) -> str:
+        """What stands for a value: the same in every run on the data, and of no use to who does not have it."""
+        return "#" + hmac.new(self.key, str(value).encode(), hashlib.sha256).hexdigest()[:16]
 
     def sample(self, sample: EvalSample) -> EvalSample:
         metadata = sample.metadata or {}
         kept = {k: v for k, v in metadata.items() if k in self.groups and isinstance(v, str | int | float)}
+        if self.unit_column not in kept and metadata.get(self.unit_column) is not None:  # to cluster by, not to know
+            kept[self.unit_column] = self.hash(metadata[self.unit_column])
         if self.ships:
             kept |= {k: metadata[k] for k in ("split", "row")}
         same = (
@@ -169,7 +182,7 @@ class _Redaction:
 
 def _score(score: Score) -> Score:
     said, kept = score.metadata or {}, {}
-    for name in ("risk", "confidence"):
+    for name in ("risk", "confidence", "log_odds", "chance"):
         if isinstance(said.get(name), float):
             kept[name] = said[name]
     if isinstance(said.get("scored"), bool):

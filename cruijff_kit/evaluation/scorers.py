@@ -1,39 +1,100 @@
-"""Scorers for answers that are an option or a number; inspect-ai's match and includes serve all others.
+"""Scorers of answers: a text, an option, a number.
 
-    from cruijff_kit.evaluation.scorers import risk_scorer
-    Task(..., scorer=risk_scorer(("0", "1")), config=GenerateConfig(max_tokens=1, logprobs=True, top_logprobs=20))
+    from cruijff_kit.evaluation.scorers import exact, risk_scorer
+    Task(..., scorer=[exact(), risk_scorer(("0", "1"))], config=GenerateConfig(logprobs=True, top_logprobs=20))
 
 They work in any inspect-ai task and with any model. A sample that cannot be scored has the value "N", the reason, and
-metadata["scored"] = False; `metrics` leaves it out and reports the share of the others.
+metadata["scored"] = False; `metrics` says how it counts.
+
+What others may know of a scorer stands in its attributes: needs_whole_answer, compares (texts: EQUALITY or INCLUSION),
+options, option_tokens (options whose logits it reads), decimal_comma, and check_target, which raises UserError for a text
+that can be no target.
 """
 
+import functools
 import math
-import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from inspect_ai.model import Logprob, get_model
-from inspect_ai.scorer import CORRECT, INCORRECT, NOANSWER, Score, Scorer, Target, scorer
+from inspect_ai.scorer import (
+    CORRECT,
+    INCORRECT,
+    NOANSWER,
+    Score,
+    Scorer,
+    Target,
+    accuracy,
+    scorer,
+    stderr,
+)
 from inspect_ai.solver import TaskState
 
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation import metrics
+from cruijff_kit.evaluation.numbers import find_number, find_risk
 from cruijff_kit.withheld import active, quoted
 
-# Not a part of a word, nor of a number with commas.
-_NUMBER = re.compile(r"(?<![\w.])(?<!\d,)-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w|,\d{3}\b)")
+OPTION_LOGITS = "option_logits"
+"""In the metadata of an output of the model in memory: option -> the logit of its token at the answer's beginning."""
+OPTION_SAID = "option_said"
+"""There: the option that the answer begins with; None: with none."""
+
+EQUALITY, INCLUSION = "equality", "inclusion"
+_TEXTS = [accuracy(), stderr()]
 _OPTIONS = [metrics.accuracy(), metrics.stderr(), metrics.balanced_accuracy(), metrics.f1(), metrics.confusion()]
 _RISKS = [metrics.auc(), metrics.brier(), metrics.c_ece(), metrics.r_ece()]
 _NUMBERS = [metrics.mae(), metrics.rmse(), metrics.r_squared(), metrics.parse_rate()]
+
+
+# inspect-ai's `match` and `includes` have other parameters, so that `inspect score`, which looks for them by these names,
+# refuses instead of scoring otherwise.
+@scorer(metrics=_TEXTS, name="match")
+def exact(case_sensitive: bool = True) -> Scorer:
+    """The answer is the target, character by character (`plain`), or one of the targets.
+
+    Unlike inspect-ai's match(location="exact"), which strips punctuation: there "5" passes for "-5" and "C" for "C++".
+    """
+    return _text_scorer(EQUALITY, case_sensitive)
+
+
+@scorer(metrics=_TEXTS)
+def includes(case_sensitive: bool = True) -> Scorer:
+    """The target, or one of them, stands somewhere in the answer (both as `plain` has them)."""
+    return _text_scorer(INCLUSION, case_sensitive)
+
+
+def plain(text: str) -> str:
+    """A text as texts are compared: in Unicode's composed form (NFC), without blanks around it; its case stays."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _text_scorer(compares: str, case_sensitive: bool) -> Scorer:
+    def folded(text: str) -> str:
+        return plain(text) if case_sensitive else plain(text).casefold()
+
+    def is_right(answer: str, wanted: str) -> bool:
+        return wanted in answer if compares == INCLUSION else wanted == answer
+
+    async def score(state: TaskState, target: Target) -> Score:
+        text = state.output.completion
+        right = any(is_right(folded(text), folded(wanted)) for wanted in target)
+        reason = None if text.strip() else "no_response"
+        return Score(value=CORRECT if right else INCORRECT, answer=text.strip(), explanation=text, reason=reason)
+
+    score.compares, score.needs_whole_answer = compares, True
+    return score
 
 
 @scorer(metrics=[*_OPTIONS, *_RISKS, metrics.coverage()])
 def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
     """Probabilities of the options as the first token of the answer; risk = P(last option).
 
-    Softmax of the token's log-probabilities over the options. For the model in memory tokens are compared by id: an
-    option's is the one that training teaches behind this very prompt; for other models by spelling. The task must ask
-    for log-probabilities with alternatives; a sample where an option is not among them is not scored.
+    The softmax of the tokens' logits. The model in memory gives the logits of exactly these tokens, those that training
+    teaches behind this very prompt, in fp32; of other models the log-probabilities are taken, which the task must ask for
+    with alternatives, tokens are compared by spelling, and a sample where an option is not among them is not scored.
+    log_odds: of the last option against all others, before it is rounded into a probability.
 
     Args:
         option_tokens: two or more texts, each a single token; targets are among them.
@@ -43,23 +104,29 @@ def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
     options = _checked(option_tokens)
 
     async def score(state: TaskState, target: Target) -> Score:
-        label, spelt = _label(target, options), _spelling(state, options)
-        first = _first_token(state)
-        if first is None:
-            return _unscored("no_response", "nothing was generated")
-        found = {_plain(t.token, spelt): t.logprob for t in [*first.top_logprobs, first]}
-        missing = [o for o in options if spelt.get(o, o) not in found]
-        if missing:
-            return _unscored("missing_option", f"not among the {len(found)} likeliest tokens: {', '.join(missing)}")
-        said = next((o for o in options if spelt.get(o, o) == _plain(first.token, spelt)), "other")
-        return _risk_score(_softmax([found[spelt.get(o, o)] for o in options]), options, label, said)
+        label = _label(target.text, options)
+        logits, said = await _in_memory(state, options) or (None, None)
+        if logits is None:
+            first = _first_token(state)
+            if first is None:
+                return _unscored("no_response", "nothing was generated", label=label, positive=options[-1])
+            spelt = {_spelling(t.token): t.logprob for t in [*first.top_logprobs, first] if math.isfinite(t.logprob)}
+            if missing := [o for o in options if o not in spelt]:
+                why = f"not among the {len(spelt)} likeliest tokens: {', '.join(missing)}"
+                return _unscored("missing_option", why, label=label, positive=options[-1])
+            logits, said = [spelt[o] for o in options], _spelling(first.token)
+        found = _risk_score(_softmax(logits), options, label, said)
+        found.metadata["log_odds"] = logits[-1] - _logsumexp(logits[:-1])
+        return found
 
+    score.options = score.option_tokens = tuple(options)
+    score.check_target = functools.partial(_label, options=options)
     return score
 
 
 @scorer(metrics=[*_OPTIONS, *_RISKS, metrics.parse_rate()])
 def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 0.5) -> Scorer:
-    """The risk as a number in the answer's text: the first one in [0, 1]; "80%" is 0.8.
+    """The risk as a number in the answer's text, the one in [0, 1] (`numbers.find_risk`); "80%" is 0.8.
 
     Args:
         options: the two labels; the risk is that of the last.
@@ -72,13 +139,15 @@ def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 
         raise UserError(f"numeric_risk_scorer takes two options, not {len(options)}")
 
     async def score(state: TaskState, target: Target) -> Score:
-        label = _label(target, options)
+        label = _label(target.text, options)
         risk = find_risk(state.output.completion)
         if risk is None:
-            return _unscored("invalid_response_format", "no number in [0, 1] in the answer")
+            why = "no number in [0, 1] in the answer, or several"
+            return _unscored("invalid_response_format", why, label=label, positive=options[-1])
         predicted = options[risk >= threshold]
         return _risk_score([1 - risk, risk], options, label, predicted, predicted)
 
+    score.options, score.check_target = tuple(options), functools.partial(_label, options=options)
     return score
 
 
@@ -94,47 +163,40 @@ def binary_scorer(options: Sequence[str] = ("0", "1")) -> Scorer:
     options = _checked(options)
 
     async def score(state: TaskState, target: Target) -> Score:
-        label, text = _label(target, options), state.output.completion.strip()
-        said = next((o for o in options if o.strip() == text), "other")
+        label, text = _label(target.text, options), plain(state.output.completion)
+        said = next((o for o in options if plain(o) == text), "other")
         kept = {"scored": True, "label": label, "predicted": said, "positive": options[-1], "said": said}
         return Score(value=CORRECT if said == label else INCORRECT, answer=text, metadata=kept)
 
+    score.options, score.needs_whole_answer = tuple(options), True
+    score.check_target = functools.partial(_label, options=options)
     return score
 
 
 @scorer(metrics=_NUMBERS)
-def continuous_scorer() -> Scorer:
-    """The first number in the answer's text against the target's; "$", "," and "%" do not count. Value: |difference|.
+def continuous_scorer(decimal_comma: bool = False) -> Scorer:
+    """The number in the answer's text against the target's (`numbers.find_number`). Value: |difference|.
 
+    Args:
+        decimal_comma: as targets and answers are written: "1,234" is 1.234.
     Raises:
         UserError: a target holds no number.
     """
 
+    def wanted_number(text: str) -> float:
+        if (number := find_number(text, decimal_comma)) is None:
+            raise UserError(f"continuous_scorer needs a number as target, not {quoted(text)}")
+        return number
+
     async def score(state: TaskState, target: Target) -> Score:
-        wanted, number = find_number(target.text), find_number(state.output.completion)
-        if wanted is None:
-            raise UserError(f"continuous_scorer needs a number as target, not {quoted(target.text)}")
+        wanted, number = wanted_number(target.text), find_number(state.output.completion, decimal_comma)
         if number is None:
-            return _unscored("invalid_response_format", "no number in the answer")
+            return _unscored("invalid_response_format", "no number in the answer, or several", target=wanted)
         kept = {"scored": True, "prediction": number, "target": wanted}
         return Score(value=abs(number - wanted), answer=str(number), metadata=kept)
 
+    score.decimal_comma, score.needs_whole_answer, score.check_target = decimal_comma, True, wanted_number
     return score
-
-
-def find_risk(text: str) -> float | None:
-    """The first number in [0, 1] in a text, per cent counted as hundredths; None if there is none."""
-    for match in _NUMBER.finditer(text):
-        value = float(match[0]) / (100 if text[match.end() :].lstrip().startswith("%") else 1)
-        if 0 <= value <= 1:
-            return value
-    return None
-
-
-def find_number(text: str) -> float | None:
-    """The first finite number in a text without "$", "," and "%"; None if there is none."""
-    values = (float(m[0]) for m in _NUMBER.finditer(re.sub(r"[$,%]", "", text)))
-    return next((v for v in values if math.isfinite(v)), None)
 
 
 def _checked(options: Sequence[str]) -> list[str]:
@@ -144,46 +206,35 @@ def _checked(options: Sequence[str]) -> list[str]:
     return options
 
 
-def _label(target: Target, options: list[str]) -> str:
-    text = target.text.strip()
+def _label(target: str, options: list[str]) -> str:
     for option in options:
-        if option.strip() == text:
+        if plain(option) == plain(target):
             return option
     listed = ", ".join(map(quoted, options[: 1 if active() else None]))
-    raise UserError(f"the target {quoted(target.text)} is none of the scorer's options: {listed}")
+    raise UserError(f"the target {quoted(target)} is none of the scorer's options: {listed}")
 
 
-def _spelling(state: TaskState, options: list[str]) -> dict[str, str]:
-    """Option -> how the tokenizer of the model in memory spells the id that continues this prompt; empty elsewhere.
+async def _in_memory(state: TaskState, options: list[str]) -> tuple[list[float], str | None] | None:
+    """The options' logits from the model in memory, and which of them was written; None: it was another model.
 
-    Spelling is one to one with ids (ChatTokenizer.token), so comparing spellings is comparing ids.
+    They come with the answer where the provider knew the options; else it is asked for them now.
     """
+    came = state.output.metadata or {}
+    if {*options} <= {*came.get(OPTION_LOGITS, ())}:
+        return [came[OPTION_LOGITS][o] for o in options], came[OPTION_SAID]
     try:
-        tokenizer = getattr(get_model().api, "chat_model").tokenizer  # noqa: B009 (other models have none)
+        ask = getattr(get_model().api, "option_logits")  # noqa: B009 (other models have none)
     except (ValueError, AttributeError):  # no model at all, when a log is scored anew; or another one
-        return {}
-    asked = list(state.messages)
-    while asked and asked[-1].role == "assistant":
-        asked.pop()
-    messages = [{"role": m.role, "content": m.text} for m in asked]
-    return {option: tokenizer.token(_option_id(tokenizer, messages, option)) for option in options}
+        return None
+    answered = state.messages[:-1] if state.messages[-1].role == "assistant" else state.messages
+    logits = await ask(answered, options)
+    text = plain(state.output.completion)
+    return [logits[o] for o in options], next((o for o in options if plain(o) == text), None)
 
 
-def _plain(token: str, spelling: dict[str, str]) -> str:
-    """A token as options are compared with: as it is for the model in memory, else with its mark for a space as one."""
-    return token if spelling else token.replace("\u0120", " ").replace("\u2581", " ")
-
-
-def _option_id(tokenizer: Any, messages: list[dict[str, str]], option: str) -> int:
-    ids, prompt = tokenizer.example(messages, option)
-    answer = [i for i in ids[prompt:] if i not in tokenizer.stop_tokens]
-    if len(answer) != 1:
-        spelt = quoted(answer) if active() else " ".join(repr(tokenizer.token(i)) for i in answer)
-        raise UserError(
-            f"risk_scorer: the option {quoted(option)} is {len(answer)} tokens of this model ({spelt}), not a single one; "
-            "choose options that are one token each, such as digits or letters"
-        )
-    return answer[0]
+def _spelling(token: str) -> str:
+    """A token as options are compared with it: with its vocabulary's mark for a space as one."""
+    return token.replace("\u0120", " ").replace("\u2581", " ")
 
 
 def _first_token(state: TaskState) -> Logprob | None:
@@ -204,7 +255,14 @@ def _softmax(logprobs: list[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def _risk_score(shares: list[float], options: list[str], label: str, said: str, predicted: str | None = None) -> Score:
+def _logsumexp(logits: list[float]) -> float:
+    highest = max(logits)
+    return highest + math.log(sum(math.exp(x - highest) for x in logits))
+
+
+def _risk_score(
+    shares: list[float], options: list[str], label: str, said: str | None, predicted: str | None = None
+) -> Score:
     likeliest = options[max(range(len(options)), key=shares.__getitem__)]
     predicted = predicted or likeliest
     kept = {
@@ -220,5 +278,5 @@ def _risk_score(shares: list[float], options: list[str], label: str, said: str, 
     return Score(value=CORRECT if predicted == label else INCORRECT, answer=predicted, metadata=kept)
 
 
-def _unscored(reason: str, explanation: str) -> Score:
-    return Score(value=NOANSWER, reason=reason, explanation=explanation, metadata={"scored": False})
+def _unscored(reason: str, explanation: str, **kept: Any) -> Score:
+    return Score(value=NOANSWER, reason=reason, explanation=explanation, metadata={"scored": False} | kept)

@@ -63,13 +63,16 @@ def sampling_key(ids: list[int], config: GenerateConfig) -> str:
     return hashlib.sha256(f"{config.seed or 0} {ids}".encode()).hexdigest()
 
 
-def as_requests(ids: list[int], config: GenerateConfig, asked_before: int) -> list[Request]:
+def as_requests(
+    ids: list[int], config: GenerateConfig, asked_before: int, options: tuple[int, ...] = ()
+) -> list[Request]:
     """A request for each choice.
 
     Args:
         ids: of the prompt.
         config: as `check` lets pass.
         asked_before: how often the prompt was asked with this seed; another epoch draws other numbers.
+        options: ids whose logits are asked for with the first choice; they are the prompt's.
     """
     heat, key = temperature(config), sampling_key(ids, config)
     return [
@@ -87,6 +90,7 @@ def as_requests(ids: list[int], config: GenerateConfig, asked_before: int) -> li
                 {int(token): bias for token, bias in (config.logit_bias or {}).items()},
                 f"{key} {asked_before} {choice}" if heat else "",
             ),
+            options=() if choice else options,
         )
         for choice in range(config.num_choices or 1)
     ]

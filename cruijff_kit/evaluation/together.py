@@ -25,6 +25,7 @@ from cruijff_kit.evaluation.evaluate import (
     evaluate_cell,
     evaluation_of,
     generation,
+    option_tokens,
     tell,
 )
 from cruijff_kit.evaluation.provider import Turns, open_model
@@ -166,7 +167,8 @@ def _work(
     turns, opened = Turns(passes), {}
     for n, cell in cells.items():
         settings, task = cell.config.eval, tasks[n]
-        opened[n] = open_model(models[n], cell.config.model.name, settings.batch_size, finished, turns)
+        options = option_tokens(task)
+        opened[n] = open_model(models[n], cell.config.model.name, settings.batch_size, finished, turns, options)
         task.model = task.model or opened[n]
         task.metadata = cell.metadata | (task.metadata or {})
         task.config = task.config.merge(GenerateConfig(**generation(task, cell.config)))
@@ -175,15 +177,18 @@ def _work(
     logs = call_inspect(asked, [*opened.values()], config, max_tasks=len(asked), log_dir=place)
     if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
         raise KeyboardInterrupt
-    found = {n: _found(cell, _moved(log, cell.folder.eval)) for (n, cell), log in zip(cells.items(), logs, strict=True)}
+    found = {
+        n: _found(cell, tasks[n], _moved(log, cell.folder.eval))
+        for (n, cell), log in zip(cells.items(), logs, strict=True)
+    }
     return found, Counter({n: model.api.tokens for n, model in opened.items()})
 
 
-def _found(cell: Cell, log: EvalLog | Path) -> Evaluation | Exception:
+def _found(cell: Cell, task: Task, log: EvalLog | Path) -> Evaluation | Exception:
     """What a log comes to."""
     try:
         log = read_eval_log(str(log)) if isinstance(log, Path) else log
-        return evaluation_of(cell.name, cell.config, log, cell.epoch, 0.0, cell.prompts_checked)
+        return evaluation_of(cell.name, cell.config, task, log, cell.epoch, 0.0, cell.prompts_checked)
     except Exception as error:
         return error
 

@@ -47,6 +47,7 @@ def show_end(folder: Path, report: bool = True) -> None:
     if not folder.is_dir():
         return
     write_and_show(folder, report)
+    _refresh_above(folder, report)
     views, _ = survey(known_below(folder))
     failed = [v for v in views if v.state in (FAILED, CANCELLED)]
     if failed:
@@ -60,21 +61,28 @@ def write_and_show(sweep_dir: Path, report: bool = True) -> list[RunResult]:
     """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a
     program that waits for them), and return the results, if any.
     """
-    from cruijff_kit.summary import write_summary
-    from cruijff_kit.table import answer_or_show, find_results, read_results, unfinished_runs, write_csv
+    from cruijff_kit.summary import write_overviews
+    from cruijff_kit.table import answer_or_show, unfinished_runs
 
-    if not find_results(sweep_dir):
+    results = write_overviews(sweep_dir)
+    if not results:
         return []
-    results = read_results(sweep_dir)
-    alone = (sweep_dir / "result.json").exists()  # a run's own folder has no table
-    if not alone:
-        write_csv(sweep_dir, results)
-        write_summary(sweep_dir)
     answer_or_show(sweep_dir, results)
     # Of runs that are submitted or were interrupted it would be early.
-    if report and not alone and not unfinished_runs(sweep_dir):
+    if report and not (sweep_dir / "result.json").exists() and not unfinished_runs(sweep_dir):
         _report(sweep_dir)
     return results
+
+
+def _refresh_above(folder: Path, report: bool) -> None:
+    """Bring up to date what a command wrote earlier into the folders above, such as the experiment's: all of it at once."""
+    from cruijff_kit.summary import write_overviews
+
+    for above in [*folder.absolute().parents][:2]:
+        if (above / "results.csv").exists():
+            write_overviews(above)
+            if report and (above / "report.html").exists():
+                _report(above)
 
 
 def _report(sweep_dir: Path) -> None:

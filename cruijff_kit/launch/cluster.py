@@ -3,10 +3,10 @@
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from cruijff_kit import answer
@@ -17,6 +17,7 @@ from cruijff_kit.estimate import Estimate, clock
 from cruijff_kit.folder import discard_unused
 from cruijff_kit.launch.jobs import Job, estimate, find_earlier, write_down
 from cruijff_kit.launch.task import begin_answer
+from cruijff_kit.launch.typed import typed_arguments
 from cruijff_kit.ledger import editing, is_done, read_ledger, run_folder
 from cruijff_kit.packs import packs_of
 from cruijff_kit.plan import check
@@ -117,7 +118,7 @@ def submit_alone(config: RunConfig) -> None:
     begin_answer(job.earlier or folder)
     if job.earlier is None:
         estimate([job], folder)
-        write_down([job], folder, sys.argv[1:])
+        write_down([job], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
         write_summary(folder)
     submit_jobs([job], job.earlier or folder)
     if config.slurm.wait or job.earlier_state == DONE:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from cruijff_kit import answer
+from cruijff_kit.analysis.power import DetectableDifference, detectable_difference
 from cruijff_kit.cluster.client import ClusterError
-from cruijff_kit.config import RunConfig
+from cruijff_kit.config import RunConfig, configuration_hash
 from cruijff_kit.errors import UserError
 from cruijff_kit.estimate import Estimate, check_budget, clock, estimates, in_words, total
 from cruijff_kit.packs import PlannedPack, packs_of
@@ -71,13 +73,15 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     packs = packs_of([config for config, _ in runs], [e.seconds for e in found]) if len(runs) > 1 else []
     there = [n for n, (config, _) in enumerate(runs) if config.slurm.submit]
     arrays = planned_arrays([runs[n][0] for n in there], folder.absolute(), [found[n] for n in there])
+    detectable = detectable_differences(planned)
     if answer.wanted():
+        answer.record(detectable_difference={task: d.as_data() for task, d in detectable.items()})
         answer.record(dry_run=True, folder=str(folder.absolute()), estimate=total(found) | budget(runs[0][0], found))
         answer.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
         names = [run.config.run_name for run in planned]
         answer.extend(packs=[{"runs": [names[n] for n in p.runs], "at_once": p.at_once, "why": p.why} for p in packs])
     else:
-        _print(planned, arrays, packs)
+        _print(planned, arrays, packs, detectable)
     for array in arrays:
         if array.error is not None:
             raise array.error
@@ -105,6 +109,17 @@ def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estima
     return planned
 
 
+def detectable_differences(runs: list[PlannedRun]) -> dict[str, DetectableDifference]:
+    """Task -> the smallest difference that comparisons of these runs could find."""
+    seeds = Counter(configuration_hash(run.config) for run in runs)
+    found = {}
+    for task in runs[0].plan.accuracy_tasks:
+        items = min(run.plan.samples.get(task, 0) for run in runs)
+        if items:
+            found[task] = detectable_difference(items, max(2, len(seeds)), seeds=min(seeds.values()))
+    return found
+
+
 def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
     """max_gpu_hours, and whether it would stop these runs."""
     try:
@@ -114,11 +129,21 @@ def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
     return {"max_gpu_hours": config.max_gpu_hours, "stopped": False}
 
 
-def _print(runs: list[PlannedRun], arrays: list[PlannedArray], packs: list[PlannedPack]) -> None:
+def _print(
+    runs: list[PlannedRun],
+    arrays: list[PlannedArray],
+    packs: list[PlannedPack],
+    detectable: dict[str, DetectableDifference],
+) -> None:
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
     _print_runs(runs, console)
+    for task, difference in detectable.items():
+        console.print(f"{task}: {difference}", markup=False, soft_wrap=True)
+    if len(runs) > 1 and len({configuration_hash(run.config) for run in runs}) == len(runs):
+        more = clock(2 * total(run.estimate for run in runs)["seconds"])
+        console.print(f"each configuration has one seed, so that runs are compared; seed=1,2,3 would take {more} more")
     for pack in packs:
         names = [runs[n].config.run_name for n in pack.runs]
         together = f"{pack.in_words(len(runs))}: {'; '.join(names)}"

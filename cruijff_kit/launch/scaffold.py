@@ -2,9 +2,9 @@
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from cruijff_kit import answer
@@ -12,6 +12,7 @@ from cruijff_kit.config import RunConfig
 from cruijff_kit.launch.dry_run import planned_arrays
 from cruijff_kit.launch.jobs import Job, estimate, find_earlier, write_down
 from cruijff_kit.launch.task import begin_answer
+from cruijff_kit.launch.typed import typed_arguments
 from cruijff_kit.plan import check
 from cruijff_kit.progress import say
 from cruijff_kit.summary import NAME, write_summary
@@ -25,7 +26,7 @@ def scaffold_alone(config: RunConfig) -> None:
     if job.earlier is None:
         estimate([job], folder)
         check_arrays([job], folder)
-        write_down([job], folder, sys.argv[1:])
+        write_down([job], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
         write_summary(folder)
     say_scaffolded([job], folder)
 

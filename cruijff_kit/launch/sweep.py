@@ -15,6 +15,7 @@ from cruijff_kit.launch.jobs import Job, estimate, find_earlier, prepare, write_
 from cruijff_kit.launch.plugin import SweeperConfig
 from cruijff_kit.launch.scaffold import check_arrays, say_scaffolded
 from cruijff_kit.launch.task import begin_answer, warn_of_ignored
+from cruijff_kit.launch.typed import typed_arguments
 from cruijff_kit.result import read_result
 from cruijff_kit.run_status import DONE
 from cruijff_kit.summary import write_summary
@@ -42,7 +43,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
         estimate(jobs, sweep_dir)
         if jobs[0].config.scaffold:
             check_arrays(jobs, sweep_dir)
-        write_down(jobs, sweep_dir, OmegaConf.to_container(launcher.config.hydra.overrides.task))
+        write_down(jobs, sweep_dir, typed_arguments(OmegaConf.to_container(launcher.config.hydra)))
         write_summary(sweep_dir)
         if jobs[0].config.scaffold:
             say_scaffolded(jobs, sweep_dir)
@@ -59,6 +60,11 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
 def _refuse_blind_search(launcher, jobs: list[Job]) -> None:
     lists = (SweeperConfig._target_, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
     searches = launcher.config.hydra.sweeper._target_ not in lists
+    if searches and jobs[0].config.objective_name is None:
+        raise UserError(
+            "a sweeper that optimises needs an objective, and without a validation split there is none; set "
+            "dataset.validation_split, or name one: objective=accuracy (measured on the test split)"
+        )
     if searches and any(j.config.slurm.submit and not j.config.slurm.wait for j in jobs):
         raise UserError("a sweeper that optimises needs each run's objective; add slurm.wait=true")
 

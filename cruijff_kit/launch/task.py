@@ -16,6 +16,7 @@ from cruijff_kit.config import RunConfig, load
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder, discard_unused
 from cruijff_kit.progress import say
+from cruijff_kit.table import no_data
 
 if TYPE_CHECKING:
     from cruijff_kit.plan import Plan
@@ -51,8 +52,8 @@ def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
 
 def begin_answer(folder: Path) -> None:
     """What the command answers to a program has these keys whatever comes of the runs. (Once per batch of a sweep.)"""
-    answer.record(folder=str(folder.absolute()))
-    answer.extend(runs=[], submitted=[], existing=[])
+    answer.record(folder=str(folder.absolute()), **no_data())
+    answer.extend(submitted=[], existing=[])
 
 
 def check_alone(cfg: DictConfig) -> None:

@@ -42,7 +42,8 @@ def read_base(
     Raises:
         UserError: a file is missing, broken, or of another architecture.
     """
-    versions = [(str(f.absolute()), f.stat().st_mtime_ns, f.stat().st_size) for f in weight_files(checkpointer)]
+    stats = [(str(f.absolute()), f.stat()) for f in weight_files(checkpointer)]
+    versions = [(path, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for path, s in stats]
     parts = [versions, checkpointer["_component_"], checkpointer.get("model_type"), quantize_base]
     key = json.dumps([*parts, str(machine.device), str(machine.dtype)])
     if key not in _held:

@@ -2,8 +2,12 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
+import platform
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +70,54 @@ def describe(machine: Machine) -> dict[str, str | int]:
     """device (its name), dtype and threads, for the record."""
     name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else "cpu"
     return {"device": name, "dtype": short_name(machine.dtype), "threads": machine.threads}
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's model, as the system calls it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError):
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            if said := subprocess.run(asked, capture_output=True, text=True).stdout.strip():
+                return said
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def nvidia_driver() -> str | None:
+    """Version of the NVIDIA driver; None where there is none."""
+    with contextlib.suppress(OSError):
+        said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", said):
+            return found[1]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+        if done.returncode == 0 and (lines := done.stdout.split()):
+            return lines[0]
+    return None
+
+
+def describe_hardware(machine: Machine) -> dict[str, dict | None]:
+    """For the record: processor, gpu (None for a run on a CPU), and what torch was built for."""
+    cpu = {"model": processor(), "cores": _processors(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    gpu = None
+    if machine.device.type == "cuda":
+        seen = torch.cuda.get_device_properties(machine.device)
+        gpu = {
+            "model": seen.name,
+            "visible": torch.cuda.device_count(),
+            "memory_bytes": seen.total_memory,
+            "compute_capability": f"{seen.major}.{seen.minor}",
+        }
+    built = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": None}
+    if machine.device.type == "cuda" and torch.backends.cudnn.is_available():
+        built["cudnn"] = torch.backends.cudnn.version()
+    return {"processor": cpu, "gpu": gpu, "nvidia_driver": nvidia_driver(), "torch_build": built}
 
 
 def short_name(dtype: torch.dtype) -> str:

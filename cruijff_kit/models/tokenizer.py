@@ -42,8 +42,9 @@ class ChatTokenizer:
             raise UserError(f"{folder}/tokenizer_config.json names no eos_token, so an answer would have no end")
         self.pad_id = self._id("pad_token") if self._id("pad_token") is not None else self.eos_id
         self._adds_bos = self.bos_id is not None and self.encode("", add_special_tokens=True)[:1] == [self.bos_id]
-        # Tokenizers after SentencePiece write a space in front of whatever they are given.
-        self._adds_space = "".join(self._tokenizer.encode("a", add_special_tokens=False).tokens).startswith("\u2581")
+        # Tokenizers after SentencePiece, and some byte-level ones, write a space in front of whatever they are given.
+        first = "".join(self._tokenizer.encode("a", add_special_tokens=False).tokens)
+        self._adds_space = first.startswith(("\u2581", "\u0120"))
         source = _chat_template(folder, settings) if kind == "chat" else ""
         day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
         try:
@@ -142,6 +143,18 @@ class ChatTokenizer:
         ends = [i for i, token in enumerate(completion) if token == self._end_id]
         completion = completion[: ends[-1] + 1] if ends else [*completion, self._end_id]
         return prompt + completion, len(prompt)
+
+    def continuation(self, messages: list[Message], text: str) -> list[int]:
+        """Ids of a text behind `prompt(messages)`, as training would teach it there, without an end token.
+
+        Raises:
+            UserError: as `prompt` and `example`.
+        """
+        if self._template is not None and messages[-1]["role"] == "assistant":
+            begun = self._begun(messages)
+            return self._continuation(self.encode(begun), begun, text)
+        ids, prompt = self.example(messages, text)
+        return [i for i in ids[prompt:] if i not in self.stop_tokens]
 
     def _continuation(self, prompt: list[int], before: str, text: str) -> list[int]:
         """Ids of a text behind the prompt, which is `before` encoded."""

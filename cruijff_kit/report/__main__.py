@@ -4,7 +4,8 @@ Writes report.html (one file, which opens without a network), report/*.png and *
 every figure and table) and methods.txt (paragraphs for a paper).
 
 --json: {html, methods_file, figures: [...], tables: [...], title, folder, commands: [...], states: {state: runs},
-gpu_hours, cpu_hours, best: [{objective, metric, run, value, folder}], sections: {id: {title, text: [...], absent,
+gpu_hours, cpu_hours, best: [{runs, configurations, leader, value, chosen_by, split, of, note, metric, folder}],
+detectable_difference: {task: {...}}, sections: {id: {title, text: [...], absent,
 tables: {name: {caption, rows: [{column: value}]}}, samples: [{run, task, right, prompt, target, answer, score}]}}}; the
 ids are overview, best, losses, effects, scores, calibration, groups, samples, costs, failures and methods; absent says
 why a section is empty. With --methods: {text}.
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.command import Parser
+
+_BESIDE = ("results.csv", "experiment_summary.md")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.methods:
             return _methods(options.folder)
         from cruijff_kit.report.writing import write_report
+        from cruijff_kit.summary import write_overviews
 
         report = write_report(options.folder, options.to)
+        if options.to is None and any((options.folder / name).exists() for name in _BESIDE):
+            write_overviews(options.folder)  # or else they would tell of fewer runs than the page beside them
         print(f"{report.html}\n{len(report.figures)} figures and {len(report.tables)} tables of data in "
               f"{report.html.parent / 'report'}; methods in {report.methods}")  # fmt: skip
         paths = {"figures": [*map(str, report.figures)], "tables": [*map(str, report.tables)]}

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from cruijff_kit.analysis.configurations import Configuration
+from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell
+from cruijff_kit.analysis.intervals import wilson
 from cruijff_kit.report.document import Chart, Section, Table, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted, legend_below
-from cruijff_kit.report.ranking import wilson
 from cruijff_kit.report.runs import Family, Run, Runs
 from cruijff_kit.result import Evaluation
+from cruijff_kit.table_cells import with_interval
 
 BINS = 10
 OTHERS = 8  # runs beside the best and the untrained model
@@ -15,12 +18,24 @@ OTHERS = 8  # runs beside the best and the untrained model
 
 @dataclass(eq=False)
 class Risks:
-    """The risks that one model gave to the samples of a task. cases: (label is the last option, P(last option))."""
+    """The risks that one model gave to the samples of a task: a run of a configuration, or the untrained model.
+
+    cases: (label is the last option, P(last option)). configuration: None for the untrained model. seed: of the run, where
+    the configuration has several.
+    """
 
     label: str
     scorer: str
     cell: Evaluation
     cases: list[tuple[bool, float]]
+    configuration: Configuration | None = None
+    seed: int | None = None
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """A metric of the configuration, over its seeds; of the untrained model its own."""
+        if self.configuration is None:
+            return estimate_cell(self.cell, self.scorer, metric)
+        return estimate(self.configuration, self.cell.task, self.scorer, metric)
 
     def roc(self) -> list[tuple[float, float]]:
         """(false positive rate, true positive rate), empty for a single class."""
@@ -46,14 +61,17 @@ class Risks:
 
 
 def calibration(runs: Runs) -> Section:
-    """For each task with risks: both curves of the best run, the untrained model and some others, and a table."""
+    """For each task with risks: both curves of the best configuration, the untrained model and some others, and a table.
+
+    Of a configuration of several seeds there is a curve a seed, in one colour.
+    """
     section = Section("calibration", "Ranking and calibration of risks")
     seen: set[str] = set()
-    for family in runs.families:
-        for task in dict.fromkeys(e.task for r in family.ranked[: OTHERS + 1] for e in r.result.evaluation):
+    for family in runs.families or []:
+        for task in dict.fromkeys(e.task for r in family.ranked for e in r.result.evaluation):
             if task in seen:
                 continue
-            found = _found(family, task)
+            found = _found(runs, family, task)
             if found:
                 seen.add(task)
                 name = "calibration" if len(seen) == 1 else f"calibration_{len(seen)}"
@@ -62,21 +80,29 @@ def calibration(runs: Runs) -> Section:
         section.absent = "no scorer of these runs gives probabilities (risk_scorer and numeric_risk_scorer do)"
         return section
     section.text.append(
-        f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the best run's with 95% intervals "
-        "(Wilson); a calibrated model lies on the diagonal. ECE is that of the risk (r_ece)."
+        f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the best configuration's with 95% "
+        "intervals (Wilson); a calibrated model lies on the diagonal. ECE is that of the risk (r_ece); it is above 0 for a "
+        "perfectly calibrated model, too: the table says how far at this number of samples."
     )
     return section
 
 
-def _found(family: Family, task: str) -> list[Risks]:
-    """The best run's, the untrained model's, then the others'."""
-    ranked = family.ranked[: OTHERS + 1]
-    found = [risks for r in ranked if (cell := r.last(task)) for risks in _risks(r.label, cell)]
+def _found(runs: Runs, family: Family, task: str) -> list[Risks]:
+    """The best configuration's, the untrained model's, then the others'."""
+    found: list[Risks] = []
+    for c in family.ranking.ranked[: OTHERS + 1]:
+        for run in runs.runs_of(c):
+            cell = run.last(task)
+            own = _risks(c.name, cell) if cell else []
+            for risks in own:
+                risks.configuration, risks.seed = c, run.value("seed") if len(c.runs) > 1 else None
+            found += own
     if not found:
         return []
-    before = [r for r in ranked if (cell := r.last(task, True)) and _risks("", cell)][:1]
+    before = [r for r in family.ranked if (cell := r.last(task, True)) and _risks("", cell)][:1]
     untrained = [risks for r in before for risks in _risks(f"untrained {r.result.model}", r.last(task, True))]
-    return [found[0], *untrained, *found[1:]]
+    best = [r for r in found if r.configuration is found[0].configuration]
+    return [*best, *untrained, *found[len(best) :]]
 
 
 def _risks(label: str, cell: Evaluation) -> list[Risks]:
@@ -90,27 +116,48 @@ def _risks(label: str, cell: Evaluation) -> list[Risks]:
     return [Risks(label, scorer, cell, cases) for scorer, cases in found.items() if cases][:1]
 
 
+def _once(found: list[Risks]) -> list[Risks]:
+    """Of several seeds the first."""
+    return list({r.label: r for r in reversed(found)}.values())[::-1]
+
+
 def _table(found: list[Risks], task: str, name: str) -> Table:
+    metrics = {"AUC": "auc", "Brier": "brier", "ECE of risk": "r_ece", "ECE of confidence": "c_ece"}
     rows = []
-    for r in found:
-        metrics = r.cell.metrics.get(r.scorer, {})
-        rows.append([r.label, len(r.cases), *(metrics.get(m) for m in ("auc", "brier", "r_ece", "c_ece"))])
-    header = ["run", "samples", "AUC", "Brier", "ECE of risk", "ECE of confidence"]
-    return Table(
-        f"{name}_scores", f"Task {task}: ranking and calibration", header, rows, {0} if len(rows) > 1 else set()
-    )
+    for r in _once(found):
+        row: list[Any] = [r.label, len(r.cases), len(r.configuration.runs) if r.configuration else None]
+        for metric in metrics.values():
+            e = r.estimate(metric)
+            row += [e and e.value, e and e.low, e and e.high] + ([e and e.if_calibrated] if "ece" in metric else [])
+        rows.append(row)
+    header = ["configuration", "samples", "seeds"]
+    for label, metric in metrics.items():
+        header += [label, f"{label}: low", f"{label}: high"]
+        header += [f"{label} if calibrated"] if "ece" in metric else []
+    marked = {0} if len(rows) > 1 else set()
+    return Table(f"{name}_scores", f"Task {task}: ranking and calibration, with 95% intervals", header, rows, marked)
 
 
 def _colour(found: list[Risks], place: int) -> dict[str, Any]:
     if found[place].cell.epoch is None:
         return {"color": GREY, "linestyle": "--", "linewidth": 1.6, "zorder": 3}
     colours = [PALETTE[1], *(c for i, c in enumerate(PALETTE) if i != 1)]
-    others = place - any(r.cell.epoch is None for r in found[:place])
+    labels = list(dict.fromkeys(r.label for r in found if r.cell.epoch is not None))
+    number = labels.index(found[place].label)
+    width = 2.4 if number == 0 else 1.1
     return {
-        "color": colours[others % len(colours)],
-        "linewidth": 2.4 if place == 0 else 1.1,
-        "zorder": 4 if place == 0 else 2,
+        "color": colours[number % len(colours)],
+        "linewidth": width if found[place].seed is None else width / 2,
+        "zorder": 4 if number == 0 else 2,
     }
+
+
+def _label(found: list[Risks], place: int, metric: str, words: str) -> str | None:
+    """Name and metric with its interval, once for all seeds of a configuration."""
+    r = found[place]
+    if any(other.label == r.label for other in found[:place]):
+        return None
+    return fitted(r.label, 48) + (f", {words} {with_interval(e, narrow=True)}" if (e := r.estimate(metric)) else "")
 
 
 def _charts(found: list[Risks], task: str, name: str) -> list[Chart]:
@@ -119,29 +166,26 @@ def _charts(found: list[Risks], task: str, name: str) -> list[Chart]:
 
 def _roc(found: list[Risks], task: str, name: str) -> Chart:
     curves = [r.roc() for r in found]
-    rows = [[r.label, false, true] for r, curve in zip(found, curves, strict=True) for false, true in curve]
-    data = Table(f"{name}_roc", f"Task {task}: ROC curves", ["run", "false positive rate", "true positive rate"], rows)
+    rows = [[r.label, r.seed, *point] for r, curve in zip(found, curves, strict=True) for point in curve]
+    header = ["configuration", "seed", "false positive rate", "true positive rate"]
+    data = Table(f"{name}_roc", f"Task {task}: ROC curves", header, rows)
     with figure(5.1, 4.6 + 0.16 * len(found)) as drawn:
         axes = drawn.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-        for place, (r, curve) in enumerate(zip(found, curves, strict=True)):
+        for place, curve in enumerate(curves):
             if curve:
-                auc = r.cell.metrics.get(r.scorer, {}).get("auc")
-                label = fitted(r.label, 48) + (f", AUC {auc:.3f}" if auc is not None else "")
+                label = _label(found, place, "auc", "AUC")
                 axes.plot(*zip(*curve, strict=True), **_colour(found, place), label=label)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_aspect("equal")
-        legend_below(axes, len(found), 60)
-        aucs = [(r.label, r.cell.metrics.get(r.scorer, {}).get("auc")) for r in found]
-        return chart(
-            drawn, data, f"{data.caption}. AUC: " + "; ".join(f"{who} {shown(v) or 'undefined'}" for who, v in aucs)
-        )
+        legend_below(axes, len(_once(found)), 60)
+        return chart(drawn, data, f"{data.caption}. AUC: {_all_of(found, 'auc')}")
 
 
 def _reliability(found: list[Risks], task: str, name: str) -> Chart:
-    header = ["run", "bin", "from", "to", "samples", "mean risk", "share positive"]
+    header = ["configuration", "seed", "bin", "from", "to", "samples", "mean risk", "share positive"]
     rows = [
-        [r.label, number + 1, number / BINS, (number + 1) / BINS, samples, risk, share]
+        [r.label, r.seed, number + 1, number / BINS, (number + 1) / BINS, samples, risk, share]
         for r in found
         for number, samples, risk, share in r.reliability()
     ]
@@ -152,18 +196,21 @@ def _reliability(found: list[Risks], task: str, name: str) -> Chart:
         for place, r in enumerate(found):
             bins, style = r.reliability(), _colour(found, place)
             axes.plot([b[2] for b in bins], [b[3] for b in bins], marker="o", markersize=5 if place == 0 else 3.5, **style,
-                      label=fitted(r.label, 60))  # fmt: skip
+                      label=_label(found, place, "r_ece", "ECE"))  # fmt: skip
             for _, samples, risk, share in bins if place == 0 else []:
                 axes.plot([risk, risk], wilson(share, samples), color=style["color"], linewidth=2, alpha=0.45)
         axes.set(xlabel="mean risk", ylabel="share of positive labels", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_aspect("equal")
-        legend_below(axes, len(found), 60)
-        errors = [(r.label, r.cell.metrics.get(r.scorer, {}).get("r_ece")) for r in found]
-        return chart(
-            drawn, data, f"{data.caption}. ECE: " + "; ".join(f"{who} {shown(v) or 'undefined'}" for who, v in errors)
-        )
+        legend_below(axes, len(_once(found)), 60)
+        return chart(drawn, data, f"{data.caption}. ECE: {_all_of(found, 'r_ece')}")
 
 
-def best_runs(runs: Runs) -> list[Run]:
-    """The best run of each family (of at most four) that was evaluated."""
-    return [f.best for f in runs.families[:4] if f.best and f.best.result.evaluation]
+def _all_of(found: list[Risks], metric: str) -> str:
+    values = [(r.label, r.estimate(metric)) for r in _once(found)]
+    return "; ".join(f"{who} {shown(e.value) if e else 'undefined'}" for who, e in values)
+
+
+def best_configurations(runs: Runs) -> list[list[Run]]:
+    """The runs, one a seed, of each family's best configuration (of at most four) that was evaluated."""
+    found = [runs.runs_of(f.ranking.leader) for f in runs.families[:4]]
+    return [own for own in found if all(r.result.evaluation for r in own)]

@@ -7,7 +7,8 @@ from typing import Any
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.report.document import Section, Table, shown
 from cruijff_kit.report.drawing import GREY, INK, PALETTE, chart, figure, fitted, legend_below, scale, scale_axis
-from cruijff_kit.report.effects import by_effect
+from cruijff_kit.report.effects import find_effects
+from cruijff_kit.report.outcomes import outcomes_of
 from cruijff_kit.report.runs import Run, Runs, finite
 
 Curve = list[tuple[float, float]]
@@ -98,8 +99,9 @@ def _colours(runs: Runs, shown_runs: list[Run]) -> tuple[dict[Run, Any], str | N
     """Run -> colour: each its own where they are few, else by the setting that matters most, else grey."""
     if len(shown_runs) <= _FEW:
         return {r: PALETTE[i] for i, r in enumerate(shown_runs)}, None
-    keys = by_effect(runs.families[0]) if runs.families else []
-    key = keys[0].key if keys else None
+    outcomes = outcomes_of(runs)
+    found = find_effects(outcomes[0]) if outcomes else []
+    key = found[0].keys[0] if found else None
     values = list(dict.fromkeys(repr(r.value(key)) for r in shown_runs)) if key else []
     numbers = [r.value(key) for r in shown_runs if finite(r.value(key))] if key else []
     if key and len(numbers) == len(shown_runs) and len(values) > 2:

@@ -1,53 +1,118 @@
 """The report's section on what was varied: how the objective moves with each setting. Seeds are averaged, never an axis."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.report.document import Section, Table, plain, shown
-from cruijff_kit.report.runs import SEED, Family, Run, Runs, finite
+from cruijff_kit.analysis.effects import MAX_P, Decomposition, are_one_to_one, decompose
+from cruijff_kit.report.document import Section, Table, listed, plain, shown
+from cruijff_kit.report.outcomes import ConfiguredRuns, Outcome, outcomes_of
+from cruijff_kit.report.runs import Run, Runs, finite
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BINS = 4  # of a setting that a search drew from a range
 _MOST_LEVELS = 12
+_MOST_NAMES = 6  # of values of several settings, side by side on an axis
 
 
 @dataclass(eq=False)
 class Effect:
-    """What a setting does. levels: its values in order, or ranges of them where they are many, with the runs of each.
+    """A setting that varies, or several that only vary together: each value of one always with the same of the other."""
 
-    share: of the objective's variance over runs that goes with the setting, corrected for how many levels it has
-    (epsilon squared; Kelley 1935). numeric: whether its values are numbers.
-    """
+    keys: tuple[str, ...]
+    levels: list[tuple[Any, list[ConfiguredRuns]]]
+    """Its values in order, or ranges of them where they are many, with the configurations of each."""
+    values: dict[ConfiguredRuns, Any]
+    """Configuration -> value, also where levels are ranges."""
+    numbers: dict[ConfiguredRuns, float] | None
+    """Configuration -> where it stands on an axis; None: values stand side by side."""
+    members: tuple["Effect", ...] = ()
+    """Of several settings each one."""
 
-    key: str
-    levels: list[tuple[Any, list[Run]]]
-    share: float
-    numeric: bool
+    @property
+    def name(self) -> str:
+        """ "lr with lora.rank"."""
+        return " with ".join(self.keys)
 
     @property
     def drawn_from_range(self) -> bool:
         """Whether levels are ranges."""
         return any(isinstance(value, tuple) for value, _ in self.levels)
 
+    @cached_property
+    def places(self) -> dict[ConfiguredRuns, int]:
+        """Configuration -> number of its level."""
+        return {c: i for i, (_, group) in enumerate(self.levels) for c in group}
 
-def by_effect(family: Family) -> list[Effect]:
-    """The settings that vary over a family's runs: first that with the largest effect, then by what each adds to it.
 
-    What the second one adds counts its interaction with the first: a setting that matters only at a low learning rate
-    has no effect on average.
+@dataclass(eq=False)
+class Design:
+    """What varies over the configurations, and what came of it."""
+
+    configurations: list[ConfiguredRuns]
+    effects: list[Effect]
+    """First that with the largest effect, then by what each adds to it."""
+    decomposition: Decomposition
+    """Its shares are in the order of the effects."""
+
+
+def find_effects(outcome: Outcome) -> list[Effect]:
+    """The settings that vary over the configurations.
+
+    The first effect is the largest one; the others follow by what each adds, which counts its interaction with the first:
+    a setting that matters only at a low learning rate has no effect on average.
     """
-    keys = dict.fromkeys(k for r in family.runs for k in r.swept if k != SEED)
-    found = sorted((e for e in (_effect(k, family.runs) for k in keys) if len(e.levels) > 1), key=lambda e: -e.share)
-    return [*found[:1], *sorted(found[1:], key=lambda e: -together(found[0], e))]
+    configurations = outcome.configurations
+    keys = [*dict.fromkeys(k for c in configurations for k in c.configuration.swept)]
+    found = _effects(configurations, keys)
+    if not found:
+        return []
+    first = max(found, key=lambda e: _explained(configurations, [e]))
+    rest = [e for e in found if e is not first]
+    return [first, *sorted(rest, key=lambda e: -_explained(configurations, [first, e]))]
 
 
-def together(first: Effect, second: Effect) -> float:
-    """The share of the variance that goes with two settings at once."""
-    place = {run: i for i, (_, group) in enumerate(second.levels) for run in group}
-    groups: dict[tuple[int, int], list[float]] = {}
-    for i, (_, group) in enumerate(first.levels):
-        for run in group:
-            groups.setdefault((i, place[run]), []).append(run.result.objective)
-    return _share([*groups.values()])
+def read_design(outcome: Outcome) -> Design:
+    """The settings that vary over the configurations, and how much of what differs goes with each."""
+    configurations, found = outcome.configurations, find_effects(outcome)
+    if not found:
+        return Design(configurations, [], Decomposition(None, None, []))
+    values = [c.values for c in configurations]
+    return Design(configurations, found, decompose(_places(configurations, found), values, outcome.item_values()))
+
+
+def _effects(configurations: list[ConfiguredRuns], keys: list[str]) -> list[Effect]:
+    together: list[list[Effect]] = []
+    for effect in (e for key in keys if len((e := _effect(configurations, key)).levels) > 1):
+        places = [effect.places[c] for c in configurations]
+        same = (group for group in together if are_one_to_one([group[0].places[c] for c in configurations], places))
+        group = next(same, None)
+        group.append(effect) if group else together.append([effect])
+    return [group[0] if len(group) == 1 else _join(group) for group in together]
+
+
+def _effect(configurations: list[ConfiguredRuns], key: str) -> Effect:
+    found: dict[Any, list[ConfiguredRuns]] = {}
+    for c in configurations:
+        found.setdefault(level(c.runs[0], key), []).append(c)
+    numeric = all(finite(v) for v in found)
+    levels = [(v, found[v]) for v in (sorted(found) if numeric else found)]
+    values = {c: v for v, group in levels for c in group}
+    if numeric and len(levels) > _MOST_LEVELS:
+        levels = _ranges(levels, len(configurations))
+    return Effect((key,), levels, values, values if numeric else None)
+
+
+def _join(effects: list[Effect]) -> Effect:
+    """Settings that vary together as one, named by all; many values stand where the first setting's do."""
+    first = effects[0]
+    names = [" with ".join(level_name(e.levels[e.places[group[0]]][0]) for e in effects) for _, group in first.levels]
+    levels = [(name, group) for name, (_, group) in zip(names, first.levels, strict=True)]
+    numbers = first.numbers if len(levels) > _MOST_NAMES and not first.drawn_from_range else None
+    values = {c: name for name, group in levels for c in group}
+    return Effect(tuple(e.keys[0] for e in effects), levels, values, numbers, tuple(effects))
 
 
 def level(run: Run, key: str) -> Any:
@@ -56,69 +121,96 @@ def level(run: Run, key: str) -> Any:
     return "–" if value is None else value
 
 
-def _effect(key: str, runs: list[Run]) -> Effect:
-    found: dict[Any, list[Run]] = {}
-    for r in runs:
-        found.setdefault(level(r, key), []).append(r)
-    numeric = all(finite(v) for v in found)
-    values = sorted(found) if numeric else list(found)
-    levels = [(v, found[v]) for v in values]
-    if numeric and len(levels) > _MOST_LEVELS:
-        levels = _ranges(levels, len(runs))
-    return Effect(key, levels, _share([[r.result.objective for r in group] for _, group in levels]), numeric)
-
-
-def _ranges(levels: list[tuple[Any, list[Run]]], runs: int) -> list[tuple[Any, list[Run]]]:
-    """Neighbouring values together, about as many runs in each range."""
+def _ranges(levels: list[tuple[Any, list]], number: int) -> list[tuple[Any, list]]:
+    """Neighbouring values together, about as many configurations in each range."""
     ranges: list[list] = [[] for _ in range(_BINS)]
     before = 0
     for value, group in levels:
-        ranges[min(_BINS - 1, before * _BINS // runs)].append((value, group))
+        ranges[min(_BINS - 1, before * _BINS // number)].append((value, group))
         before += len(group)
-    return [((part[0][0], part[-1][0]), [r for _, group in part for r in group]) for part in ranges if part]
+    return [((part[0][0], part[-1][0]), [c for _, group in part for c in group]) for part in ranges if part]
 
 
-def _share(groups: list[list[float]]) -> float:
-    """Epsilon squared: (between - (k - 1) within / (n - k)) / total sum of squares; plain where each group has one run."""
-    values = [v for g in groups for v in g]
+def _places(configurations: list[ConfiguredRuns], effects: list[Effect]) -> "list[np.ndarray]":
+    import numpy as np
+
+    return [np.array([e.places[c] for c in configurations]) for e in effects]
+
+
+def _explained(configurations: list[ConfiguredRuns], effects: list[Effect]) -> float:
+    """The variance that goes with combinations of their levels, corrected for how many there are: what orders effects."""
+    groups: dict[tuple, list[float]] = {}
+    for c in configurations:
+        groups.setdefault(tuple(e.places[c] for e in effects), []).append(c.value)
+    values = [c.value for c in configurations]
     n, k, mean = len(values), len(groups), sum(values) / len(values)
-    total = sum((v - mean) ** 2 for v in values)
-    within = sum((v - sum(g) / len(g)) ** 2 for g in groups for v in g)
-    if total <= 1e-30:
-        return 0.0
+    within = sum((v - sum(g) / len(g)) ** 2 for g in groups.values() for v in g)
     noise = (k - 1) * within / (n - k) if n > k else 0.0
-    return (total - within - noise) / total
+    return sum((v - mean) ** 2 for v in values) - within - noise
 
 
 def effects(runs: Runs) -> Section:
-    """Lines over one setting; a heat map over the two that matter most; marginal means of all."""
-    from cruijff_kit.report.effect_charts import heat_map, line, marginals, scatter
+    """Lines over one setting; a heat map over the two that matter most; means of all. Points where settings overlap."""
+    from cruijff_kit.report.effect_charts import heat_map, line, marginals, points, scatter
 
     section = Section("effects", "What the settings do")
-    for number, family in enumerate(runs.families[:4], 1):
-        found = by_effect(family)
+    for number, outcome in enumerate(outcomes_of(runs)[:4], 1):
+        design = read_design(outcome)
+        found = design.effects
         if not found:
             continue
         name = "effects" if number == 1 else f"effects_{number}"
-        if len(found) == 1:
-            section.blocks.append(
-                scatter(family, found, name) if found[0].drawn_from_range else line(family, found[0], name)
-            )
-            continue
-        searched = any(e.drawn_from_range for e in found[:2])
-        section.blocks.append((scatter if searched else heat_map)(family, found, name))
-        if len(found) > 2:
-            first, second = found[:2]
-            section.text.append(
-                f"{len(found)} settings vary; {first.key} and {second.key} have the largest effect on {family.name}: "
-                f"{first.key} goes with {max(0, first.share):.0%} of its variance over runs, both together with "
-                f"{max(0, together(first, second)):.0%} (corrected for how many values they have)."
-            )
-            section.blocks.append(marginals(family, found[2:], f"{name}_rest"))
-        section.blocks.append(_table(family, found, f"{name}_means"))
+        overlapping = [found[i] for i in design.decomposition.overlapping]
+        if any(e.drawn_from_range for e in found[:2]):
+            section.blocks.append(scatter(outcome, design, found[:2], name))
+        elif len(found) == 1 and found[0].members and found[0].numbers:
+            section.blocks.append(scatter(outcome, design, found[0].members[:2], name))
+        elif len(found) == 1:
+            section.blocks.append(line(outcome, found[0], name))
+        elif overlapping:
+            section.blocks.append(points(outcome, design, name))
+        else:
+            section.blocks.append(heat_map(outcome, design, name))
+        if len(found) > 2 and not overlapping:
+            section.blocks.append(marginals(outcome, found[2:], f"{name}_rest"))
+        section.text += _sentences(outcome, design)
+        section.blocks.append(_table(outcome, design, f"{name}_means"))
     if not section.blocks:
         section.absent = "nothing varies over the runs that have finished, but for seeds"
     return section
+
+
+def _sentences(outcome: Outcome, design: Design) -> list[str]:
+    found, d = design.effects, design.decomposition
+    said = [
+        f"{listed([*e.keys])} vary together, each value of one with the same of the other, so nothing tells their effects "
+        "apart; they count as one setting."
+        for e in found
+        if len(e.keys) > 1
+    ]
+    if d.overlapping:
+        said.append(
+            f"The runs do not cross {listed([found[i].name for i in d.overlapping])}: some values of one come only with "
+            "some of another. Their effects cannot be told apart, and they get no share of the variance."
+        )
+    if d.p is None:
+        said.append(
+            f"Nothing tells how much of the differences in {outcome.name} is chance: it is no mean over test items, and "
+            "there are no other seeds (seed=1,2,3 in the sweep would tell). So there are means, and no shares of variance."
+        )
+    elif d.p >= MAX_P:
+        said.append(
+            f"No configuration can be told from another by {outcome.name} (p = {shown(d.p)}), so the variance is not "
+            "shared out among the settings."
+        )
+    known = [(e, s) for e, s in zip(found, d.shares or [None] * len(found), strict=True) if s]
+    if known:
+        shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in known]
+        said.append(
+            f"Share of the variance of {outcome.name} between configurations, with 95% intervals: {listed(shares)}. The "
+            "rest goes with combinations of settings, or is chance: other seeds and test items, so far as they are known."
+        )
+    return said
 
 
 def level_name(value: Any) -> str:
@@ -126,21 +218,16 @@ def level_name(value: Any) -> str:
     return f"{shown(value[0])} to {shown(value[1])}" if isinstance(value, tuple) else shown(value)
 
 
-def _table(family: Family, found: list[Effect], name: str) -> Table:
+def _table(outcome: Outcome, design: Design, name: str) -> Table:
+    shares = design.decomposition.shares if any(design.decomposition.shares or []) else None
     rows = []
-    for e in found:
+    for i, e in enumerate(design.effects):
         for value, group in e.levels:
-            scores = [r.result.objective for r in group]
-            rows.append(
-                [
-                    e.key,
-                    level_name(value),
-                    len(group),
-                    sum(scores) / len(scores),
-                    min(scores),
-                    max(scores),
-                    max(0.0, e.share),
-                ]
-            )
-    header = ["setting", "value", "runs", "mean", "lowest", "highest", "share of variance"]
-    return Table(name, f"{family.name}: means over all runs of each value (marginal means)", header, rows)
+            scores = [c.value for c in group]
+            runs = sum(len(c.runs) for c in group)
+            row = [e.name, level_name(value), len(group), runs, sum(scores) / len(scores), min(scores), max(scores)]
+            rows.append([*row, *((shares[i] or [None] * 3) if shares else ())])
+    header = ["setting", "value", "configurations", "runs", "mean", "lowest", "highest"]
+    header += ["share of variance", "low", "high"] if shares else []
+    caption = f"{outcome.name}: means over all configurations of each value (marginal means)"
+    return Table(name, caption, header, rows)

@@ -1,116 +1,165 @@
-"""The report's section on groups of samples: is the best run as good for every group that the samples' metadata name?"""
+"""The report's section on groups: is the best configuration as good for every group that the samples' metadata name?"""
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cruijff_kit.comparisons import holm
-from cruijff_kit.errors import UserError
-from cruijff_kit.heterogeneity import Report, Row, heterogeneity
-from cruijff_kit.report.calibration import best_runs
-from cruijff_kit.report.document import Chart, Section, Table, shown
+from cruijff_kit.analysis.subgroup_samples import are_shares, read_logs
+from cruijff_kit.analysis.subgroups import MOST_GROUPS, WORDS, Group, Report, Row, compare_columns, is_apart
+from cruijff_kit.report.calibration import best_configurations
+from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
-from cruijff_kit.report.ranking import Z
 from cruijff_kit.report.runs import Run, Runs
 from cruijff_kit.tiers import withholds
 
-MOST_GROUPS = 20  # of a column; more of them are hardly groups
 MOST_COLUMNS = 8
+_READING = (
+    "Accuracy, AUC and calibration (mean risk less the share of positive labels) are tested together, once for each "
+    "column, by permutation of the groups; p is corrected for the columns (Holm). So are selection, true and false "
+    "positive rates. The intervals of the differences in the ones, and of those in the others, hold all at once in 95% of "
+    "repetitions; those of a single group's figures hold for it alone. ECE is that of the risk, beside it what a "
+    "perfectly calibrated model would show. Notes describe; groups that do not differ have them, too."
+)
+
+
+@dataclass
+class _Task:
+    """A task of the runs of one configuration. left_out: columns that are not compared."""
+
+    who: str
+    columns: dict[str, list[Row]]
+    left_out: list[str]
 
 
 def groups(runs: Runs) -> Section:
-    """A chart and a table for each column of each task of the best run."""
+    """A chart and two tables for each column of each task of the best configuration; p is corrected for all of them."""
     section = Section("groups", "Groups of samples")
-    for run in best_runs(runs):
-        for task in dict.fromkeys(e.task for e in run.result.evaluation):
-            _add(section, run, task)
-    if not section.blocks:
-        section.text, section.absent = [], "no column of the test samples names groups that could be compared"
+    tasks = [
+        _read(own, task)
+        for own in best_configurations(runs)
+        for task in dict.fromkeys(e.task for e in own[0].result.evaluation)
+    ]
+    tasks = [t for t in tasks if t.columns]
+    if not tasks:
+        section.absent = "no column of the test samples names groups that could be compared"
+        return section
+    reports = iter(compare_columns(*(column for task in tasks for column in task.columns.items())))
+    for task in tasks:
+        found = list(itertools.islice(reports, len(task.columns)))
+        section.text.append(_sentence(task, found))
+        for report in found:
+            _add(section, report, task.who)
+    section.text.append(_READING)
     return section
 
 
-def _add(section: Section, run: Run, task: str) -> None:
-    reports, left_out = _reports(run, task)
-    if not reports:
-        return
-    number = sum(isinstance(b, Chart) for b in section.blocks) + 1
-    corrected = holm([r.p if r.p is not None else 1.0 for r in reports.values()])
-    section.text.append(_sentence(run, task, reports, corrected, left_out))
-    for (column, report), p in zip(reports.items(), corrected, strict=True):
-        name = f"groups_{number}_{''.join(c if c.isascii() and c.isalnum() else '_' for c in column)[:30]}"
-        section.blocks += [_chart(report, column, run, task, name), _table(report, column, p, name)]
-        number += 1
+def _add(section: Section, report: Report, who: str) -> None:
+    number = len(section.charts) + 1
+    name = f"groups_{number}_{''.join(c if c.isascii() and c.isalnum() else '_' for c in report.column)[:30]}"
+    section.blocks += [_chart(report, who, name), _table(report, name), _differences(report, name)]
 
 
-def _reports(run: Run, task: str) -> tuple[dict[str, Report], list[str]]:
-    """Column -> how its groups compare; and the columns that are left out."""
-    from cruijff_kit.evaluation.items import group_rows, groups_named, told_groups  # inspect-ai
+def _read(runs: Sequence[Run], task: str) -> _Task:
+    """The samples of a task as the runs of one configuration (one for each seed) have answered them."""
+    from cruijff_kit.evaluation.items import told_groups  # inspect-ai
 
-    log = run.last(task).log
-    found: dict[str, Report] = {}
-    left_out = []
+    more = f" and {len(runs) - 1} more seeds" if len(runs) > 1 else ""
+    found = _Task(f"Task {task}, {runs[0].label}{more}", {}, [])
+    logs = [Path(run.last(task).log) for run in runs]
     try:
-        marked_since = withholds(run.result) and told_groups(log) is None  # then nobody has said what may be told
-        columns = [] if marked_since else groups_named(log)
+        # Of data that was marked as red since, nobody has said what may be told.
+        if any(withholds(run.result) and told_groups(str(log)) is None for run, log in zip(runs, logs, strict=True)):
+            return found
+        samples = read_logs(logs)
     except Exception:  # a log that is gone or broken
-        return {}, []
-    for column in columns:
-        rows = [Row(**r) for r in group_rows(log, column)]
-        if len({r.group for r in rows}) > MOST_GROUPS or len(found) == MOST_COLUMNS:
-            left_out.append(column)
-        elif all(0 <= r.correct <= 1 for r in rows):  # else scores are distances, which have no accuracy
-            try:
-                found[column] = heterogeneity(rows, log)
-            except UserError:  # a single group, once what was not scored is left out
-                left_out.append(column)
-    return found, left_out
+        return found
+    if are_shares(samples.columns):  # else scores are distances, which have no accuracy
+        named = [column for column, rows in samples.columns.items() if len({r.group for r in rows}) > 1]
+        found.columns = {column: samples.columns[column] for column in named[:MOST_COLUMNS]}
+        found.left_out = samples.left_out + named[MOST_COLUMNS:]
+    return found
 
 
-def _sentence(run: Run, task: str, reports: dict[str, Report], corrected: list[float], left_out: list[str]) -> str:
-    flagged = [column for column, report in reports.items() if report.flags]
-    differ = [c for c, p in zip(reports, corrected, strict=True) if p < 0.05]
-    text = f"{run.label}, task {task}: {len(reports)} columns name groups; "
-    text += f"something is flagged in {', '.join(flagged)}" if flagged else "nothing is flagged"
-    text += ". Corrected for the number of columns (Holm), accuracy differs "
-    text += f"between groups by {', '.join(differ)}." if differ else "between groups of none of them."
-    more = f" Left out, for want of samples or with more than {MOST_GROUPS} groups: {', '.join(left_out)}."
-    return text + (more if left_out else "")
+def _sentence(task: _Task, reports: list[Report]) -> str:
+    flags = [flag for report in reports for flag in report.flags]
+    text = f"{task.who}: {several(len(reports), 'column')} that name{'s' if len(reports) == 1 else ''} groups; "
+    text += "; ".join(flags) if flags else "no difference between groups was found in accuracy, AUC or calibration"
+    more = f" Left out, for want of samples or with more than {MOST_GROUPS} groups: {', '.join(task.left_out)}."
+    return f"{text}." + (more if task.left_out else "")
 
 
-def _table(report: Report, column: str, p: float, name: str) -> Table:
-    rows: list[list[Any]] = [
-        [g.name, g.samples, g.accuracy, g.stderr, g.auc, g.z, "; ".join(g.outlier)] for g in report.groups
-    ]
-    rows.append(["all", report.samples, report.accuracy, None, report.auc, None, "; ".join(_of_all(report))])
-    caption = f"Groups by {column}"
+def _table(report: Report, name: str) -> Table:
+    rows: list[list[Any]] = [_row(g) for g in (*report.groups, report.all)]
+    rows[-1][-1] = "; ".join(
+        note for note in report.notes if not any(n in note for g in report.groups for n in g.notes)
+    )
+    header = [report.column, "samples", "accuracy", "low", "high", "versus others: accuracy", "versus others: low",
+              "versus others: high", "AUC", "AUC low", "AUC high", "selection rate", "true positive rate",
+              "false positive rate", "mean risk - share positive", "ECE", "ECE (calibrated)", "notes"]  # fmt: skip
+    kept = [i for i in range(len(header)) if i in (0, len(header) - 1) or any(row[i] is not None for row in rows)]
+    marked = {i for i, g in enumerate(report.groups) if is_apart(g)}
+    caption = f"Groups by {report.column}, with 95% intervals"
+    return Table(f"{name}_table", caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], marked)
+
+
+def _row(group: Group) -> list[Any]:
+    def ends(metric: str) -> list[float | None]:
+        return group.intervals.get(metric, [None, None])
+
+    return [
+        group.name, group.samples, group.accuracy, *ends("accuracy"),
+        *group.versus_others.get("accuracy", [None, None, None]), group.auc, *ends("auc"), group.selection_rate,
+        group.true_positive_rate, group.false_positive_rate, group.calibration, group.r_ece, group.r_ece_calibrated,
+        "; ".join(group.notes),
+    ]  # fmt: skip
+
+
+def _differences(report: Report, name: str) -> Table:
+    found = [(WORDS[d.metric], d) for d in report.differences]
+    found += [("demographic parity difference", report.demographic_parity)]
+    found += [("equalised odds difference", report.equalized_odds)]
+    rows = [[what, d.difference, d.low, d.high, d.p, d.highest, d.lowest] for what, d in found if d is not None]
+    caption = f"The largest differences between two groups by {report.column}"
     if report.p is not None:
-        caption += f": analysis of variance of accuracy, p = {shown(report.p)}, corrected {shown(p)} (Holm)"
-    header = [column, "samples", "accuracy", "standard error", "AUC", "z", "flags"]
-    return Table(f"{name}_table", caption, header, rows, {i for i, g in enumerate(report.groups) if g.outlier})
+        caption += f": p = {shown(report.p)}, corrected {shown(report.p_holm)} (Holm)"
+    return Table(f"{name}_differences", caption, ["", "difference", "low", "high", "p", "highest", "lowest"], rows)
 
 
-def _of_all(report: Report) -> list[str]:
-    own = {f"{g.name}: {why}" for g in report.groups for why in g.outlier}
-    return [f for f in report.flags if f not in own]
-
-
-def _chart(report: Report, column: str, run: Run, task: str, name: str) -> Chart:
+def _chart(report: Report, who: str, name: str) -> Chart:
     ordered = sorted(report.groups, key=lambda g: g.accuracy)
-    rows = [[g.name, g.samples, g.accuracy, g.stderr, g.auc, bool(g.outlier)] for g in ordered]
-    header = [column, "samples", "accuracy", "standard error", "AUC", "flagged"]
-    data = Table(name, f"Task {task}, {run.label}: accuracy (95% intervals) and AUC by {column}", header, rows)
+    header = [report.column, "samples", "accuracy", "low", "high", "AUC", "AUC low", "AUC high", "differs"]
+    rows = [[g.name, g.samples, g.accuracy, *g.intervals.get("accuracy", [None, None]), g.auc,
+             *g.intervals.get("auc", [None, None]), is_apart(g)] for g in ordered]  # fmt: skip
+    what = listed(["accuracy", *(["AUC"] if any(g.auc is not None for g in ordered) else [])])
+    data = Table(name, f"{who}: {what} by {report.column}, with 95% intervals", header, rows)
     with figure(5.1, 1.3 + 0.3 * len(rows)) as drawn:
         axes = drawn.subplots()
-        axes.axvline(report.accuracy, color=GREY, linestyle="--", linewidth=1.2, label="accuracy of all")
+        axes.axvline(report.all.accuracy, color=GREY, linestyle="--", linewidth=1.2, label="accuracy of all")
         for place, g in enumerate(ordered):
-            colour, reach = PALETTE[7] if g.outlier else PALETTE[0], Z * (g.stderr or 0)
-            ends = [max(0.0, g.accuracy - reach), min(1.0, g.accuracy + reach)]
-            axes.plot(ends, [place, place], color=colour, linewidth=2, alpha=0.5)
-            axes.plot([g.accuracy], [place], "o", color=colour, label="accuracy" if place == 0 else None)
-        known = [(g.auc, place) for place, g in enumerate(ordered) if g.auc is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), "D", color=PALETTE[4], markersize=4.5, linestyle="", label="AUC")
-        names = [f"{fitted(g.name, 30)} (n={g.samples})" + (" flagged" if g.outlier else "") for g in ordered]
+            _draw_group(axes, g, place)
+        names = [f"{fitted(g.name, 30)} (n={g.samples})" + (" differs" if is_apart(g) else "") for g in ordered]
         axes.set(yticks=range(len(rows)), yticklabels=names, xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4))
         axes.grid(False, axis="y")
-        drawn.legend(loc="outside lower left", ncols=3)
+        drawn.legend(*_once(axes), loc="outside lower left", ncols=3)
         alt = f"{data.caption}: " + "; ".join(f"{r[0]} {shown(r[2])}" for r in rows)
         return chart(drawn, data, alt)
+
+
+def _draw_group(axes: Any, group: Group, place: int) -> None:
+    for metric, value, marker, colour, up in (
+        ("accuracy", group.accuracy, "o", PALETTE[7] if is_apart(group) else PALETTE[0], 0.1),
+        ("auc", group.auc, "D", PALETTE[4], -0.1),
+    ):
+        if metric in group.intervals:
+            axes.plot(group.intervals[metric], [place + up] * 2, color=colour, linewidth=2, alpha=0.5)
+        if value is not None:
+            label = WORDS[metric]
+            axes.plot([value], [place + up], marker, color=colour, markersize=4.5, linestyle="", label=label)
+
+
+def _once(axes: Any) -> tuple[list[Any], list[str]]:
+    """Each name of a legend once."""
+    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    return [*found.values()], [*found]

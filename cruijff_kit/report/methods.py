@@ -1,17 +1,22 @@
-"""The methods paragraphs of a paper, with the numbers of these runs: read from result.json, config.yaml, torchtune.yaml.
+"""The methods paragraphs of a paper, with the numbers of these runs: read from result.json, config.yaml, torchtune.yaml,
+environment.json and, for decoding, the heads of logs.
 
 What is the same in all runs is given once, what varies as a list or a range. What no file says is not said.
 """
 
 import re
+from pathlib import Path
 
+from cruijff_kit.analysis.configurations import is_finite
+from cruijff_kit.environment import read_environment
 from cruijff_kit.report.costs import hours_in_words
 from cruijff_kit.report.document import Section, listed, several
-from cruijff_kit.report.runs import SEED, Run, Runs
+from cruijff_kit.report.methods_data import data_text, prompt_text
+from cruijff_kit.report.runs import SEED, Family, Run, Runs
 from cruijff_kit.report.varying import each, either, setting, worded
 
 _MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
-_PACKAGES = {"torch": "PyTorch", "hydra-core": "Hydra", "inspect-ai": "inspect-ai"}
+_PACKAGES = {"python": "Python", "torch": "PyTorch", "hydra-core": "Hydra", "numpy": "NumPy", "scipy": "SciPy"}
 
 
 def methods(runs: Runs) -> Section:
@@ -20,8 +25,8 @@ def methods(runs: Runs) -> Section:
 
 
 def methods_text(runs: Runs) -> str:
-    """Paragraphs: model and training, data, evaluation, statistics, software and hardware."""
-    parts = (_training, _data, _evaluation, _statistics, _machines)
+    """Paragraphs: model and training, data, prompts, evaluation, statistics, software and hardware."""
+    parts = (_training, data_text, prompt_text, _evaluation, _statistics, _machines)
     return "\n\n".join(text for part in parts if (text := part(runs)))
 
 
@@ -46,9 +51,11 @@ def _training(runs: Runs) -> str:
     lora = [*_known(runs, "rank", "lora.rank", "torchtune.model.lora_rank")]
     lora += [*_known(runs, "alpha", "lora.alpha", "torchtune.model.lora_alpha")]
     lora += [*_known(runs, "dropout", "lora.dropout", "torchtune.model.lora_dropout"), *_modules(trained)]
+    about = ", ".join([f"{t} parameters with the adapter" for t in own] + _model_hash(trained))
     sentences = [
-        f"We fine-tuned {name}{f' ({own[0]} parameters with the adapter)' if own else ''} with {method}: {', '.join(lora)}"
+        f"We fine-tuned {name}{f' ({about})' if about else ''} with {method}: {', '.join(lora)}"
         f"; {trainable} parameters were trained.",
+        _initialisation(trained),
         _optimiser(runs),
         _schedule(runs, trained),
         _finished(runs),
@@ -56,6 +63,21 @@ def _training(runs: Runs) -> str:
         _changed(trained),
     ]
     return " ".join(s for s in sentences if s)
+
+
+def _model_hash(runs: list[Run]) -> list[str]:
+    hashes = each(runs, lambda r: r.result.model_hash)
+    return [f"SHA-256 fingerprint of the base model's files {listed(hashes)}"] if 0 < len(hashes) <= 3 else []
+
+
+def _initialisation(runs: list[Run]) -> str:
+    """How adapters begin (torchtune's modules/peft; PEFT's init_lora_weights=True is the same)."""
+    text = (
+        "At the start of training the matrices A were drawn from Kaiming's uniform distribution (He et al. 2015, with "
+        "a = sqrt(5)) and the matrices B were zero, as in torchtune and PEFT"
+    )
+    dora = any(each(runs, lambda r: setting(r, "lora.use_dora") or None))
+    return text + (", and DoRA's magnitudes were the norms of the base weights' rows." if dora else ".")
 
 
 def _count(values: list[int]) -> str:
@@ -150,35 +172,6 @@ def _changed(trained: list[Run]) -> str:
     return f"In {several(len(changed), 'run')} retries changed {listed(names)}." if changed else ""
 
 
-def _data(runs: Runs) -> str:
-    names = each(runs.with_result, lambda r: r.result.settings.get("dataset"))
-    if not names:
-        return ""
-    drawn = each(runs.all, lambda r: setting(r, "dataset.arguments") or None)
-    text = f"The data set was {listed([str(n) for n in names])}"
-    if drawn and any(each(runs.all, lambda r: setting(r, "dataset.generator"))):
-        keys = dict.fromkeys(k for arguments in drawn for k in arguments)
-        words = [
-            f"{k} {worded(each(runs.all, lambda r, k=k: (setting(r, 'dataset.arguments') or {}).get(k)))}" for k in keys
-        ]
-        text += f", drawn by its generator ({', '.join(words)})"
-    sizes = []
-    for split in ("train", "validation"):
-        rows = each(runs.with_result, lambda r, split=split: r.result.rows.get(split) or None)
-        sizes += [f"{worded(rows)} {'training' if split == 'train' else split} rows"] if rows else []
-    text += f", of which we used {listed(sizes)}" if sizes else ""
-    hashes = each(runs.with_result, lambda r: r.result.data_hash)
-    text += (
-        f" (data hash {worded(hashes)})" if len(hashes) <= 3 and hashes else f" ({len(hashes)} versions of the data)"
-    )
-    length = each(runs.all, lambda r: either(r, "dataset.max_seq_len", "torchtune.tokenizer.max_seq_len"))
-    text += f". Rows were cut at {worded(length)} tokens" if length else ""
-    whole = each(runs.all, lambda r: either(r, "dataset.train_on_input", "torchtune.dataset.train_on_input"))
-    text += ", and the loss was cross-entropy over the outputs' tokens alone" if whole == [False] else ""
-    packed = True in each(runs.all, lambda r: either(r, "dataset.packed", "torchtune.dataset.packed"))
-    return text + ("; short rows were packed together." if packed else ".")
-
-
 def _evaluation(runs: Runs) -> str:
     cells = [(r, e) for r in runs.with_result for e in r.result.evaluation]
     if not cells:
@@ -196,8 +189,7 @@ def _evaluation(runs: Runs) -> str:
         if epochs
         else ""
     )
-    tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))
-    text += f", with at most {worded(tokens)} generated tokens unless the task says otherwise" if tokens else ""
+    text += _decoding(runs)
     before = any(r.result.baseline for r in runs.with_result)
     text += "; the untrained model answered the same samples" if before else ""
     missing = sorted({f"{e.task}, {s}" for _, e in cells for s, share in e.coverage.items() if share < 1})
@@ -205,33 +197,89 @@ def _evaluation(runs: Runs) -> str:
     return text + "."
 
 
+def _decoding(runs: Runs) -> str:
+    """How answers were decoded, as the logs say; where there is none any more, what was asked for."""
+    from cruijff_kit.evaluation.items import decoding_of
+
+    found: dict[str, list[str]] = {}
+    seen = set()
+    for run in runs.with_result:
+        for e in run.result.evaluation:
+            if (e.task, e.key) not in seen and Path(e.log).is_file():
+                seen.add((e.task, e.key))
+                found.setdefault(e.task, []).append(_decoded(decoding_of(e.log)))
+    ways = {task: listed(list(dict.fromkeys(said)), "or") for task, said in found.items()}
+    if not ways:
+        tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))
+        return f", with at most {worded(tokens)} generated tokens unless the task says otherwise" if tokens else ""
+    if len({*ways.values()}) == 1:
+        return f"; decoding was {next(iter(ways.values()))}"
+    return f"; decoding was {listed([f'{said} in {task}' for task, said in ways.items()])}"
+
+
+def _decoded(settings: dict[str, float | int | None]) -> str:
+    length = f"at most {settings['max_tokens']} tokens" if settings["max_tokens"] else "of any length"
+    if not settings["temperature"]:
+        return f"greedy ({length})"
+    given = [f"{name} {settings[name]:g}" for name in ("top_p", "top_k", "seed") if settings[name] is not None]
+    return f"sampling at temperature {settings['temperature']:g} ({', '.join([*given, length])})"
+
+
 def _statistics(runs: Runs) -> str:
-    compared = [c for f in runs.families for found in f.comparisons.values() for c in found]
-    cells = [e for r in runs.with_result for e in r.result.evaluation]
-    if not cells:
-        return ""
-    text = []
-    if any("stderr" in values for e in cells for values in e.metrics.values()):
+    """How the best was chosen, intervals, tests, corrections, seeds, and what could be found."""
+    analysis = runs.analysis
+    compared = [c for found in analysis.comparisons.values() for c in found]
+    text = [_choice(family) for family in runs.families[:3] if len(family.ranking.ranked) > 1]
+    if not any(r.result.evaluation for r in runs.with_result):
+        return " ".join(text)
+    text.append(
+        "Intervals are 95%: Wilson's for shares of right answers, studentised bootstrap over test items for means, BCa "
+        "bootstrap for other metrics; of calibration errors by simulation."
+    )
+    if any(unit := each(runs.with_result, lambda r: r.result.unit_column)):
+        text.append(f"Test items of the same {listed([str(u) for u in unit])} were resampled together.")
+    tested = [c for c in compared if is_finite(c.p_holm)]
+    if tested:
+        words = {
+            "untrained": "the untrained model",
+            "chance": "the best constant answer",
+            "best": "the best configuration",
+        }
+        against = listed([w for name, w in words.items() if any(c.against == name for c in compared)])
+        tests = listed(sorted({c.method for c in tested}))
         text.append(
-            "Intervals of scores are 95%, 1.96 standard errors over test samples (Wilson's where all or none are right)."
+            f"Configurations were compared with {against} test item by test item ({tests});"
+            f" p is corrected for all {len(tested)} tests (Holm 1979), intervals of differences hold together (Bonferroni)."
         )
-    tests = sorted({c.method for c in compared})
-    if tests:
-        against = listed(
-            sorted({f"the {c.against} {'model' if c.against == 'untrained' else 'run'}" for c in compared})
-        )
+    if any("crossed" in c.method for c in compared):
         text.append(
-            f"Runs were compared with {against} sample by sample ({listed(tests)}), p corrected for the number of "
-            "runs (Holm 1979)"
-            + (
-                "; intervals of differences in accuracy are Agresti and Min's (2005)."
-                if "McNemar, exact" in tests
-                else "."
-            )
+            "Runs that differ in their seed only are one configuration; test items and seeds are crossed random effects."
         )
-    if len({r.value(SEED) for r in runs.with_result if SEED in r.swept}) > 1:
-        text.append("Means over seeds have 95% intervals of Student's t.")
+    elif analysis.one_seed_each:
+        text.append("Each configuration has one seed, so that these are comparisons of runs.")
+    if len(analysis.configurations) > 1:
+        text += [f"On {task}: {d}." for task, d in analysis.detectable.items()]
     return " ".join(text)
+
+
+def _choice(family: Family) -> str:
+    ranking = family.ranking
+    others = len(ranking.best) - 1
+    text = (
+        f"The best of {len(ranking.ranked)} configurations was chosen by its {family.name} on the {ranking.split} split"
+    )
+    if ranking.is_chosen_on_test:
+        text += ", on which it is reported too; its interval is made for all of them (Bonferroni)"
+    return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")
+
+
+def _drivers(runs: Runs) -> list[str]:
+    """The NVIDIA driver and the CUDA that torch was built for, where runs wrote them down."""
+    made_with = [read_environment(run.folder) or {} for run in runs.with_result]
+    drivers = sorted({m["nvidia_driver"] for m in made_with if m.get("nvidia_driver")})
+    cuda = sorted({b["cuda"] for m in made_with if (b := m.get("torch_build")) and b.get("cuda")})
+    found = [f"NVIDIA driver {listed(drivers, 'or')}"] if drivers else []
+    return found + ([f"CUDA {listed(cuda, 'or')}"] if cuda else [])
 
 
 def _machines(runs: Runs) -> str:
@@ -245,18 +293,23 @@ def _machines(runs: Runs) -> str:
     commits = each(runs.with_result, lambda r: r.result.git_commit)
     software = [f"{_PACKAGES.get(n, n)} {listed(v, 'or')}" for n, v in packages.items()]
     text = f"Software: {listed(software)}" if software else ""
-    text += (
-        f" (commit {listed([c[:12] + ('+changes' if c.endswith('+changes') else '') for c in commits[:3]], 'or')})"
-        if commits
-        else ""
-    )
+    hashes = each(runs.with_result, lambda r: r.result.code_hash)
+    if commits:
+        shown = [c[:12] + ("+changes" if c.endswith("+changes") else "") for c in commits[:3]]
+        edited = ", changes in provenance/code.patch" if any(c.endswith("+changes") for c in commits) else ""
+        text += f" (commit {listed(shown, 'or')}{edited})"
+    elif hashes:
+        text += f" (hash of the code {listed(hashes[:3], 'or')})"
     devices = each(runs.with_result, lambda r: r.result.machine.get("device"))
     dtype = each(runs.with_result, lambda r: r.result.machine.get("dtype"))
     processes = each(runs.with_result, lambda r: r.result.settings.get("processes"))
     threads = each(
         runs.with_result, lambda r: r.result.machine.get("threads") if r.result.machine.get("device") == "cpu" else None
     )
-    hardware = [listed(["CPU" if d == "cpu" else str(d) for d in devices], "or")] if devices else []
+    processors = each(runs.with_result, lambda r: r.result.machine.get("processor"))
+    cpu = f"CPU ({listed(processors, 'or')})" if processors else "CPU"
+    hardware = [listed([cpu if d == "cpu" else str(d) for d in devices], "or")] if devices else []
+    hardware += _drivers(runs) if devices and devices != ["cpu"] else []
     hardware += [f"{worded(processes)} a run"] if processes and processes != [1] else []
     hardware += [f"{worded(threads)} {'thread' if threads == [1] else 'threads'} a process"] if threads else []
     hardware += [f"precision {worded(dtype)}"] if dtype else []

@@ -3,6 +3,8 @@
 import shlex
 from typing import Any
 
+from cruijff_kit.launch.typed import typed_arguments
+from cruijff_kit.ledger import repeating_command
 from cruijff_kit.report.document import Section, Table, listed, plain, several
 from cruijff_kit.report.runs import Run, Runs
 
@@ -20,7 +22,7 @@ def overview(runs: Runs) -> Section:
     keys = varied(runs.all)
     rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(r)] for r in runs.all]
     header = ["run", "state", *keys, "objective", "value", "loss", "validation loss", "started (UTC)", "folder"]
-    best = {i for i, r in enumerate(runs.all) if any(r is f.best and len(f.runs) > 1 for f in runs.families)}
+    best = {i for i, r in enumerate(runs.all) if r in runs.best}
     section.blocks.append(Table("runs", "Every run", header, rows, best))
     return section
 
@@ -34,18 +36,10 @@ def states_in_words(runs: Runs) -> str:
 
 def commands(runs: Runs) -> list[str]:
     """The command lines that made the runs; a single run that left no ledger is repeated from its config."""
-    lines = [
-        f"python -m cruijff_kit.train {'' if _alone(ledger) else '-m '}{shlex.join(ledger.command)}".rstrip()
-        for ledger in runs.ledgers
-    ]
+    lines = [repeating_command(ledger) for ledger in runs.ledgers]
     if not lines and len(runs.all) == 1:
         lines = [line for line in [_typed(runs.all[0])] if line]
     return list(dict.fromkeys(lines))
-
-
-def _alone(ledger: Any) -> bool:
-    """Whether it is the ledger of a single run, which was submitted."""
-    return len(ledger.runs) == 1 and not ledger.runs[0].swept and ledger.runs[0].folder in (".", "")
 
 
 def _typed(run: Run) -> str | None:
@@ -53,10 +47,11 @@ def _typed(run: Run) -> str | None:
     import yaml
 
     try:
-        typed = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
-    except (OSError, ValueError, yaml.YAMLError):
+        hydra = yaml.safe_load((run.folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))["hydra"]
+        typed = typed_arguments(hydra)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None
-    return f"python -m cruijff_kit.train {shlex.join(map(str, typed))}".rstrip()
+    return f"python -m cruijff_kit.train {shlex.join(typed)}".rstrip()
 
 
 def title(runs: Runs) -> str:

@@ -1,162 +1,151 @@
-"""The report's section on the best runs: objectives with intervals, against the untrained model and the best run."""
+"""The report's section on the best configurations: by what they were chosen, and what they got on the test split.
 
-import math
+Values with intervals, against the untrained model, chance, and the best.
+"""
+
 from typing import Any
 
-from cruijff_kit.comparisons import BEST, UNTRAINED, Comparison
-from cruijff_kit.replicates import replicates
-from cruijff_kit.report.document import Chart, Section, Table, shown
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED, Comparison, Measured
+from cruijff_kit.analysis.configurations import Configuration, is_finite
+from cruijff_kit.analysis.estimates import Estimate
+from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
-from cruijff_kit.report.runs import Family, Run, Runs, finite
+from cruijff_kit.report.outcomes import ConfiguredRuns, Outcome, outcomes_of
+from cruijff_kit.report.runs import Family, Runs
 
-MOST = 30  # runs in a chart
-Z = 1.959964  # of a 95% interval
-_ERRORS = ("accuracy", "mean")  # metrics whose standard error over items the results have
+MOST = 30  # configurations in a chart
+MOST_TABLES = 8
+_PARTS = ("difference", "low", "high", "p", "p (Holm)", "items", "test")
 
 
 def ranking(runs: Runs) -> Section:
-    """A chart and a table for each family of runs, and the means over seeds."""
-    section = Section("best", "The best runs")
-    if not runs.families:
-        section.absent = "no run has finished with an objective"
+    """By what each family of configurations was chosen, then each score on the test split: a chart and a table each."""
+    section = Section("best", "The best configurations")
+    analysis = runs.analysis
+    if not analysis.configurations:
+        section.absent = "no run has finished"
         return section
-    for number, family in enumerate(runs.families[:4], 1):
-        name = "best_runs" if number == 1 else f"best_runs_{number}"
-        section.text.append(_sentence(family))
-        table = _table(family, name)
-        section.blocks += [_chart(family, name), table]
-    if len(runs.families) > 4:
-        section.text.append(f"{len(runs.families) - 4} more objectives stand in the first table only.")
-    if seeds := _seeds(runs):
-        section.blocks.append(seeds)
-    columns = {c for table in section.tables for c in table.columns}
-    if "low" in columns:
-        section.text.append(
-            "Intervals are 95%: 1.96 standard errors over test items (Wilson's where all or none are right)."
-        )
-    if "versus untrained: p" in columns or "versus best: p" in columns:
-        section.text.append(
-            "Differences are item by item, over the items that both answered; p is corrected for the runs shown (Holm). "
-            "The best run was chosen on these very items, so comparisons with it flatter it."
-        )
+    section.text += [_sentence(family) for family in runs.families[:4]]
+    outcomes, chosen = outcomes_of(runs), len(runs.families)
+    for number, outcome in enumerate(outcomes[:chosen][:4], 1):
+        section.blocks += _blocks(outcome, "best_runs" if number == 1 else f"best_runs_{number}")
+    if chosen > 4:
+        section.text.append(f"{chosen - 4} more objectives stand in the first table only.")
+    for number, outcome in enumerate(outcomes[chosen:][:MOST_TABLES], 1):
+        section.blocks += _blocks(outcome, f"test_scores_{number}")
+    section.text += _explanations(runs)
     return section
 
 
 def _sentence(family: Family) -> str:
-    best = family.best
-    ceiling = _ceiling(family, best)
-    low, high = interval(family, best)
-    about = f" (95% interval {shown(low)} to {shown(high)})" if low is not None else ""
-    text = f"{family.name}: {shown(best.result.objective)}{about}, {best.label}"
-    if len(family.runs) > 1:
-        text = f"Best {text}, of {len(family.runs)} runs"
-    text = text[0].upper() + text[1:]
-    return f"{text}." + (f" The best that any model can expect is {shown(ceiling)}." if ceiling is not None else "")
+    r = family.ranking
+    value = shown(sum(r.leader.objectives()) / len(r.leader.runs))
+    if len(r.ranked) == 1:
+        return f"{family.name[0].upper()}{family.name[1:]}: {value}, {r.leader.name}."
+    of = several(len(r.ranked), "configuration")
+    text = f"Best {family.name} on the {r.split} split: {value}, {r.leader.name}, of {of}."
+    if others := [c.name for c in r.best[1:]]:
+        some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
+        text += f" Not to be told apart from it: {some}."
+    if r.is_chosen_on_test:
+        text += (
+            " It was chosen on the test split, which flatters it: its interval is made for all "
+            f"{len(r.ranked)} that it was chosen from (Bonferroni), and comparisons with it are too favourable to it."
+        )
+    return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
 
 
-def _ceiling(family: Family, run: Run) -> float | None:
-    cell = run.last(family.source[0]) if family.source else None
-    return cell.ceiling.get(family.source[2]) if cell else None
+def _blocks(outcome: Outcome, name: str) -> list[Chart | Table]:
+    found = [(c, outcome.estimate(c)) for c in outcome.configurations]
+    return [_chart(outcome, found, name), _table(outcome, found, name)]
 
 
-def interval(family: Family, run: Run, untrained: bool = False) -> tuple[float | None, float | None]:
-    """The 95% interval over test items of a run's objective, or of the untrained model's; (None, None) without one."""
-    cell = run.last(family.source[0], untrained) if family.source else None
-    if cell is None or family.source[2] not in _ERRORS:
-        return None, None
-    values = cell.metrics.get(family.source[1], {})
-    value, error = values.get(family.source[2]), values.get("stderr")
-    if not finite(value) or not finite(error):
-        return None, None
-    if family.source[2] != "accuracy":
-        return value - Z * error, value + Z * error
-    scored = cell.samples - cell.unscored.get(family.source[1], 0)
-    if error == 0 and value in (0, 1) and scored > 0:
-        return wilson(value, scored)
-    return max(0.0, value - Z * error), min(1.0, value + Z * error)
+def _best(outcome: Outcome) -> list[Configuration]:
+    """Those that are best, where there is a choice."""
+    return [c for r in outcome.analysis.rankings for c in r.best if len(r.ranked) > 1]
 
 
-def wilson(share: float, number: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share (1927), which is not empty where all or none are right."""
-    centre, denominator = share + Z * Z / (2 * number), 1 + Z * Z / number
-    reach = Z * math.sqrt(share * (1 - share) / number + Z * Z / (4 * number * number))
-    return max(0.0, (centre - reach) / denominator), min(1.0, (centre + reach) / denominator)
-
-
-def untrained_value(family: Family, run: Run) -> float | None:
-    """The objective of the untrained model on a run's test items."""
-    cell = run.last(family.source[0], True) if family.source else None
-    value = cell.metrics.get(family.source[1], {}).get(family.source[2]) if cell else None
-    return value if finite(value) else None
-
-
-def _table(family: Family, name: str) -> Table:
-    header = ["run", "value", "low", "high", "untrained"]
-    parts = ("difference", "low", "high", "p", "p (Holm)", "items")
-    header += [f"versus {against}: {p}" for against in (UNTRAINED, BEST) for p in parts]
+def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Table:
+    header = ["configuration", "seeds", "value", "low", "high", "sd over seeds", "if calibrated", "untrained", "chance"]
+    header += [f"versus {against}: {p}" for against in (UNTRAINED, CHANCE, BEST) for p in _PARTS]
     rows = []
-    for run in family.ranked:
-        found = family.comparisons[run]
-        row: list[Any] = [run.label, run.result.objective, *interval(family, run), untrained_value(family, run)]
-        rows.append([*row, *_difference(found, UNTRAINED, family), *_difference(found, BEST, family)])
-    kept = [i for i in range(len(header)) if i < 2 or any(row[i] is not None for row in rows)]
-    caption = f"Runs by {family.name}, the best first"
-    return Table(name, caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], {0})
+    for c, e in found:
+        row: list[Any] = [c.label, len(c.runs), e.value, e.low, e.high, e.seed_deviation, e.if_calibrated]
+        row += [outcome.untrained(c), outcome.chance(c)]
+        for against in (UNTRAINED, CHANCE, BEST):
+            row += _difference(outcome.analysis.comparisons[c.label], against, outcome.measured)
+        rows.append(row)
+    kept = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
+    marked = {i for i, (c, _) in enumerate(found) if c.configuration in _best(outcome)}
+    caption = f"Configurations by {outcome.name}"
+    return Table(name, caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], marked)
 
 
-def _difference(found: list[Comparison], against: str, family: Family) -> list[Any]:
-    wanted = (against, *family.source[:2]) if family.source else None
+def _difference(found: list[Comparison], against: str, measured: Measured | None) -> list[Any]:
     for c in found:
-        if (c.against, c.task, c.scorer) == wanted:
-            return [c.difference, c.low, c.high, c.p, c.p_holm, c.items]
-    return [None] * 6
+        if (c.against, c.measured) == (against, measured):
+            values = [c.difference, c.low, c.high, c.p, c.p_holm]
+            return [*(v if is_finite(v) else None for v in values), c.items, c.method]
+    return [None] * len(_PARTS)
 
 
-def _chart(family: Family, name: str) -> Chart:
-    top = family.ranked[:MOST]
-    rows = [[r.label, r.result.objective, *interval(family, r), untrained_value(family, r)] for r in top]
-    what = f"the best {len(top)} of {len(family.ranked)} runs" if len(top) < len(family.ranked) else "every run"
-    caption = f"{family.name}, {what}" + (", with 95% intervals over test items" if rows[0][2] is not None else "")
-    data = Table(f"{name}_chart", caption, ["run", "value", "low", "high", "untrained"], rows)
+def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Chart:
+    top = found[:MOST]
+    rows = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
+    shown_are = f"{len(top)} of {len(found)} configurations" if len(top) < len(found) else "every configuration"
+    over = listed(sorted({e.over for _, e in top} - {""}))
+    caption = f"{outcome.name}, {shown_are}" + (f", with 95% intervals over {over}" if over else "")
+    data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "untrained", "chance"], rows)
+    best = {c.name for c in _best(outcome)}
     with figure(8, 1.1 + 0.24 * len(rows)) as drawn:
         axes = drawn.subplots()
-        for place, (_, value, low, high, _) in enumerate(rows):
-            colour = PALETTE[1] if place == 0 and len(rows) > 1 else PALETTE[0]
+        for place, (label, value, low, high, *_) in enumerate(rows):
+            colour = PALETTE[1] if label in best else PALETTE[0]
             if low is not None:
                 axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6)
             axes.plot([value], [place], "o", color=colour, markersize=5.5)
-        _mark_known(axes, family, top)
-        axes.set(yticks=range(len(rows)), yticklabels=[fitted(r[0], 60) for r in rows], xlabel=family.name)
+        _mark_known(axes, [c for c, _ in top], outcome)
+        axes.set(yticks=range(len(rows)), yticklabels=[fitted(r[0], 60) for r in rows], xlabel=outcome.name)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        alt = f"{caption}. Best: {rows[0][0]} with {shown(rows[0][1])}; last shown: {shown(rows[-1][1])}."
+        alt = f"{caption}. First: {rows[0][0]} with {shown(rows[0][1])}; last shown: {shown(rows[-1][1])}."
         return chart(drawn, data, alt)
 
 
-def _mark_known(axes: Any, family: Family, top: list[Run]) -> None:
-    """The untrained model (a diamond a run, where it differs a line would say nothing) and the known best."""
-    before = [untrained_value(family, r) for r in top]
-    if None not in before and len(set(before)) == 1:
-        axes.axvline(before[0], color=GREY, linestyle="--", linewidth=1.2, label="untrained")
-    elif any(v is not None for v in before):
-        known = [(v, i) for i, v in enumerate(before) if v is not None]
-        axes.plot(*zip(*known, strict=True), "D", color=GREY, markersize=4, linestyle="", label="untrained")
-    ceilings = {_ceiling(family, r) for r in top}
+def _mark_known(axes: Any, configurations: list[ConfiguredRuns], outcome: Outcome) -> None:
+    """The untrained model, chance (a mark a configuration, where they differ a line would say nothing), the known best."""
+    looks = {"untrained": (outcome.untrained, GREY, "--", "D"), "chance": (outcome.chance, PALETTE[4], "-.", "s")}
+    for label, (read, colour, line, mark) in looks.items():
+        values = [read(c) for c in configurations]
+        if None not in values and len(set(values)) == 1:
+            axes.axvline(values[0], color=colour, linestyle=line, linewidth=1.2, label=label)
+        elif known := [(v, i) for i, v in enumerate(values) if v is not None]:
+            axes.plot(*zip(*known, strict=True), mark, color=colour, markersize=4, linestyle="", label=label)
+    ceilings = {outcome.ceiling(c) for c in configurations}
     if len(ceilings) == 1 and None not in ceilings:
         axes.axvline(ceilings.pop(), color=PALETTE[2], linestyle=":", linewidth=1.5, label="best that can be expected")
     if axes.get_legend_handles_labels()[1]:
-        axes.figure.legend(loc="outside upper right", ncols=2)
+        axes.figure.legend(loc="outside upper right", ncols=3)
 
 
-def _seeds(runs: Runs) -> Table | None:
-    """Means over seeds of each objective, and of the losses."""
-    wanted = {"loss", "validation_loss", *("/".join(f.source) for f in runs.families if f.source)}
-    rows = [
-        [g.name, ", ".join(map(str, g.seeds)), metric, s.runs, s.mean, s.low, s.high, s.item_error]
-        for g in replicates([r.result for r in runs.with_result])
-        for metric, s in g.metrics.items()
-        if metric in wanted
-    ]
-    header = ["configuration", "seeds", "metric", "runs", "mean", "low", "high", "standard error over items"]
-    caption = "Means over seeds, with 95% intervals over seeds (Student's t)"
-    return Table("seeds", caption, header, rows) if rows else None
+def _explanations(runs: Runs) -> list[str]:
+    analysis = runs.analysis
+    text = []
+    if any(analysis.comparisons.values()):
+        text.append(
+            "Differences are item by item, over the items that both answered; their 95% intervals hold together, and p is "
+            "corrected (Holm), for everything that this section tests. Chance is the best constant answer: the most "
+            "frequent one of the training split, for numbers their mean or median."
+        )
+    if any(e.method == SAME_ANSWER for found in analysis.comparisons.values() for e in found):
+        text.append(
+            "A configuration that gives every item the same answer has no p: its score is no evidence of skill."
+        )
+    if any(len(c.runs) > 1 for c in analysis.configurations):
+        text.append(
+            "Runs that differ in their seed only are one configuration. Its interval and its comparisons count test items "
+            "and seeds as crossed random effects."
+        )
+    if len(analysis.configurations) > 1:
+        text += [f"What {task} can show: {d}." for task, d in analysis.detectable.items()]
+    return text + ([analysis.one_seed_each] if analysis.one_seed_each else [])

@@ -3,20 +3,21 @@
 A folder that was moved or copied is read where it lies: its own logs come before those that its results name.
 """
 
-import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cruijff_kit.comparisons import Comparison, compare_runs
+from cruijff_kit.analysis.configurations import Configuration, is_finite
+from cruijff_kit.analysis.rankings import Ranking
+from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.errors import UserError
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.ledger import Entry, Ledger, find_ledgers, read_ledger
-from cruijff_kit.result import Evaluation, RunResult, higher_is_better, read_result
+from cruijff_kit.result import Evaluation, RunResult, read_result
 from cruijff_kit.survey import Known, RunView, known_below, survey
 
 SEED = "seed"
@@ -71,42 +72,38 @@ class Run:
 
 @dataclass(eq=False)
 class Family:
-    """Runs that finished and whose objective is the same number: of the same task, scorer and metric.
+    """Runs that finished and whose objective is the same number, of the same task, scorer and metric; by configuration.
 
-    source: (task, scorer, metric); None for a loss.
+    ranking: their configurations, the best first. ranked: the runs of these, by seed.
     """
 
-    objective: str
-    source: tuple[str, str, str] | None
-    runs: list[Run] = field(default_factory=list)
+    ranking: Ranking
+    ranked: list[Run]
+
+    @property
+    def objective(self) -> str:
+        """Its name."""
+        return self.ranking.chosen_by
+
+    @property
+    def source(self) -> tuple[str, str, str] | None:
+        """(task, scorer, metric); None for a loss."""
+        return self.ranking.source
 
     @property
     def higher(self) -> bool:
         """Whether more is better."""
-        return higher_is_better(self.objective)
+        return self.ranking.higher
 
-    @cached_property
+    @property
     def best(self) -> Run:
-        """The run with the best objective; of equals the one that started first, as table_cells.best_run has it."""
-        return (max if self.higher else min)(self.runs, key=lambda r: r.result.objective)
-
-    @cached_property
-    def ranked(self) -> list[Run]:
-        """Its runs, the best first; of equals the one that started first."""
-        return sorted(self.runs, key=lambda r: -r.result.objective if self.higher else r.result.objective)
-
-    @cached_property
-    def comparisons(self) -> dict[Run, list[Comparison]]:
-        """Each run with the untrained model and with the best run."""
-        best = self.best.result if len(self.runs) > 1 else None
-        return dict(zip(self.runs, compare_runs([r.result for r in self.runs], best), strict=True))
+        """The first seed's run of the best configuration."""
+        return self.ranked[0]
 
     @property
     def name(self) -> str:
-        """The objective in words: "match accuracy (risk)"."""
-        if self.source is None:
-            return self.objective.replace("_", " ")
-        return f"{self.source[1]} {self.source[2]} ({self.source[0]})".replace("_", " ")
+        """The objective in words."""
+        return objective_name(self.objective, self.source)
 
 
 @dataclass(eq=False)
@@ -124,35 +121,41 @@ class Runs:
         return [r for r in self.all if r.result is not None]
 
     @cached_property
+    def analysis(self) -> Analysis:
+        """Configurations, rankings and comparisons of the results."""
+        return analyse([r.result for r in self.with_result])
+
+    @cached_property
     def families(self) -> list[Family]:
         """Finished runs by what their objective is, the largest family first."""
-        found: dict[tuple, Family] = {}
-        for run in self.all:
-            if run.done and run.result.objective_name and finite(run.result.objective):
-                source = source_of(run.result)
-                key = (source or run.result.objective_name, higher_is_better(run.result.objective_name))
-                found.setdefault(key, Family(run.result.objective_name, source)).runs.append(run)
-        return sorted(found.values(), key=lambda f: -len(f.runs))
+        return [Family(r, [run for c in r.ranked for run in self.runs_of(c)]) for r in self.analysis.rankings]
+
+    def runs_of(self, configuration: Configuration) -> list[Run]:
+        """The runs of a configuration, by seed."""
+        return [next(r for r in self.all if r.result is result) for result in configuration.runs]
+
+    @cached_property
+    def best(self) -> list[Run]:
+        """The runs of the best configurations of each family that has several."""
+        return [
+            run for f in self.families if len(f.ranking.ranked) > 1 for c in f.ranking.best for run in self.runs_of(c)
+        ]
 
     def states(self) -> Counter[str]:
         """State -> runs."""
         return Counter(r.view.state for r in self.all)
 
 
+def objective_name(objective: str, source: tuple[str, str, str] | None) -> str:
+    """An objective, or (task, scorer, metric), in words: "match accuracy (risk)"."""
+    if source is None:
+        return objective.replace("_", " ")
+    return f"{source[1]} {source[2]} ({source[0]})".replace("_", " ")
+
+
 def finite(value: Any) -> bool:
     """Whether it is a number that can be compared."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def source_of(result: RunResult) -> tuple[str, str, str] | None:
-    """(task, scorer, metric) that the run's objective is, as RunResult.metrics finds it; None for a loss."""
-    name = result.objective_name
-    for e in {e.task: e for e in result.evaluation}.values():
-        for scorer, values in e.metrics.items():
-            for metric in values:
-                if name in (metric, f"{scorer}/{metric}", f"{e.task}/{scorer}/{metric}"):
-                    return e.task, scorer, metric
-    return None
+    return is_finite(value)
 
 
 def read_runs(folder: Path) -> Runs:

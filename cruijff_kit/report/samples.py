@@ -1,9 +1,9 @@
-"""The report's section on samples: some that the best run got right and some that it got wrong, in full.
+"""The report's section on samples: some that the best configuration got right and some that it got wrong, in full.
 
 Everything that stands in a sample comes through `samples_of`, which is where the rule for red data holds.
 """
 
-from cruijff_kit.report.calibration import best_runs
+from cruijff_kit.report.calibration import best_configurations
 from cruijff_kit.report.document import Sample, Section
 from cruijff_kit.report.runs import Run, Runs
 from cruijff_kit.tiers import withholds
@@ -14,10 +14,10 @@ WITHHELD = "the data are red: their samples are withheld from reports"
 
 
 def samples(runs: Runs) -> Section:
-    """Samples of each task of the best run."""
+    """Samples of each task of the best configuration; where it has several seeds, of the first one's run."""
     section = Section("samples", "Samples, right and wrong")
     reasons: list[str] = []
-    for run in best_runs(runs):
+    for run, *_ in best_configurations(runs):
         for task in dict.fromkeys(e.task for e in run.result.evaluation):
             found, reason = samples_of(run, task)
             section.samples += found

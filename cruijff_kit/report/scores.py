@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from cruijff_kit.analysis.estimates import estimate_cell
+from cruijff_kit.analysis.headlines import headline
 from cruijff_kit.report.document import Chart, Section, Table, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted, legend_below
 from cruijff_kit.report.runs import Run, Runs, finite
-from cruijff_kit.table_cells import headline_name
+from cruijff_kit.table_cells import number as digits
 
 _FEW = 8
 UNTRAINED = "untrained"
@@ -24,7 +26,10 @@ def scores(runs: Runs) -> Section:
     for number, task in enumerate(tasks, 1):
         own = [(r, e) for r, e in cells if e.task == task]
         section.blocks.append(_table(task, own, f"scores_{number}_{_file_name(task)}"))
-    section.text.append("Epochs are counted from 0. Shares scored are those of the samples that a scorer could read.")
+    section.text.append(
+        "Epochs are counted from 0. Intervals are 95%, over test items. Every sample counts: shares scored are those of "
+        "the samples that a scorer could read, the others count as wrong, or as the constant baseline does."
+    )
     return section
 
 
@@ -37,7 +42,9 @@ def _table(task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
     shares = list(dict.fromkeys(s for _, e in cells for s, share in e.coverage.items() if share < 1))
     several = len({s for s, _ in columns}) > 1
     header = ["run", "epoch", "samples"]
-    header += [(f"{s} {m}" if several else m).replace("_", " ") for s, m in columns]
+    for s, m in columns:
+        words = (f"{s} {m}" if several else m).replace("_", " ")
+        header += [words, f"{words}: 95%"]
     header += [f"{s} share scored".replace("_", " ") for s in shares]
     rows, seen = [], set()
     for run, e in cells:
@@ -46,11 +53,20 @@ def _table(task: str, cells: list[tuple[Run, Any]], name: str) -> Table:
             if same in seen:
                 continue
             seen.add(same)
-        values = [e.metrics.get(s, {}).get(m) for s, m in columns]
+        values = [v for s, m in columns for v in (e.metrics.get(s, {}).get(m), _interval(e, s, m))]
         who = run.label if e.epoch is not None else f"untrained {run.result.model}"
         epoch = UNTRAINED if e.epoch is None else e.epoch
         rows.append([who, epoch, e.samples, *values, *(e.coverage.get(s) for s in shares)])
-    return Table(name, f"Task {task}: every metric", header, rows)
+    if chance := next((e.chance for _, e in cells if e.chance), None):
+        known = [v for s, m in columns for v in (chance.get(s, {}).get(m), None)]
+        rows.append(["chance (constant answer)", None, cells[0][1].samples, *known, *(None for _ in shares)])
+    kept = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
+    return Table(name, f"Task {task}: every metric", [header[i] for i in kept], [[r[i] for i in kept] for r in rows])
+
+
+def _interval(e: Any, scorer: str, metric: str) -> str | None:
+    found = estimate_cell(e, scorer, metric)
+    return None if found is None or found.low is None else f"[{digits(found.low)}, {digits(found.high)}]"
 
 
 def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
@@ -61,7 +77,7 @@ def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
         for t in tasks
         for s in dict.fromkeys(s for r in results for e in r.evaluation if e.task == t for s in e.metrics)
     ]
-    wanted = [(t, s, headline_name(results, t, s)) for t, s in wanted][:6]
+    wanted = [(t, s, headline(results, t, s)) for t, s in wanted][:6]
     rows = []
     for r in runs.with_result:
         for e in (*r.result.baseline, *r.result.evaluation):

@@ -104,11 +104,10 @@ def _data(runs: Runs, sections: list[Section]) -> dict[str, Any]:
         "states": dict(runs.states()),
         **hours(runs),
         "best": [
-            {"objective": f.objective, "metric": "/".join(f.source) if f.source else f.objective, "run": f.best.label,
-             "value": f.best.result.objective, "folder": str(f.best.folder)}
+            f.ranking.as_data() | {"metric": "/".join(f.source) if f.source else f.objective, "folder": str(f.best.folder)}
             for f in runs.families
-            if f.best
         ],
+        "detectable_difference": {task: d.as_data() for task, d in runs.analysis.detectable.items()},
         "sections": {
             s.id: {
                 "title": s.title,
@@ -153,6 +152,8 @@ def _tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
     """What one wants to know first: (number, what it is)."""
     tiles = [(f"{runs.states()['done']} of {len(runs.all)}", "runs done")]
     for family in runs.families[:2]:
-        tiles.append((shown(family.best.result.objective), f"{'best ' if len(family.runs) > 1 else ''}{family.name}"))
+        values = family.ranking.leader.objectives()
+        best = "best " if len(family.ranking.ranked) > 1 else ""
+        tiles.append((shown(sum(values) / len(values)), f"{best}{family.name} ({family.ranking.split} split)"))
     kinds = (("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours"))
     return tiles + [(few_digits(data[key]), what) for key, what in kinds if data[key] > 0]

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from cruijff_kit.compat import ModelType, get_component, instantiate
 from cruijff_kit.errors import UserError, one_line
 from cruijff_kit.hints import did_you_mean
+from cruijff_kit.training.steps import lr_scheduler_of
 from cruijff_kit.training.trackers import check_trackers
 
 # Arguments that the recipe itself gives to a component.
@@ -69,7 +70,8 @@ def _try_out(cfg: dict[str, Any]) -> None:
     """Build the light components once with a stand-in parameter, so that bad values show now."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = _build("torchtune.optimizer", cfg["optimizer"], [parameter])
-    _build("torchtune.lr_scheduler", cfg["lr_scheduler"], optimizer, num_training_steps=1, last_epoch=-1)
+    scheduler = lr_scheduler_of(cfg, warmup=0)
+    _build("torchtune.lr_scheduler", scheduler, optimizer, num_training_steps=1, last_epoch=-1)
     _build("torchtune.loss", cfg["loss"])
 
 

@@ -54,9 +54,18 @@ class LabelledCrossEntropy(nn.Module):
             ]
         ).sum()
 
+    def of_each(
+        self, hidden: torch.Tensor, targets: torch.Tensor, output: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """[n] the loss of each position; arguments as `forward`'s."""
+        parts = zip(hidden.split(self.rows_per_chunk), targets.split(self.rows_per_chunk), strict=True)
+        return torch.cat([_cross_entropy(h, t, output, "none") for h, t in parts])
 
-def _cross_entropy(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
-    return F.cross_entropy(output(hidden).float(), targets, reduction="sum")
+
+def _cross_entropy(
+    hidden: torch.Tensor, targets: torch.Tensor, output: Callable, reduction: str = "sum"
+) -> torch.Tensor:
+    return F.cross_entropy(output(hidden).float(), targets, reduction=reduction)
 
 
 def hidden_states(

@@ -6,6 +6,9 @@ from typing import Any
 
 from cruijff_kit.errors import UserError
 
+# Where nothing is said: a tenth of the updates, as far as this many; 5 updates have none, 50 have 5, 5,000 have 100.
+_WARMUP_SHARE, _MOST_WARMUP = 10, 100
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -29,8 +32,11 @@ class Steps:
         per_epoch = math.ceil(rows / each)
         if cfg["max_steps_per_epoch"] is not None:
             per_epoch = min(per_epoch, cfg["max_steps_per_epoch"])
+        total = per_epoch * cfg["epochs"]
         warmup = cfg["lr_scheduler"].get("num_warmup_steps", 0)
-        steps = cls(per_epoch, per_epoch * cfg["epochs"], warmup, each, processes)
+        if warmup is None:
+            warmup = min(total // _WARMUP_SHARE, _MOST_WARMUP)
+        steps = cls(per_epoch, total, warmup, each, processes)
         if steps.warmup >= steps.total:
             raise UserError(
                 f"num_warmup_steps={steps.warmup} never ends: training has {steps.total} steps "
@@ -38,6 +44,12 @@ class Steps:
                 f"{cfg['epochs']} epochs); set num_warmup_steps to at most {max(0, steps.total // 3)}"
             )
         return steps
+
+
+def lr_scheduler_of(cfg: dict[str, Any], warmup: int) -> dict[str, Any]:
+    """The config of the learning-rate schedule with so many updates of warm-up in the place of null."""
+    node = cfg["lr_scheduler"]
+    return node | {"num_warmup_steps": warmup} if node.get("num_warmup_steps", 0) is None else node
 
 
 def saved_epochs(epochs_to_save: str | list[int], epochs: int) -> set[int]:

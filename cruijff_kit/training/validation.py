@@ -1,13 +1,13 @@
 """Validation over a whole split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from cruijff_kit.compat import TransformerDecoder
-from cruijff_kit.data.instruct import Example
+from cruijff_kit.data.instruct import IGNORE, Example
 from cruijff_kit.training.passes import Pass, Story
 
 _ROWS = 32  # rows per forward pass; without a backward pass memory is small
@@ -26,6 +26,40 @@ def validation_sums(batches: list[list[Example]], by: Any = None) -> Story[tuple
         loss, labels, _ = yield Pass(batch, learn=False, by=by)
         sums.append((loss.item(), labels))
     return sum(loss for loss, _ in sums), sum(labels for _, labels in sums)
+
+
+class RowLosses:
+    """The validation loss row by row: what tells later whether one run's validation loss is lower than another's.
+
+    Of a loss of the user's own, which has no `of_each`, nothing is known of rows.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[list[Example], torch.Tensor]] = []
+
+    def watching(self, loss_fn: Any, examples: list[Example]) -> Callable:
+        """The same loss, which also remembers that of each of the rows that it is called for."""
+        if not hasattr(loss_fn, "of_each"):
+            return loss_fn
+
+        def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
+            of_each = loss_fn.of_each(hidden, targets, output).double()
+            rows = torch.stack([part.sum() for part in of_each.split([_labels(e) for e in examples])])
+            self._parts.append((examples, rows))
+            return rows.sum()
+
+        return watched
+
+    def take(self) -> dict[int, tuple[float, int]]:
+        """Row -> (summed loss, labelled tokens), since they were last taken; of a row that was computed again the last."""
+        parts, self._parts = self._parts, []
+        return {
+            e.row: (loss, _labels(e)) for rows, losses in parts for e, loss in zip(rows, losses.tolist(), strict=True)
+        }
+
+
+def _labels(example: Example) -> int:
+    return sum(label != IGNORE for label in example.labels)
 
 
 @contextmanager

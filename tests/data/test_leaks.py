@@ -2,16 +2,18 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
+from inspect_ai.log import read_eval_log
 
 import cruijff_kit
 from cruijff_kit.data.conversations import Conversation
 from cruijff_kit.data.generators.capitalization import draw_capitalization
 from cruijff_kit.data.leaks import find_leaks, targets_in_prompts
 from cruijff_kit.errors import UserError
-from cruijff_kit.plan import check
+from cruijff_kit.plan import check, check_evaluation
 
 DRAW = random.Random(5)
 VOCABULARY = [w["input"] for rows in draw_capitalization(num_words=1300).splits.values() for w in rows]
@@ -21,14 +23,28 @@ def words(count: int) -> str:
     return " ".join(DRAW.choices(VOCABULARY, k=count))
 
 
-def rows(texts, template="{}", answer="yes") -> list[Conversation]:
+def rows(texts, template="{}", answer="yes", **columns) -> list[Conversation]:
+    """A row for each text; columns: name -> the value of each row."""
     return [
-        Conversation([{"role": "user", "content": template.format(t)}], answer, [t], n) for n, t in enumerate(texts)
+        Conversation(
+            [{"role": "user", "content": template.format(t)}],
+            answer,
+            [t],
+            n,
+            columns={k: v[n] for k, v in columns.items()},
+        )
+        for n, t in enumerate(texts)
     ]
 
 
 def found(**splits) -> dict[str, int]:
     return {f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in find_leaks(splits)}
+
+
+def across(train, test, template="{}") -> dict[str, int]:
+    """Kind -> rows of test."""
+    splits = {"train": rows(train, template), "test": rows(test, template)}
+    return {leak.kind: leak.rows for leak in find_leaks(splits, within=False)}
 
 
 def test_the_same_prompt():
@@ -39,6 +55,96 @@ def test_the_same_prompt():
     first, second, _ = find_leaks(splits)
     assert (first.same_answer, first.of, first.example) == (0, 3, (1, 0)) and second.example == (0, 2)
     assert "2 of 3 rows of split 'test' ask exactly what rows of 'train' ask too, 0 with the same answer" in str(first)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 11, 60])
+@pytest.mark.parametrize("template", ["{}", "Say it: {}\nAnswer:"])
+@pytest.mark.parametrize(
+    "copy", [str.upper, str.title, "{}.".format, "{}?! ".format, " {}".format, lambda t: t.replace(" ", "  \t")]
+)
+def test_case_blanks_and_final_punctuation_make_no_other_prompt(count, template, copy):
+    texts = list(dict.fromkeys(words(count) for _ in range(250)))
+    assert across(texts, [copy(t) for t in texts[:200]], template) == {"exact": 200}
+
+
+def test_what_differs_otherwise_is_another_prompt():
+    assert across(["+", "5", "a b", "C", "0.5"], ["-", "-5", "ab", "C++", "05", "?"]) == {}
+    assert across(["e\u0301t\u00e9"], ["\u00e9t\u00e9"]) == {"exact": 1}, "one letter, written in two ways"
+
+
+def test_folded_copies_are_said_to_be_such():
+    splits = {"train": rows(["a b c", "d e f"]), "test": rows(["A  b c.", "d e f", "g"])}
+    (leak,) = find_leaks(splits)
+    assert (leak.rows, leak.folded) == (2, 1)
+    assert str(leak).startswith(
+        "2 of 3 rows of split 'test' ask what rows of 'train' ask too (1 of them but for case, blanks or final "
+        "punctuation), 2 with the same answer (for example test row 0, train row 0: 'A b c.')"
+    )
+
+
+def edited(text: str, count: int) -> str:
+    """A text with some of its words replaced by others."""
+    parts = text.split()
+    for i in DRAW.sample(range(len(parts)), count):
+        parts[i] = DRAW.choice(VOCABULARY)
+    return " ".join(parts)
+
+
+def shuffled(text: str) -> str:
+    return " ".join(DRAW.sample(text.split(), len(text.split())))
+
+
+def misspelt(text: str) -> str:
+    """A text whose second word lacks a letter."""
+    parts = text.split()
+    parts[1] = parts[1][:2] + parts[1][3:]
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("count", "change", "least"),
+    [
+        (60, lambda t: edited(t, 3), 195),
+        (60, shuffled, 200),
+        (20, lambda t: edited(t, 2), 195),
+        (9, lambda t: edited(t, 1), 190),
+        (9, shuffled, 195),
+        (9, misspelt, 190),
+        (5, lambda t: f"so {t} then", 195),
+        (4, shuffled, 190),
+    ],
+)
+def test_near_copies_of_long_and_short_prompts(count, change, least):
+    texts = [words(count) for _ in range(400)]
+    got = across(texts, [change(t) for t in texts[:200]])
+    assert got.get("near", 0) + got.get("exact", 0) >= least
+    assert across(texts, [words(count) for _ in range(200)]) == {}
+
+
+def test_near_copies_that_stand_many_times():
+    """Copies in each split do not hide each other, nor make their own words common."""
+    text, others = words(12), [words(12) for _ in range(300)]
+    splits = {"train": rows([*others, *[text] * 50]), "test": rows([edited(text, 1)] * 40 + [words(12)] * 10)}
+    assert found(**splits)["near train test"] == 40
+
+
+LABELS = [f"{words(DRAW.randrange(3, 8))}, class {chr(97 + n)}" for n in range(24)]
+TOWNS = [f"{a.title()} Falls, {b.title()} County" for a, b in zip(VOCABULARY[:60], VOCABULARY[60:120], strict=True)]
+
+
+def profile() -> str:
+    return (
+        f"A person of {DRAW.randrange(18, 90)} years, {DRAW.choice(['female', 'male'])}, works as {DRAW.choice(LABELS)}, "
+        f"lives in {DRAW.choice(TOWNS)} and earns {DRAW.randrange(10, 200)} thousand dollars a year."
+    )
+
+
+@pytest.mark.parametrize("count", [300, 5000])
+def test_people_with_the_same_long_labels_are_not_the_same(count):
+    """An occupation and a town of many seldom words each, in a questionnaire's words: half of a prompt is the same."""
+    texts = list(dict.fromkeys(profile() for _ in range(count)))
+    got = across(texts[: count * 4 // 5], texts[count * 4 // 5 :])
+    assert got.get("near", 0) <= 0.002 * count, "so many may be people of one age and nearly one income"
 
 
 @pytest.mark.parametrize(("changed", "near"), [(1, True), (12, False)])
@@ -130,13 +236,13 @@ def test_memorising_on_purpose(compose):
     ):
         check(compose(SPLITS, *same))
     assert check(compose(SPLITS, *same, "dataset.allow_leaks=[exact]")).leaks == {}
-    with pytest.raises(UserError, match="dataset.allow_leaks=all does not exist; valid: exact, near"):
+    with pytest.raises(UserError, match="dataset.allow_leaks=all does not exist; valid: exact, near, unit"):
         compose(SPLITS, "dataset.allow_leaks=[all]")
 
 
 def test_near_leaks_are_warned_of(compose, capsys):
     text = words(16)
-    near = SPLITS | {"train": [text, *SPLITS["train"][:5]], "test": [text.upper(), "test two"]}
+    near = SPLITS | {"train": [text, *SPLITS["train"][:5]], "test": [f"Now {text}", "test two"]}
     config = compose(near, "eval.max_tokens=2", "eval.baseline=false", "dataset.validation_split=null")
     (warning,) = check(config).warnings
     assert warning.startswith(
@@ -168,3 +274,91 @@ def test_cut_rows_are_warned_of(compose, capsys):
     out = capsys.readouterr().out
     assert all(f"{config.run_name}: {line}\n" in out for line in plan.warnings)
     assert f"{config.run_name}: in 3 rows of split 'train' the answer stands in the prompt\n" in out
+
+
+def survey(count: int) -> list[str]:
+    """What a survey of 96 profiles asks."""
+    cells = [f"{a}, {b}, {c}, {d}" for a in "ABCD" for b in ("f", "m") for c in "xyz" for d in "1234"]
+    return DRAW.choices(cells, k=count)
+
+
+def test_a_survey_of_few_profiles_is_told_its_honest_choices(compose):
+    splits = {"train": survey(500), "validation": survey(50), "test": survey(100)}
+    with pytest.raises(UserError) as caught:
+        check(compose(splits, "eval.max_tokens=2"))
+    says = str(caught.value)
+    assert "each different prompt stands 5.2 times in 'train'" in says and "(a survey of few profiles)" in says
+    assert "nothing is to be taken out" in says and "dataset.unit_column" in says
+    assert "keep them and say so: dataset.allow_leaks=[exact]" in says
+    assert check(compose(splits, "dataset.allow_leaks=[exact]")).leaks["exact train test"] > 90
+
+
+@pytest.fixture
+def respondents(compose, tmp_path):
+    """A function: overrides -> the config of a run on two items of each of 20 respondents, who stand in column `person`."""
+
+    def made(*overrides: str, test=range(100, 105), person=lambda n: f"r{n}"):
+        splits = {"train": range(20), "validation": range(50, 54), "test": test}
+        both = {s: [{"input": f"{s} {n} {item}", "output": "ab"[n % 2], "person": person(n)} for n in of for item in "xy"]
+                for s, of in splits.items()}  # fmt: skip
+        config = compose({}, *overrides, "eval.max_tokens=2")
+        (tmp_path / "my.json").write_text(json.dumps(both))
+        return config
+
+    return made
+
+
+def test_a_unit_in_two_splits_is_a_leak(respondents, tmp_path):
+    shared = dict(test=[3, 4, 100])
+    assert check(respondents(**shared)).leaks == {}, "who the rows are of is not known"
+    named = "dataset.unit_column=person"
+    with pytest.raises(UserError) as caught:
+        check(respondents(named, **shared))
+    assert str(caught.value) == (
+        "4 of 6 rows of split 'test' are of units that 'train' has rows of too (dataset.unit_column=person; for example "
+        "test row 0, train row 6: 'r3'); split by person, so that all rows of a unit are in one split, or keep them and "
+        "say so: dataset.allow_leaks=[unit] (result.json and the methods text then name it)"
+    )
+    assert check(respondents(named)).leaks == {}, "rows of a unit may share a split"
+    config = respondents(named, "dataset.allow_leaks=[unit]", "eval.baseline=false", "max_steps_per_epoch=1", **shared)
+    assert check(config).leaks == {"unit train test": 4}
+    cruijff_kit.train_then_eval(config)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["leaks"] == {"unit train test": 4} and result["allowed_leaks"] == ["unit"]
+    assert result["unit_column"] == "person"
+    log = read_eval_log(result["evaluation"][0]["log"])
+    assert log.eval.metadata["unit_column"] == "person"
+    assert [s.metadata["person"] for s in log.samples] == ["r3", "r3"]
+
+
+def test_units_are_the_same_however_their_numbers_are_written():
+    splits = {"train": rows(["a", "b"], unit=[7.0, 8.5]), "test": rows(["c", "d", "e"], unit=[7, " 8.5", 9])}
+    (leak,) = find_leaks(splits, unit_column="unit")
+    assert (leak.kind, leak.rows, leak.example) == ("unit", 2, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("persn", "did you mean person?"),
+        ("input", "row 0 of split 'train' has no unit"),
+    ],
+)
+def test_a_unit_column_that_is_none(respondents, setting, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(respondents(f"dataset.unit_column={setting}"))
+    with pytest.raises(UserError, match=re.escape(message.replace("'train'", "'test'"))):
+        check_evaluation(respondents(f"dataset.unit_column={setting}"))
+    with pytest.raises(UserError, match="row 2 of split 'train' has no unit; fill it in, or leave the row out"):
+        check(respondents("dataset.unit_column=person", person=lambda n: "" if n == 1 else n))
+
+
+def test_of_red_data_a_unit_is_a_hash(respondents, forgetful):
+    """The same for rows of one unit, and in every run on the data; the name of the unit nowhere."""
+    red = ["dataset.unit_column=person", "dataset.tier=red", "eval.limit=6", "max_steps_per_epoch=1"]
+    result = cruijff_kit.train_then_eval(respondents(*red))
+    for e in (*result.evaluation, *result.baseline):
+        log = read_eval_log(e.log)
+        units = [s.metadata["person"] for s in log.samples]
+        assert units[0] == units[1] != units[2] == units[3] and all(u.startswith("#") and len(u) == 17 for u in units)
+        assert log.eval.metadata["unit_column"] == "person" and "r100" not in log.model_dump_json()

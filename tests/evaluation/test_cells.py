@@ -16,7 +16,7 @@ from cruijff_kit.evaluation.names import TaskName, task_name
 from cruijff_kit.result import read_result
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32",
-         "eval.limit=6", "eval.max_tokens=4"]  # fmt: skip
+         "eval.limit=6", "eval.max_tokens=6"]  # fmt: skip
 
 SUMS = """
 from inspect_ai import Task, task

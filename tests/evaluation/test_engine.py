@@ -9,12 +9,15 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
 from cruijff_kit.evaluation.engine.choosing import _draw, _least
+from cruijff_kit.evaluation.engine.options import option_logits
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
+from cruijff_kit.models.dora import BiasedDoRALinear
 from cruijff_kit.models.machine import Machine, left_by_control_groups
 from cruijff_kit.models.placement import spread
 
@@ -432,6 +435,79 @@ def test_products_are_those_of_the_layers(dtype, disabled):
             found = model(x)
         assert not model(x).any(), "outside, the layers multiply by their own weights"
     torch.testing.assert_close(found, expected, atol=close, rtol=close)
+
+
+OUTPUTS = {
+    "tied": lambda e: TiedLinear(e),
+    "plain": lambda e: nn.Linear(e.embedding_dim, e.num_embeddings, bias=False),
+    "bias": lambda e: nn.Linear(e.embedding_dim, e.num_embeddings),
+    "lora": lambda e: LoRALinear(e.embedding_dim, e.num_embeddings, rank=4, alpha=6),
+    "lora, bias": lambda e: LoRALinear(e.embedding_dim, e.num_embeddings, rank=4, alpha=6, use_bias=True),
+    "dora": lambda e: BiasedDoRALinear(e.embedding_dim, e.num_embeddings, rank=4, alpha=6, use_bias=True),
+    "other": lambda e: nn.Sequential(nn.Linear(e.embedding_dim, e.num_embeddings), nn.Tanh()),
+}
+
+
+def output_of(kind: str, dtype: torch.dtype) -> tuple[object, nn.Module]:
+    """An output projection with an adapter that matters, and a copy of it that computes in fp64."""
+    torch.manual_seed(3)
+    embedding = nn.Embedding(259, 128)
+    module = OUTPUTS[kind](embedding)
+    held = module if isinstance(module, nn.Module) else embedding
+    if isinstance(module, BiasedDoRALinear):
+        module.initialize_dora_magnitude()
+    for name, p in held.named_parameters():
+        if "lora_b" in name or "magnitude" in name:
+            nn.init.normal_(p, mean=1.0, std=0.3)
+    held.to(dtype)
+    exact = copy.deepcopy(held).double()
+    return module, TiedLinear(exact) if kind == "tied" else exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("disabled", [False, True])
+def test_options_are_projected_exactly(kind, dtype, disabled):
+    """As if all of it were computed in fp64, but for a projection of a kind that nobody knows."""
+    output, exact = output_of(kind, dtype)
+    if disabled and not hasattr(output, "disabled"):
+        return
+    for module in (output, exact) if disabled else ():
+        module.disabled = True
+    hidden, ids = torch.randn(9, 128).to(dtype), torch.tensor([7, 200, 7])
+    found = option_logits(output, hidden, ids)
+    expected = exact(hidden.double())[:, ids]
+    assert found.dtype == torch.float32 and torch.equal(found[:, 0], found[:, 2])
+    close = 1e-6 if kind != "other" else 0.05 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.double(), expected, atol=close, rtol=close)
+    alone = torch.cat([option_logits(output, row[None], ids) for row in hidden])
+    assert kind == "other" or torch.equal(found, alone), "the same in any batch"
+
+
+def test_options_equal_transformers(chat, reference):
+    """However many are asked at once, and whatever else they ask for."""
+    asked = prompts(chat, 9)
+    requests = [Request(ids, n % 3, options=(65 + n % 2, 200)) for n, ids in enumerate(asked)]
+    answers = chat.generate([*requests, Request(asked[0], 2), requests[4]])
+    assert answers[9].option_logits == [] and answers[10].option_logits == answers[4].option_logits
+    for request, answer in zip(requests, answers, strict=False):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([request.ids])).logits[0, -1]
+        assert answer.option_logits == pytest.approx(logits[list(request.options)].tolist(), abs=1e-4)
+        assert len(answer.logprobs) <= request.max_tokens
+        (alone,) = chat.generate([request])
+        assert alone.option_logits == pytest.approx(answer.option_logits, abs=1e-5)
+
+
+def test_options_in_bf16_are_not_rounded_to_it(chat):
+    """As the logits of the model's own projection are, which differ by no more than that."""
+    rounding = with_adapters(chat, torch.bfloat16)
+    answers = rounding.generate([Request(ids, 1, 259, options=(65, 66)) for ids in prompts(chat, 60)])
+    logits = torch.tensor([a.option_logits for a in answers])
+    assert (logits == logits.bfloat16()).float().mean() < 0.1
+    tops = [dict(a.logprobs[0].top) for a in answers]
+    coarse = torch.tensor([top[65] - top[66] for top in tops])
+    torch.testing.assert_close(logits[:, 0] - logits[:, 1], coarse, atol=2 * 2**-8 * float(logits.abs().max()), rtol=0)
 
 
 def with_adapters(chat, dtype: torch.dtype) -> ChatModel:

@@ -90,7 +90,7 @@ def test_usage_is_counted_in_tokens(compose, tiny):
 def test_untrained_model_is_evaluated_once(compose):
     first = cruijff_kit.train_then_eval(compose("a", "eval.limit=7"))
     again = cruijff_kit.train_then_eval(compose("b", "eval.limit=7", "lora.rank=8", "lr=1e-4"))
-    other = cruijff_kit.train_then_eval(compose("c", "eval.limit=7", "eval.max_tokens=3"))
+    other = cruijff_kit.train_then_eval(compose("c", "eval.limit=7", "eval.max_tokens=7"))
     assert [r.baseline[0].cached for r in (first, again, other)] == [False, True, False]
     assert again.baseline[0].metrics == first.baseline[0].metrics
     assert read_eval_log(again.baseline[0].log).eval.metadata["adapter"] is None

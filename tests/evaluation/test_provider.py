@@ -32,12 +32,14 @@ WORDS = [f"{a}{b * n}{a}" for a in "bcd" for b in "aeio" for n in (1, 5)]
 def ask(chat, tmp_path):
     """A function: settings -> the log of a task over WORDS (or other inputs)."""
 
-    def asked(inputs=None, solve=None, together: int = 64, epochs: int = 1, limits: dict | None = None, **settings):
+    def asked(
+        inputs=None, solve=None, together: int = 64, epochs: int = 1, limits: dict | None = None, options=(), **settings
+    ):
         samples = [Sample(input=i, id=n) for n, i in enumerate(inputs or [f"Repeat the word: {w}" for w in WORDS])]
         task = Task(
             MemoryDataset(samples), solver=solve or generate(), config=GenerateConfig(**settings), **(limits or {})
         )
-        model = open_model(chat, "tiny", together)
+        model = open_model(chat, "tiny", together, options=options)
         try:
             (log,) = eval(
                 task, model=model, log_dir=str(tmp_path), display="none", ctl_server=False, log_realtime=False,
@@ -134,6 +136,57 @@ def test_several_turns(ask, chat):
         assert [m["role"] for m in chatted] == ["user", "assistant", "user"]
         (answer,) = chat.generate([Request(chat.tokenizer.prompt(chatted), 4)])
         assert sample.output.completion == chat.tokenizer.decode(answer.ids)
+
+
+def test_options_come_with_every_answer(ask, chat):
+    """Whatever is sampled, with the whole chat so far behind them; none of them makes another answer."""
+    plain = ask(solve=twice(), max_tokens=4, together=8)
+    log = ask(solve=twice(), max_tokens=4, together=8, options=("a", "B"))
+    assert texts(plain) == texts(log) and all(s.output.metadata is None for s in plain.samples)
+    for sample in log.samples[::5]:
+        chatted = [{"role": m.role, "content": m.text} for m in sample.messages[:-1]]
+        ids = chat.tokenizer.prompt(chatted)
+        logits = chat.model(torch.tensor([ids]))[0, -1].float()
+        found = sample.output.metadata
+        assert [*found["option_logits"]] == ["a", "B"]
+        expected = [logits[chat.tokenizer.encode(o)[0]].item() for o in ("a", "B")]
+        assert [*found["option_logits"].values()] == pytest.approx(expected, abs=1e-4)
+        begun = sample.output.completion[:1]
+        assert found["option_said"] == (begun if begun in ("a", "B") else None)
+    assert {
+        s.output.metadata["option_said"] for s in ask(options=("a", "B"), max_tokens=2, logit_bias={36: 99.0}).samples
+    } == {"B"}
+
+
+def test_equal_prompts_have_equal_options_in_any_batch(ask):
+    words = [f"Repeat the word: {w}" for w in WORDS] * 3
+    log = ask(words, together=5, max_tokens=3, options=("a", "b"), epochs=2)
+    found: dict[str, set[tuple]] = {}
+    for sample in log.samples:
+        found.setdefault(sample.input, set()).add((*sample.output.metadata["option_logits"].values(),))
+    assert len(found) == len(WORDS) and all(len(logits) == 1 for logits in found.values())
+    assert len(set().union(*found.values())) == len(WORDS)
+
+
+def test_options_go_on_with_an_answer_that_is_begun(chat):
+    begun = [ChatMessageUser(content="Repeat the word: bab"), ChatMessageAssistant(content="ba")]
+    model = open_model(chat, "tiny", 8, options=("b",))
+    output = asyncio.run(model.api.generate(begun, [], "none", GenerateConfig(max_tokens=1)))
+    later = asyncio.run(model.api.option_logits(begun, ["b", "c"]))
+    model.api.end()
+    ids = chat.tokenizer.prompt([{"role": m.role, "content": m.text} for m in begun])
+    logits = chat.model(torch.tensor([ids]))[0, -1].float()
+    assert output.metadata["option_logits"]["b"] == pytest.approx(
+        logits[chat.tokenizer.encode("b")[0]].item(), abs=1e-4
+    )
+    assert later["c"] == pytest.approx(logits[chat.tokenizer.encode("c")[0]].item(), abs=1e-4)
+
+
+def test_an_option_of_several_tokens_is_refused(chat):
+    model = open_model(chat, "tiny", 8, options=("a", "no"))
+    with pytest.raises(UserError, match=r"option 'no' is 2 tokens of this model \('n' 'o'\), not a single one"):
+        asyncio.run(model.api.generate([ChatMessageUser(content="a")], [], "none", GenerateConfig()))
+    model.api.end()
 
 
 REFUSED = {

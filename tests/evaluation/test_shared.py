@@ -92,7 +92,10 @@ def questions(chat: ChatModel, seed: int, count: int = 9) -> list[Request]:
         ids = chat.tokenizer.prompt([*head, {"role": "user", "content": f"Repeat: {word}"}])
         sampling = Sampling(temperature=1.2, top_p=0.9, key=str(n)) if n % 3 == 1 else Sampling()
         score = 3 if n % 5 == 2 else 0
-        found.append(Request(ids, draw.choice([1, 4, 4 + 3 * seed]) if not score else 0, 2, (), sampling, score))
+        options = (65, 66 + n % 3) if n % 2 else ()
+        found.append(
+            Request(ids, draw.choice([1, 4, 4 + 3 * seed]) if not score else 0, 2, (), sampling, score, options)
+        )
     return found
 
 
@@ -117,6 +120,7 @@ def same(alone: list, found: list, abs: float = 1e-4) -> None:
         tops = [[p for t in x.logprobs for _, p in t.top] for x in (a, b)]
         assert tops[0] == pytest.approx(tops[1], abs=abs)
         assert a.scored == pytest.approx(b.scored, abs=abs)
+        assert a.option_logits == pytest.approx(b.option_logits, abs=abs)
 
 
 @pytest.fixture
@@ -289,7 +293,7 @@ def test_sessions_share_the_memory_that_is_free(chats, monkeypatch):
 # Whole tasks --------------------------------------------------------------------------------------------------------
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lora.rank=4", "device=cpu", "dtype=fp32", "eval.limit=6",
-         "eval.max_tokens=4", "eval.logprobs=true"]  # fmt: skip
+         "eval.max_tokens=6", "eval.logprobs=true"]  # fmt: skip
 
 
 HERE = os.getpid()
@@ -399,7 +403,8 @@ VARIED = [
     ["eval.tasks=[capitalization]"],
     ["eval.tasks=[TURNS@turns]", "eval.max_tokens=9", "lora.rank=8"],
     ["eval.tasks=[choices]", "lora.use_dora=true", "eval.top_logprobs=2"],
-    ["eval.tasks=[capitalization]", "eval.max_tokens=2", "lora.attn_modules=[q_proj]", "eval.logprobs=false"],
+    ["eval.tasks=[capitalization]", "eval.max_tokens=8", "lora.attn_modules=[q_proj]", "eval.logprobs=false"],
+    ["eval.tasks=[risk]", "dataset=bit_sequences", "eval.max_tokens=2"],
 ]
 
 
@@ -418,10 +423,17 @@ def test_tasks_together_leave_what_each_leaves_alone(cell, tmp_path, monkeypatch
         logs = [read_eval_log(x.pop("log")) for x in (a, b)]
         assert Path(logs[1].location).parent == c.folder.eval
         assert [p.name for p in c.folder.eval.iterdir()] == [Path(logs[1].location).name]
-        assert a.pop("seconds") and b.pop("seconds") and a == b
+        assert a.pop("seconds") and b.pop("seconds") and rounded(a) == rounded(b)
         same_log(*logs)
         assert logs[1].eval.metadata["run"] == c.config.run_name and logs[1].eval.metadata["config_hash"] == c.hash
         assert f"{c.config.run_name}: {c.name.label}, epoch 0: " in said
+
+
+def rounded(tree):
+    """As another batch may round it."""
+    if isinstance(tree, dict):
+        return {k: rounded(v) for k, v in tree.items()}
+    return round(tree, 4) if isinstance(tree, float) else tree
 
 
 def same_log(one, other) -> None:
@@ -435,12 +447,17 @@ def same_log(one, other) -> None:
     assert one.plan.config == other.plan.config and one.stats.model_usage.keys() == other.stats.model_usage.keys()
     for name, usage in one.stats.model_usage.items():
         assert usage == other.stats.model_usage[name]
-    assert one.status == other.status == "success" and one.results.scores == other.results.scores
+    assert one.status == other.status == "success"
+    assert [rounded(s.model_dump()) for s in one.results.scores] == [
+        rounded(s.model_dump()) for s in other.results.scores
+    ]
     order = [sorted(log.samples, key=lambda s: str(s.id)) for log in (one, other)]
     for a, b in zip(*order, strict=True):
         assert (a.id, a.output.completion, a.target) == (b.id, b.output.completion, b.target)
         assert [m.text for m in a.messages] == [m.text for m in b.messages]
         assert {n: s.value for n, s in a.scores.items()} == {n: s.value for n, s in b.scores.items()}
+        logits = [[*((x.output.metadata or {}).get("option_logits") or {}).values()] for x in (a, b)]
+        assert logits[0] == pytest.approx(logits[1], abs=1e-4) and bool(logits[0]) == (one.eval.task == "risk")
         for x, y in zip(a.metadata.get("scored", []), b.metadata.get("scored", []), strict=True):
             assert x == pytest.approx(y, abs=1e-4)
         content = [s.output.choices[0].logprobs and s.output.choices[0].logprobs.content for s in (a, b)]
@@ -597,7 +614,7 @@ class TestWorkers:
             [],
             ["lora.rank=8", "eval.max_tokens=9"],
             ["eval.tasks=[choices]", "lora.use_dora=true", "eval.top_logprobs=2"],
-            ["eval.tasks=[choices]", "eval.max_tokens=2", "dataset.max_test_samples=5"],
+            ["eval.tasks=[risk]", "dataset=bit_sequences", "eval.max_tokens=2", "dataset.max_test_samples=5"],
         ]
         made = []
         for module in (side_by_side, workers):
@@ -609,7 +626,7 @@ class TestWorkers:
         found = evaluate_together(cells)
         assert apart == [2] and len(made) == 2 and made[1].passes <= made[0].passes + 3
         for c, a, b in zip(cells, expected, found, strict=True):
-            assert a.metrics == b.metrics and b.seconds > 0
+            assert rounded(a.metrics) == rounded(b.metrics) and b.seconds > 0 and rounded(a.chance) == rounded(b.chance)
             logs = [read_eval_log(x.log) for x in (a, b)]
             assert [*c.folder.eval.glob("*.eval")] == [Path(b.log)]
             for log in logs:

@@ -1,8 +1,10 @@
 """The tasks that ship: which scorers, options and groups they choose, as runs and as inspect-ai alone uses them."""
 
+import dataclasses
 import json
 import math
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import cruijff_kit
 from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.evaluate import EvaluationError
+from cruijff_kit.evaluation.names import TaskName
+from cruijff_kit.evaluation.targets import check_room
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.plan import check
+from cruijff_kit.training import shared
 
 SMALL = ["model=hf_llama", "device=cpu", "dtype=fp32", "lora.rank=4", "lr=1e-2", "num_warmup_steps=0"]
 CENSUS = [
@@ -146,15 +150,150 @@ def test_numbers(compose, tmp_path):
     assert result.objective == after.metrics["continuous_scorer"]["mae"] > after.ceiling["mae"] > 0
 
 
-def test_a_trained_model_that_writes_no_number_fails_the_run(compose, file):
+def test_a_trained_model_that_writes_no_number_ranks_last(compose, file, capsys):
+    """The run is done: its numbers are the constant's, and it is said that they are no answers'."""
     words = file(*"0123")
+    training = [{"input": "a", "output": "b"}] * 8 + [{"input": "d", "output": "5"}]
     Path(words[1].partition("=")[2]).write_text(
-        json.dumps({"train": [{"input": "a", "output": "b"}] * 8, "test": [{"input": "c", "output": "1"}] * 4})
+        json.dumps({"train": training, "test": [{"input": f"c {n}", "output": f"{n}"} for n in range(4)]})
     )
+    result = cruijff_kit.train_then_eval(compose(*words, "eval=number", "epochs=8"))
+    (entry,) = result.evaluation
+    assert result.status == "done" and entry.coverage == {"continuous_scorer": 0} and result.has_no_answers()
+    assert entry.metrics["continuous_scorer"]["mae"] == entry.chance["continuous_scorer"]["mae"] == 3.5
+    assert "warning: continuous_scorer could score none of the 4 answers to number" in capsys.readouterr().err
+    assert not dataclasses.replace(result, objective_name="validation_loss").has_no_answers()
+    for name in ("mae", "continuous_scorer/rmse", "number/continuous_scorer/r_squared"):
+        assert dataclasses.replace(result, objective_name=name).has_no_answers()
+    some = [dataclasses.replace(entry, coverage={"continuous_scorer": 0.25})]
+    assert not dataclasses.replace(result, evaluation=[entry, *some]).has_no_answers(), "of the last epoch"
+
+
+def test_a_target_that_no_number_stands_in_is_refused_wherever_it_is(compose, file):
+    """Also behind the rows that the rehearsal asks."""
     with pytest.raises(
-        EvaluationError, match="continuous_scorer scored 0 of 4 samples; the first: no number in the answer"
+        UserError, match=r"^eval task number cannot run: .* needs a number as target, not '5kg' \(row 40\)$"
     ):
-        cruijff_kit.train_then_eval(compose(*words, "eval=number", "epochs=8"))
+        check(compose(*file(*["7"] * 40, "5kg", "8"), "eval=number"))
+    with pytest.raises(UserError, match=r"the target 'm' is none of the scorer's options: 'n', 'y' \(row 40\)$"):
+        check(compose(*file(*["n"] * 40, "m", "y"), "eval=risk", "eval.task_args.options=[n,y]"))
+
+
+LONG = "a word and another word"
+
+
+@pytest.mark.parametrize(
+    ("task", "limit", "needed"),
+    [("match", 22, 24), ("match", 23, 24), ("match", 24, None), ("capitalization", 8, 24), ("number", 3, 7)],
+)
+def test_a_target_that_is_longer_than_an_answer_may_be(compose, file, tmp_path, task, limit, needed):
+    """In tokens as training teaches them, here a letter each; where only the end token has no room, that is said."""
+    outputs = ["-12.50", "7", "8"] if task == "number" else ["short", LONG, "brief"]
+    row = outputs.index(max(outputs, key=len))
+    config = compose(*file(*outputs), f"eval.tasks=[{task}]", f"eval.max_tokens={limit}")
+    says = f"eval.max_tokens={limit}: the longest target of task {task} has {needed} tokens (row {row})"
+    if needed is None:
+        assert check(config).warnings == []
+    elif limit == needed - 1:
+        (warning,) = check(config).warnings
+        assert warning.startswith(
+            f"{says}, the last of them its end, so that an answer which would go on counts as right;"
+        )
+    else:
+        with pytest.raises(UserError) as refused:
+            cruijff_kit.train_then_eval(config)
+        assert str(refused.value) == f"{says}; set eval.max_tokens={needed}" and not (tmp_path / "run").exists()
+        assert check(compose(*file(*outputs), f"eval.tasks=[{task}]", f"eval.max_tokens={needed}")).warnings == []
+
+
+def test_what_needs_no_whole_answer(compose, file):
+    """A label is one token, and a risk as a number does not depend on how long the labels are."""
+    check(compose(*file(*"nyynynyy"), "eval=risk", "eval.max_tokens=1"))
+    check(compose(*file("not at all likely", "very likely"), "eval=numeric_risk", "eval.max_tokens=4"))
+    check(compose(*file("short", "short", LONG), "eval=match", "eval.max_tokens=6", "eval.limit=2"))
+
+
+def test_only_long_targets_are_tokenised(compose, file, monkeypatch):
+    """Of many targets those that may have more tokens than an answer; of these few as training has them."""
+    tokenizer = shared.tokenizer(compose(*file("a")).torchtune["tokenizer"])
+    outputs, encoded = [f"word {n}" for n in range(500)] + ["x" * (30 + n) for n in range(40)], []
+    task, config = TASKS["match"](data=file(*outputs)[1].partition("=")[2]), compose(*file("a"), "eval.max_tokens=200")
+
+    class Counted:
+        def __getattr__(self, name):
+            return lambda *given: (encoded.append(name), getattr(tokenizer, name)(*given))[1]
+
+    check_room(TaskName("match", "match"), task, config, Counted())
+    assert encoded == []
+    with pytest.raises(UserError, match=r"has 70 tokens \(row 539\); set eval.max_tokens=70"):
+        check_room(TaskName("match", "match"), task, dataclasses.replace(
+            config, eval=dataclasses.replace(config.eval, max_tokens=32)), Counted())  # fmt: skip
+    assert Counter(encoded) == {"encode": 40, "example": 8}
+
+
+OWN = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.model import GenerateConfig
+from inspect_ai.scorer import includes, match
+
+@task
+def capitals(most: int | None = None, numeric: bool = False):
+    targets = {"France?": "Paris", "Sri Lanka?": ["Colombo, or Kotte", "Sri Jayawardenepura"]}
+    samples = [Sample(input=i, target=t) for i, t in targets.items()]
+    scorer = match(numeric=True) if numeric else includes()
+    return Task(dataset=samples, scorer=scorer, config=GenerateConfig(max_tokens=most))
+"""
+
+
+def test_a_target_of_ones_own_task_that_is_too_long(compose, file, tmp_path):
+    """The shortest of a sample's targets counts."""
+    (tmp_path / "own.py").write_text(OWN)
+    name = f"eval.tasks=[{tmp_path / 'own.py'}@capitals]"
+    with pytest.raises(
+        UserError, match=r"^eval.max_tokens=9: the longest target of task capitals has 18 tokens \(sample 2\)"
+    ):
+        check(compose(*file("a"), name, "eval.max_tokens=9"))
+    with pytest.raises(UserError, match=r"^max_tokens=9: .* \(sample 2\); set max_tokens=18 in its GenerateConfig$"):
+        check(compose(*file("a"), name, "eval.task_args.most=9"))
+    check(compose(*file("a"), name, "eval.max_tokens=18"))
+    check(compose(*file("a"), name, "eval.max_tokens=9", "eval.task_args.numeric=true"))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "task", "said"),
+    [
+        (["1", "-1", "1"], "match", ("'1'", "'-1'")), (["no", "yes", "not now"], "match", ("'no'", "'not now'")),
+        (["-1", "+1"], "match", None), (["yes", "no"], "match", None), (["1", "-1"], "number", None),
+        (["ab", "abc", "b"], "capitalization", ("'b'", "'ab'")), (["aa", "baab"], "match", ("'aa'", "'baab'")),
+        (["aaa", "aab"], "match", None), ([f"word {n:03}" for n in range(900)], "match", None),
+        ([*(f"word {n}" for n in range(300)), "d 299"], "match", ("'d 299'", "'word 299'")),
+    ],
+)  # fmt: skip
+def test_targets_that_includes_cannot_tell_apart(compose, file, outputs, task, said):
+    warnings = [w for w in check(compose(*file(*outputs), f"eval.tasks=[{task}]")).warnings if "includes" in w]
+    if said is None:
+        assert warnings == []
+        return
+    one, other = said
+    assert warnings == [
+        f"includes cannot tell all targets of task {task} apart: {one} also stands in {other}; go by match"
+    ]
+
+
+def test_minus_is_not_plus(compose, file):
+    """Random labels that differ in punctuation alone: match and the constant say what there is."""
+    labels = ["+", "-", "-", "+", "-", "+", "+", "-", "-", "-"]
+    result = cruijff_kit.train_then_eval(
+        compose(*file(*labels), "eval.tasks=[match]", "epochs=4", "eval.baseline=false")
+    )
+    (entry,) = result.evaluation
+    log = read_eval_log(entry.log)
+    right = [s.output.completion.strip() == s.target for s in log.samples]
+    assert entry.metrics["match"]["accuracy"] == sum(right) / 10 < 1
+    assert entry.chance["match"]["accuracy"] == 0.6 and entry.constant_answer == (
+        len({s.output.completion.strip() for s in log.samples}) == 1
+    )
 
 
 def test_risks_as_numbers(tmp_path):
@@ -183,11 +322,14 @@ def test_a_run_on_the_census_by_sex(run_cli, environment, tiny, tmp_path):
     shown = heterogeneity("--group", "sex")
     assert shown.returncode == 0 and "female" in shown.stdout, shown.stderr
     report = json.loads((tmp_path / "run" / "heterogeneity_report.json").read_text())
-    assert [g["name"] for g in report["groups"]] == ["female", "male"] and report["samples"] == 20
+    (column,) = report["columns"]
+    assert [g["name"] for g in column["groups"]] == ["female", "male"] and column["samples"] == 20
     assert (tmp_path / "run" / "group_performance.png").read_bytes()[:4] == b"\x89PNG"
     entry = json.loads((tmp_path / "run" / "result.json").read_text())["evaluation"][-1]
-    assert report["accuracy"] == pytest.approx(entry["metrics"]["risk_scorer"]["accuracy"]), "that of the last epoch"
-    assert report["auc"] == pytest.approx(entry["metrics"]["risk_scorer"]["auc"])
+    figures, metrics = column["all"], entry["metrics"]["risk_scorer"]
+    assert figures["accuracy"] == pytest.approx(metrics["accuracy"]), "that of the last epoch"
+    assert [figures[m] for m in ("auc", "r_ece")] == pytest.approx([metrics[m] for m in ("auc", "r_ece")])
+    assert figures["share_positive"] == pytest.approx(metrics["class_balance"])
     wrong = heterogeneity("--group", "gender")
     assert wrong.returncode == 2 and "there are sex, age_group, education, occupation, marital" in wrong.stderr
 

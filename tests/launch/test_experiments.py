@@ -1,6 +1,8 @@
 """Experiments: those that ship, one of the user's own, scaffolds, the summary from plan to findings, the budget."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,10 @@ from forked import forked
 
 import cruijff_kit
 from cruijff_kit import conf
+from cruijff_kit.data.leaks import used_splits
 from cruijff_kit.ledger import read_ledger
+from cruijff_kit.report.overview import commands
+from cruijff_kit.report.runs import read_runs
 from cruijff_kit.result import read_result
 
 SHIPPED = sorted(p.stem for p in (Path(conf.__path__[0]) / "experiment").glob("*.yaml"))
@@ -70,6 +75,21 @@ def test_shipped_experiments_can_run(name, shell, tmp_path):
     assert "runs; nothing is started" in done.stdout and not (tmp_path / "multirun").exists()
 
 
+@pytest.mark.parametrize("batch", [[], ["batch_size=4"], ["batch_size=16", "gradient_accumulation_steps=3"]])
+def test_the_sizes_of_data_get_equal_updates(batch, shell, tmp_path):
+    """As many updates of as many rows in each run, and each smaller set inside the larger ones."""
+    done = shell(tmp_path, "-m", "experiment=data_size", "dry_run=true", "--json", *batch)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert len({run["steps"]["total"] for run in runs}) == 1 and [run["rows"] for run in runs] == [48, 96, 192, 384]
+    seen = [run["rows"] * run["swept"]["epochs"] for run in runs]
+    assert {run["steps"]["total"] * run["effective_batch"] for run in runs} == {*seen}, "no update has fewer rows"
+    data = cruijff_kit.compose(["experiment=data_size"]).dataset
+    used = [{c.row for c in used_splits(replace(data, max_samples=run["rows"]), [])["train"]} for run in runs]
+    assert [len(rows) for rows in used] == [48, 96, 192, 384]
+    assert all(smaller < larger for smaller, larger in zip(used, used[1:], strict=False))
+
+
 def test_a_scaffold_is_a_plan(scaffold):
     done, folder, planned = scaffold
     assert "4 runs checked and planned" in done.stdout and "python -m cruijff_kit.resume" in done.stdout
@@ -81,7 +101,10 @@ def test_a_scaffold_is_a_plan(scaffold):
     assert "**Question.** Does a larger rank | help?" in planned and "**Hypothesis.** No. Not here." in planned
     assert "4 runs: 4 planned" in planned and planned.count("| planned |") == 4
     assert "| small,seed=1 | llama | 2 | 0.0001 | 8 | 1 | planned |" in planned
-    assert "scaffold=true" not in planned and "-m --config-dir" not in planned
+    assert (
+        "scaffold=true" not in planned
+        and f"train -m --config-dir {folder.parents[2] / 'my_conf'} experiment=mine" in planned
+    )
 
 
 def test_resume_starts_what_is_planned(scaffold, mine, shell):
@@ -99,6 +122,59 @@ def test_resume_starts_what_is_planned(scaffold, mine, shell):
     assert again.returncode == 0 and "4 of 4 runs exist already (4 done)" in again.stderr
     estimates = [e.estimate for e in read_ledger(folder).runs]
     assert all(e["runs"] == 0 and e["seconds"] > 0 and "formula" in e["basis"] for e in estimates)
+
+
+def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_path):
+    """With the folder of the user's own YAML and with pairs, without what kept the runs from starting; typed, it works."""
+    paired = ["lora.rank=2,4", "lr=1e-3,1e-4", "hydra.sweeper.paired=[lora.rank,lr]", "hydra.sweep.dir=paired"]
+    assert shell(mine, "-m", *paired, "scaffold=true").returncode == 0
+    alone = shell(mine, "--config-dir", "my_conf", "lr=1e-3", "hydra.run.dir=alone/run", "scaffold=true")
+    assert alone.returncode == 0, alone.stderr
+    for folder, names in ((scaffold[1], 4), (mine / "paired", 2), (mine / "alone", 1)):
+        (command,) = commands(read_runs(folder))
+        assert "scaffold" not in command and "hydra.sweep.dir" not in command and "hydra.run.dir" not in command
+        told = (next(folder.rglob("experiment_summary.md"))).read_text()
+        assert f"    {command}\n" in told, told
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "cruijff_kit.train"]
+        again = shell(tmp_path, *words[3:], "dry_run=true", "--json")
+        assert again.returncode == 0, again.stderr
+        assert [r["name"] for r in json.loads(again.stdout)["runs"]][: names - 1] == [
+            e.name for e in read_runs(folder).ledgers[0].runs
+        ][: names - 1]
+        assert len(json.loads(again.stdout)["runs"]) == names
+
+
+def test_a_single_run_is_told_with_its_folder_of_yaml(mine, shell):
+    made = shell(mine, "--config-dir", "my_conf", "lora.rank=2", "dataset.max_samples=16", "hydra.run.dir=single/run")
+    assert made.returncode == 0, made.stderr
+    (command,) = commands(read_runs(mine / "single"))
+    assert command.startswith(f"python -m cruijff_kit.train --config-dir {mine / 'my_conf'} lora.rank=2 ")
+    assert "hydra." not in command
+
+
+def test_an_experiments_folder_tells_of_all_its_runs(tmp_path, shell):
+    """Also of those of a sweep that came after results.csv, summary and report were written there."""
+
+    def told(folder: Path) -> tuple[int, str]:
+        lines = (folder / "results.csv").read_text().splitlines()[1:]
+        (counts,) = (s for s in (folder / "experiment_summary.md").read_text().splitlines() if " done (" in s)
+        return len(lines), counts.partition(" (")[0]
+
+    sweep = ["-m", "lora.rank=2,4", "dataset.max_samples=16", "experiment.name=mine"]
+    assert shell(tmp_path, *sweep, "scaffold=true").returncode == 0
+    assert shell(tmp_path, "multirun/mine", module="resume").returncode == 0
+    experiment = tmp_path / "multirun" / "mine"
+    (first,) = (p for p in experiment.iterdir() if (p / "sweep.json").exists())
+    assert told(experiment) == told(first) == (2, "2 runs: 2 done")
+    assert shell(tmp_path, *sweep, "seed=1,2").returncode == 0
+    assert told(experiment) == (6, "6 runs: 6 done") and told(first) == (2, "2 runs: 2 done")
+    assert "6 runs" in (experiment / "report.html").read_text()
+    (experiment / "results.csv").write_text("")
+    assert shell(tmp_path, "multirun/mine", module="report.__main__").returncode == 0
+    assert told(experiment) == (6, "6 runs: 6 done")
+    assert shell(tmp_path, str(first), "--to", str(tmp_path / "page"), module="report.__main__").returncode == 0
+    assert not (tmp_path / "page" / "results.csv").exists()
 
 
 def test_estimates_come_from_finished_runs(scaffold, mine, shell):

@@ -122,6 +122,13 @@ def byte_level(words: str | None = None, add_bos: str | None = None) -> Tokenize
     return tokenizer
 
 
+def byte_level_with_space() -> Tokenizer:
+    """As `byte_level`, and a space is written in front of each stretch between special tokens."""
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
 def sentence_piece() -> Tokenizer:
     """Bytes as a last resort, spaces as a letter of their own, and one in front of each text (Mistral 7B v0.1)."""
     letters = ["▁", *"abcdeghilnorstuxyz[]/INST"]
@@ -162,6 +169,8 @@ FAMILIES = {  # tokenizer, model_type, tokenizer_class, settings, template, end 
     "mistral": (sentence_piece(), "mistral", "LlamaTokenizer", MISTRAL_TOKENS, MISTRAL_V1, "</s>"),
     "mistral, system merged": (
         sentence_piece(), "mistral", "LlamaTokenizer", MISTRAL_TOKENS, MISTRAL_MERGED, "</s>"),
+    "bytes, space in front": (byte_level_with_space(), "llama", "PreTrainedTokenizerFast",
+                {"bos_token": None, "eos_token": "<|im_end|>"}, CHATML, "<|im_end|>"),
     "generation, tojson": (byte_level(), "llama", "PreTrainedTokenizerFast", LLAMA_TOKENS, GENERATION, "<|eot_id|>"),
 }  # fmt: skip
 
@@ -241,7 +250,9 @@ def test_ids_equal_those_of_transformers(save, theirs, family):
         finished = [*chat, {"role": "assistant", "content": "ab\nx"}]
         text = reference.apply_chat_template(finished, tokenize=False)
         assert ours.render(finished, add_generation_prompt=False) == text
-        assert expected.count(ours.bos_id) == 1 or family in ("smollm2", "qwen2.5"), "ChatML has none, or many"
+        assert expected.count(ours.bos_id) == 1 or family in ("smollm2", "qwen2.5", "bytes, space in front"), (
+            "ChatML has none, or many"
+        )
         if family != "generation, tojson":
             tokens, length = ours.example(chat, "ab\nx")
             whole = list(reference.apply_chat_template(finished, return_dict=False))

@@ -3,29 +3,52 @@
 import ast
 import csv
 import json
+import math
+import platform
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
-from cruijff_kit.comparisons import UNTRAINED, compare_runs
+import cruijff_kit
+from cruijff_kit.analysis.comparisons import CHANCE, UNTRAINED
+from cruijff_kit.analysis.effects import decompose
+from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.launch.callback import write_and_show
-from cruijff_kit.replicates import replicates
+from cruijff_kit.models.fingerprint import fingerprint
 from cruijff_kit.report import drawing
 from cruijff_kit.report.__main__ import main
 from cruijff_kit.report.curves import read_curve, thinned
-from cruijff_kit.report.effects import by_effect, effects, together
-from cruijff_kit.report.runs import Family, Run, Runs, read_runs
+from cruijff_kit.report.document import Section
+from cruijff_kit.report.effects import effects, read_design
+from cruijff_kit.report.methods import methods_text
+from cruijff_kit.report.outcomes import Outcome, outcomes_of
+from cruijff_kit.report.runs import Run, Runs, read_runs
 from cruijff_kit.report.samples import WITHHELD, samples
 from cruijff_kit.report.writing import write_report
 from cruijff_kit.result import RunResult
 from cruijff_kit.survey import RunView
 from cruijff_kit.table import read_results
-from cruijff_kit.table_cells import best_run
 
 ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "tiny" / "llama"
+SAMPLED = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+@task
+def sampled():
+    return Task(dataset=MemoryDataset([Sample(input="a", target="b")]), solver=generate(), scorer=includes(),
+                config=GenerateConfig(temperature=0.7, top_p=0.9, max_tokens=3))
+"""
 NASTY = "<b>x</b> $a_{$ & \"q\" 'é'"
 
 
@@ -67,7 +90,9 @@ def copies(sweep: Path, to: Path, changes: list[dict]) -> Path:
         for name in ("config.yaml", "torchtune.yaml", "metrics.jsonl"):
             shutil.copy(first / name, folder)
         (folder / "result.json").write_text(
-            json.dumps(result | {"name": folder.name, "config_hash": str(number)} | change)
+            json.dumps(
+                result | {"name": folder.name, "config_hash": str(number), "configuration_hash": str(number)} | change
+            )
         )
     return to
 
@@ -102,38 +127,47 @@ def test_every_file_is_there(told, sweep):
     ).read_text()
 
 
-def test_the_best_runs_are_those_of_the_table(told, sweep):
-    results = read_results(sweep)
-    best = best_run(results)
-    compared = {r.name: c for r, c in zip(results, compare_runs(results, best), strict=True)}
+def test_the_best_are_those_of_the_table(told, sweep):
+    """Two configurations of two seeds, by their validation loss; then what each got on the test split."""
+    analysis = analyse(read_results(sweep))
     rows = rows_of(told, "best_runs")
-    assert rows[0]["run"] == best.name and len(rows) == 4
-    assert [float(r["value"]) for r in rows] == sorted((r.objective for r in results), reverse=True)
-    for row in rows:
-        result = next(r for r in results if r.name == row["run"])
-        values = result.evaluation[-1].metrics["match"]
-        if values["stderr"]:
-            reach = 1.959964 * values["stderr"]
-            assert float(row["low"]) == pytest.approx(max(0, values["accuracy"] - reach))
-        (versus,) = [c for c in compared[row["run"]] if (c.against, c.scorer) == (UNTRAINED, "match")]
-        assert float(row["versus untrained: p (Holm)"]) == pytest.approx(versus.p_holm)
-        assert float(row["versus untrained: low"]) == pytest.approx(versus.low)
-    seeds = {(r["configuration"], r["metric"]): float(r["mean"]) for r in rows_of(told, "seeds")}
-    for group in replicates(results):
-        assert seeds[group.name, "risk/match/accuracy"] == pytest.approx(group.metrics["risk/match/accuracy"].mean)
+    assert [r["configuration"] for r in rows] == [c.name for c in analysis.ranking.ranked] and len(rows) == 2
+    for row, c in zip(rows, analysis.ranking.ranked, strict=True):
+        assert float(row["value"]) == pytest.approx(np.mean([r.training["validation_loss"] for r in c.runs]))
+        assert float(row["low"]) < float(row["value"]) < float(row["high"]) and row["seeds"] == "2"
+    assert float(rows[1]["versus best: difference"]) > 0
+    (best,) = told["best"]
+    assert best["configurations"] == [c.name for c in analysis.ranking.best] and best["split"] == "validation"
+    scores = {r["configuration"]: r for r in rows_of(told, "test_scores_1")}
+    for c in analysis.configurations:
+        values = c.values("risk", "match", "accuracy")
+        assert float(scores[c.name]["value"]) == pytest.approx(np.mean(values))
+        for against in (UNTRAINED, CHANCE):
+            (versus,) = [x for x in analysis.comparisons[c.name] if (x.against, x.scorer) == (against, "match")]
+            p = scores[c.name].get(f"versus {against}: p (Holm)", "")
+            assert scores[c.name][f"versus {against}: test"] == versus.method
+            assert p == "" if math.isnan(versus.p_holm) else float(p) == pytest.approx(versus.p_holm)
+            assert float(scores[c.name][f"versus {against}: low"]) == pytest.approx(versus.low)
+        assert float(scores[c.name]["chance"]) == c.runs[0].evaluation[-1].chance["match"]["accuracy"]
 
 
 def test_curves_of_risk_give_the_metrics_of_the_results(told, sweep):
     """The area under each ROC curve is the AUC, the weighted distances of the reliability the ECE that the run has."""
-    metrics = {r.name: r.evaluation[-1].metrics["risk_scorer"] for r in read_results(sweep)}
-    for name, values in metrics.items():
-        roc = [r for r in rows_of(told, "calibration_roc") if r["run"] == name]
-        points = [(float(r["false positive rate"]), float(r["true positive rate"])) for r in roc]
-        area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
-        assert area == pytest.approx(values["auc"])
-        bins = [r for r in rows_of(told, "calibration_reliability") if r["run"] == name]
-        off = sum(int(b["samples"]) * abs(float(b["mean risk"]) - float(b["share positive"])) for b in bins)
-        assert off / sum(int(b["samples"]) for b in bins) == pytest.approx(values["r_ece"])
+    for c in analyse(read_results(sweep)).configurations:
+        for result in c.runs:
+            values = result.evaluation[-1].metrics["risk_scorer"]
+            own = {"configuration": c.name, "seed": str(result.settings["seed"])}
+            roc = [r for r in rows_of(told, "calibration_roc") if r.items() >= own.items()]
+            points = [(float(r["false positive rate"]), float(r["true positive rate"])) for r in roc]
+            area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
+            assert area == pytest.approx(values["auc"])
+            bins = [r for r in rows_of(told, "calibration_reliability") if r.items() >= own.items()]
+            off = sum(int(b["samples"]) * abs(float(b["mean risk"]) - float(b["share positive"])) for b in bins)
+            assert off / sum(int(b["samples"]) for b in bins) == pytest.approx(values["r_ece"])
+        (row,) = [r for r in rows_of(told, "calibration_scores") if r["configuration"] == c.name]
+        assert (
+            float(row["ECE of risk: low"]) <= float(row["ECE of risk"]) and float(row["ECE of risk if calibrated"]) > 0
+        )
 
 
 def test_losses_and_scores_are_complete(told, sweep):
@@ -158,10 +192,104 @@ def test_methods_give_the_numbers(told, sweep, capsys):
         "48 training rows and 16 validation rows",
         "fp32",
     ]
-    parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "McNemar", "inspect-ai 0.3"]
-    for part in [*parts, "batches of 8", "without warm-up"]:
+    parts += ["24 test samples", "2 epochs (12 updates)", "2 random seeds (1 and 2)", "inspect-ai 0.3"]
+    parts += ["was chosen by its validation loss on the validation split", "crossed random effects", "(Holm 1979)"]
+    parts += ["Kaiming's uniform distribution", "matrices B were zero", "decoding was greedy (at most 8 tokens)"]
+    parts += [f"Python {platform.python_version()}", f"NumPy {np.__version__}", "scikit-learn", "SciPy", "CPU ("]
+    parts += ['Each row was put as "{input}', "without a system message, in the model's own chat template"]
+    parts += [f"fingerprint of the base model's files {fingerprint(TINY)}", "No prompt stood in two splits"]
+    for part in [*parts, "batches of 8", "without warm-up", "Evaluation by risk asked in the very tokens of training"]:
         assert part in text, f"{part} is not in: {text}"
+    assert "DoRA" not in text and "allowed" not in text
     assert main([str(sweep), "--methods"]) == 0 and capsys.readouterr().out == text
+
+
+def edit_config(run: Path, change) -> None:
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    change(tree)
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+def test_methods_say_how_the_model_was_asked(sweep, tmp_path):
+    """Prompts as they were set, also of red data; conversations have none."""
+    folder = copies(sweep, tmp_path / "s", [{"tier": "red", "redacted": True}, {}, {"conversations": True}])
+
+    def asked(prompt: str, system: str):
+        return lambda tree: tree["dataset"].update(prompt=prompt, system_prompt=system, column_map={"input": "text"})
+
+    edit_config(folder / "run0", asked("Say:\n{input} " + "x" * 500, "Be brief."))
+    edit_config(folder / "run1", asked("{input}?", ""))
+    edit_config(folder / "run2", asked("{input}\n", ""))
+    text = methods_text(read_runs(folder))
+    assert (
+        'Each row was put as "Say:\\n{input} xxx' in text
+        and ' or "{input}?" ({input} stands for the column text)' in text
+    )
+    assert "letters; the whole stands in config.yaml)" in text and 'with the system message "Be brief."' in text
+    assert " or a conversation, put as it stands" in text and '"{input}\\n"' not in text
+
+
+def test_methods_say_which_leaks_there_were_and_which_were_meant(sweep, tmp_path):
+    leaks = {"exact train test": 98, "near train validation": 3, "target train": 5}
+    changes = [
+        {"leaks": leaks, "allowed_leaks": ["exact"], "unit_column": "person"},
+        {"leaks": leaks | {"exact train test": 1}},
+    ]
+    text = methods_text(read_runs(copies(sweep, tmp_path / "s", changes)))
+    for part in (
+        "Of the test split 1 or 98 rows asked what rows of the train split ask too.",
+        "Of the validation split 3 rows asked nearly what rows of the train split ask too.",
+        "In 5 rows of the train split the answer stands in the prompt.",
+        "We allowed repeated prompts across splits on purpose.",
+        "The column that names the unit of each row is person.",
+    ):
+        assert part in text, text
+    assert "No prompt stood in two splits" not in text
+    units = {"leaks": {"unit train test": 4}, "allowed_leaks": ["unit", "exact"]}
+    text = methods_text(read_runs(copies(sweep, tmp_path / "units", [units])))
+    assert (
+        "Of the test split 4 rows were of units that the train split has rows of too. We allowed rows of the same unit"
+        in text
+    )
+
+
+def test_methods_name_dora_decoding_and_code_without_a_commit(sweep, tmp_path, tiny):
+    """What a task of the user's asks for stands in its log; from a wheel the hash of the code stands for the commit."""
+    (tmp_path / "mine.py").write_text(SAMPLED)
+    folder, other = tmp_path / "s" / "run", tmp_path / "s" / "other"
+    where = [
+        "model=hf_llama",
+        f"model.path={tiny}",
+        "device=cpu",
+        "dtype=fp32",
+        "num_warmup_steps=0",
+        "lora.use_dora=true",
+    ]
+    asked = [
+        f"eval.tasks=[match,{tmp_path / 'mine.py'}@sampled]",
+        "eval.max_tokens=5",
+        "eval.limit=2",
+        "eval.baseline=false",
+    ]
+    small = ["max_steps_per_epoch=1", "lora.rank=2", f"output_dir={folder}"]
+    cruijff_kit.train_then_eval(cruijff_kit.compose([*where, *asked, *small]))
+    text = methods_text(read_runs(folder))
+    assert "DoRA's magnitudes were the norms of the base weights' rows" in text
+    ways = "greedy (at most 5 tokens) in match and sampling at temperature 0.7 (top_p 0.9, at most 3 tokens) in sampled"
+    assert f"decoding was {ways}" in text, text
+    shutil.copytree(folder, other)
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps(result | {"git_commit": None, "code_hash": "0123456789abcdef"}))
+    for log in (other / "eval").glob("*.eval"):
+        log.unlink()
+    for e in result["evaluation"]:
+        e["log"] = "/gone.eval"
+    (other / "result.json").write_text(json.dumps(result | {"git_commit": None, "code_hash": "0123456789abcdef"}))
+    text = methods_text(read_runs(other))
+    assert (
+        "(hash of the code 0123456789abcdef)" in text
+        and "at most 5 generated tokens unless the task says otherwise" in text
+    )
 
 
 def test_hours_and_estimates(sweep, tmp_path):
@@ -191,7 +319,7 @@ def test_runs_that_did_not_finish(sweep, tmp_path, capsys):
     ]
     failed = {"status": "failed", "error": error, "objective": None, "evaluation": [], "seconds": {}, "training": {}}
     sums = {"evaluation": other, "baseline": [], "objective_name": "sums/s/mae", "objective": 3.0}
-    folder = copies(sweep, tmp_path / "s", [{}, failed, bare, sums])
+    folder = copies(sweep, tmp_path / "s", [{"objective_name": "accuracy", "objective": 0.5}, failed, bare, sums])
     (folder / "waiting").mkdir()
     (folder / "waiting" / "swept.json").write_text("{}")
     (folder / "broken").mkdir()
@@ -260,45 +388,128 @@ def test_what_an_earlier_report_wrote_goes_and_nothing_else(sweep, tmp_path):
     )
 
 
-def family(scores: dict[tuple, float]) -> Family:
-    """Runs of (a, b, seed)."""
+def family(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -> Outcome:
+    """Runs of (values of the settings, seed); a seed of None is the default one, which is not swept."""
+    return outcomes_of(runs_with(scores, names))[0]
+
+
+def runs_with(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -> Runs:
     found = []
-    for (a, b, seed), score in scores.items():
-        name = f"{a},{b},{seed}"
+    for (*values, seed), score in scores.items():
+        settings = dict(zip(names, values, strict=True))
+        swept = settings | ({"seed": seed} if seed is not None else {})
+        name = ",".join(map(str, (*values, seed)))
         result = RunResult(
-            name,
-            "done",
-            "e",
-            "m",
-            {"a": a, "b": b, "seed": seed},
-            {"seed": seed},
-            name,
-            objective=score,
-            objective_name="accuracy",
-        )
+            name, "done", "e", "m", swept, settings | {"seed": 1234 if seed is None else seed}, name, repr(settings),
+            objective=score, objective_name="accuracy",
+        )  # fmt: skip
         found.append(Run(name, Path(name), RunView(name, name, "done"), result))
-    return Family("accuracy", None, found)
+    return Runs(Path("x"), found, [])
+
+
+def section_of(made: Outcome) -> Section:
+    return effects(Runs(Path("x"), [r for c in made.configurations for r in c.runs], []))
 
 
 def test_effects_are_those_that_were_put_in():
     flat = family({(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in "xy" for s in (0, 1)})
-    first, second = by_effect(flat)
-    assert (first.key, second.key) == ("a", "b") and first.share > 0.98 and second.share < 0.01
+    design = read_design(flat)
+    assert [e.name for e in design.effects] == ["a", "b"] and len(design.configurations) == 6
+    first, second = design.decomposition.shares
+    assert first.share > 0.98 and first.low > 0.9 and second.share == 0 and second.high < 0.01
     crossed = family(
         {(a, b, s): float((a == 1) == (b == "x")) + 0.01 * s for a in (1, 2) for b in "xy" for s in (0, 1)}
     )
-    assert by_effect(crossed)[0].share < 0.01 and together(*by_effect(crossed)) > 0.99
-    section = effects(Runs(Path("x"), crossed.runs, []))
+    assert [s.share for s in read_design(crossed).decomposition.shares] == pytest.approx([0, 0], abs=0.01)
+    section = section_of(crossed)
     heat = section.charts[0].data
     means = {(row[0], row[1]): row[2] for row in heat.rows}
     assert {*heat.columns[:2]} == {"a", "b"} and "mean over seeds" in heat.caption
     assert means[(1, "x") if heat.columns[0] == "a" else ("x", 1)] == pytest.approx(1.005)
+    assert section.text[0].startswith("Share of the variance of accuracy between configurations, with 95% intervals: ")
+
+
+def test_settings_that_vary_together_are_one():
+    """Four learning rates, each with a rank of its own: no 4 x 4 cells, no share for each."""
+    pairs = {1e-4: 8, 5e-5: 16, 2e-5: 64, 1e-5: 32}
+    scores = {(lr, rank, s): lr * 1000 + 0.001 * s for lr, rank in pairs.items() for s in (1, 2)}
+    section = section_of(family(scores, ("lr", "lora.rank")))
+    chart, table = section.charts[0].data, section.tables[-1]
+    assert chart.columns[0] == "lr with lora.rank" and len(chart.rows) == 4 and len(section.charts) == 1
+    assert [row[0] for row in chart.rows] == ["1e-05 with 32", "2e-05 with 64", "5e-05 with 16", "0.0001 with 8"]
+    assert {row[0] for row in table.rows} == {"lr with lora.rank"}
+    assert table.columns[-3:] == ["share of variance", "low", "high"]
+    assert section.text[0].startswith("lr and lora.rank vary together")
+    more = {(lr, rank, d, s): d + 0.001 * s for lr, rank in pairs.items() for d in (0.0, 0.1) for s in (1, 2)}
+    design = read_design(family(more, ("lr", "lora.rank", "dropout")))
+    assert [e.name for e in design.effects] == ["dropout", "lr with lora.rank"]
+    assert design.decomposition.overlapping == [] and design.decomposition.shares[0].share > 0.95
+    cells = section_of(family(more, ("lr", "lora.rank", "dropout"))).charts[0].data
+    assert len(cells.rows) == 8 and {"0.0001 with 8"} < {row[1] for row in cells.rows}
+
+
+def test_settings_that_overlap_are_not_decomposed():
+    """Values of b that come with one value of a only; and a grid that falls into two parts."""
+    nested = {("p", "x", s): 1 + 0.01 * s for s in (1, 2)} | {("p", "y", s): 2 + 0.01 * s for s in (1, 2)}
+    nested |= {("q", "z", s): 3 + 0.01 * s for s in (1, 2)} | {("q", "w", s): 4 + 0.01 * s for s in (1, 2)}
+    parts = {(a, b, s): a + b + 0.01 * s for a, b in ((1, 1), (1, 2), (2, 1), (3, 3), (3, 4), (4, 4)) for s in (1, 2)}
+    for scores in (nested, parts):
+        section = section_of(family(scores))
+        assert read_design(family(scores)).decomposition.shares == [None, None]
+        (chart,) = section.charts
+        assert (
+            "not all effects can be told apart" in chart.data.caption and len(chart.data.rows) == 2 * len(scores) // 2
+        )
+        assert "The runs do not cross" in section.text[0] and "share of variance" not in section.tables[-1].columns
+    # A missing cell alone leaves the settings apart.
+    missing = {(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in (1, 2, 3) for s in (1, 2) if (a, b) != (3, 3)}
+    design = read_design(family(missing))
+    assert design.decomposition.overlapping == [] and design.decomposition.shares[0].share > 0.9
+    assert [len(row) for row in section_of(family(missing)).charts[0].data.rows] == [4] * 8
+
+
+def test_no_shares_where_nothing_differs_or_nothing_could_tell():
+    draw = random.Random(0)
+    noise = family({(a, b, s): draw.gauss(0, 1) for a in (1, 2, 3) for b in "xyz" for s in (1, 2, 3)})
+    section = section_of(noise)
+    (text,) = section.text
+    assert text.startswith("No configuration can be told from another by accuracy")
+    assert "share of variance" not in section.tables[-1].columns and len(section.charts[0].data.rows) == 9
+    losses = family({(a, b, 1): a for a in (1, 2, 3) for b in "xyz"})
+    assert section_of(losses).text[0].startswith("Nothing tells how much of the differences in accuracy is chance")
+
+
+def test_the_default_seed_is_a_seed():
+    """A sweep with seed=1,2 after a run without: three seeds of each configuration."""
+    scores = {(a, "x", s): a + (0.3 if s is None else 0) for a in (1, 2) for s in (None, 1, 2)}
+    design = read_design(family(scores))
+    assert [len(c.runs) for c in design.configurations] == [3, 3]
+    assert sorted(c.value for c in design.configurations) == pytest.approx([1.1, 2.1])
+    (row,) = [r for r in section_of(family(scores)).charts[0].data.rows if r[0] == "1"]
+    assert row[1:3] == [3, pytest.approx(1.1)]
+
+
+def test_items_tell_whether_anything_differs(sweep):
+    """What other test items, or validation rows, would do is read from what the runs have left."""
+    for outcome in outcomes_of(read_runs(sweep)):
+        design, items = read_design(outcome), outcome.item_values()
+        values = [c.values for c in design.configurations]
+        assert items.shape[0] == 4 and items.mean(axis=1) == pytest.approx([v for own in values for v in own]), (
+            outcome.name
+        )
+        expected = decompose([np.arange(2)], values, items)
+        assert design.decomposition.p == expected.p and design.decomposition.shares == expected.shares
 
 
 def test_a_search_is_a_cloud_of_points():
     drawn = family({(10 ** (-4 + i / 20), i % 7 / 7, 0): i / 40 for i in range(40)})
-    chart = effects(Runs(Path("x"), drawn.runs, [])).charts[0]
+    chart = section_of(drawn).charts[0]
     assert len(chart.data.rows) == 40 and chart.data.columns == ["run", "a", "b", "value"]
+    few = family({(10 ** (-4 + i / 20), i * 3 % 10 / 10, 0): i / 40 for i in range(10)})  # each value once
+    assert section_of(few).charts[0].data.columns == ["run", "a", "b", "value"]
+    assert section_of(few).text[0].startswith("a and b vary together")
+    both = family({(10 ** (-4 + i / 20), i * 17 % 40 / 40, 0): i / 40 for i in range(40)})  # each value once
+    assert section_of(both).charts[0].data.columns == ["run", "a", "b", "value"]
 
 
 def test_long_and_broken_metrics_files(tmp_path):

@@ -7,6 +7,7 @@ shared      sessions of several adapters on one base, in common passes
 attention   keys and values: of the prefix that all share, and of each row's own tokens
 products    a CPU's matrix products, on copies of the weights in a layout of their own
 choosing    the next token of each row, by the row's own settings
+options     logits of a few tokens, projected in full precision
 """
 
 from cruijff_kit.evaluation.engine.chat_model import ChatModel

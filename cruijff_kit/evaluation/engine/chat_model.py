@@ -8,9 +8,10 @@ import torch
 
 from cruijff_kit.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
+from cruijff_kit.evaluation.engine.options import option_logits
 from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
-from cruijff_kit.evaluation.engine.session import Asked, Pass, Session
+from cruijff_kit.evaluation.engine.session import Asked, OptionLogits, Pass, Session
 from cruijff_kit.models.machine import Machine, describe, free_bytes, return_memory
 from cruijff_kit.training.cpu import arrange_for_cpu
 from cruijff_kit.training.lora import fuse_lora
@@ -125,6 +126,8 @@ class ChatModel:
 
     def compute(self, asked: Asked) -> torch.Tensor:
         """What a session asks for."""
+        if isinstance(asked, OptionLogits):
+            return option_logits(self.model.output, asked.hidden, asked.ids)
         if not isinstance(asked, Pass):
             return self.logits(asked.hidden)
         with asked.attention.within(self.model):

@@ -32,7 +32,7 @@ class Request:
 
     ids: of the prompt, at least one. max_tokens: most tokens to add; 0: none, with `score`. top_logprobs: alternatives to
     report per token. stop_seqs: texts that end an answer. score: report the log-probabilities of so many last ids of the
-    prompt.
+    prompt. options: report the logits that these tokens have behind the prompt, whatever is sampled.
     """
 
     ids: list[int]
@@ -41,6 +41,7 @@ class Request:
     stop_seqs: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
     score: int = 0
+    options: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class Answer:
     """What the model said: ids without the stop token; one entry of logprobs per generated token, stop token included.
 
     stop_reason: "stop" (a stop token or a stop sequence came), "max_tokens", or "model_length" (the context is full).
-    scored: log-probabilities of the prompt's last ids, where the request asked for them.
+    scored: log-probabilities of the prompt's last ids, where the request asked for them. option_logits: of its options.
     """
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     stop_reason: str = "max_tokens"
     scored: list[float] = field(default_factory=list)
+    option_logits: list[float] = field(default_factory=list)

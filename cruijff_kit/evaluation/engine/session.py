@@ -1,7 +1,8 @@
 """Which requests are computed together: what waits is prefilled pack by pack, then all rows take a token a step.
 
 Rows that are finished leave, others join behind the same prefix. Requests of one token are done with their prefill.
-What a step needs of the model it asks for (`Pass`, `Outputs`): its own model computes that, or a pass with other sessions.
+What a step needs of the model it asks for (`Pass`, `Outputs`, `OptionLogits`): its own model computes that, or a pass with
+other sessions.
 """
 
 import random
@@ -43,7 +44,15 @@ class Outputs:
     hidden: torch.Tensor
 
 
-Asked = Pass | Outputs
+@dataclass
+class OptionLogits:
+    """[rows, d] normed hidden states and [tokens] ids. Comes to these tokens' logits, [rows, tokens] (engine/options)."""
+
+    hidden: torch.Tensor
+    ids: torch.Tensor
+
+
+Asked = Pass | Outputs | OptionLogits
 Step = Generator[Asked, torch.Tensor, Any]
 
 
@@ -212,6 +221,7 @@ class Session:
         }
         rows = [row for several in prompts.values() for row in several]
         yield from self._score([row for row in rows if row.request.score], spans, hidden)
+        yield from self._read_options([row for row in rows if row.request.options], spans, hidden)
         for row in [row for row in rows if not row.limit]:
             row.done(row.answer)
         rows = [row for row in rows if row.limit]
@@ -238,6 +248,15 @@ class Session:
             found += (logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
         for row in rows:
             row.answer.scored, found = found[: row.request.score], found[row.request.score :]
+
+    def _read_options(self, rows: list[_Row], spans: dict[int, tuple[int, int]], hidden: torch.Tensor) -> Step:
+        """The logits of each row's options behind its prompt; mostly all rows have the same options."""
+        for options in dict.fromkeys(row.request.options for row in rows):
+            own = [row for row in rows if row.request.options == options]
+            last = torch.tensor([spans[id(row)][1] - 1 for row in own], device=hidden.device)
+            logits = yield OptionLogits(hidden[last], torch.tensor(options))
+            for row, found in zip(own, logits.tolist(), strict=True):
+                row.answer.option_logits = found
 
     def _decode(self) -> Step:
         self.passes.append(len(self.active))

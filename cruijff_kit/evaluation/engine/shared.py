@@ -20,7 +20,7 @@ from cruijff_kit.compat import DoRALinear, LoRALinear, NF4Tensor, TiedLinear, Tr
 from cruijff_kit.evaluation.engine.attention import Attention
 from cruijff_kit.evaluation.engine.chat_model import ChatModel
 from cruijff_kit.evaluation.engine.products import of_use_for, product_of
-from cruijff_kit.evaluation.engine.session import Asked, Outputs, Pass, Session, Step
+from cruijff_kit.evaluation.engine.session import Asked, OptionLogits, Outputs, Pass, Session, Step
 from cruijff_kit.models import machine
 from cruijff_kit.progress import say
 from cruijff_kit.training.lora import FusedLoRALinear
@@ -160,6 +160,8 @@ class SharedPasses:
                 failed[session] = error
 
         def by_itself(session: Session, one: Asked) -> bool:
+            if isinstance(one, OptionLogits):  # a few rows of its own output projection
+                return True
             return self._merges and isinstance(one, Pass) and one.ids.numel() >= _MANY and _has_copies(session)
 
         with torch.compiler.set_stance("force_eager"):

@@ -1,5 +1,9 @@
 """What tasks over the rows of a data set share: samples worded exactly as in training, and the scorers they choose."""
 
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from inspect_ai import Task
@@ -11,12 +15,14 @@ from inspect_ai.model import (
     ChatMessageUser,
     GenerateConfig,
 )
-from inspect_ai.scorer import Scorer, includes, match
+from inspect_ai.scorer import Scorer
 from inspect_ai.solver import generate
 
 from cruijff_kit.data.conversations import Message, conversations
-from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.layouts import DataPath, file_hash
 from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.chance import TEST, TRAIN, targets_of, with_chance
+from cruijff_kit.evaluation.scorers import exact, includes, plain
 from cruijff_kit.withheld import active, quoted
 
 MOST_OPTIONS = 20  # alternatives per token that every provider gives
@@ -32,7 +38,9 @@ def answers_task(
     output_column: str,
     messages_column: str | None = None,
     *,
-    scorer: list[Scorer] | None = None,
+    train_split: str | None = None,
+    train_samples: int | None = None,
+    scorer: list[Scorer] | Callable[[list[str]], list[Scorer]] | None = None,
     config: GenerateConfig | None = None,
     **chosen: Any,
 ) -> Task:
@@ -42,14 +50,17 @@ def answers_task(
     number ("row"), and every other column of the row that is one value, for comparing groups.
 
     Args:
-        scorer: None: match (the answer is the output, exactly) and includes (the output stands somewhere in the answer);
-            both mind the case.
+        train_split, train_samples: what was trained on, and at most how many of its rows: the constant baseline (`chance`)
+            knows their outputs. None, or no such split: it knows those of `split`.
+        scorer: the scorers, or what makes them from the targets; None: exact (named match: the answer is the output) and
+            includes (the output stands somewhere in the answer).
         config: how to decode.
         chosen: format, split_column, type, max_samples, sample_seed of `conversations`.
     Raises:
         UserError: malformed data; file, split and row are named.
     """
     columns = {"input": input_column, "output": output_column, "messages": messages_column}
+    asked = {"prompt": prompt, "system_prompt": system_prompt}
     samples = [
         Sample(
             id=c.row,
@@ -57,19 +68,35 @@ def answers_task(
             target=c.answer,
             metadata=c.columns | {"split": split, "row": c.row},
         )
-        for c in conversations(data, split, columns, prompt, system_prompt, **chosen)
+        for c in conversations(data, split, columns, **asked, **chosen)
     ]
-    return Task(
+    if callable(scorer):
+        scorer = scorer([s.target for s in samples])
+    task = Task(
         dataset=MemoryDataset(samples, name=split, location=data if isinstance(data, str) else data[split]),
         solver=generate(),
-        scorer=scorer or [exact(), includes(ignore_case=False)],
+        scorer=scorer or [exact(case_sensitive=True), includes(case_sensitive=True)],
         config=config or GenerateConfig(),
     )
+    trained = {**chosen, **asked, "column_map": columns, "split": train_split, "max_samples": train_samples}
+    outputs = None if train_split is None else _outputs(data, trained)
+    return with_chance(task, targets_of(task), TEST) if outputs is None else with_chance(task, outputs, TRAIN)
 
 
-def exact() -> Scorer:
-    """inspect-ai's match: the answer is the output, exactly."""
-    return match(location="exact", ignore_case=False)
+def _outputs(data: DataPath, rows: dict[str, Any]) -> Counter[str] | None:
+    """Text -> how often it is the output of a row; None where there are no such rows."""
+    try:
+        named = data if isinstance(data, str) else dict(data)
+        return _count(json.dumps([named, rows], sort_keys=True), file_hash(data, rows.get("format")))
+    except UserError:  # data to be asked may come without what was trained on
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _count(rows: str, file_hash: str) -> Counter[str]:
+    """As `_outputs`; a task is built several times in a run."""
+    data, chosen = json.loads(rows)
+    return Counter(plain(c.answer) for c in conversations(data, **chosen))
 
 
 def options_of(task: str, options: list[str] | None, **rows: Any) -> list[str]:
@@ -84,8 +111,8 @@ def options_of(task: str, options: list[str] | None, **rows: Any) -> list[str]:
     if options is not None:
         return [str(o) for o in options]
     found: dict[str, str] = {}
-    for sample in answers_task(**rows | {"max_samples": None}).dataset:
-        found.setdefault(sample.target.strip(), sample.target)
+    for sample in answers_task(**rows | {"max_samples": None, "train_split": None}).dataset:
+        found.setdefault(plain(sample.target), sample.target)
     if not 2 <= len(found) <= MOST_OPTIONS:
         some = ", ".join(map(quoted, [*found][: 1 if active() else 3])) + (", ..." if len(found) > 3 else "")
         raise UserError(

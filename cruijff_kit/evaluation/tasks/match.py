@@ -20,6 +20,8 @@ def match(
     type: str | None = None,
     max_samples: int | None = None,
     sample_seed: int | None = None,
+    train_split: str | None = None,
+    train_samples: int | None = None,
 ) -> Task:
     """Does the model give the row's output?
 
@@ -30,8 +32,10 @@ def match(
         system_prompt: system message; empty for none.
         input_column, output_column, messages_column: names of the columns.
         format, split_column, type, max_samples, sample_seed: as `data.conversations.conversations`.
+        train_split, train_samples: what was trained on (`answers_task`).
     """
     return answers_task(
         data, split, prompt, system_prompt, input_column, output_column, messages_column,
         format=format, split_column=split_column, type=type, max_samples=max_samples, sample_seed=sample_seed,
+        train_split=train_split, train_samples=train_samples,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from inspect_ai import Task, task
 
 from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.evaluation.numbers import writes_decimal_comma
 from cruijff_kit.evaluation.scorers import continuous_scorer
 from cruijff_kit.evaluation.tasks.answers import answers_task
 
@@ -21,8 +22,10 @@ def number(
     type: str | None = None,
     max_samples: int | None = None,
     sample_seed: int | None = None,
+    train_split: str | None = None,
+    train_samples: int | None = None,
 ) -> Task:
-    """How far is the first number of the answer from the row's output?
+    """How far is the number in the answer from the row's output?
 
     Args:
         data: file with the splits inside, folder with a file for each, or {split: file}.
@@ -31,9 +34,11 @@ def number(
         system_prompt: system message; empty for none.
         input_column, output_column, messages_column: names of the columns.
         format, split_column, type, max_samples, sample_seed: as `data.conversations.conversations`.
+        train_split, train_samples: what was trained on (`answers_task`).
     """
     return answers_task(
         data, split, prompt, system_prompt, input_column, output_column, messages_column,
         format=format, split_column=split_column, type=type, max_samples=max_samples, sample_seed=sample_seed,
-        scorer=[continuous_scorer()],
+        train_split=train_split, train_samples=train_samples,
+        scorer=lambda targets: [continuous_scorer(writes_decimal_comma(targets))],
     )  # fmt: skip

@@ -4,8 +4,8 @@ from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig
 
 from cruijff_kit.data.layouts import DataPath
-from cruijff_kit.evaluation.scorers import numeric_risk_scorer, risk_scorer
-from cruijff_kit.evaluation.tasks.answers import MOST_OPTIONS, answers_task, exact, options_of
+from cruijff_kit.evaluation.scorers import exact, numeric_risk_scorer, risk_scorer
+from cruijff_kit.evaluation.tasks.answers import MOST_OPTIONS, answers_task, options_of
 
 
 @task
@@ -22,6 +22,8 @@ def risk(
     type: str | None = None,
     max_samples: int | None = None,
     sample_seed: int | None = None,
+    train_split: str | None = None,
+    train_samples: int | None = None,
     options: list[str] | None = None,
 ) -> Task:
     """Which label does the model write (match), and how likely does it hold each (risk_scorer)?
@@ -33,6 +35,7 @@ def risk(
         system_prompt: system message; empty for none.
         input_column, output_column, messages_column: names of the columns.
         format, split_column, type, max_samples, sample_seed: as `data.conversations.conversations`.
+        train_split, train_samples: what was trained on (`answers_task`).
         options: the labels, each a single token, the positive one last; None: the different outputs of the split, in order.
     Raises:
         UserError: malformed data, or outputs that are no such labels.
@@ -40,11 +43,11 @@ def risk(
     rows = dict(
         data=data, split=split, prompt=prompt, system_prompt=system_prompt, input_column=input_column,
         output_column=output_column, messages_column=messages_column, format=format, split_column=split_column, type=type,
-        max_samples=max_samples, sample_seed=sample_seed,
+        max_samples=max_samples, sample_seed=sample_seed, train_split=train_split, train_samples=train_samples,
     )  # fmt: skip
     labels = options_of("risk", options, **rows)
     likely = GenerateConfig(logprobs=True, top_logprobs=MOST_OPTIONS)
-    return answers_task(**rows, scorer=[exact(), risk_scorer(labels)], config=likely)
+    return answers_task(**rows, scorer=[exact(case_sensitive=True), risk_scorer(labels)], config=likely)
 
 
 @task
@@ -61,6 +64,8 @@ def numeric_risk(
     type: str | None = None,
     max_samples: int | None = None,
     sample_seed: int | None = None,
+    train_split: str | None = None,
+    train_samples: int | None = None,
     options: list[str] | None = None,
     threshold: float = 0.5,
 ) -> Task:
@@ -73,6 +78,7 @@ def numeric_risk(
         system_prompt: system message; empty for none.
         input_column, output_column, messages_column: names of the columns.
         format, split_column, type, max_samples, sample_seed: as `data.conversations.conversations`.
+        train_split, train_samples: what was trained on (`answers_task`).
         options: the two labels, the positive one last; None: the different outputs of the split, in order.
         threshold: from this risk on the positive one counts as predicted.
     Raises:
@@ -81,6 +87,6 @@ def numeric_risk(
     rows = dict(
         data=data, split=split, prompt=prompt, system_prompt=system_prompt, input_column=input_column,
         output_column=output_column, messages_column=messages_column, format=format, split_column=split_column, type=type,
-        max_samples=max_samples, sample_seed=sample_seed,
+        max_samples=max_samples, sample_seed=sample_seed, train_split=train_split, train_samples=train_samples,
     )  # fmt: skip
     return answers_task(**rows, scorer=[numeric_risk_scorer(options_of("numeric_risk", options, **rows), threshold)])

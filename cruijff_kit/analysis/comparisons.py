@@ -1,0 +1,202 @@
+"""Each configuration against the untrained model, the constant baseline (chance), and the best configuration.
+
+Paired item by item, over the items that both answered. Everything that is tested on one page is one family for Holm's
+correction. A configuration that gives every item the same answer is no evidence of anything: it gets no p.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cruijff_kit.analysis.configurations import Configuration
+from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, item_values, pool_seeds, with_holm
+from cruijff_kit.analysis.measures import Samples, is_computable
+from cruijff_kit.analysis.samples import aligned, constant_samples_of, samples_of
+from cruijff_kit.analysis.validation import row_losses
+
+if TYPE_CHECKING:
+    import numpy as np
+
+UNTRAINED, CHANCE, BEST = "untrained", "chance", "best"
+VALIDATION = ("validation", "loss", "validation_loss")
+"""What a comparison of validation losses has for task, scorer and metric."""
+SAME_ANSWER = "every answer is the same"
+_OF_RISKS = ("auc", "brier", "r_ece")  # they do not depend on which option is written
+_SHARES = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece")
+Measured = tuple[str, str, str]
+"""(task, scorer, metric)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A configuration's metric less that of what it is compared with."""
+
+    configuration: str
+    against: str
+    """untrained, chance or best."""
+    task: str
+    scorer: str
+    metric: str
+    items: int
+    """Items (or units of them, or validation rows) that both have."""
+    seeds: int
+    """Runs of the configuration."""
+    difference: float
+    low: float
+    """End of the 95% interval, which holds together with those of all other comparisons of the page."""
+    high: float
+    p: float
+    """Of no difference, two-sided; NaN where there is no test."""
+    p_holm: float
+    """Corrected for all tests of the page (Holm 1979)."""
+    method: str
+    """The test, or why there is none."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference was found at 5%."""
+        return self.p_holm < 0.05
+
+    @property
+    def measured(self) -> Measured:
+        """Task, scorer and metric."""
+        return self.task, self.scorer, self.metric
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON: what is not finite is null."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class _Tried:
+    configuration: Configuration
+    against: str
+    measured: Measured
+    found: Difference
+    is_tested: bool
+
+
+def compare_configurations(
+    configurations: list[Configuration],
+    metrics: list[Measured],
+    leaders: dict[int, Configuration],
+    chosen_by: set[Measured],
+) -> dict[str, list[Comparison]]:
+    """Name of each configuration -> its comparisons: with the untrained model, with chance, with the best.
+
+    Args:
+        metrics: what is compared.
+        leaders: id of a configuration -> the best one of those that it is ranked with; not of the best itself.
+        chosen_by: metrics by which the best are chosen, compared with the best beside `metrics`.
+    """
+    tried = []
+    for measured in metrics:
+        between = _between_seeds(configurations, measured)
+        for c in configurations:
+            tried += _against_fixed(c, measured, between)
+            if id(c) in leaders:
+                tried += _against_best(c, leaders[id(c)], measured, between)
+    if VALIDATION in chosen_by:
+        tried += [t for c in configurations if id(c) in leaders for t in _validation(c, leaders[id(c)])]
+    return _corrected(configurations, tried)
+
+
+def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict[str, list[Comparison]]:
+    corrected = iter(with_holm([t.found for t in tried if t.is_tested]))
+    made: dict[str, list[Comparison]] = {c.name: [] for c in configurations}
+    for t in tried:
+        d = t.found
+        (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, SAME_ANSWER
+        if t.is_tested:
+            (low, high, p_holm), p, method = next(corrected), d.p, d.method
+        if t.measured[2] in _SHARES:
+            low, high = max(-1.0, low), min(1.0, high)
+        made[t.configuration.name].append(
+            Comparison(t.configuration.name, t.against, *t.measured, d.items, len(t.configuration.runs), d.difference,
+                       low, high, p, p_holm, method)
+        )  # fmt: skip
+    order = (UNTRAINED, CHANCE, BEST)
+    return {name: sorted(found, key=lambda c: order.index(c.against)) for name, found in made.items()}
+
+
+def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance | None) -> Iterator[_Tried]:
+    """Against what was not trained: the untrained model, and the constant baseline."""
+    task, scorer, metric = measured
+    cells = c.cells(task)
+    if not cells or scorer not in cells[0].metrics:
+        return
+    is_constant = metric not in _OF_RISKS and all(e.constant_answer for e in cells)
+    own = [samples_of(e.log, scorer) for e in cells]
+    before = [samples_of(e.log, scorer) for e in c.cells(task, untrained=True)[:1]]
+    for against, others in ((UNTRAINED, before), (CHANCE, [constant_samples_of(cells[0].log, scorer)])):
+        both = aligned([*own, *others]) if others else None
+        if both is None or not all(is_computable(metric, s) for s in both):
+            continue
+        # Of one seed it is this run that is compared with what was not trained, whatever other seeds would do.
+        seeds = between if len(cells) > 1 else None
+        found = compare(_rows(metric, both[:-1]), _rows(metric, both[-1:]), seeds, other_is_fixed=True)
+        yield _Tried(c, against, measured, found, not is_constant)
+
+
+def _against_best(
+    c: Configuration, best: Configuration, measured: Measured, between: SeedVariance | None
+) -> Iterator[_Tried]:
+    task, scorer, metric = measured
+    own, others = ([samples_of(e.log, scorer) for e in side.cells(task)] for side in (c, best))
+    both = aligned([*own, *others]) if own and others else None
+    if both is None or not all(is_computable(metric, s) for s in both):
+        return
+    found = compare(_rows(metric, both[: len(own)]), _rows(metric, both[len(own) :]), between)
+    yield _Tried(c, BEST, measured, found, True)
+
+
+def _validation(c: Configuration, best: Configuration) -> Iterator[_Tried]:
+    """Validation losses, row by row; by seeds alone where the rows were not kept."""
+    rows = row_losses([*c.runs, *best.runs])
+    if rows is not None:
+        between = pool_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
+        yield _Tried(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between), True)
+
+
+def _rows(metric: str, samples: list[Samples]) -> "np.ndarray":
+    import numpy as np
+
+    return np.stack([item_values(metric, s) for s in samples])
+
+
+def _between_seeds(configurations: list[Configuration], measured: Measured) -> SeedVariance | None:
+    """What seeds do, from the configurations that have several."""
+    task, scorer, metric = measured
+    sides = []
+    for c in configurations:
+        found = aligned([samples_of(e.log, scorer) for e in c.cells(task)]) if len(c.runs) > 1 else None
+        if found and all(is_computable(metric, s) for s in found):
+            sides.append(_rows(metric, found))
+    return pool_seeds(sides)
+
+
+def shown(comparisons: list[Comparison], against: str, measured: Measured) -> str:
+    """A cell of the table: difference [interval] corrected p."""
+    for c in comparisons:
+        if (c.against, c.measured) == (against, measured):
+            return f"{_signed(c.difference)} [{_signed(c.low)}, {_signed(c.high)}] {_p(c)}"
+    return ""
+
+
+def _p(c: Comparison) -> str:
+    if math.isnan(c.p_holm):
+        return c.method
+    return "p<0.001" if c.p_holm < 0.001 else f"p={c.p_holm:.3f}"
+
+
+def _signed(value: float) -> str:
+    if not math.isfinite(value):
+        return "-" if value < 0 else "+"
+    return f"{value:+.2f}" if abs(value) < 10 else f"{value:+.3g}"
+
+
+def columns(comparisons: list[Comparison]) -> dict[str, float | int | str]:
+    """Columns of results.csv: "versus AGAINST TASK/SCORER/METRIC WHAT"."""
+    kept = ("difference", "low", "high", "p", "p_holm", "items")
+    return {f"versus {c.against} {'/'.join(c.measured)} {k}": getattr(c, k) for c in comparisons for k in kept}

@@ -1,0 +1,145 @@
+"""What a configuration got, with its interval: over other test items, and with several seeds over other seeds, too."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cruijff_kit.analysis.configurations import Configuration
+from cruijff_kit.analysis.differences import item_values, mean_error
+from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, interval_of_mean, wilson
+from cruijff_kit.analysis.measures import Samples, is_computable
+from cruijff_kit.analysis.samples import aligned, remembered, samples_of
+from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.result import Evaluation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SHARES = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece")
+_BOUNDS = {name: (0, 1) for name in _SHARES} | {"r_squared": (-math.inf, 1)}
+_BOUNDS |= {name: (0, math.inf) for name in ("mae", "rmse", "loss", "validation_loss")}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number of a configuration: the mean over its seeds, and its interval."""
+
+    value: float
+    low: float | None = None
+    """End of the interval; None where there is none to be had."""
+    high: float | None = None
+    seeds: int = 1
+    items: int | None = None
+    """Test items (or validation rows, or units) that it is over; None where these are not known."""
+    over: str = ""
+    """What the interval is over: "test items", "test items and seeds", "seeds"; empty without one."""
+    seed_deviation: float | None = None
+    """Standard deviation between seeds, items left aside; None with one seed."""
+    if_calibrated: float | None = None
+    """Of a calibration error: what a perfectly calibrated model would show at so many items."""
+    level: float = LEVEL
+
+
+def estimate_cell(cell: Evaluation, scorer: str, metric: str, level: float = LEVEL) -> Estimate | None:
+    """A metric of one evaluation, over test items; None where it has none."""
+    value = cell.metrics.get(scorer, {}).get(metric)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    found = samples_of(cell.log, scorer)
+    return _of_one(value, metric, found and found[1], level, cell, scorer)
+
+
+def estimate(
+    configuration: Configuration, task: str, scorer: str, metric: str, level: float = LEVEL, untrained: bool = False
+) -> Estimate | None:
+    """A metric of a configuration; None where it has none.
+
+    Args:
+        level: of the interval; a higher one for a configuration that was chosen as the best of many on these items.
+        untrained: of the untrained model instead.
+    """
+    values = configuration.values(task, scorer, metric, untrained)
+    cells = configuration.cells(task, untrained)
+    if not values:
+        return None
+    if untrained or len(values) == 1:
+        return estimate_cell(cells[0], scorer, metric, level)
+    mean = sum(values) / len(values)
+    found = aligned([samples_of(e.log, scorer) for e in cells])
+    if found is None or not all(is_computable(metric, s) for s in found):
+        return _over_seeds(values, metric, level)
+    if metric in ("c_ece", "r_ece"):  # they have no item values
+        ends = [interval_of(metric, s, level) for s in found]
+        low, high = (sum(e[i] for e in ends) / len(ends) for i in (0, 1))
+        expected = [calibrated_error(metric, s) for s in found]
+        return Estimate(
+            mean, low, high, len(values), len(found[0]), "test items", None, sum(expected) / len(expected), level
+        )
+    import numpy as np
+
+    return _of_many(mean, np.stack([item_values(metric, s) for s in found]), metric, level, "test items")
+
+
+def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL) -> Estimate | None:
+    """The validation loss (over validation rows, where these were kept) or the last update's loss of a configuration."""
+    values = [r.training.get(name) for r in configuration.runs]
+    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        return None
+    rows = row_losses(configuration.runs) if name == "validation_loss" else None
+    if rows is None:
+        return Estimate(values[0], level=level) if len(values) == 1 else _over_seeds(values, name, level)
+    if len(rows) == 1:
+        found = interval_of_mean(rows[0], level=level)
+        ends = (max(0.0, found.low), found.high, 1, rows.shape[1], "validation rows") if found else ()
+        return Estimate(values[0], *ends, level=level)
+    return _of_many(sum(values) / len(values), rows, name, level, "validation rows")
+
+
+def _of_one(
+    value: float, metric: str, samples: Samples | None, level: float, cell: Evaluation, scorer: str
+) -> Estimate:
+    if samples is None:  # the log is gone: a share of right answers needs no more than their number
+        if metric == "accuracy":
+            return Estimate(value, *wilson(value, cell.samples, level), 1, cell.samples, "test items", level=level)
+        return Estimate(value, level=level)
+
+    def compute() -> list[float | None]:
+        found = interval_of(metric, samples, level)
+        return [*(found[:2] if found else (None, None)), calibrated_error(metric, samples)]
+
+    low, high, expected = remembered(cell.log, f"{scorer} {metric} {level}", compute)
+    return Estimate(value, low, high, 1, len(samples), "" if low is None else "test items", None, expected, level)
+
+
+def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: str) -> Estimate:
+    """[seeds, items] -> the estimate over both; with one seed over items."""
+    from scipy.special import stdtrit
+
+    seeds, items = rows.shape
+    error, freedom, deviation = mean_error(rows)
+    if not error > 0:
+        return Estimate(value, seeds=seeds, items=items, seed_deviation=deviation, level=level)
+    reach = float(stdtrit(freedom, (1 + level) / 2)) * error
+    over = f"{what} and seeds" if seeds > 1 else what
+    if (
+        metric == "accuracy" and 0 < value < 1
+    ):  # Wilson's interval of as many items as have this error, with t's quantile
+        from statistics import NormalDist
+
+        reach_of = 2 * NormalDist().cdf(reach / error) - 1
+        low, high = wilson(value, value * (1 - value) / error**2, min(reach_of, 1 - 1e-9))
+    else:
+        least, most = _BOUNDS.get(metric, (-math.inf, math.inf))
+        low, high = max(least, value - reach), min(most, value + reach)
+    return Estimate(value, low, high, seeds, items, over, deviation, None, level)
+
+
+def _over_seeds(values: list[float], metric: str, level: float) -> Estimate:
+    """Student's t over the runs' values, where nothing is known of their items."""
+    from scipy.special import stdtrit
+
+    n, mean = len(values), sum(values) / len(values)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    reach = float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
+    least, most = _BOUNDS.get(metric, (-math.inf, math.inf))
+    return Estimate(mean, max(least, mean - reach), min(most, mean + reach), n, None, "seeds", deviation, None, level)

@@ -1,0 +1,135 @@
+"""Which configuration is best: by the validation loss, or by what the user named; and which cannot be told apart from it.
+
+The best is chosen without the test split unless the user chooses on it. Where that is done it is said, and the interval of
+the best is made for all that it was chosen from: of 16 equal configurations the best is 5 points too high on average.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cruijff_kit.analysis.comparisons import BEST, VALIDATION, Comparison, Measured
+from cruijff_kit.analysis.configurations import Configuration, is_finite
+from cruijff_kit.analysis.intervals import LEVEL
+from cruijff_kit.result import RunResult, higher_is_better
+
+VALIDATION_SPLIT, TRAIN_SPLIT, TEST_SPLIT = "validation", "train", "test"
+UNSURE = "nothing tells how much other rows would change this choice"
+
+
+@dataclass(eq=False)
+class Ranking:
+    """Configurations whose objective is the same number, the best first."""
+
+    chosen_by: str
+    """The objective: validation_loss, or what the user named."""
+    source: Measured | None
+    """Task, scorer and metric that it is; None for a loss or a metric of the user's own in training."""
+    split: str
+    """What it was measured on: validation, test, or train."""
+    ranked: list[Configuration]
+    best: list[Configuration] = field(default_factory=list)
+    """The first one, and those that cannot be told apart from it."""
+    note: str = ""
+    """What to know of the choice."""
+
+    @property
+    def leader(self) -> Configuration:
+        """The first one."""
+        return self.ranked[0]
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return higher_is_better(self.chosen_by)
+
+    @property
+    def is_chosen_on_test(self) -> bool:
+        """Whether the test split chose, so that numbers on it flatter the best."""
+        return self.split == TEST_SPLIT and len(self.ranked) > 1
+
+    @property
+    def level(self) -> float:
+        """Of the best one's interval on the test split: 95% for all that it was chosen from (Bonferroni), where it was."""
+        return 1 - (1 - LEVEL) / len(self.ranked) if self.is_chosen_on_test else LEVEL
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "runs": [r.name for c in self.best for r in c.runs],
+            "configurations": [c.name for c in self.best],
+            "leader": self.leader.name,
+            "value": mean(self.leader.objectives()),
+            "chosen_by": self.chosen_by,
+            "split": self.split,
+            "of": len(self.ranked),
+            "note": self.note or None,
+        }
+
+
+def rank(configurations: list[Configuration]) -> list[Ranking]:
+    """Configurations by what their objective is, the most numerous first; those without one are left out."""
+    groups: dict[tuple, Ranking] = {}
+    for c in configurations:
+        name = c.runs[0].objective_name
+        if name is None or not all(is_finite(v) for v in c.objectives()):
+            continue
+        source = source_of(c.runs[0])
+        split = split_of(name, source)
+        groups.setdefault((source or name, split), Ranking(name, source, split, [])).ranked.append(c)
+    for ranking in groups.values():
+        ranking.ranked.sort(key=_order(ranking))
+        ranking.best = ranking.ranked[:1]
+    return sorted(groups.values(), key=lambda r: -len(r.ranked))
+
+
+def _order(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
+    sign = -1 if ranking.higher else 1
+
+    def key(c: Configuration) -> tuple[bool, float]:
+        return _answers_nothing(c, ranking.source), sign * mean(c.objectives())
+
+    return key
+
+
+def _answers_nothing(c: Configuration, source: Measured | None) -> bool:
+    """Whether the scorer could read no answer: then the objective is the constant baseline's, and it is ranked last."""
+    if source is None:
+        return False
+    return any(e.coverage.get(source[1], 1.0) == 0 for e in c.cells(source[0]))
+
+
+def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> None:
+    """Add to the best those that cannot be told apart from the leader, by the metric that chose it."""
+    measured = VALIDATION if ranking.chosen_by == VALIDATION[2] else ranking.source
+    ranking.best, unknown = [ranking.leader], False
+    for c in ranking.ranked[1:]:
+        tested = [t for t in comparisons[c.name] if t.against == BEST and t.measured == measured]
+        unknown = unknown or not tested
+        is_equal = mean(c.objectives()) == mean(ranking.leader.objectives())
+        if is_equal or tested and not tested[0].differs:
+            ranking.best.append(c)
+    ranking.note = UNSURE if unknown else ""
+
+
+def source_of(result: RunResult) -> Measured | None:
+    """Task, scorer and metric that a run's objective is, as RunResult.metrics finds it; None for a loss."""
+    name = result.objective_name
+    for e in {e.task: e for e in result.evaluation}.values():
+        for scorer, values in e.metrics.items():
+            for metric in values:
+                if name in (metric, f"{scorer}/{metric}", f"{e.task}/{scorer}/{metric}"):
+                    return e.task, scorer, metric
+    return None
+
+
+def split_of(objective: str, source: Measured | None) -> str:
+    """The split on which an objective is measured."""
+    if objective.startswith("validation_"):
+        return VALIDATION_SPLIT
+    return TEST_SPLIT if source is not None else TRAIN_SPLIT
+
+
+def mean(values: list[float]) -> float:
+    """Of the seeds."""
+    return sum(values) / len(values)

@@ -1,0 +1,172 @@
+"""Everything about a list of results, worked out once: for tables, the summary, the report, and --json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cruijff_kit.analysis.comparisons import VALIDATION, Comparison, Measured, compare_configurations
+from cruijff_kit.analysis.configurations import Configuration, group_configurations
+from cruijff_kit.analysis.differences import item_values
+from cruijff_kit.analysis.estimates import estimate, estimate_loss
+from cruijff_kit.analysis.headlines import headline, scorers_of
+from cruijff_kit.analysis.intervals import LEVEL
+from cruijff_kit.analysis.measures import is_computable
+from cruijff_kit.analysis.power import DetectableDifference, detectable_difference
+from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
+from cruijff_kit.analysis.samples import aligned, samples_of
+from cruijff_kit.result import RunResult
+
+ONE_SEED = (
+    "Each configuration has one seed: these are comparisons of runs. How much other seeds would change them is not known; "
+    "seed=1,2,3 would take {runs} more runs, about {time}."
+)
+_FEW_PAIRS = 20  # of configurations, from which a correlation is observed
+
+
+@dataclass(eq=False)
+class Analysis:
+    """What the results of a folder come to."""
+
+    configurations: list[Configuration]
+    metrics: list[Measured]
+    """What is shown and compared: of each task and scorer its headline, and the objectives."""
+    rankings: list[Ranking]
+    comparisons: dict[str, list[Comparison]]
+    """Name of a configuration -> its comparisons."""
+    detectable: dict[str, DetectableDifference]
+    """Task -> what its right and wrong answers can show."""
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """The one ranking of all configurations with an objective; None where there are several, or nothing to rank."""
+        return self.rankings[0] if len(self.rankings) == 1 and len(self.rankings[0].ranked) > 1 else None
+
+    def configuration_of(self, result: RunResult) -> Configuration | None:
+        """The configuration that a run belongs to; None where it is not done."""
+        return next((c for c in self.configurations if any(r is result for r in c.runs)), None)
+
+    def comparisons_of(self, result: RunResult) -> list[Comparison]:
+        """Those of its configuration."""
+        c = self.configuration_of(result)
+        return self.comparisons[c.name] if c else []
+
+    def is_best(self, result: RunResult) -> bool:
+        """Whether a run is of a configuration that is among the best."""
+        c = self.configuration_of(result)
+        return self.ranking is not None and c in self.ranking.best
+
+    def level_of(self, c: Configuration, measured: Measured | None = None) -> float:
+        """Level of its interval on the test split: higher for one that was chosen on this very metric."""
+        chosen = (r for r in self.rankings if r.leader is c and r.is_chosen_on_test and r.source == measured)
+        return next((r.level for r in chosen), LEVEL)
+
+    @property
+    def one_seed_each(self) -> str:
+        """What to know where several configurations have one seed each; empty elsewhere."""
+        trained = [c for c in self.configurations if c.runs[0].training]
+        if len(trained) < 2 or any(len(c.runs) > 1 for c in trained):
+            return ""
+        seconds = 2 * sum(r.seconds.get("total", 0) for c in trained for r in c.runs)
+        gpu = 2 * sum(r.gpu_hours() for c in trained for r in c.runs)
+        return ONE_SEED.format(runs=2 * len(trained), time=f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds))
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON, beside the runs: best, configurations, detectable_difference."""
+        return {
+            "best": self.ranking.as_data() if self.ranking else None,
+            "configurations": [self._configuration(c) for c in self.configurations],
+            "detectable_difference": {task: d.as_data() for task, d in self.detectable.items()},
+        }
+
+    def _configuration(self, c: Configuration) -> dict[str, Any]:
+        estimates = {"/".join(m): estimate(c, *m, level=self.level_of(c, m)) for m in self.metrics}
+        estimates |= {name: estimate_loss(c, name) for name in ("loss", "validation_loss")}
+        return {
+            "name": c.name,
+            "swept": c.swept,
+            "seeds": c.seeds,
+            "runs": [r.name for r in c.runs],
+            "config_hashes": [r.config_hash for r in c.runs],
+            "estimates": {name: vars(e) for name, e in estimates.items() if e is not None},
+            "comparisons": [comparison.as_data() for comparison in self.comparisons[c.name]],
+        }
+
+
+def _duration(seconds: float) -> str:
+    """ "40 seconds", "12 minutes", "3.4 hours"."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def analyse(results: list[RunResult]) -> Analysis:
+    """Configurations, which is best, comparisons, and what could be found. The last results are not worked out again."""
+    global _last
+    if (
+        _last is None
+        or len(results) != len(_last[0])
+        or any(a is not b for a, b in zip(results, _last[0], strict=True))
+    ):
+        _last = [*results], _analyse(results)
+    return _last[1]
+
+
+_last: tuple[list[RunResult], Analysis] | None = None
+
+
+def analyse_briefly(results: list[RunResult]) -> Analysis:
+    """Configurations and their ranking alone, while further runs are under way: no log is read."""
+    configurations = group_configurations(results)
+    return Analysis(configurations, [], rank(configurations), {c.name: [] for c in configurations}, {})
+
+
+def _analyse(results: list[RunResult]) -> Analysis:
+    configurations = group_configurations(results)
+    rankings = rank(configurations)
+    done = [r for c in configurations for r in c.runs]
+    metrics = [(t, s, name) for t, s in scorers_of(done) if (name := headline(done, t, s))]
+    metrics += [r.source for r in rankings if r.source and r.source not in metrics]
+    leaders = {id(c): r.leader for r in rankings for c in r.ranked[1:]}
+    chosen_by = {VALIDATION for r in rankings if r.chosen_by == VALIDATION[2]}
+    comparisons = compare_configurations(configurations, metrics, leaders, chosen_by)
+    for r in rankings:
+        mark_best(r, comparisons)
+    found = Analysis(configurations, metrics, rankings, comparisons, {})
+    found.detectable = {t: d for t in dict.fromkeys(t for t, _, _ in metrics) if (d := _detectable(found, t))}
+    return found
+
+
+def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
+    """Of right and wrong answers: with the accuracy of the better half and the correlations that were observed."""
+    measured = next((m for m in found.metrics if m[0] == task and m[2] == "accuracy"), None)
+    if measured is None:
+        return None
+    rows, cells = [], []
+    for c in found.configurations:
+        if own := c.cells(task):
+            rows.append(samples_of(own[0].log, measured[1]))
+            cells.append(own[0])
+    if not cells:
+        return None
+    n, k = min(e.samples for e in cells), max(2, len(cells))
+    both = aligned(rows)
+    if both is None or not all(is_computable("accuracy", s) for s in both):
+        return detectable_difference(n, k)
+    values = [item_values("accuracy", s) for s in both]
+    best, correlation = max(float(v.mean()) for v in values), _correlation(values)
+    seeds = min(len(c.runs) for c in found.configurations)
+    deviations = [e.seed_deviation for c in found.configurations if (e := estimate(c, *measured)) and e.seed_deviation]
+    deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations else None
+    if correlation is None or not 0 < best < 1:
+        return detectable_difference(len(values[0]), k)
+    return detectable_difference(len(values[0]), k, best, correlation, deviation if seeds > 1 else None, seeds)
+
+
+def _correlation(values: list[Any]) -> float | None:
+    """The mean correlation of answers to one item over pairs of configurations; None where none varies."""
+    import numpy as np
+
+    varying = [v for v in values if v.std() > 0][:_FEW_PAIRS]
+    if len(varying) < 2:
+        return None
+    found = np.corrcoef(varying)
+    return float(found[np.triu_indices(len(varying), 1)].mean())

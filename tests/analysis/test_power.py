@@ -1,0 +1,53 @@
+"""Power by simulation of the very test."""
+
+import numpy as np
+import pytest
+
+from cruijff_kit.analysis.differences import mcnemar
+from cruijff_kit.analysis.power import _changed, detectable_difference, power
+
+
+def simulated(items: int, accuracy: float, difference: float, correlation: float, alpha: float, repeats: int = 1500):
+    gained, lost = _changed(accuracy, difference, correlation)
+    draw = np.random.default_rng(0)
+    counts = draw.multinomial(items, [gained, lost, 1 - gained - lost], repeats)
+    return np.mean([mcnemar(int(g), int(lo), items).p < alpha for g, lo, _ in counts])
+
+
+@pytest.mark.parametrize(
+    ("items", "accuracy", "difference", "correlation", "alpha"),
+    [
+        (100, 0.8, 0.1, 0.5, 0.05),
+        (100, 0.8, 0.05, 0.7, 0.05),
+        (300, 0.9, 0.06, 0.3, 0.05 / 7),
+        (1000, 0.6, 0.05, 0.6, 0.05),
+    ],
+)
+def test_power_is_that_of_the_test(items, accuracy, difference, correlation, alpha):
+    assert power(items, accuracy, difference, correlation, alpha) == pytest.approx(
+        simulated(items, accuracy, difference, correlation, alpha), abs=0.04
+    )
+
+
+def test_of_many_items_the_approximation_agrees():
+    assert power(2999, 0.8, 0.03, 0.5) == pytest.approx(power(3001, 0.8, 0.03, 0.5), abs=0.03)
+
+
+def test_what_is_found_and_what_it_would_take():
+    few, many = detectable_difference(100), detectable_difference(1000)
+    assert few.difference > 0.08 > many.difference > 0.02 and not few.observed
+    assert power(100, 0.8, few.difference, 0.5) == pytest.approx(0.8, abs=0.01)
+    assert power(few.items_for_5_points, 0.8, 0.05, 0.5) == pytest.approx(0.8, abs=0.02)
+    assert detectable_difference(100, configurations=8).difference > few.difference
+    assert detectable_difference(100, correlation=0.9).difference < few.difference
+    assert detectable_difference(3).difference is None and "no difference can be found" in str(detectable_difference(3))
+    assert "100 test items: a difference of" in str(few) and "assumed: accuracy 0.80, correlation 0.50" in str(few)
+    assert few.as_data()["difference"] == few.difference and few.as_data()["text"] == str(few)
+    told = detectable_difference(100, 4, 0.7, 0.6)
+    assert told.observed and "4 configurations" in str(told) and "observed" in str(told)
+
+
+def test_seeds_add_to_the_error():
+    plain, noisy = (detectable_difference(300, 2, 0.8, 0.5, deviation, 3) for deviation in (0.0, 0.04))
+    assert noisy.difference > plain.difference + 0.02 and "of 3 seeds" in str(noisy)
+    assert detectable_difference(300, 2, 0.8, 0.5, 0.04, 3).items_for_5_points is None

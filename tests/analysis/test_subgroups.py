@@ -1,0 +1,290 @@
+"""Groups: figures against scikit-learn and fairlearn, p against scipy, what is flagged where nothing differs, and power."""
+
+import warnings
+
+import numpy as np
+import pytest
+from fairlearn import metrics as fairlearn
+from scipy.stats import f_oneway, permutation_test
+from sklearn.metrics import roc_auc_score
+
+from cruijff_kit.analysis.permutation import arrange, auc_metric, compare, mean_metric
+from cruijff_kit.analysis.subgroups import MIN_AUC, MIN_Z, QUALITY, Row, compare_columns, pool
+from cruijff_kit.errors import UserError
+from cruijff_kit.evaluation.metrics import expected_calibration_error
+
+DESIGNS = ((2, 50), (4, 25), (5, 20), (5, 60), (10, 10), (10, 30), (8, 1000))
+
+
+class Drawn:
+    """Samples of groups with given accuracies and shares of positive labels."""
+
+    def __init__(self, draw, sizes, accuracies=0.85, shares=0.5, units=None):
+        self.group = np.repeat(np.arange(len(sizes)), sizes)
+        n = len(self.group)
+        self.unit = None if units is None else np.arange(n) // units
+        self.positive = draw.random(n) < np.broadcast_to(shares, len(sizes))[self.group]
+        chance = np.broadcast_to(accuracies, len(sizes))[self.group]
+        luck = draw.random(n) if units is None else draw.random(n)[self.unit]  # of a unit all or none are right
+        self.right = luck < chance
+        confidence = 0.5 + 0.5 * draw.beta(2, 1.5, n)
+        self.risk = np.where(self.right == self.positive, confidence, 1 - confidence)
+        self.predicted = self.risk >= 0.5
+
+    def rows(self, **more) -> list[Row]:
+        units = [None] * len(self.group) if self.unit is None else map(str, self.unit)
+        columns = zip(self.group, self.right, self.positive, self.risk, self.predicted, units, strict=True)
+        return [Row(f"g{g}", float(c), bool(y), float(r), float(p), unit=u, **more) for g, c, y, r, p, u in columns]
+
+    def compare(self, permutations=199):
+        """What compare_columns does, without the figures of each group, which take most of its time."""
+        grouping = arrange(self.group, self.unit)
+        metrics = [
+            mean_metric("accuracy", grouping, self.right.astype(float)),
+            auc_metric(grouping, self.risk, self.positive, ~self.positive),
+            mean_metric("calibration", grouping, self.risk - self.positive),
+        ]
+        return compare(grouping, metrics, 0.95, permutations)
+
+    def was_flagged(self) -> bool:
+        """The rule of version 1: analysis of variance, or one of four thresholds."""
+        parts = [self.group == g for g in range(self.group.max() + 1)]
+        accuracies = np.array([self.right[own].mean() for own in parts])
+        aucs = np.array([
+            roc_auc_score(self.positive[own], self.risk[own]) for own in parts if 0 < self.positive[own].mean() < 1
+        ])  # fmt: skip
+        with warnings.catch_warnings():  # groups in which all are right
+            warnings.simplefilter("ignore")
+            p = f_oneway(*(self.right[own] for own in parts)).pvalue
+        lowest = (accuracies.min() - accuracies.mean()) / accuracies.std() if accuracies.std() > 0 else 0
+        return p < 0.05 or lowest < MIN_Z or aucs.std() > 0.1 or np.ptp(aucs) > 0.3 or aucs.min() < MIN_AUC
+
+
+def shares(drawn, repeats: int) -> tuple[float, float]:
+    """In which share of repetitions something was flagged: by version 1, and now. No interval contradicts its p."""
+    then = now = 0
+    for _ in range(repeats):
+        samples = drawn()
+        found = samples.compare()
+        for c in found:
+            others = [d for d in c.versus_others.values() if not d.low <= 0 <= d.high]
+            assert c.p < 0.05 or (c.gap.low == 0 and not others)
+        then += samples.was_flagged()
+        now += min(c.p for c in found) < 0.05
+    return then / repeats, now / repeats
+
+
+def test_how_often_something_is_flagged():
+    """Where groups do not differ in 5% at most; and where one is 15 points less accurate."""
+    draw, equal, power = np.random.default_rng(0), {}, {}
+    for groups, size in DESIGNS:
+        repeats = 100 if groups * size < 1000 else 12
+        equal[groups, size] = shares(lambda k=groups, n=size: Drawn(draw, [n] * k), repeats)
+        apart = [0.85] * (groups - 1) + [0.70]
+        power[groups, size] = shares(lambda k=groups, n=size, a=apart: Drawn(draw, [n] * k, a), repeats // 2)
+    print("\ngroups x samples   equal: version 1, now   15 points: version 1, now")
+    for (groups, size), (then, now) in equal.items():
+        print(
+            f"{groups:6} x {size:5} {then:17.2f} {now:7.2f} {power[groups, size][0]:19.2f} {power[groups, size][1]:7.2f}"
+        )
+    assert max(now for _, now in equal.values()) <= 0.10 and np.mean([now for _, now in equal.values()]) < 0.06
+    assert max(then for then, _ in equal.values()) > 0.9
+    assert power[8, 1000][1] == 1 and power[5, 60][1] > 0.3 > power[10, 10][1]
+
+
+@pytest.mark.parametrize("sizes", [(30, 300), (300, 30), (20, 100, 100)])
+def test_groups_may_differ_in_their_share_of_positive_labels(sizes):
+    """Risks are right on average in each group, and rank as well; then AUC and calibration do not differ."""
+    draw, flagged = np.random.default_rng(1), 0
+    for _ in range(150):
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        risk = 1 / (1 + np.exp(-draw.normal(np.where(group == 0, 0, -2), 1)))
+        positive = draw.random(len(group)) < risk
+        grouping = arrange(group)
+        metrics = [
+            auc_metric(grouping, risk, positive, ~positive),
+            mean_metric("calibration", grouping, risk - positive),
+        ]
+        flagged += min(c.p for c in compare(grouping, metrics, 0.95, 199)) < 0.05
+    assert flagged / 150 < 0.1
+
+
+def test_units_trade_groups_as_wholes():
+    """Five answers of a respondent are right or wrong together: taken for independent they flag far too much."""
+    draw, clustered, plain = np.random.default_rng(2), 0, 0
+    for _ in range(100):
+        samples = Drawn(draw, [100] * 4, units=5)
+        clustered += min(c.p for c in samples.compare()) < 0.05
+        samples.unit = None
+        plain += min(c.p for c in samples.compare()) < 0.05
+    assert clustered / 100 < 0.11 and plain / 100 > 0.4
+
+
+def test_units_with_samples_of_several_groups():
+    """Countries that differ, and respondents who are asked about several topics: these pair the topics."""
+    draw, flagged, plain, found = np.random.default_rng(3), 0, 0, {True: 0, False: 0}
+
+    def is_different(group, unit, right) -> bool:
+        grouping = arrange(group, unit)
+        metrics = [mean_metric("accuracy", grouping, right.astype(float))]
+        risk, positive = np.where(right, 0.8, 0.4) + draw.normal(0, 0.01, len(right)), draw.random(len(right)) < 0.5
+        metrics.append(auc_metric(grouping, risk, positive, ~positive))
+        return min(c.p for c in compare(grouping, metrics, 0.95, 199)) < 0.05
+
+    for _ in range(100):
+        unit = np.repeat(np.arange(25), 20)
+        group = (draw.random(500) < draw.beta(0.3, 0.3, 25)[unit]).astype(int)
+        right = draw.random(500) < np.clip(draw.normal(0.7, 0.2, 25), 0, 1)[unit]
+        flagged += is_different(group, unit, right)
+        plain += is_different(group, None, right)
+        unit, topic = np.repeat(np.arange(60), 2), np.tile([0, 1], 60)
+        ability = draw.normal(0, 1, 60)[unit]
+        right = ability + draw.normal(0, 0.3, 120) > np.where(topic == 0, -0.6, -0.1)
+        for paired in found:
+            found[paired] += is_different(topic, unit if paired else None, right)
+    print(flagged, plain, found)
+    assert flagged / 100 < 0.11 < plain / 100 and found[True] > found[False] + 15
+    mixed = arrange(np.array([0, 0, 1, 0, 1, 1]), np.array([0, 0, 1, 2, 2, 3]))
+    assert mixed.mover.tolist() == [0, 0, 1, 3, 4, 2] and mixed.group.tolist() == [0, 1, 1, 0, 1]
+    assert mixed.stratum.tolist() == [0, 0, 0, 3, 3]
+
+
+@pytest.mark.parametrize(("sizes", "accuracies"), [((60,) * 4, (0.85, 0.85, 0.85, 0.65)), ((300, 30), (0.95, 0.7))])
+def test_intervals_of_differences_cover(sizes, accuracies):
+    draw, held, others = np.random.default_rng(4), 0, 0
+    truth, n = np.array(accuracies), np.array(sizes)
+    versus = truth - ((n * truth).sum() - n * truth) / (n.sum() - n)
+    for _ in range(150):
+        c = Drawn(draw, sizes, truth).compare()[0]
+        held += c.gap.low <= np.ptp(truth) <= c.gap.high
+        others += all(d.low <= versus[g] <= d.high for g, d in c.versus_others.items())
+    assert held / 150 > 0.91 and others / 150 > 0.91
+
+
+def test_p_is_that_of_scipys_permutation_test():
+    """Two groups, one metric: the largest standardised difference is the difference of the means."""
+    samples = Drawn(np.random.default_rng(5), [40, 60], (0.85, 0.7))
+    grouping, right = arrange(samples.group), samples.right.astype(float)
+    (c,) = compare(grouping, [mean_metric("accuracy", grouping, right)], 0.95, 9999)
+    parts = [right[samples.group == g] for g in (0, 1)]
+    expected = permutation_test(parts, lambda a, b: abs(a.mean() - b.mean()), alternative="greater", rng=0)
+    assert c.p == pytest.approx(expected.pvalue, abs=0.012)
+
+
+def test_figures_are_those_of_scikit_learn_and_fairlearn():
+    samples = Drawn(np.random.default_rng(6), [60, 80, 50, 90], (0.9, 0.8, 0.6, 0.8), (0.5, 0.3, 0.6, 0.5))
+    (report,) = compare_columns(("region", samples.rows()), permutations=199)
+    labels, predicted, names = samples.positive, samples.predicted, samples.group
+    frame = fairlearn.MetricFrame(
+        metrics={"selection_rate": fairlearn.selection_rate, "true_positive_rate": fairlearn.true_positive_rate,
+                 "false_positive_rate": fairlearn.false_positive_rate},
+        y_true=labels, y_pred=predicted, sensitive_features=names,
+    )  # fmt: skip
+    for number, group in enumerate(report.groups):
+        own = names == number
+        assert group.auc == pytest.approx(roc_auc_score(labels[own], samples.risk[own]))
+        assert group.accuracy == pytest.approx((labels == predicted)[own].mean())
+        assert group.r_ece == pytest.approx(expected_calibration_error(samples.risk[own], labels[own]))
+        assert group.calibration == pytest.approx(samples.risk[own].mean() - labels[own].mean())
+        for name in frame.by_group:
+            assert getattr(group, name) == pytest.approx(frame.by_group[name][number])
+        for name, (low, high) in group.intervals.items():
+            assert low <= getattr(group, name) <= high
+        assert {"accuracy", "auc", "calibration", "r_ece", "selection_rate"} <= set(group.intervals)
+    parity = fairlearn.demographic_parity_difference(labels, predicted, sensitive_features=names)
+    odds = fairlearn.equalized_odds_difference(labels, predicted, sensitive_features=names)
+    assert report.demographic_parity.difference == pytest.approx(parity)
+    assert report.equalized_odds.difference == pytest.approx(odds)
+    for d in (*report.differences, report.demographic_parity, report.equalized_odds):
+        assert 0 <= d.low <= d.difference <= d.high
+    assert [d.metric for d in report.differences] == [*QUALITY]
+    assert report.p == min(d.p for d in report.differences) == report.p_holm
+
+
+def test_what_is_flagged_and_what_is_noted():
+    draw = np.random.default_rng(7)
+    odd = Drawn(draw, [80] * 5, [0.9] * 4 + [0.55]).rows()
+    alike = [Row("fm"[i % 2], *list(vars(r).values())[1:]) for i, r in enumerate(odd)]
+    both = compare_columns(("region", odd), ("sex", alike))
+    region, sex = both
+    assert len(region.flags) == 1 and region.flags[0].startswith("region: accuracy and AUC differ between groups (p ")
+    assert ", corrected for all columns " in region.flags[0] and sex.flags == [] and sex.p > 0.1
+    assert region.p_holm == 2 * region.p and region.level == 0.975
+    worst = region.groups[4]
+    assert worst.notes and not any(g.notes for g in region.groups[:4])
+    assert worst.versus_others["accuracy"][2] < 0 and f"g4: {worst.notes[0]}" in region.notes
+    assert (region.differences[0].lowest, region.differences[0].low > 0) == ("g4", True)
+    # Thresholds alone flag nothing.
+    small = compare_columns(("x", [Row(g, c) for g, cs in (("a", "1101"), ("b", "1011"), ("c", "1110"), ("d", "0010"))
+                                   for c in map(float, cs)]))[0]  # fmt: skip
+    assert small.flags == [] and any("z of accuracy" in note for note in small.notes)
+
+
+def test_of_several_columns_few_are_flagged():
+    """Ten columns that have nothing to do with the answers: one report of twenty flags one."""
+    draw, flagged = np.random.default_rng(8), 0
+    for _ in range(60):
+        right = (draw.random(150) < 0.8) * 1.0
+        columns = {f"c{c}": [Row(str(g), r) for g, r in zip(draw.integers(0, 3, 150), right, strict=True)]
+                   for c in range(10)}  # fmt: skip
+        reports = compare_columns(*columns.items(), permutations=499)
+        flagged += any(r.flags for r in reports)
+        assert all(r.differences[0].low == 0 or r.p_holm < 0.05 for r in reports)
+    assert flagged / 60 < 0.13
+
+
+def test_what_is_not_defined():
+    (report,) = compare_columns(("x", [Row("a", 1, True, 0.9), Row("a", 1, True, 0.8), Row("b", 1), Row("b", 1)]))
+    assert (report.p, report.p_holm, report.all.auc, report.auc_std, report.flags) == (None, None, None, None, [])
+    assert report.demographic_parity is report.equalized_odds is None and report.groups[0].selection_rate is None
+    parted = compare_columns(("x", [Row("a", 1.0)] * 8 + [Row("b", 0.0)] * 8))[0]
+    assert parted.p < 0.01 and parted.flags and parted.differences[0].low > 0
+    few = compare_columns(("x", [Row("a", 1.0)] * 2 + [Row("b", 0.0)] * 2))[0]  # 6 arrangements: no p below a third
+    assert few.p > 0.3 and few.flags == [] and few.differences[0].low == 0 and few.differences[0].high == 1
+    one_class = compare_columns(("x", [Row(g, 1.0 - i % 3, False, 0.2, i % 3) for g in "ab" for i in (0, 1, 0, 0)]))[0]
+    assert one_class.groups[0].auc is None and one_class.groups[0].true_positive_rate is None
+    assert one_class.groups[0].false_positive_rate == 0.25 and one_class.equalized_odds is None
+    with pytest.raises(UserError, match="x names 1 groups"):
+        compare_columns(("x", [Row("a", 1)]))
+
+
+def test_some_samples_without_a_risk():
+    """They count for accuracy, and for nothing else."""
+    samples = Drawn(np.random.default_rng(9), [50, 50])
+    rows = samples.rows()
+    with_others = rows + [Row(g, 0.0, True) for g in ("g0", "g1") for _ in range(5)]
+    plain, report = (compare_columns(("x", r), permutations=99)[0] for r in (rows, with_others))
+    assert [g.auc for g in report.groups] == [g.auc for g in plain.groups]
+    assert report.groups[0].samples == 55 and report.groups[0].accuracy < plain.groups[0].accuracy
+    assert report.differences[1].difference == pytest.approx(plain.differences[1].difference)
+
+
+def test_log_odds_rank_where_risks_are_rounded():
+    rows = [Row("ab"[i % 2], 1, i > 9, 1.0, order=40.0 + i) for i in range(20)]
+    report = compare_columns(("x", rows), permutations=99)[0]
+    assert [g.auc for g in report.groups] == [1.0, 1.0] and report.all.auc == 1.0
+    plain = compare_columns(("x", [Row(r.group, 1, r.positive, r.risk) for r in rows]), permutations=99)[0]
+    assert plain.all.auc == 0.5
+    mixed = compare_columns(("x", [*rows, Row("a", 0, True, 0.5)]), permutations=99)[0]  # log-odds 0, below all
+    assert mixed.all.auc == pytest.approx(10 / 11)
+
+
+def test_several_runs_are_one():
+    first = [Row("a", 1, True, 0.9, 1.0, sample="1"), Row("b", 0, False, 0.6, 1.0, sample="2")]
+    second = [
+        Row("b", 1, False, 0.2, 0.0, sample="2"),
+        Row("a", 1, True, 0.7, 1.0, sample="1"),
+        Row("a", 1, sample="3"),
+    ]
+    pooled = pool([first, second])
+    assert pooled == [
+        Row("a", 1, True, pytest.approx(0.8), 1.0, sample="1"),
+        Row("b", 0.5, False, 0.4, 0.5, sample="2"),
+    ]
+    assert pool([first]) == first
+    assert pool([[Row("a", 1, sample="1"), Row("a", 0, sample="1")]]) == [Row("a", 0.5, sample="1")]
+
+
+def test_the_same_each_time():
+    rows = Drawn(np.random.default_rng(10), [30] * 3).rows()
+    assert compare_columns(("x", rows)) == compare_columns(("x", rows))

@@ -1,0 +1,262 @@
+"""From logs to what a sweep shows: configurations, the best, comparisons with chance, and what is said of them."""
+
+import csv
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from cruijff_kit import table
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED
+from cruijff_kit.analysis.estimates import estimate, estimate_cell
+from cruijff_kit.analysis.samples import constant_samples_of, item_scores, samples_of
+from cruijff_kit.analysis.sweep import analyse
+from cruijff_kit.result import to_json
+from cruijff_kit.summary import write_summary
+from cruijff_kit.table_cells import best_line
+
+LABELS = ["yes"] * 32 + ["no"] * 28
+TRAINED_ON = ["yes"] * 55 + ["no"] * 45
+
+
+def answers(right: float, seed: int) -> list[str]:
+    """To LABELS, so many right."""
+    draw = random.Random(seed)
+    return [t if draw.random() < right else ("no" if t == "yes" else "yes") for t in LABELS]
+
+
+@pytest.fixture(scope="module")
+def untrained(evaluated):
+    return evaluated([f"It is hard to say {i}" for i in range(60)], LABELS, TRAINED_ON, epoch=None)
+
+
+@pytest.fixture(scope="module")
+def six(evaluated, finished, untrained):
+    """Two configurations of three seeds, one of one seed; the second always answers yes."""
+    runs = [finished(4, s, evaluated(answers(0.9, s), LABELS, TRAINED_ON), untrained, 0.3 + s / 100) for s in (1, 2, 3)]
+    runs += [finished(8, s, evaluated(["yes"] * 60, LABELS, TRAINED_ON), untrained, 0.6 + s / 100) for s in (1, 2, 3)]
+    return [*runs, finished(16, 1, evaluated(answers(0.7, 9), LABELS, TRAINED_ON), untrained, 0.9)]
+
+
+def of(analysis, name: str, against: str, scorer: str = "match"):
+    return next(c for c in analysis.comparisons[name] if (c.against, c.scorer) == (against, scorer))
+
+
+def test_runs_that_differ_in_their_seed_are_one_configuration(six):
+    found = analyse(six)
+    assert [(c.name, c.seeds) for c in found.configurations] == [
+        ("rank=4", [1, 2, 3]), ("rank=8", [1, 2, 3]), ("rank=16,seed=1", [1])
+    ]  # fmt: skip
+    assert found.ranking.leader.name == "rank=4" and found.ranking.split == "validation"
+    assert {c.seeds for c in found.comparisons["rank=4"]} == {3}
+    # Two seeds of one configuration are never tested against each other.
+    assert {(name, c.against) for name, cs in found.comparisons.items() for c in cs} == {
+        (n, a) for n in found.comparisons for a in (UNTRAINED, CHANCE, BEST) if (n, a) != ("rank=4", BEST)
+    }
+    assert found.is_best(six[2]) and not found.is_best(six[3])
+
+
+def test_the_default_seed_is_a_seed(evaluated, finished, untrained):
+    """A sweep with seed=1,2 after a run without, which has the default one."""
+    cells = [evaluated(answers(0.9, s), LABELS, TRAINED_ON) for s in range(3)]
+    runs = [finished(4, 1234, cells[0], untrained, swept_seed=False)]
+    runs += [finished(4, s, cells[s], untrained) for s in (1, 2)]
+    (one,) = analyse(runs).configurations
+    assert one.seeds == [1, 2, 1234] and one.name == "rank=4" and one.swept == {"lora.rank": 4}
+    again = finished(4, 2, cells[0], untrained)
+    (one,) = analyse([*runs, again]).configurations
+    assert one.runs[1] is again, "of a seed that ran twice the later run"
+
+
+def test_one_answer_always_earns_no_p(six, capsys):
+    """It is far above the untrained model, which writes no label, and says nothing of any item."""
+    found = analyse(six)
+    for against in (UNTRAINED, CHANCE):
+        c = of(found, "rank=8", against)
+        assert math.isnan(c.p) and math.isnan(c.p_holm) and c.method == SAME_ANSWER and not c.differs
+        assert c.as_data()["p"] is None
+    assert of(found, "rank=8", UNTRAINED).difference == pytest.approx(32 / 60)
+    assert of(found, "rank=8", CHANCE).difference == 0
+    assert of(found, "rank=4", CHANCE).differs and of(found, "rank=4", UNTRAINED).p_holm < 0.001
+
+
+def test_random_labels_are_no_finding(evaluated, finished):
+    """A model that writes labels at random: above the untrained one, not above chance."""
+    draw = random.Random(0)
+    targets = [draw.choice("+-") for _ in range(100)]
+    untrained = evaluated(["?"] * 100, targets, targets, epoch=None)
+    runs = [
+        finished(r, 1, evaluated([draw.choice("+-") for _ in targets], targets, targets), untrained) for r in (4, 8)
+    ]
+    found = analyse(runs)
+    for c in found.configurations:
+        assert of(found, c.name, UNTRAINED).p_holm < 0.001 and of(found, c.name, CHANCE).p_holm > 0.05
+        assert 0.4 < c.runs[0].evaluation[0].metrics["match"]["accuracy"] < 0.62
+
+
+def test_chance_is_paired_by_item(six):
+    """The constant's score of each sample stands in the log; its mean is the evaluation's chance."""
+    cell = six[0].evaluation[0]
+    ids, constant = constant_samples_of(cell.log, "match")
+    assert constant.value.mean() == pytest.approx(32 / 60) == pytest.approx(cell.chance["match"]["accuracy"])
+    own = samples_of(cell.log, "match")[1]
+    c = of(analyse(six[:1]), "rank=4,seed=1", CHANCE)
+    assert c.difference == pytest.approx(float((own.value - constant.value).mean())) and c.method == "McNemar, exact"
+
+
+def test_numbers_that_are_not_parsed_do_not_win(evaluated, finished):
+    """Five right and 95 without a number: behind one that is nearly right everywhere, and before one that says none."""
+    targets = [str(10 + i % 40) for i in range(100)]
+    near = [str(int(t) + 1) for t in targets]
+    untrained = evaluated(["none"] * 100, targets, targets, epoch=None, numbers=True)
+    made = [near, targets[:5] + ["dunno"] * 95, ["dunno"] * 100, ["1000"] * 50 + ["-1000"] * 50]
+    runs = [
+        finished(r, 1, cell, untrained, objective_name="mae", objective=cell.metrics["continuous_scorer"]["mae"])
+        for r, a in enumerate(made, 2) for cell in [evaluated(a, targets, targets, numbers=True)]
+    ]  # fmt: skip
+    found = analyse(runs)
+    assert [c.swept["lora.rank"] for c in found.ranking.ranked] == [2, 3, 5, 4], "that which says nothing is the last"
+    (name,) = [c.name for c in found.configurations if c.swept["lora.rank"] == 3]
+    mae = runs[1].objective
+    assert mae > 8 and estimate(found.configurations[1], "count", "continuous_scorer", "mae").low > 5
+    assert of(found, name, CHANCE, "continuous_scorer").difference < 0, "five right ones"
+
+
+def test_the_best_is_a_set(evaluated, finished, untrained):
+    """Four of six runs tie: none of them is the first. Chosen on the test split, its interval is for all six."""
+    cells = [evaluated(answers(right, 5), LABELS, TRAINED_ON) for right in (0.9, 0.9, 0.9, 0.9, 0.5, 0.2)]
+    runs = [
+        finished(r, 1, c, untrained, objective_name="accuracy", objective=c.metrics["match"]["accuracy"])
+        for r, c in enumerate(cells, 2)
+    ]  # fmt: skip
+    found = analyse(runs)
+    assert [c.swept["lora.rank"] for c in found.ranking.best] == [2, 3, 4, 5]
+    data = found.as_data()["best"]
+    assert data["runs"] == [r.name for r in runs[:4]] and (data["chosen_by"], data["split"]) == ("accuracy", "test")
+    assert "flatters" in best_line(found.ranking) and "not to be told apart from it: rank=3" in best_line(found.ranking)
+    leader, other = found.configurations[0], found.configurations[1]
+    measured = ("count", "match", "accuracy")
+    corrected = estimate(leader, *measured, level=found.level_of(leader, measured))
+    plain = estimate(other, *measured, level=found.level_of(other, measured))
+    assert corrected.level == pytest.approx(1 - 0.05 / 6) and corrected.low < plain.low and corrected.high > plain.high
+
+
+def test_chosen_by_the_validation_loss(six, evaluated, finished, untrained):
+    """However well another does on the test split."""
+    worse = finished(32, 1, evaluated(answers(0.6, 3), LABELS, TRAINED_ON), untrained, 0.1)
+    found = analyse([*six, worse])
+    assert found.ranking.leader.runs == [worse]
+    line = best_line(found.ranking)
+    assert line.startswith("* best by validation_loss on the validation split: rank=32") and "flatters" not in line
+    assert found.level_of(found.ranking.leader) == 0.95
+    assert of(found, "rank=4", BEST).difference > 0
+
+
+def test_validation_rows_tell_what_is_better(finished, untrained, tmp_path, evaluated):
+    """Losses row by row: two that differ by noise are both the best, a third is worse."""
+    draw, cell = random.Random(0), evaluated(answers(0.9, 1), LABELS, TRAINED_ON)
+    hard = [draw.uniform(1, 4) for _ in range(80)]
+    runs = []
+    for rank, lift in ((4, 0.0), (8, 0.0), (16, 0.8)):
+        losses = [h + lift + draw.gauss(0, 0.4) for h in hard]
+        labels = [2 + i % 3 for i in range(80)]
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        rows = {"epoch": 0, "loss": losses, "labels": labels}
+        (folder / "validation_losses.json").write_text(json.dumps(rows))
+        runs.append(finished(rank, 1, cell, untrained, sum(losses) / sum(labels), paths={"run": str(folder)}))
+    found = analyse(runs)
+    assert {c.swept["lora.rank"] for c in found.ranking.best} == {4, 8} and not found.ranking.note
+    (c,) = [c for c in found.comparisons["rank=16,seed=1"] if c.metric == "validation_loss"]
+    leader = found.ranking.leader.runs[0]
+    assert c.difference == pytest.approx(runs[2].objective - leader.objective) and c.differs and c.items == 80
+    (folder / "validation_losses.json").write_text("{")
+    assert "nothing tells" in analyse(runs[::-1]).ranking.note
+
+
+def test_one_family_for_holm(six):
+    """All that is tested is corrected together: the smallest p times all tests."""
+    found = analyse(six)
+    tested = [c for cs in found.comparisons.values() for c in cs if not math.isnan(c.p)]
+    smallest = min(tested, key=lambda c: c.p)
+    assert smallest.p_holm == pytest.approx(min(1, smallest.p * len(tested)))
+    assert all((c.p_holm < 0.05) == (not c.low <= 0 <= c.high) for c in tested)
+
+
+def test_one_seed_each_is_said(six):
+    found = analyse([six[0], six[6]])
+    assert (
+        "one seed" in found.one_seed_each
+        and "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_each
+    )
+    assert analyse(six).one_seed_each == "" == analyse(six[:1]).one_seed_each
+
+
+def test_what_could_be_found(six):
+    found = analyse(six).detectable["count"]
+    assert found.items == 60 and found.configurations == 3 and found.observed and 0.05 < found.difference < 0.4
+    assert analyse(six).as_data()["detectable_difference"]["count"]["difference"] == found.difference
+
+
+def test_in_the_table_and_everywhere(six, tmp_path, capsys):
+    for r in six:
+        (tmp_path / r.name).mkdir()
+        (tmp_path / r.name / "result.json").write_text(to_json(r))
+    assert table.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "chance (the best constant answer): match accuracy 0.533" in shown
+    assert re.search(r"^rank=8 +match accuracy +\+0\.53 \[.*\] every answer is the same", shown, flags=re.MULTILINE)
+    assert re.search(r"^\* rank=4 +match accuracy .* p<0\.001 ", shown, flags=re.MULTILINE)
+    line = next(line for line in shown.splitlines() if line.startswith("rank=8,seed=1"))
+    assert "0.533 [0.409, 0.654]" in line, "Wilson's"
+    assert re.search(r"^rank=4 +1, 2, 3 +loss", shown, flags=re.MULTILINE)
+    assert table.main([str(tmp_path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {*data} == {"runs", "best", "configurations", "detectable_difference"}
+    run = next(r for r in data["runs"] if r["name"] == "rank=8,seed=2")
+    assert run["configuration"] == "rank=8" and {c["against"] for c in run["comparisons"]} == {
+        "untrained",
+        "chance",
+        "best",
+    }
+    assert run["evaluation"][0]["chance"]["match"]["accuracy"] == pytest.approx(32 / 60)
+    frame = table.read_sweep(tmp_path)
+    assert frame["best"].tolist().count(True) == 3
+    assert frame["versus chance count/match/accuracy difference"].iloc[0] > 0.2
+    assert frame["chance count/match/accuracy"].iloc[0] == pytest.approx(32 / 60)
+    assert table.main([str(tmp_path), "--csv"]) == 0
+    assert len(list(csv.DictReader(capsys.readouterr().out.splitlines()))) == 7
+    write_summary(tmp_path)
+    summary = (tmp_path / "experiment_summary.md").read_text()
+    assert "Best by validation_loss on the validation split: rank=4" in summary and "**rank=4,seed=1**" in summary
+
+
+def test_of_several_epochs_the_last_counts(six, evaluated):
+    early = evaluated(answers(0.1, 1), LABELS, TRAINED_ON)
+    result = table.replace(six[0], evaluation=[early, six[0].evaluation[0]])
+    assert of(analyse([result]), result.name, UNTRAINED).difference > 0.7
+
+
+def test_read_once_and_gone_later(evaluated, cache, tmp_path):
+    cell = evaluated(answers(1.0, 1), LABELS, TRAINED_ON)
+    assert set(item_scores(cell.log)["match"].values()) == {1.0}
+    copy = tmp_path / "copy.eval"
+    copy.write_bytes(Path(cell.log).read_bytes())
+    count = len(list((cache / "items").iterdir()))
+    item_scores(str(copy))
+    assert len(list((cache / "items").iterdir())) == count, "a copy is the same log"
+    copy.write_text("no log")
+    assert item_scores(str(copy)) == item_scores(str(tmp_path / "gone.eval")) == {}
+    assert samples_of(str(copy), "match") is None
+    # An accuracy keeps its interval: it needs no more than the number of samples.
+    cell.log = "gone.eval"
+    found = estimate_cell(cell, "match", "accuracy")
+    assert (found.low, found.high) == pytest.approx((0.9398, 1.0), abs=1e-3)
+
+
+def test_unscored_items_are_left_out_of_item_scores(evaluated):
+    cell = evaluated(["1", "none", "5"], ["1", "2", "3"], ["1", "2", "3"], numbers=True)
+    assert item_scores(cell.log) == {"continuous_scorer": {"0": 0.0, "2": 2.0}}
