@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from cruijff_kit.compat import DoRALinear, LoRALinear, TransformerDecoder
-from cruijff_kit.models.dora import MixedDoRALinear
+from cruijff_kit.models.dora import BiasedDoRALinear
 
 
 class MasterLinear(nn.Linear):
     """A matrix of an adapter: multiplies in its input's precision, and gets its gradient in its own."""
+
+    copy: torch.Tensor | None = None
+    """Within `cast_once`, the weight in the base's precision."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_dim] -> [..., out_dim]."""
@@ -26,14 +29,15 @@ class MasterLinear(nn.Linear):
 
 def cast_weight(matrix: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """A matrix of an adapter, [out_dim, in_dim], in a precision; gradients flow back to its parameter."""
-    copy = matrix.__dict__.get("copy")
+    copy = getattr(matrix, "copy", None)
     return matrix.weight.to(dtype) if copy is None else copy
 
 
 @contextlib.contextmanager
 def cast_once(model: TransformerDecoder) -> Iterator[None]:
-    """Within this context a model's adapters multiply by copies that are made at its beginning, in one call: one by one they
-    took 3% of a small step on a CPU, and on a GPU each is a kernel.
+    """Within this context a model's adapters multiply by copies that are made at its beginning, in one call: one by one
+    they took 3% of a small step on a CPU, and on a GPU each is a kernel. What is computed again on the way back, outside,
+    makes the same copies one by one.
     """
     matrices, dtype = model.adapter_matrices, model.tok_embeddings.weight.dtype
     if dtype == torch.float32 or not matrices:
@@ -80,7 +84,7 @@ def use_master_weights(model: TransformerDecoder) -> None:
         if isinstance(layer, DoRALinear):
             layer.magnitude.data = layer.magnitude.data.float()
         if type(layer) is DoRALinear:
-            layer.__class__ = MixedDoRALinear
+            layer.__class__ = BiasedDoRALinear
     # DoRA's B is multiplied by something else before it is cast.
     model.adapter_matrices = [layer.lora_a for layer in layers]
     model.adapter_matrices += [layer.lora_b for layer in layers if isinstance(layer, LoRALinear)]
