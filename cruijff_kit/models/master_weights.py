@@ -36,8 +36,8 @@ def cast_weight(matrix: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
 @contextlib.contextmanager
 def cast_once(model: TransformerDecoder) -> Iterator[None]:
     """Within this context a model's adapters multiply by copies that are made at its beginning, in one call: one by one
-    they took 3% of a small step on a CPU, and on a GPU each is a kernel. What is computed again on the way back, outside,
-    makes the same copies one by one.
+    they took 3% of a small step on a CPU, and on a GPU each is a kernel. It must last until the way back has ended, where
+    layers are computed again: compiled, they would not be the same otherwise.
     """
     matrices, dtype = model.adapter_matrices, model.tok_embeddings.weight.dtype
     if dtype == torch.float32 or not matrices:

@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.data.batches import AttentionCost, Batch, Spans
-from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.training.cpu import arrange_for_cpu
 from cruijff_kit.training.lora import fuse_lora
 
@@ -83,9 +82,8 @@ def hidden_states(
 
 def batch_loss(model: TransformerDecoder, batch: Batch, loss_fn: LabelledCrossEntropy) -> torch.Tensor:
     """Summed loss of a batch's labelled positions, a scalar with a graph to the adapters."""
-    with cast_once(model):
-        hidden = hidden_states(model, batch.tokens, batch.positions, batch.mask)
-        return loss_fn(hidden.flatten(0, 1)[batch.predicting], batch.targets, model.output)
+    hidden = hidden_states(model, batch.tokens, batch.positions, batch.mask)
+    return loss_fn(hidden.flatten(0, 1)[batch.predicting], batch.targets, model.output)
 
 
 def attention_cost(model: TransformerDecoder) -> AttentionCost:
