@@ -181,7 +181,7 @@ class Pack:
         self.id = uuid.uuid4().hex[:8]
         self._model: PackedModel | None = None
         self._device: torch.device | None = None
-        self._held_before: int | None = None  # before the first pass, base model included
+        self._held_before: int | None = None  # before the first pass, base model included, adapters not
         self._made: Member | None = None  # last
 
     def member(self, cfg: dict[str, Any]) -> Member:
@@ -276,7 +276,9 @@ class Pack:
         if self._device is None:
             self._device = asked[0].by.machine.device
             machine.reset_peak_memory(self._device)
-            self._held_before = machine.held_memory(self._device)
+            held = machine.held_memory(self._device)
+            adapters = sum(p.numel() * p.element_size() for one in asked for p in one.by.trainable)
+            self._held_before = None if held is None else held - adapters  # which each run adds to what it takes
         most, started = self.size.of_round(len(asked)), time.perf_counter()
         found = self._compute(asked, most)
         if asked[0].learn and not any(isinstance(f, Exception) for f in found):

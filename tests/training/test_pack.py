@@ -97,12 +97,12 @@ def assert_same(packed, own, exactly: bool = True) -> None:
         assert_same_adapters(packed.folder.epoch(epoch), own.folder.epoch(epoch), exactly)
 
 
-@pytest.mark.parametrize("number", [2, 5, 16])
-def test_a_pack_of_different_runs_equals_the_runs_alone(config, number):
+@pytest.mark.parametrize(("number", "dtype"), [(2, "fp32"), (5, "fp32"), (16, "fp32"), (16, "bf16")])
+def test_a_pack_of_different_runs_equals_the_runs_alone(config, number, dtype):
     chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
     assert len(chosen) == number
-    own = [alone(config(f"own{i}", *more)) for i, more in enumerate(chosen)]
-    packed = told(Pack(), [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
+    own = [alone(config(f"own{i}", *more, f"dtype={dtype}")) for i, more in enumerate(chosen)]
+    packed = told(Pack(), [config(f"packed{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
     for a, b in zip(packed, own, strict=True):
         assert_same(a, b)
 

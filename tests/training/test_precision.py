@@ -1,18 +1,18 @@
 """What bf16 rounds is products: adapters, their gradients and the optimiser's moments are fp32 in every recipe."""
 
-import json
-from pathlib import Path
+import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-import cruijff_kit
-from cruijff_kit.compat import LoRALinear
+from cruijff_kit.compat import DoRALinear, LoRALinear
 from cruijff_kit.models.adapter import adapter_state
 from cruijff_kit.models.dora import BiasedDoRALinear
-from cruijff_kit.models.master_weights import MasterLinear, cast_once, use_master_weights
+from cruijff_kit.models.master_weights import use_master_weights
+from cruijff_kit.training.lora import fuse_lora
 
 RUN = ["model=hf_llama", "num_warmup_steps=0", "batch_size=4", "dataset.max_samples=320", "seed=1234"]
 SHORT = ["dataset.max_samples=24", "dataset.validation_split=null", "lr=1e-3", "lora.rank=4"]
@@ -41,7 +41,7 @@ def trained(set_up_recipe, tiny, tmp_path):
 @pytest.mark.parametrize("lr", ["1e-5", "5e-5", "1e-4"])
 @pytest.mark.parametrize("dora", ["false", "true"])
 def test_bf16_learns_what_fp32_learns(trained, lr, dora):
-    """80 steps. In bf16 throughout, 79% of A's entries stayed as they were at lr=5e-5, and the loss was 1.5 times fp32's."""
+    """80 steps. In bf16 throughout, 79% of A's entries stayed as they were at lr=5e-5; the loss was 1.5 times fp32's."""
     options = [f"lr={lr}", f"lora.use_dora={dora}"]
     exact, begun = trained("fp32", *options, "dtype=fp32")
     rounding, before = trained("bf16", *options, "dtype=bf16")
@@ -82,18 +82,64 @@ def test_micro_batches_are_summed_in_fp32(set_up_recipe, tiny, tmp_path):
             assert p.grad.dtype == torch.float32 and torch.equal(p.grad, earlier + more)
 
 
-def layer(kind: type, bias: bool, dtype: torch.dtype) -> nn.Module:
-    """An adapted layer as `models.base` makes it: the base in a precision, the adapter in fp32."""
+def layer(kind: type[nn.Module], bias: bool) -> nn.Module:
+    """An adapted layer as `models.base` makes it over a base in bf16, with an adapter that matters."""
     torch.manual_seed(0)
-    made = kind(48, 80, rank=4, alpha=8, use_bias=bias)
-    for p in (made.weight, made.bias) if bias else (made.weight,):
-        p.data = p.data.to(torch.bfloat16).to(dtype)  # the same numbers in every precision
-        p.requires_grad_(False)
-    nn.init.normal_(made.lora_b.weight, std=0.1)
-    holder = nn.Sequential(made)
+    holder = nn.Sequential(kind(48, 80, rank=4, alpha=8, use_bias=bias).bfloat16())
     use_master_weights(holder)
     (made,) = holder
-    if hasattr(made, "magnitude"):
+    made.requires_grad_(False)
+    nn.init.normal_(made.lora_a.weight, std=0.1)
+    nn.init.normal_(made.lora_b.weight, std=0.1)
+    adapter = [made.lora_a.weight, made.lora_b.weight]
+    if isinstance(made, DoRALinear):
         made.initialize_dora_magnitude()
-        made.magnitude.data += 1e-3 * torch.randn(80)
+        made.magnitude += 1e-3 * torch.randn(80)
+        adapter.append(made.magnitude)
+    for p in adapter:
+        p.requires_grad_()
     return made
+
+
+def by_definition(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """LoRA, and DoRA as its paper has it, the length without a gradient; the bias as PEFT adds it."""
+    dora = isinstance(module, DoRALinear)
+    scale = module.scaling if dora else module.alpha / module.rank
+    full = module.weight + scale * module.lora_b.weight @ module.lora_a.weight
+    if dora:
+        full = full * (module.magnitude / full.detach().norm(dim=1))[:, None]
+    return F.linear(x, full, module.bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear, BiasedDoRALinear])
+def test_layers_over_a_base_in_bf16(kind, bias):
+    """Outputs and gradients are those of fp64 as far as bf16 goes, torchtune's own DoRA layer included."""
+    module = layer(kind, bias)
+    exact = copy.deepcopy(module).double()
+    fuse_lora(nn.Sequential(module))
+    x, target = torch.randn(64, 48).bfloat16(), torch.randn(64, 80)
+    out, expected = module(x), by_definition(exact, x.double())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+    (out.float() * target).sum().backward()
+    (expected * target).sum().backward()
+    trained = [(p, q) for p, q in zip(module.parameters(), exact.parameters(), strict=True) if p.requires_grad]
+    assert len(trained) == (2 if kind is LoRALinear else 3)
+    for p, q in trained:
+        assert p.dtype == p.grad.dtype == torch.float32
+        assert (p.grad - q.grad).norm() < 0.01 * q.grad.norm()
+
+
+@pytest.mark.parametrize("kind", [DoRALinear, BiasedDoRALinear])
+def test_a_step_of_a_magnitude_is_seen_in_bf16(kind):
+    """1e-4 of it, which its quotient by the length would lose in bf16: seen in the mean over many tokens."""
+    module = layer(kind, False)
+    x = torch.randn(4000, 48).bfloat16()
+    with torch.no_grad():
+        module.magnitude.copy_(module._lengths())
+        before = module(x)
+        module.magnitude *= 1 + 1e-4
+        after = module(x)
+    change = ((after - before).double() * before).sum() / before.double().square().sum()
+    assert change == pytest.approx(1e-4, rel=0.5)
