@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+import cruijff_kit
 from cruijff_kit.compat import DoRALinear, LoRALinear
 from cruijff_kit.models.adapter import adapter_state
 from cruijff_kit.models.dora import BiasedDoRALinear
 from cruijff_kit.models.master_weights import use_master_weights
+from cruijff_kit.plan import check
 from cruijff_kit.training.lora import fuse_lora
 
 RUN = ["model=hf_llama", "num_warmup_steps=0", "batch_size=4", "dataset.max_samples=320", "seed=1234"]
@@ -143,3 +145,20 @@ def test_a_step_of_a_magnitude_is_seen_in_bf16(kind):
         after = module(x)
     change = ((after - before).double() * before).sum() / before.double().square().sum()
     assert change == pytest.approx(1e-4, rel=0.5)
+
+
+@pytest.mark.parametrize(("dtype", "each"), [("bf16", 16 + 2 + 2), ("fp32", 16)])
+@pytest.mark.parametrize("dora", ["false", "true"])
+def test_the_plan_counts_what_adapters_take(tiny, tmp_path, dtype, each, dora):
+    """In memory a parameter, its gradient and two moments in fp32, beside bf16 two copies; on disk 4 bytes."""
+
+    def plan(rank: int):
+        options = [*RUN, f"model.path={tiny}", f"lora.rank={rank}", "batch_size=64", f"lora.use_dora={dora}"]
+        where = ["eval=none", "device=cpu", f"output_dir={tmp_path}"]
+        return check(cruijff_kit.compose([*options, *where, f"dtype={dtype}"]))
+
+    small, large = plan(4), plan(32)
+    more = large.trainable_parameters - small.trainable_parameters
+    assert more > 10_000
+    assert large.memory_bytes - small.memory_bytes == each * more
+    assert large.disk_bytes == 4 * large.trainable_parameters
