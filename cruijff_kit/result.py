@@ -34,7 +34,8 @@ CODE = tuple(
 class Evaluation:
     """One cell: one task answered once by the adapter of one epoch.
 
-    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered.
+    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered. split: what their rows are
+    in the run, test, validation or train.
     metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples.
     log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
     ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
@@ -59,6 +60,7 @@ class Evaluation:
     chance_from: str | None = None
     constant_answer: bool = False
     key: str = ""
+    split: str = "test"
 
 
 @dataclass

@@ -16,7 +16,7 @@ VERSUS = (
     "Difference [95% interval] p, item by item; intervals hold together and p is corrected (Holm) for everything that is "
     "tested here"
 )
-SEEDS = "Means over seeds [95% interval over test items and seeds]; sd: standard deviation between seeds"
+SEEDS = "Means over seeds [95% interval over test items and seeds]; sd between seeds: without what the items do to it"
 INTERVALS = "[95% interval]: of scores over other test items, of validation losses over other validation rows"
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -39,7 +39,7 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
         ):
             columns.append((key, values))
     columns.append(("loss", [cell(r.training.get("loss")) for r in results]))
-    columns.append(("val. loss", _losses(results)) if narrow else ("validation loss", _losses(results, analysis)))
+    columns.append(("val. loss" if narrow else "validation loss", _losses(results, narrow)))
     first = {task: scorer for task, scorer in reversed(scorers_of(results))}
     for task, scorer in scorers_of(results):
         name = f"{task} {scorer}" if several else scorer
@@ -116,10 +116,10 @@ def best_line(ranking: Ranking | None) -> str:
     others = [c.name for c in ranking.best[1:]]
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     line += f"; not to be told apart from it: {some}" if others else ""
-    if ranking.is_chosen_on_test:
+    if ranking.flatters:
         line += (
-            f"; it was chosen on the test split, which flatters it: its interval is made for the {len(ranking.ranked)} "
-            "that it was chosen from"
+            f"; the {ranking.split} split chose it, whose numbers flatter it: their intervals are made for the "
+            f"{len(ranking.ranked)} that it was chosen from"
         )
     return f"{line}; {ranking.note}" if ranking.note else line
 
@@ -162,7 +162,7 @@ def seed_cells(analysis: Analysis) -> Cells | None:
             about = [c.name, ", ".join(map(str, c.seeds))] if i == 0 else ["", ""]
             deviation = "" if e.seed_deviation is None else number(e.seed_deviation)
             rows.append([*about, name, with_interval(e), deviation])
-    return (["configuration", "seeds", "", "mean", "sd"], rows) if rows else None
+    return (["configuration", "seeds", "", "mean", "sd between seeds"], rows) if rows else None
 
 
 def _words(measured: Measured, analysis: Analysis) -> str:
@@ -195,14 +195,14 @@ def _scores(
     return cells
 
 
-def _losses(results: list[RunResult], analysis: Analysis | None = None) -> list[str]:
-    """The validation loss of each run, with its interval over validation rows where `analysis` is given."""
+def _losses(results: list[RunResult], narrow: bool) -> list[str]:
+    """The validation loss of each run with its interval."""
     cells = []
     for r in results:
-        c = Configuration(r.name, {}, [r])
-        found = estimate_loss(c, "validation_loss") if analysis else None
-        ends = f" [{cell(found.low)}, {cell(found.high)}]" if found and found.low is not None else ""
-        cells.append(cell(r.training.get("validation_loss")) + ends)
+        found = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
+        ends = [] if found is None or found.low is None else [found.low, found.high]
+        told = [number(v, 2).removeprefix("0") if narrow else cell(v) for v in ends]
+        cells.append(cell(r.training.get("validation_loss")) + (f" [{', '.join(told)}]" if told else ""))
     return cells
 
 

@@ -57,6 +57,8 @@ def test_every_file_is_as_if_each_had_run_alone(sweeps):
         assert ours.status == "done" and ours.pack["size"] == 3 and theirs.pack is None
         assert ours.config_hash == theirs.config_hash and ours.steps == theirs.steps
         assert ours.training["loss"] == pytest.approx(theirs.training["loss"], rel=1e-4)
+        rows, others = (json.loads((place / run / "validation_losses.json").read_text()) for place in (there, here))
+        assert rows.pop("loss") == pytest.approx(others.pop("loss"), rel=1e-4) and rows == others
         for epoch in ("epoch_0", "epoch_1"):
             assert_same_adapters(there / run / epoch, here / run / epoch)
         assert {k: v > 0 for k, v in ours.seconds.items()} == {k: v > 0 for k, v in theirs.seconds.items()}

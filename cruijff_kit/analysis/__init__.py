@@ -10,4 +10,6 @@ intervals        of one run: shares, means, any metric             measures   me
 power            what a sweep of this size can find                samples    .eval logs as arrays
 permutation      do metrics differ between groups of samples?      subgroups  groups of samples; subgroup_samples reads them
 effects          what the settings of a sweep do
+headlines        which metric of a scorer is shown and compared
+validation       the validation loss row by row
 """

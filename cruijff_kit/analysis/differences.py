@@ -10,9 +10,9 @@ mixed model by REML has these very estimates, but normal tails (tests/analysis/t
 With one seed each there is only the item test: of runs, not of configurations. Right and wrong answers take McNemar's test.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +27,7 @@ _MOST_UNITS = 2000  # of more, some are left out together in the jackknife
 _CHUNK = 200  # weightings at once
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Difference:
     """A difference of two means or metrics, and what is known of its error."""
 
@@ -84,12 +84,17 @@ def compare(
         other_is_fixed: the other has no seeds: it was not trained.
     """
 
+    import numpy as np
+
     apart = own.mean(0) - other.mean(0)
     sides = [own] if other_is_fixed else [own, other]
     if all(len(side) < 2 for side in sides) or any(len(side) < 2 for side in sides) and between_seeds is None:
         return _over_items(own.mean(0), other.mean(0)) if len(own) == len(other) == 1 else _by_t(apart)
-    n = len(apart)
+    n, middle = len(apart), float(apart.mean())
     over_items = float(apart.var(ddof=1)) / n
+    if np.isin(own, (0, 1)).all() and np.isin(other, (0, 1)).all():
+        # As in `mcnemar`: where all items agree nothing has been seen of what others would do.
+        middle, over_items = _with_half_an_item_more(float(apart.sum()), float((apart**2).sum()), n)
     rest = sum(_rest(side) / (len(side) * n) for side in sides if len(side) > 1)
     parts = [_seed_part(side, between_seeds) for side in sides]
     over_seeds, square = sum(part for part, _ in parts), sum(part**2 / freedom for part, freedom in parts)
@@ -97,10 +102,11 @@ def compare(
     total = over_items + max(0.0, over_seeds - rest)
     deviation = math.sqrt(max(0.0, (over_seeds - rest) / sum(1 / len(side) for side in sides)))
     if total <= 1e-24:
-        return _nothing_varies(float(apart.mean()), n, deviation)
+        return _nothing_varies(middle, n, deviation)
     freedom = total**2 / (over_items**2 / (n - 1) + square) if over_items or square else n - 1
     kind = "items and seeds as crossed random effects, t"
-    return _t(float(apart.mean()), math.sqrt(total), max(1.0, freedom), n, kind, deviation)
+    found = _t(middle, math.sqrt(total), max(1.0, freedom), n, kind, deviation)
+    return dataclasses.replace(found, difference=float(apart.mean()))
 
 
 def mean_error(rows: "np.ndarray") -> tuple[float, float, float | None]:
@@ -176,16 +182,27 @@ def mcnemar(gained: int, lost: int, items: int) -> Difference:
     """
     from scipy.special import bdtr
 
-    shift, changed, total = gained - lost, gained + lost + 1, items + 2
-    error = math.sqrt(changed - shift**2 / total) / total
+    middle, variance = _with_half_an_item_more(gained - lost, gained + lost, items)
+    error = math.sqrt(variance)
     exact = min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
-    p = max(exact, 2 * NormalDist().cdf(-abs(shift) / total / error))
+    p = max(exact, 2 * NormalDist().cdf(-abs(middle) / error))
 
     def interval(level: float) -> tuple[float, float]:
         reach = NormalDist().inv_cdf((1 + level) / 2) * error
-        return max(-1.0, shift / total - reach), min(1.0, shift / total + reach)
+        return max(-1.0, middle - reach), min(1.0, middle + reach)
 
-    return Difference(shift / items, min(1.0, p), interval, items, "McNemar, exact")
+    return Difference((gained - lost) / items, min(1.0, p), interval, items, "McNemar, exact")
+
+
+def _with_half_an_item_more(total: float, squares: float, items: int) -> tuple[float, float]:
+    """Mean of paired differences of right and wrong answers, and its variance, with half an item more in each of the four
+    cells (Agresti and Min 2005).
+
+    Args:
+        total, squares: the sum of the differences over items, and of their squares.
+    """
+    n = items + 2
+    return total / n, (squares + 1 - total**2 / n) / n**2
 
 
 def _by_bootstrap(apart: "np.ndarray") -> Difference:

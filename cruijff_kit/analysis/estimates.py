@@ -69,15 +69,12 @@ def estimate(
     if found is None or not all(is_computable(metric, s) for s in found):
         return _over_seeds(values, metric, level)
     if metric in ("c_ece", "r_ece"):  # they have no item values
-        ends = [interval_of(metric, s, level) for s in found]
-        low, high = (sum(e[i] for e in ends) / len(ends) for i in (0, 1))
-        expected = [calibrated_error(metric, s) for s in found]
-        return Estimate(
-            mean, low, high, len(values), len(found[0]), "test items", None, sum(expected) / len(expected), level
-        )
+        return _of_each(mean, metric, found, level)
     import numpy as np
 
-    return _of_many(mean, np.stack([item_values(metric, s) for s in found]), metric, level, "test items")
+    rows = np.stack([item_values(metric, s) for s in found])
+    # Where nothing varies (all answers right), what each seed's items leave open is all that is known.
+    return _of_many(mean, rows, metric, level, "test items") or _of_each(mean, metric, found, level)
 
 
 def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL) -> Estimate | None:
@@ -92,7 +89,8 @@ def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL)
         found = interval_of_mean(rows[0], level=level)
         ends = (max(0.0, found.low), found.high, 1, rows.shape[1], "validation rows") if found else ()
         return Estimate(values[0], *ends, level=level)
-    return _of_many(sum(values) / len(values), rows, name, level, "validation rows")
+    mean = sum(values) / len(values)
+    return _of_many(mean, rows, name, level, "validation rows") or _over_seeds(values, name, level)
 
 
 def _of_one(
@@ -111,19 +109,27 @@ def _of_one(
     return Estimate(value, low, high, 1, len(samples), "" if low is None else "test items", None, expected, level)
 
 
-def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: str) -> Estimate:
-    """[seeds, items] -> the estimate over both; with one seed over items."""
+def _of_each(value: float, metric: str, samples: list[Samples], level: float) -> Estimate:
+    """The mean of each seed's interval, over items alone."""
+    ends = [interval_of(metric, s, level) for s in samples]
+    low, high = (None if None in ends else sum(e[i] for e in ends) / len(ends) for i in (0, 1))
+    expected = [calibrated_error(metric, s) for s in samples]
+    calibrated = None if None in expected else sum(expected) / len(expected)
+    over = "" if low is None else "test items"
+    return Estimate(value, low, high, len(samples), len(samples[0]), over, None, calibrated, level)
+
+
+def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: str) -> Estimate | None:
+    """[seeds, items] -> the estimate over both; None where neither varies."""
     from scipy.special import stdtrit
 
     seeds, items = rows.shape
     error, freedom, deviation = mean_error(rows)
     if not error > 0:
-        return Estimate(value, seeds=seeds, items=items, seed_deviation=deviation, level=level)
+        return None
     reach = float(stdtrit(freedom, (1 + level) / 2)) * error
-    over = f"{what} and seeds" if seeds > 1 else what
-    if (
-        metric == "accuracy" and 0 < value < 1
-    ):  # Wilson's interval of as many items as have this error, with t's quantile
+    over = f"{what} and seeds"
+    if metric == "accuracy" and 0 < value < 1:  # Wilson's, of as many items as have this error, with t's quantile
         from statistics import NormalDist
 
         reach_of = 2 * NormalDist().cdf(reach / error) - 1

@@ -13,7 +13,6 @@ from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.result import RunResult, higher_is_better
 
-VALIDATION_SPLIT, TRAIN_SPLIT, TEST_SPLIT = "validation", "train", "test"
 UNSURE = "nothing tells how much other rows would change this choice"
 
 
@@ -27,6 +26,8 @@ class Ranking:
     """Task, scorer and metric that it is; None for a loss or a metric of the user's own in training."""
     split: str
     """What it was measured on: validation, test, or train."""
+    is_reported: bool
+    """Whether numbers of that split are reported, too."""
     ranked: list[Configuration]
     best: list[Configuration] = field(default_factory=list)
     """The first one, and those that cannot be told apart from it."""
@@ -44,14 +45,14 @@ class Ranking:
         return higher_is_better(self.chosen_by)
 
     @property
-    def is_chosen_on_test(self) -> bool:
-        """Whether the test split chose, so that numbers on it flatter the best."""
-        return self.split == TEST_SPLIT and len(self.ranked) > 1
+    def flatters(self) -> bool:
+        """Whether the rows that chose the best are those that it is reported on: then its numbers are too good."""
+        return self.is_reported and len(self.ranked) > 1
 
     @property
     def level(self) -> float:
-        """Of the best one's interval on the test split: 95% for all that it was chosen from (Bonferroni), where it was."""
-        return 1 - (1 - LEVEL) / len(self.ranked) if self.is_chosen_on_test else LEVEL
+        """Of the best one's intervals on the split that chose it: 95% for all that it was chosen from (Bonferroni)."""
+        return 1 - (1 - LEVEL) / len(self.ranked)
 
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
@@ -75,8 +76,9 @@ def rank(configurations: list[Configuration]) -> list[Ranking]:
         if name is None or not all(is_finite(v) for v in c.objectives()):
             continue
         source = source_of(c.runs[0])
-        split = split_of(name, source)
-        groups.setdefault((source or name, split), Ranking(name, source, split, [])).ranked.append(c)
+        split = split_of(c, name, source)
+        is_reported = any(e.split == split for r in c.runs for e in r.evaluation)
+        groups.setdefault((source or name, split), Ranking(name, source, split, is_reported, [])).ranked.append(c)
     for ranking in groups.values():
         ranking.ranked.sort(key=_order(ranking))
         ranking.best = ranking.ranked[:1]
@@ -123,11 +125,11 @@ def source_of(result: RunResult) -> Measured | None:
     return None
 
 
-def split_of(objective: str, source: Measured | None) -> str:
-    """The split on which an objective is measured."""
-    if objective.startswith("validation_"):
-        return VALIDATION_SPLIT
-    return TEST_SPLIT if source is not None else TRAIN_SPLIT
+def split_of(c: Configuration, objective: str, source: Measured | None) -> str:
+    """The split on which an objective is measured: validation, train or test."""
+    if source is not None:
+        return c.cells(source[0])[0].split
+    return "validation" if objective.startswith("validation_") else "train"
 
 
 def mean(values: list[float]) -> float:

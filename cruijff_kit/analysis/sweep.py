@@ -55,9 +55,10 @@ class Analysis:
         return self.ranking is not None and c in self.ranking.best
 
     def level_of(self, c: Configuration, measured: Measured | None = None) -> float:
-        """Level of its interval on the test split: higher for one that was chosen on this very metric."""
-        chosen = (r for r in self.rankings if r.leader is c and r.is_chosen_on_test and r.source == measured)
-        return next((r.level for r in chosen), LEVEL)
+        """Level of a metric's interval: higher for one that was chosen by the rows that the metric is of."""
+        cells = c.cells(measured[0]) if measured else []
+        chosen = (r.level for r in self.rankings if r.leader is c and cells and cells[0].split == r.split)
+        return max(chosen, default=LEVEL)
 
     @property
     def one_seed_each(self) -> str:
@@ -65,9 +66,11 @@ class Analysis:
         trained = [c for c in self.configurations if c.runs[0].training]
         if len(trained) < 2 or any(len(c.runs) > 1 for c in trained):
             return ""
-        seconds = 2 * sum(r.seconds.get("total", 0) for c in trained for r in c.runs)
-        gpu = 2 * sum(r.gpu_hours() for c in trained for r in c.runs)
-        return ONE_SEED.format(runs=2 * len(trained), time=f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds))
+        more = [(r, len({1, 2, 3} - {*c.seeds})) for c in trained for r in c.runs]
+        seconds = sum(r.seconds.get("total", 0) * n for r, n in more)
+        gpu = sum(r.gpu_hours() * n for r, n in more)
+        time = f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds)
+        return ONE_SEED.format(runs=sum(n for _, n in more), time=time)
 
     def as_data(self) -> dict[str, Any]:
         """For JSON, beside the runs: best, configurations, detectable_difference."""
@@ -157,7 +160,7 @@ def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
     deviations = [e.seed_deviation for c in found.configurations if (e := estimate(c, *measured)) and e.seed_deviation]
     deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations else None
     if correlation is None or not 0 < best < 1:
-        return detectable_difference(len(values[0]), k)
+        best = correlation = None
     return detectable_difference(len(values[0]), k, best, correlation, deviation if seeds > 1 else None, seeds)
 
 

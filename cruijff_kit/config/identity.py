@@ -35,7 +35,7 @@ def config_hash(config: RunConfig) -> str:
 
 
 def configuration_hash(config: RunConfig) -> str:
-    """As `config_hash`, the seed left aside: the same for runs that are replicates of one configuration."""
+    """As `config_hash`, the seed left aside: the same for all runs of one configuration."""
     tree = _computed(config)
     del tree["seed"], tree["torchtune"]["seed"]
     return _hash(tree, config.output_dir)

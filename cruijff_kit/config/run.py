@@ -10,9 +10,9 @@ from cruijff_kit.config.checks import above_zero, at_least, one_of, require
 from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig
 from cruijff_kit.config.slurm import SlurmConfig
+from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.training.steps import saved_epochs
 
-AUTO = "auto"
 AUTO = "auto"
 LR_SCHEDULERS = {
     "cosine": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
@@ -210,6 +210,13 @@ class RunConfig:
     def test_splits(self) -> list[str]:
         """Splits that evaluation asks: those of the tasks that ship."""
         return [*dict.fromkeys(n.split or self.dataset.test_split for n in self.eval.names if n.ships)]
+
+    def split_of(self, task: TaskName) -> str:
+        """What a task's rows are in this run: validation, train or test; test, too, for rows of the user's own task."""
+        asked = (task.split or self.dataset.test_split) if task.ships else None
+        if asked is not None and asked == self.dataset.validation_split:
+            return "validation"
+        return "train" if asked is not None and asked == self.dataset.train_split else "test"
 
     def _check_eval_epochs(self) -> None:
         chosen, saved = self.eval.epochs, saved_epochs(self.epochs_to_save, self.epochs)

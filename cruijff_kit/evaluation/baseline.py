@@ -54,7 +54,7 @@ def _one(
                 )
             write_text(kept / "evaluation.json", json.dumps(dataclasses.asdict(entry), indent=2))
         else:
-            entry.cached, entry.key = True, cell_key(name, config)
+            entry.cached, entry.key, entry.split = True, cell_key(name, config), config.split_of(name)
             say(f"{name.label}, untrained model: from the cache")
     logs = folder.eval / "untrained"
     logs.mkdir(parents=True, exist_ok=True)

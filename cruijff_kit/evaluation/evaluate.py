@@ -226,7 +226,7 @@ def evaluation_of(
         ceiling=_ceiling(name, config),
         chance=chance, chance_from=chance_from,
         constant_answer=is_constant(log.samples),
-        key=cell_key(name, config),
+        key=cell_key(name, config), split=config.split_of(name),
     )  # fmt: skip
 
 

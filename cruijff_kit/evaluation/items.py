@@ -1,6 +1,4 @@
-"""What each sample of an .eval log was worth, for comparisons item by item. Called by comparisons, heterogeneity
-and report.
-"""
+"""What each sample of an .eval log was worth, for comparisons item by item. Called by analysis and report."""
 
 import math
 from typing import Any

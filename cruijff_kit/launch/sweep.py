@@ -16,7 +16,7 @@ from cruijff_kit.launch.plugin import SweeperConfig
 from cruijff_kit.launch.scaffold import check_arrays, say_scaffolded
 from cruijff_kit.launch.task import begin_answer, warn_of_ignored
 from cruijff_kit.launch.typed import typed_arguments
-from cruijff_kit.result import read_result
+from cruijff_kit.result import higher_is_better, read_result
 from cruijff_kit.run_status import DONE
 from cruijff_kit.summary import write_summary
 
@@ -59,12 +59,21 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
 
 def _refuse_blind_search(launcher, jobs: list[Job]) -> None:
     lists = (SweeperConfig._target_, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
-    searches = launcher.config.hydra.sweeper._target_ not in lists
-    if searches and jobs[0].config.objective_name is None:
+    sweeper, objective = launcher.config.hydra.sweeper, jobs[0].config.objective_name
+    searches = sweeper._target_ not in lists
+    if searches and objective is None:
         raise UserError(
             "a sweeper that optimises needs an objective, and without a validation split there is none; set "
             "dataset.validation_split, or name one: objective=accuracy (measured on the test split)"
         )
+    if searches and "direction" in sweeper:
+        asked, best = getattr(sweeper.direction, "name", sweeper.direction), "minimize"
+        if higher_is_better(objective):
+            best = "maximize"
+        if asked in ("minimize", "maximize") and asked != best:
+            raise UserError(
+                f"hydra.sweeper.direction={asked} looks for the worst {objective}; set hydra.sweeper.direction={best}"
+            )
     if searches and any(j.config.slurm.submit and not j.config.slurm.wait for j in jobs):
         raise UserError("a sweeper that optimises needs each run's objective; add slurm.wait=true")
 

@@ -268,7 +268,7 @@ def _choice(family: Family) -> str:
     text = (
         f"The best of {len(ranking.ranked)} configurations was chosen by its {family.name} on the {ranking.split} split"
     )
-    if ranking.is_chosen_on_test:
+    if ranking.flatters:
         text += ", on which it is reported too; its interval is made for all of them (Bonferroni)"
     return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")
 

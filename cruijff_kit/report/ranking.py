@@ -47,10 +47,10 @@ def _sentence(family: Family) -> str:
     if others := [c.name for c in r.best[1:]]:
         some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
         text += f" Not to be told apart from it: {some}."
-    if r.is_chosen_on_test:
+    if r.flatters:
         text += (
-            " It was chosen on the test split, which flatters it: its interval is made for all "
-            f"{len(r.ranked)} that it was chosen from (Bonferroni), and comparisons with it are too favourable to it."
+            f" The {r.split} split chose it, whose numbers flatter it: their intervals are made for all {len(r.ranked)} "
+            "that it was chosen from (Bonferroni), and comparisons with it are too favourable to it."
         )
     return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtri
 
+from cruijff_kit.analysis.estimates import _of_many
 from cruijff_kit.analysis.intervals import calibrated_error, interval_of, wilson
 from cruijff_kit.analysis.measures import Samples, measure
 
@@ -65,6 +66,22 @@ def test_shares_are_wilsons_always():
         assert 0.93 < np.mean([ends[k][0] <= p <= ends[k][1] for k in rights.tolist()]) < 0.98
     lows = [wilson(k / 30, 30)[0] for k in range(31)]
     assert lows == sorted(lows) and lows[30] > lows[29] and lows[0] == 0 and wilson(1.0, 30)[1] == 1
+
+
+@pytest.mark.parametrize("truth", [0.7, 0.97])
+def test_shares_over_items_and_seeds(truth):
+    """Three seeds of 40 and 200 items, as hard for all seeds or for each by chance; seeds that differ or do not."""
+    draw = np.random.default_rng(3)
+    for n, like, between in ((40, 0.0, 0.0), (40, 0.9, 0.3), (200, 0.5, 0.0), (200, 0.9, 0.3)):
+        held = 0
+        for _ in range(300):
+            hard = draw.normal(0, like**0.5, (1, n)) + draw.normal(0, (1 - like) ** 0.5, (3, n))
+            rows = (hard + draw.normal(0, between, (3, 1)) < ndtri(truth) * (1 + between**2) ** 0.5).astype(float)
+            found = _of_many(rows.mean(), rows, "accuracy", 0.95, "test items")
+            low, high = (found.low, found.high) if found else wilson(rows.mean(), n)
+            held += low - 1e-9 <= truth <= high + 1e-9
+        print(f"share {truth}, {n} items, likeness {like}, between seeds {between}: {held / 300:.3f}")
+        assert held / 300 > 0.9
 
 
 def test_a_small_sample_of_a_skewed_number():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from cruijff_kit.analysis.differences import compare, item_values, mcnemar, pool_seeds, with_holm
+from cruijff_kit.analysis.differences import SeedVariance, compare, item_values, mcnemar, pool_seeds, with_holm
 from cruijff_kit.analysis.measures import Samples, measure
 
 from .test_intervals import options
@@ -220,3 +220,21 @@ def test_nothing_varies():
     assert same.p == 1 and same.interval(0.95) == (0, 0)
     shifted = compare(np.full((1, 5), 0.7), np.full((1, 5), 0.5))
     assert shifted.p == 1 and shifted.interval(0.95) == (-math.inf, math.inf)
+
+
+def test_all_right_with_several_seeds_is_no_certainty():
+    """Items that agree in every seed say as little of others as one seed's do; McNemar's interval is the yardstick."""
+    right, wrong, between = np.ones((3, 40)), np.zeros((1, 40)), SeedVariance(0.0, 6)
+    found, one = compare(right, wrong, between, other_is_fixed=True), compare(right[:1], wrong)
+    assert (
+        found.difference == 1
+        and found.p < 1e-6
+        and found.interval(0.95)[0] == pytest.approx(one.interval(0.95)[0], abs=0.01)
+    )
+    nothing = compare(np.zeros((3, 40)), np.zeros((3, 40)), between)
+    low, high = nothing.interval(0.95)
+    assert nothing.p == 1 and low == pytest.approx(-high) and 0.02 < high < 0.1
+    rows = right.copy()
+    rows[0, 0] = 0
+    nearly = compare(rows, wrong, SeedVariance(0.005**2, 6), other_is_fixed=True)
+    assert nearly.interval(0.95)[0] < 0.95

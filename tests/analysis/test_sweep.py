@@ -1,6 +1,7 @@
 """From logs to what a sweep shows: configurations, the best, comparisons with chance, and what is said of them."""
 
 import csv
+import dataclasses
 import json
 import math
 import random
@@ -136,7 +137,9 @@ def test_the_best_is_a_set(evaluated, finished, untrained):
     assert [c.swept["lora.rank"] for c in found.ranking.best] == [2, 3, 4, 5]
     data = found.as_data()["best"]
     assert data["runs"] == [r.name for r in runs[:4]] and (data["chosen_by"], data["split"]) == ("accuracy", "test")
-    assert "flatters" in best_line(found.ranking) and "not to be told apart from it: rank=3" in best_line(found.ranking)
+    assert "flatter it" in best_line(found.ranking) and "not to be told apart from it: rank=3" in best_line(
+        found.ranking
+    )
     leader, other = found.configurations[0], found.configurations[1]
     measured = ("count", "match", "accuracy")
     corrected = estimate(leader, *measured, level=found.level_of(leader, measured))
@@ -150,9 +153,22 @@ def test_chosen_by_the_validation_loss(six, evaluated, finished, untrained):
     found = analyse([*six, worse])
     assert found.ranking.leader.runs == [worse]
     line = best_line(found.ranking)
-    assert line.startswith("* best by validation_loss on the validation split: rank=32") and "flatters" not in line
+    assert line.startswith("* best by validation_loss on the validation split: rank=32") and "flatter" not in line
     assert found.level_of(found.ranking.leader) == 0.95
     assert of(found, "rank=4", BEST).difference > 0
+
+
+def test_numbers_of_the_split_that_chose_are_flattered(six):
+    """Here the task asks the rows of the validation split, whose loss chose."""
+    asked = [
+        dataclasses.replace(r, evaluation=[dataclasses.replace(e, split="validation") for e in r.evaluation])
+        for r in six
+    ]
+    found = analyse(asked)
+    assert found.level_of(found.ranking.leader, ("count", "match", "accuracy")) == pytest.approx(
+        1 - 0.05 / len(found.configurations)
+    )
+    assert "the validation split chose it, whose numbers flatter it" in best_line(found.ranking)
 
 
 def test_validation_rows_tell_what_is_better(finished, untrained, tmp_path, evaluated):
@@ -188,10 +204,10 @@ def test_one_family_for_holm(six):
 
 def test_one_seed_each_is_said(six):
     found = analyse([six[0], six[6]])
-    assert (
-        "one seed" in found.one_seed_each
-        and "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_each
-    )
+    assert "Each configuration has one seed" in found.one_seed_each
+    assert "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_each
+    other = [dataclasses.replace(r, settings=r.settings | {"seed": 1234}) for r in (six[0], six[6])]
+    assert "would take 6 more runs, about 6 seconds" in analyse(other).one_seed_each
     assert analyse(six).one_seed_each == "" == analyse(six[:1]).one_seed_each
 
 

@@ -111,7 +111,7 @@ def test_tasks_of_ones_own_beside_ours(compose, sums):
     assert meta["rank"] == 4 and meta["epoch"] == 0 and meta["task"] == f"{sums}@sums"
     assert length.metrics["length"]["mean"] > 0
     assert {"sums/match/accuracy", "lengths/length/mean"} <= set(result.metrics())
-    assert result.objective_name == "accuracy"
+    assert result.objective_name == "validation_loss" and {e.split for e in result.evaluation} == {"test"}
 
 
 def test_a_data_set_is_not_asked_for_a_split_that_no_task_asks(compose, sums, tmp_path):
@@ -119,10 +119,7 @@ def test_a_data_set_is_not_asked_for_a_split_that_no_task_asks(compose, sums, tm
     where = ["dataset=files", f"dataset.path={tmp_path / 'only.json'}", "dataset.validation_split=null"]
     config = compose(*where, f"eval.tasks=['{sums}@lengths']", "eval.task_args.text=Hello")
     result = cruijff_kit.train_then_eval(config)
-    assert (
-        result.objective_name == "lengths/length/mean"
-        and result.objective == result.evaluation[0].metrics["length"]["mean"]
-    )
+    assert result.objective_name is None and result.evaluation[0].metrics["length"]["mean"] > 0
 
 
 def test_a_task_that_leaves_samples_unscored_says_how_many(compose, sums):

@@ -15,6 +15,7 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import cruijff_kit
+from cruijff_kit.analysis.sweep import analyse_briefly
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.targets import check_room
@@ -61,7 +62,8 @@ def test_labels_of_ones_own_data(compose, file):
     assert [*entry.metrics] == ["match", "risk_scorer"] and entry.coverage["risk_scorer"] == 1
     wanted = {"auc", "brier", "c_ece", "r_ece", "balanced_accuracy", "f1", "accuracy", "stderr", "coverage"}
     assert wanted <= set(entry.metrics["risk_scorer"]) and entry.metrics["risk_scorer"]["class_balance"] == 5 / 8
-    assert result.objective == entry.metrics["match"]["accuracy"], "what is written counts first"
+    assert result.metrics()["accuracy"] == entry.metrics["match"]["accuracy"], "what is written counts first"
+    assert result.objective_name is None, "there is no validation split"
     log = read_eval_log(entry.log)
     for sample in log.samples:
         assert [*sample.scores["risk_scorer"].metadata["options"]] == ["n", "y"]
@@ -142,16 +144,19 @@ def test_the_task_that_fits_a_data_set_that_ships(compose, dataset, arguments, t
 
 
 def test_numbers(compose, tmp_path):
-    """The untrained model writes none, which is no error; mae is the objective, and its ceiling is known."""
-    result = cruijff_kit.train_then_eval(compose(*CENSUS, "dataset.arguments.target=continuous"))
+    """The untrained model writes none, which is no error; mae can be the objective, and its ceiling is known."""
+    objective = "number/continuous_scorer/mae"
+    result = cruijff_kit.train_then_eval(
+        compose(*CENSUS, "dataset.arguments.target=continuous", f"objective={objective}")
+    )
     (before,), (after,) = result.baseline, result.evaluation
     assert before.coverage == {"continuous_scorer": 0} and before.unscored == {"continuous_scorer": 20}
-    assert after.coverage["continuous_scorer"] > 0 and result.objective_name == "number/continuous_scorer/mae"
+    assert after.coverage["continuous_scorer"] > 0 and result.objective_name == objective
     assert result.objective == after.metrics["continuous_scorer"]["mae"] > after.ceiling["mae"] > 0
 
 
 def test_a_trained_model_that_writes_no_number_ranks_last(compose, file, capsys):
-    """The run is done: its numbers are the constant's, and it is said that they are no answers'."""
+    """The run is done: its numbers are the constant's, which is said, and a worse run is before it."""
     words = file(*"0123")
     training = [{"input": "a", "output": "b"}] * 8 + [{"input": "d", "output": "5"}]
     Path(words[1].partition("=")[2]).write_text(
@@ -159,14 +164,16 @@ def test_a_trained_model_that_writes_no_number_ranks_last(compose, file, capsys)
     )
     result = cruijff_kit.train_then_eval(compose(*words, "eval=number", "epochs=8"))
     (entry,) = result.evaluation
-    assert result.status == "done" and entry.coverage == {"continuous_scorer": 0} and result.has_no_answers()
+    assert result.status == "done" and entry.coverage == {"continuous_scorer": 0}
     assert entry.metrics["continuous_scorer"]["mae"] == entry.chance["continuous_scorer"]["mae"] == 3.5
     assert "warning: continuous_scorer could score none of the 4 answers to number" in capsys.readouterr().err
-    assert not dataclasses.replace(result, objective_name="validation_loss").has_no_answers()
-    for name in ("mae", "continuous_scorer/rmse", "number/continuous_scorer/r_squared"):
-        assert dataclasses.replace(result, objective_name=name).has_no_answers()
-    some = [dataclasses.replace(entry, coverage={"continuous_scorer": 0.25})]
-    assert not dataclasses.replace(result, evaluation=[entry, *some]).has_no_answers(), "of the last epoch"
+    for name, worse in (("mae", 4.5), ("continuous_scorer/rmse", 9.0), ("number/continuous_scorer/r_squared", -9.0)):
+        silent = dataclasses.replace(result, objective_name=name, objective=result.metrics()[name])
+        some = dataclasses.replace(entry, epoch=entry.epoch + 1, coverage={"continuous_scorer": 0.25})
+        answering = dataclasses.replace(
+            silent, name="answering", objective=worse, evaluation=[entry, some], configuration_hash="another"
+        )
+        assert analyse_briefly([silent, answering]).ranking.leader.runs == [answering], name
 
 
 def test_a_target_that_no_number_stands_in_is_refused_wherever_it_is(compose, file):

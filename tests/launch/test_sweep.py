@@ -65,7 +65,7 @@ def test_results_for_programs_and_people(sweep, shell):
     frame = cruijff_kit.read_sweep(folder)
     assert frame["capitalization/match/accuracy"].notna().sum() == 2
     as_json = shell(folder, str(folder), "--json", module="table")
-    assert [r["status"] for r in json.loads(as_json.stdout)] == [r["Status"] for r in rows]
+    assert [r["status"] for r in json.loads(as_json.stdout)["runs"]] == [r["Status"] for r in rows]
     as_csv = shell(folder, str(folder), "--csv", module="table")
     assert as_csv.stdout == (folder / "results.csv").read_text() and as_csv.returncode == 0
     missing = shell(folder, "nowhere", module="table")
@@ -110,6 +110,14 @@ def test_a_sweeper_that_optimises_gets_the_objective(shell, tmp_path):
     best = min(r.objective for r in results)
     chosen = (tmp_path / "tuned" / "optimization_results.yaml").read_text()
     assert f"best_value: {best}" in chosen
+
+
+def test_a_search_for_the_worst_is_refused(shell, tmp_path):
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "lr=interval(1e-4,1e-2)", "hydra.sweep.dir=tuned"]
+    for given, best in ((["objective=accuracy"], "maximize"), (["hydra.sweeper.direction=maximize"], "minimize")):
+        done = shell(tmp_path, *search, *given)
+        assert done.returncode == 2 and f"set hydra.sweeper.direction={best}" in done.stderr, done.stderr
+        assert not [*tmp_path.glob("tuned/*/result.json")]
 
 
 def test_folders_named_by_the_user(shell, tmp_path):

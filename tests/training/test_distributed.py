@@ -64,6 +64,8 @@ def test_two_processes_train_as_one(recipe):
         assert a == pytest.approx(b, rel=1e-5)
     assert one.summary.steps == two.summary.steps and one.summary.tokens == two.summary.tokens
     assert one.summary.validation_losses == pytest.approx(two.summary.validation_losses, rel=1e-5)
+    rows, theirs = (json.loads(r.folder.validation_losses.read_text()) for r in (one, two))
+    assert rows.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-4) and rows == theirs
     for name, value in adapter(one, 1).items():
         assert torch.allclose(value, adapter(two, 1)[name], atol=1e-5), name
     in_memory = {n: p for n, p in two.model.named_parameters() if "lora" in n}

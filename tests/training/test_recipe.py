@@ -12,6 +12,7 @@ from cruijff_kit.errors import UserError
 from cruijff_kit.models import base
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.training.checkpoint import newest_checkpoint
+from cruijff_kit.training.passes import Pass
 
 SMALL = ["dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32"]
 
@@ -80,6 +81,18 @@ def test_metrics_of_each_step(train):
 def test_validation_every_n_steps(train):
     recipe = train("a", "epochs=2", "run_val_every_n_steps=2")
     assert [line["step"] for line in lines(recipe) if "validation_loss" in line] == [2, 4, 5, 6, 8, 10]
+
+
+def test_losses_of_validation_rows(train):
+    """Their sum over their tokens is the last epoch's validation loss; one row alone has the loss that it had among all."""
+    recipe = train("a", "epochs=2")
+    found = json.loads(recipe.folder.validation_losses.read_text())
+    assert found["epoch"] == 1 and found["row"] == sorted(e.row for e in recipe.val_data)
+    assert sum(found["loss"]) / sum(found["labels"]) == pytest.approx(recipe.summary.validation_losses[-1], rel=1e-6)
+    row = recipe.val_data[3]
+    loss, labels, _ = recipe.compute(Pass([row], learn=False, by=recipe))
+    at = found["row"].index(row.row)
+    assert (found["loss"][at], found["labels"][at]) == (pytest.approx(loss.item(), rel=1e-4), labels)
 
 
 def test_no_validation_split_no_validation(train):
