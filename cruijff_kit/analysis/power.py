@@ -38,11 +38,15 @@ class DetectableDifference:
     """Standard deviation between seeds that is counted in, as a share; None: seeds are not known to differ."""
     seeds: int = 1
     """Seeds of each configuration."""
+    design_effect: float = 1.0
+    """Items that tell as much as one of a unit of its own, where items of one unit (respondent, household) are alike."""
 
     def __str__(self) -> str:
         about = "observed" if self.observed else "assumed"
         of = f"{self.items} test items" + (f", {self.configurations} configurations" if self.configurations > 2 else "")
         of += f" of {self.seeds} seeds" if self.seeds > 1 else ""
+        if self.design_effect > 1:
+            of += f", as good as {self.items / self.design_effect:.0f} that are each of another unit"
         finds = "no difference" if self.difference is None else f"a difference of {100 * self.difference:.1f} points"
         needs = "over a million" if self.items_for_5_points is None else f"{self.items_for_5_points:,}"
         least = "can be found" if self.difference is None else "or more is found with 80% power"
@@ -63,6 +67,7 @@ def detectable_difference(
     correlation: float | None = None,
     seed_deviation: float | None = None,
     seeds: int = 1,
+    design_effect: float = 1.0,
 ) -> DetectableDifference:
     """What right and wrong answers to so many items can show.
 
@@ -70,6 +75,7 @@ def detectable_difference(
         items: test items. configurations: that are compared with the best one; 2 for a comparison of two.
         accuracy, correlation: None: 0.8 and 0.5 are assumed.
         seed_deviation: standard deviation of a configuration's accuracy between seeds. seeds: of each configuration.
+        design_effect: items that count as one, since items of one unit are alike.
     """
     observed = accuracy is not None and correlation is not None
     accuracy = ASSUMED_ACCURACY if accuracy is None else accuracy
@@ -78,12 +84,12 @@ def detectable_difference(
     between = 2 * (seed_deviation or 0.0) ** 2 / seeds
 
     def found(difference: float, of: int) -> float:
-        return power(of, accuracy, difference, correlation, alpha, between, seeds)
+        return power(max(1, round(of / design_effect)), accuracy, difference, correlation, alpha, between, seeds)
 
     return DetectableDifference(
         items, configurations, round(accuracy, 4), round(correlation, 4), observed,
         _smallest(lambda d: found(d, items), accuracy), _items(lambda n: found(WANTED, n)) if accuracy > WANTED else None,
-        seed_deviation, seeds,
+        seed_deviation, seeds, round(design_effect, 4),
     )  # fmt: skip
 
 
