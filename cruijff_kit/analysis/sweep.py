@@ -8,8 +8,8 @@ from cruijff_kit.analysis.configurations import Configuration, group_configurati
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
 from cruijff_kit.analysis.headlines import headline, scorers_of
 from cruijff_kit.analysis.intervals import LEVEL, effective_items
-from cruijff_kit.analysis.measures import is_computable, measure
-from cruijff_kit.analysis.power import DetectableDifference, detectable_difference
+from cruijff_kit.analysis.measures import is_computable, measure, terms
+from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
 from cruijff_kit.analysis.samples import aligned, samples_of
 from cruijff_kit.result import RunResult
@@ -140,27 +140,29 @@ def _analyse(results: list[RunResult]) -> Analysis:
 
 
 def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
-    """Of right and wrong answers: with the accuracy of the better half and the correlations that were observed."""
-    measured = next((m for m in found.metrics if m[0] == task and m[2] == "accuracy"), None)
-    if measured is None:
-        return None
+    """With the accuracy of the better half (of numbers the spread of errors) and the correlations that were observed."""
+    measured = next((m for m in found.metrics if m[0] == task and m[2] in ("accuracy", "mae")), None)
     asked = [c for c in found.configurations if c.cells(task)]
-    if not asked:
+    if measured is None or not asked:
         return None
     cells = [c.cells(task) for c in asked]
     n, k, seeds = min(own[0].samples for own in cells), max(2, len(asked)), min(len(c.runs) for c in asked)
-    deviations = [e.seed_deviation for c in asked if (e := estimate(c, *measured)) and e.seed_deviation]
-    deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations and seeds > 1 else None
     # One that gives all the same answer is right by the answer, not by the item.
     telling = [samples_of(own[0].log, measured[1]) for own in cells if not all(e.constant_answer for e in own)]
     both = aligned(telling)
-    if both is None or not all(is_computable("accuracy", s) for s in both):
-        return detectable_difference(n, k, seed_deviation=deviation, seeds=seeds)
-    n = len(both[0])
-    best, correlation = max(float(s.value.mean()) for s in both), _correlation([s.value for s in both])
+    if both is None or not all(is_computable(measured[2], s) for s in both):
+        both = []
+    values = [terms(measured[2], s) for s in both]
+    n, correlation = len(values[0]) if values else n, _correlation(values)
+    design_effect = mean([n / effective_items(v, s.unit) for v, s in zip(values, both, strict=True)]) if values else 1.0
+    if measured[2] == "mae":
+        spread = None if correlation is None else mean([float(v.std(ddof=1)) for v in values])
+        return detectable_error(n, k, spread, correlation, seeds, design_effect)
+    deviations = [e.seed_deviation for c in asked if (e := estimate(c, *measured)) and e.seed_deviation]
+    deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations and seeds > 1 else None
+    best = max((float(v.mean()) for v in values), default=0.0)
     if correlation is None or not 0 < best < 1:
         best = correlation = None
-    design_effect = mean([n / effective_items(s.value, s.unit) for s in both])
     return detectable_difference(n, k, best, correlation, deviation, seeds, design_effect)
 
 
