@@ -94,9 +94,9 @@ def calibration(runs: Runs) -> Section:
     seed = " (of several seeds the first one's)" if any(len(c.runs) > 1 for c in runs.evaluated) else ""
     section.text.append(
         f"Reliability: mean risk and share of positive labels in {BINS} equal bins, the {'best' if ranked else 'first'} "
-        f"configuration's{seed} with 95% intervals (Wilson{_as_if_independent(runs)}); a calibrated model lies on the diagonal. "
-        "ECE is that of the risk (r_ece); it is above 0 for a perfectly calibrated model, too: the table says how far at "
-        "this number of samples."
+        f"configuration's{seed} with 95% intervals (Wilson{_as_if_independent(runs)}); a calibrated model lies on the "
+        "diagonal. ECE is that of the risk (r_ece); it is above 0 for a perfectly calibrated model, too: the table says "
+        "how far at this number of samples."
     )
     return section
 

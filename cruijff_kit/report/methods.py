@@ -7,7 +7,7 @@ What is the same in all runs is given once, what varies as a list or a range. Wh
 import re
 from pathlib import Path
 
-from cruijff_kit.analysis.comparisons import VALIDATION
+from cruijff_kit.analysis.comparisons import VALIDATION, Comparison
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.environment import read_environment
 from cruijff_kit.report.costs import hours_in_words
@@ -23,6 +23,7 @@ from cruijff_kit.report.wording import (
     units_of,
     why_no_best,
 )
+from cruijff_kit.result import RunResult
 
 _MODULES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "output_proj": "attention output"}
 _PACKAGES = {"python": "Python", "torch": "PyTorch", "hydra-core": "Hydra", "numpy": "NumPy", "scipy": "SciPy"}
@@ -253,21 +254,7 @@ def _statistics(runs: Runs) -> str:
     )
     if any(unit := each(runs.with_result, lambda r: r.result.unit_column)):
         text.append(f"Test samples of the same {listed([str(u) for u in unit])} were resampled together.")
-    tested = [c for c in compared if is_finite(c.p_holm)]
-    if tested:
-        words = {
-            "untrained": "the untrained model",
-            "chance": "the best constant answer",
-            "best": "the best configuration",
-        }
-        against = listed([w for name, w in words.items() if any(c.against == name for c in compared)])
-        tests = {test_in_words(c.method, units_of(results, c.measured == VALIDATION)) for c in tested}
-        ways = "; ".join(sorted(t for t in tests if not t.startswith("no test")))
-        text.append(
-            f"Configurations were compared with {against} on the same {SAMPLES}{f' ({ways})' if ways else ''}; p is "
-            f"corrected for all {len(tested)} comparisons (Holm 1979), and the intervals of the differences are wide "
-            "enough to hold the true differences all at once in 95% of studies like this (Bonferroni)."
-        )
+    text += _comparisons([c for c in compared if is_finite(c.p_holm)], results)
     if any("crossed" in c.method for c in compared):
         text.append(
             f"Runs that differ in their seed only are one configuration; {units} and seeds are crossed random effects."
@@ -277,6 +264,26 @@ def _statistics(runs: Runs) -> str:
     if len(analysis.configurations) > 1:
         text += detectable_differences(runs)
     return " ".join(text)
+
+
+def _comparisons(tested: list[Comparison], results: list[RunResult]) -> list[str]:
+    """What was compared with what, by which tests, and how these are corrected: a sentence, or nothing."""
+    words = {"untrained": "the untrained model", "chance": "the best constant answer", "best": "the best configuration"}
+    said = []
+    for of_validation in (False, True):
+        own = [c for c in tested if (c.measured == VALIDATION) == of_validation]
+        ways = {test_in_words(c.method, units_of(results, of_validation)) for c in own}
+        ways = "; ".join(sorted(w for w in ways if not w.startswith("no test")))
+        against = listed([w for name, w in words.items() if any(c.against == name for c in own)])
+        on = "by their losses on the same validation rows" if of_validation else f"on the same {SAMPLES}"
+        said += [f"with {against} {on}{f' ({ways})' if ways else ''}"] if own else []
+    if not said:
+        return []
+    corrected = (
+        f"; p is corrected for all {len(tested)} comparisons (Holm 1979), and the intervals of the differences are wide "
+        "enough to hold the true differences all at once in 95% of studies like this (Bonferroni)"
+    )
+    return [f"Configurations were compared {listed(said)}{corrected if len(tested) > 1 else ''}."]
 
 
 def _choice(family: Family) -> str:

@@ -72,23 +72,26 @@ def detectable_differences(runs: Runs) -> list[str]:
 
 
 def _detectable(task: str, d: DetectableDifference, units: str) -> str:
-    if d.accuracy is None:  # errors of numbers
-        return f"On {task}: {d}.".replace("test items", SAMPLES)
     of = f"{d.items:,} {SAMPLES}"
     if d.design_effect > 1:
         of += f", which tell as much as {d.items / d.design_effect:.0f} of as many {units} would,"
     of = f"{of} and {d.seeds} seeds of each configuration" if d.seeds > 1 else of.removesuffix(",")
-    found = (
-        "no difference in accuracy, however large, would be found with a probability of 80%"
-        if d.difference is None
-        else f"a difference of {100 * d.difference:.1f} points of accuracy would be found with a probability of 80%"
-    )
+    if d.difference is None:
+        found = "no difference in accuracy, however large, would be found"
+    elif d.accuracy is None:
+        found = f"a difference in the mean error of {d.difference:.3g} {d.unit} would be found".replace(
+            " as scored", ""
+        )
+    else:
+        found = f"a difference of {100 * d.difference:.1f} points of accuracy would be found"
     compared = f", with p corrected for {d.configurations} configurations" if d.configurations > 2 else ""
+    accuracy = "" if d.accuracy is None else f"an accuracy of {d.accuracy:.2f} and "
     about = "as observed here" if d.observed else "assumed, since these runs do not tell"
     needs = "more than a million" if d.items_for_5_points is None else f"{d.items_for_5_points:,}"
     return (
-        f"On {task}, with {of}, {found}{compared} (for an accuracy of {d.accuracy:.2f} and answers of two configurations "
-        f"that correlate by {d.correlation:.2f}, {about}); 5 points would need {needs} {SAMPLES}."
+        f"On {task}, with {of}, {found} with a probability of 80%{compared} (for {accuracy}answers of two configurations "
+        f"that correlate by {d.correlation:.2f}, {about})"
+        + ("." if d.accuracy is None else f"; 5 points would need {needs} {SAMPLES}.")
     )
 
 
