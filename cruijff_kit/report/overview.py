@@ -10,7 +10,7 @@ from cruijff_kit.launch.typed import typed_arguments
 from cruijff_kit.ledger import repeating_command
 from cruijff_kit.report.document import Section, Table, listed, plain, several
 from cruijff_kit.report.runs import Run, Runs
-from cruijff_kit.report.wording import range_in_words
+from cruijff_kit.report.wording import percent, range_in_words
 
 _ORDER = ("done", "running", "evaluating", "queued", "interrupted", "cancelled", "failed")
 
@@ -30,8 +30,12 @@ def overview(runs: Runs) -> Section:
     optional = ("objective", "value", "value: 95%", "validation loss", "validation loss: 95%")
     kept = [i for i, name in enumerate(header) if name not in optional or any(row[i] is not None for row in rows)]
     best = {i for i, r in enumerate(runs.all) if r in runs.best}
+    levels = [percent(f.ranking.level) for f in runs.families if f.ranking.flatters]
+    caption = "Every run" + (
+        f" (95%: {listed(levels, 'or')} for the best on the split that chose it)" if levels else ""
+    )
     table = [[row[i] for i in kept] for row in rows]
-    section.blocks.append(Table("runs", "Every run", [header[i] for i in kept], table, best))
+    section.blocks.append(Table("runs", caption, [header[i] for i in kept], table, best))
     return section
 
 

@@ -16,6 +16,7 @@ from cruijff_kit.report.wording import (
     SAMPLES,
     detectable_differences,
     over_in_words,
+    percent,
     range_in_words,
     selection_in_words,
     test_in_words,
@@ -104,8 +105,9 @@ def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name:
     top = found[:MOST]
     rows = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
     shown_are = f"{len(top)} of {len(found)} configurations" if len(top) < len(found) else "every configuration"
+    levels = listed([percent(level) for level in sorted({e.level for _, e in top if e.low is not None})], "or")
     over = listed(sorted({over_in_words(e.over, outcome.units) for _, e in top} - {""}))
-    caption = f"{outcome.name}, {shown_are}" + (f", with 95% intervals over {over}" if over else "")
+    caption = f"{outcome.name}, {shown_are}" + (f", with {levels} intervals over {over}" if over else "")
     data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "untrained", "chance"], rows)
     best = {c.name for c in _best(outcome)}
     with figure(8, 1.1 + 0.24 * len(rows)) as drawn:

@@ -56,12 +56,17 @@ def test_in_words(method: str, units: str) -> str:
     return _TESTS.get(method, method).format(units)
 
 
+def percent(level: float) -> str:
+    """ "98.33%" of 0.98333."""
+    return f"{100 * level:.4g}%"
+
+
 def selection_in_words(ranking: Ranking) -> str:
     """What to know of the best one's scores on the split that chose it."""
     return (
         f"chosen out of {len(ranking.ranked)} on the {ranking.split} split, on which its scores are thus likely too good; "
         "their intervals, and those of configurations that cannot be told apart from it, are wider for that "
-        f"({100 * ranking.level:.4g}% instead of 95%, Bonferroni)"
+        f"({percent(ranking.level)} instead of 95%, Bonferroni)"
     )
 
 
@@ -79,9 +84,8 @@ def _detectable(task: str, d: DetectableDifference, units: str) -> str:
     if d.difference is None:
         found = "no difference in accuracy, however large, would be found"
     elif d.accuracy is None:
-        found = f"a difference in the mean error of {d.difference:.3g} {d.unit} would be found".replace(
-            " as scored", ""
-        )
+        unit = d.unit.replace("as scored", "").replace("an item's", "a sample's")
+        found = f"a difference in the mean error of {f'{d.difference:.3g} {unit}'.strip()} would be found"
     else:
         found = f"a difference of {100 * d.difference:.1f} points of accuracy would be found"
     compared = f", with p corrected for {d.configurations} configurations" if d.configurations > 2 else ""

@@ -25,7 +25,7 @@ from cruijff_kit.report.ranking import ranking
 from cruijff_kit.report.runs import Runs, read_runs
 from cruijff_kit.report.samples import samples
 from cruijff_kit.report.scores import scores
-from cruijff_kit.report.wording import range_in_words
+from cruijff_kit.report.wording import percent, range_in_words
 from cruijff_kit.result import now
 
 PAGE, METHODS, FOLDER = "report.html", "methods.txt", "report"
@@ -156,7 +156,7 @@ def _tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
     for family, outcome in zip(runs.families[:2], outcomes_of(runs), strict=False):
         e = outcome.estimate(outcome.configurations[0])
         best = "best " if len(family.ranking.ranked) > 1 else ""
-        ends = f", {100 * e.level:.3g}% {range_in_words(e)}" if e.low is not None else ""
+        ends = f", {percent(e.level)} {range_in_words(e)}" if e.low is not None else ""
         tiles.append((shown(e.value), f"{best}{family.name} ({family.ranking.split} split{ends})"))
     kinds = (("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours"))
     return tiles + [(few_digits(data[key]), what) for key, what in kinds if data[key] > 0]
