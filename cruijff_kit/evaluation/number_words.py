@@ -60,8 +60,8 @@ NEGATIONS = _words(
 )
 BOUNDS = _words(
     "than less fewer least most max maximum maximal maximally min minimum minimal minimally limit bound under over above "
-    "below beyond exceed exceeds exceeding up between from until till plus minus mindestens höchstens mehr weniger als unter "
-    "über moins más menos meno più"
+    "below beyond exceed exceeds exceeding up between from until till plus minus mindestens höchstens mehr weniger als "
+    "unter über moins más menos meno più"
 )
 UNITS = _words(
     "year yr yrs month week day hour h hr hrs minute second s ms dollar cent euro pound franc usd eur gbp chf jpy cad aud "
