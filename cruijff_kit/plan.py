@@ -22,6 +22,8 @@ from cruijff_kit.tiers import LONGEST_GROUP, RED, admit
 from cruijff_kit.training.steps import saved_epochs
 from cruijff_kit.withheld import quoted_names
 
+_FP32 = 4  # bytes
+
 
 @dataclass(frozen=True)
 class EvaluationPlan:
@@ -39,7 +41,8 @@ class Plan(EvaluationPlan):
     of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
     disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
     sample_tokens: task -> of the longest prompt and answer.
-    accuracy_tasks: the tasks whose answers are right or wrong. machine: device, dtype, threads. leaks: "exact train test"
+    accuracy_tasks: the tasks whose answers are right or wrong. error_tasks: whose answers are numbers.
+    machine: device, dtype, threads. leaks: "exact train test"
     -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
     whole conversations, which dataset.prompt does not word. warnings: what to know before it
     starts.
@@ -59,6 +62,7 @@ class Plan(EvaluationPlan):
     samples: dict[str, int]
     sample_tokens: dict[str, int]
     accuracy_tasks: list[str]
+    error_tasks: list[str]
     machine: dict[str, str | int]
     leaks: dict[str, int]
     conversations: bool
@@ -217,12 +221,13 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         trainable_parameters=trainable,
         total_parameters=total,
         memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
-        disk_bytes=_disk(cfg, trainable, chosen.dtype.itemsize, files),
+        disk_bytes=_disk(cfg, trainable, files),
         prompts_checked={name: r.prompts for name, r in rehearsals.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
         samples={name: r.samples for name, r in rehearsals.items()},
         sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
-        accuracy_tasks=[n for n, r in rehearsals.items() if any("accuracy" in m for m in (r.metrics or {}).values())],
+        accuracy_tasks=_tasks_with("accuracy", rehearsals),
+        error_tasks=_tasks_with("mae", rehearsals),
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
         conversations=leaks.conversations,
@@ -310,6 +315,10 @@ def _check_answers(name: str, config: RunConfig, prompt: int, answer: int, conte
         )
 
 
+def _tasks_with(metric: str, rehearsals: dict[str, Any]) -> list[str]:
+    return [n for n, r in rehearsals.items() if any(metric in m for m in (r.metrics or {}).values())]
+
+
 def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | None], custom: list[str]) -> None:
     validated = config.torchtune["dataset_val"]["split"] is not None
     losses = ["loss", *(["validation_loss", *(f"validation_{name}" for name in custom)] if validated else custom)]
@@ -324,9 +333,9 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | 
         )
 
 
-def _disk(cfg: dict[str, Any], trainable: int, size: int, files: list[Path]) -> int:
+def _disk(cfg: dict[str, Any], trainable: int, files: list[Path]) -> int:
     merged = sum(f.stat().st_size for f in files) if cfg["save_merged"] else 0
-    return len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * (trainable * size + merged)
+    return len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * (trainable * _FP32 + merged)
 
 
 def _memory(
@@ -334,21 +343,23 @@ def _memory(
 ) -> int:
     """Peak of a run, bytes: on a GPU the GPU's memory (of each, where several share the base), on a CPU the processes'.
 
-    Training holds the weights, the adapters' gradients and two AdamW moments, and the activations of one batch. Per layer
-    and token about 16 values of the model's width and 5 of the MLP's stay for the backward pass (inputs of norms,
-    projections and adapters; fp32 copies inside the norms count twice). On a CPU reading the files may need more than
-    that: the files' weights beside the converted ones. There, Python and the libraries add half a gigabyte.
+    Training holds the weights, the activations of one batch, and in fp32 the adapters, their gradients and two AdamW
+    moments; over weights in bf16 also copies of the adapters and of their gradients in bf16. Per layer and token about 16
+    values of the model's width and 5 of the MLP's stay for the backward pass (inputs of norms, projections and adapters;
+    fp32 copies inside the norms count twice). On a CPU reading the files may need more than that: the files' weights beside
+    the converted ones. There, Python and the libraries add half a gigabyte.
     """
     width, mlp = model.tok_embeddings.embedding_dim, model.layers[0].mlp.w1.weight.shape[0]
     size = machine.dtype.itemsize
     tokens = cfg["batch_size"] * max(lengths)
     kept_layers = 2 * math.sqrt(len(model.layers)) if cfg["enable_activation_checkpointing"] else len(model.layers)
     activations = tokens * kept_layers * (16 * width + 5 * mlp) * size
-    weights, processes = total * size, cfg["nproc_per_node"]
+    weights, processes = (total - trainable) * size, cfg["nproc_per_node"]
+    adapters = trainable * (4 * _FP32 + (2 * size if size < _FP32 else 0))
     if cfg["model"].get("quantize_base"):  # 4 bits a value, and a byte of scale for each 64
         layers = sum(p.numel() for n, p in model.layers.named_parameters() if p.ndim == 2 and "lora_" not in n)
         weights -= layers * (size - 0.5 - 1 / 64)
-    training = weights / processes + 3 * trainable * size + activations
+    training = weights / processes + adapters + activations
     if machine.device.type != "cpu":
         return round(training)
     reading = sum(f.stat().st_size for f in files) + total * size

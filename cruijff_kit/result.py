@@ -189,10 +189,16 @@ def flat_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, flo
     return flat
 
 
+LOWER_IS_BETTER = {
+    "loss", "losses", "error", "errors", "mae", "mse", "rmse", "brier", "ece", "stderr", "perplexity", "ppl", "nll",
+    "distance", "deviation", "wer", "cer", "fpr", "fnr",
+}  # fmt: skip
+"""Words of a metric's name that say that it is to be minimised."""
+
+
 def higher_is_better(objective: str) -> bool:
-    """Whether an objective is to be maximised: everything but losses and errors."""
-    last = objective.rpartition("/")[2]
-    return not (last.endswith("loss") or last in ("mae", "rmse", "brier", "c_ece", "r_ece", "stderr"))
+    """Whether an objective is to be maximised: everything but what a word of its name says is a loss or an error."""
+    return not LOWER_IS_BETTER & {*objective.rpartition("/")[2].lower().split("_")}
 
 
 def now(precision: str = "seconds") -> str:

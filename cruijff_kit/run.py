@@ -1,6 +1,7 @@
 """The whole story of one run: check, untrained model, train, evaluate, result.json."""
 
 import dataclasses
+import json
 import shlex
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 from cruijff_kit import tiers
 from cruijff_kit.config import RunConfig, config_hash, configuration_hash
+from cruijff_kit.data.leaks import number_units
 from cruijff_kit.environment import write_environment
 from cruijff_kit.errors import UserError
 from cruijff_kit.failures import failure_of, with_changes
@@ -177,6 +179,7 @@ def _train_and_evaluate(
         ask_untrained()
     with clock("train", recipe.clock):
         yield from _train(recipe, bool(config.eval.tasks), folder, result, start)
+        _note_units(config, folder)
     start.heartbeat.set(state=EVALUATING)
     if config.processes > 1:
         ask_untrained()
@@ -189,6 +192,16 @@ def _train_and_evaluate(
         )
     note_objective(result, config)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _note_units(config: RunConfig, folder: RunFolder) -> None:
+    """Add to the losses of validation rows which rows are of one unit: they say less than as many of different ones."""
+    data, losses = config.dataset, folder.validation_losses
+    if data.unit_column is None or not losses.is_file():
+        return
+    tree = json.loads(losses.read_text(encoding="utf-8"))
+    tree["unit"] = number_units(data, data.validation_split, data.max_validation_samples, tree["row"])
+    folder.write(losses.name, json.dumps(tree))
 
 
 def note_objective(result: RunResult, config: RunConfig) -> None:

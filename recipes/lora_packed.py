@@ -21,10 +21,12 @@ import torch
 
 from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.models import base, machine
+from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.progress import say
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.run_status import CANCELLED, cancel_asked
 from cruijff_kit.training.checkpoint import random_state
+from cruijff_kit.training.lora import fuse_lora
 from cruijff_kit.training.pack import PackedModel, Part
 from cruijff_kit.training.pack_size import PackSize
 from cruijff_kit.training.passes import Pass, Passed, Story, forget, out_of_memory
@@ -50,6 +52,8 @@ class Member(LoRAFinetuneRecipeSingleDevice):
 
     def _arrange(self, model: TransformerDecoder) -> None:
         self.modules = dict(model.named_modules())  # by the names that they have before others are put around them
+        if self.machine.device.type == "cpu":
+            fuse_lora(model)  # its output projection computes for it alone
         super()._arrange(model)
 
     def training(self) -> Story[None]:
@@ -70,7 +74,7 @@ class Member(LoRAFinetuneRecipeSingleDevice):
         batch = self.batch(asked.examples, asked.learn)
         loss = self._loss_of(asked.examples, asked.learn)
         drawing = self._drawing if self.draws and asked.learn else None
-        return Part(self.modules, self.model.output, batch, loss, asked.learn, drawing)
+        return Part(self.modules, self.model.output, batch, loss, drawing)
 
     def by_itself(self, asked: Pass) -> Passed:
         """A pass through the run's own model, for which there is no need of the pack's."""
@@ -177,7 +181,7 @@ class Pack:
         self.id = uuid.uuid4().hex[:8]
         self._model: PackedModel | None = None
         self._device: torch.device | None = None
-        self._held_before: int | None = None  # before the first pass, base model included
+        self._held_before: int | None = None  # before the first pass, base model included, adapters not
         self._made: Member | None = None  # last
 
     def member(self, cfg: dict[str, Any]) -> Member:
@@ -272,7 +276,9 @@ class Pack:
         if self._device is None:
             self._device = asked[0].by.machine.device
             machine.reset_peak_memory(self._device)
-            self._held_before = machine.held_memory(self._device)
+            held = machine.held_memory(self._device)
+            adapters = sum(p.numel() * p.element_size() for one in asked for p in one.by.trainable)
+            self._held_before = None if held is None else held - adapters  # which each run adds to what it takes
         most, started = self.size.of_round(len(asked)), time.perf_counter()
         found = self._compute(asked, most)
         if asked[0].learn and not any(isinstance(f, Exception) for f in found):
@@ -330,7 +336,9 @@ class Pack:
         if len(group) == 1:
             return [members[0].by_itself(group[0])]
         model = self._packed(members[0])
-        with torch.set_grad_enabled(learn):
+        with contextlib.ExitStack() as stack, torch.set_grad_enabled(learn):
+            for member in members:
+                stack.enter_context(cast_once(member.model))
             parts = [member.part(one) for member, one in zip(members, group, strict=True)]
             losses = model.losses(parts)
             if learn:

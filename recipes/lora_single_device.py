@@ -41,6 +41,7 @@ from cruijff_kit.data.instruct import Example
 from cruijff_kit.folder import RunFolder
 from cruijff_kit.models import base, machine
 from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
+from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.models.merge import merge
 from cruijff_kit.progress import progress, say
 from cruijff_kit.training import shared
@@ -189,10 +190,11 @@ class LoRAFinetuneRecipeSingleDevice:
     def compute(self, asked: Pass) -> Passed:
         """One pass through the model, forward and, where it is to learn, back."""
         if asked.learn:
-            loss, labels, tokens = self._loss(asked.examples)
-            loss.backward()
+            with cast_once(self.model):  # also where layers are computed again on the way back
+                loss, labels, tokens = self._loss(asked.examples)
+                loss.backward()
             return loss.detach(), labels, tokens
-        with evaluating(self.model):
+        with evaluating(self.model), cast_once(self.model):
             return self._loss(asked.examples)
 
     def _after_update(self) -> None:

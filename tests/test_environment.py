@@ -73,7 +73,7 @@ def run(tiny, project):
 
     def made(*overrides: str, name: str = "run") -> Path:
         where = ["model=hf_llama", f"model.path={tiny}", f"output_dir={project / name}", "device=cpu", "dtype=fp32"]
-        small = ["max_steps_per_epoch=1", "num_warmup_steps=0", "lora.rank=2", "eval.limit=1", "eval.max_tokens=2"]
+        small = ["max_steps_per_epoch=1", "num_warmup_steps=0", "lora.rank=2", "eval.limit=1", "eval.max_tokens=6"]
         asked = [f"eval.tasks=[{project / 'tasks/words.py'}@words]", "custom_metrics=[lab.metrics.mine]"]
         cruijff_kit.train_then_eval(cruijff_kit.compose([*where, *small, *asked, "eval.baseline=false", *overrides]))
         return project / name
@@ -269,7 +269,7 @@ def test_a_later_evaluation_has_a_record_of_its_own(run):
     folder = run()
     before = (folder / "environment.json").read_bytes()
     config = cruijff_kit.frozen.frozen(folder)
-    asked = cruijff_kit.compose(["eval=match", "eval.limit=1", "eval.max_tokens=2"])
+    asked = cruijff_kit.compose(["eval=match", "eval.limit=1", "eval.max_tokens=6"])
     write_request(folder, Request(vars(asked.eval), vars(config.slurm), device="cpu"))
     evaluate_pending(folder)
     late = json.loads((folder / "environment_evaluate.json").read_text())

@@ -35,7 +35,7 @@ def test_what_a_run_leaves(compose, tmp_path):
     folder = tmp_path / "out"
     assert {p.name for p in folder.iterdir()} - {"provenance"} == {  # which holds the edits of a checkout that has some
         "config.yaml", "torchtune.yaml", "status.json", "swept.json", "metrics.jsonl", "epoch_0", "eval", "result.json",
-        "environment.json",
+        "environment.json", "validation_losses.json",
     }  # fmt: skip
     written = json.loads((folder / "result.json").read_text())
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))

@@ -160,7 +160,7 @@ def test_answers_that_a_task_caches(red, green):
 def test_what_red_data_leaves_is_of_use(red):
     """Scores, comparisons, groups, risks; file, row and column of a fault, type and line of a foreign one."""
     folder, done = red
-    results = json.loads(done.stdout.partition("exit table: 0\n")[2].partition("exit table")[0])
+    results = json.loads(done.stdout.partition("exit table: 0\n")[2].partition("exit table")[0])["runs"]
     by_name = {Path(r["paths"]["run"]).name: r for r in results}
     sweep = by_name["lr=0.01"]
     assert (sweep["tier"], sweep["redacted"]) == ("red", True)

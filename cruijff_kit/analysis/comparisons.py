@@ -1,7 +1,8 @@
 """Each configuration against the untrained model, the constant baseline (chance), and the best configuration.
 
 Paired item by item, over the items that both answered. Everything that is tested on one page is one family for Holm's
-correction. A configuration that gives every item the same answer is no evidence of anything: it gets no p.
+correction. A configuration that gives every item the same answer is no evidence of anything: it gets no p. Nor is one that
+is better than the untrained model, but no better than a constant: it may have learnt no more than how answers look.
 """
 
 import math
@@ -14,6 +15,7 @@ from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, 
 from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, constant_samples_of, samples_of
 from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.result import higher_is_better
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 UNTRAINED, CHANCE, BEST = "untrained", "chance", "best"
 VALIDATION = ("validation", "loss", "validation_loss")
 """What a comparison of validation losses has for task, scorer and metric."""
-SAME_ANSWER = "every answer is the same"
+SAME_ANSWER = "no test: one answer to all"
+NO_BETTER_THAN_CHANCE = "no test: no better than chance"
 _OF_RISKS = ("auc", "brier", "r_ece")  # they do not depend on which option is written
 _SHARES = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece")
 Measured = tuple[str, str, str]
@@ -74,7 +77,8 @@ class _Tried:
     against: str
     measured: Measured
     found: Difference
-    is_tested: bool
+    untested: str = ""
+    """Why there is no test; empty: there is one."""
 
 
 def compare_configurations(
@@ -103,12 +107,12 @@ def compare_configurations(
 
 
 def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict[str, list[Comparison]]:
-    corrected = iter(with_holm([t.found for t in tried if t.is_tested]))
+    corrected = iter(with_holm([t.found for t in tried if not t.untested]))
     made: dict[str, list[Comparison]] = {c.name: [] for c in configurations}
     for t in tried:
         d = t.found
-        (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, SAME_ANSWER
-        if t.is_tested:
+        (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, t.untested
+        if not t.untested:
             (low, high, p_holm), p, method = next(corrected), d.p, d.method
         if t.measured[2] in _SHARES:
             low, high = max(-1.0, low), min(1.0, high)
@@ -126,17 +130,29 @@ def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance |
     cells = c.cells(task)
     if not cells or scorer not in cells[0].metrics:
         return
-    is_constant = metric not in _OF_RISKS and all(e.constant_answer for e in cells)
+    untested = SAME_ANSWER if _is_constant(c, measured) else ""
     own = [samples_of(e.log, scorer) for e in cells]
     before = [samples_of(e.log, scorer) for e in c.cells(task, untrained=True)[:1]]
-    for against, others in ((UNTRAINED, before), (CHANCE, [constant_samples_of(cells[0].log, scorer)])):
+    is_above_chance = True  # where there is no constant
+    for against, others in ((CHANCE, [constant_samples_of(cells[0].log, scorer, metric)]), (UNTRAINED, before)):
         both = aligned([*own, *others]) if others else None
         if both is None or not all(is_computable(metric, s) for s in both):
             continue
         # Of one seed it is this run that is compared with what was not trained, whatever other seeds would do.
         seeds = between if len(cells) > 1 else None
         found = compare(_rows(metric, both[:-1]), _rows(metric, both[-1:]), seeds, other_is_fixed=True)
-        yield _Tried(c, against, measured, found, not is_constant)
+        gain = found.difference if higher_is_better(metric) else -found.difference
+        if against == CHANCE:
+            is_above_chance = gain > 0
+        elif gain > 0 and not is_above_chance:
+            untested = untested or NO_BETTER_THAN_CHANCE
+        yield _Tried(c, against, measured, found, untested)
+
+
+def _is_constant(c: Configuration, measured: Measured) -> bool:
+    """Whether each run gives every item the same answer, so that the metric tells nothing of the model."""
+    task, _, metric = measured
+    return metric not in _OF_RISKS and all(e.constant_answer for e in c.cells(task))
 
 
 def _against_best(
@@ -148,7 +164,8 @@ def _against_best(
     if both is None or not all(is_computable(metric, s) for s in both):
         return
     found = compare(_rows(metric, both[: len(own)]), _rows(metric, both[len(own) :]), between)
-    yield _Tried(c, BEST, measured, found, True)
+    untested = SAME_ANSWER if _is_constant(c, measured) and _is_constant(best, measured) else ""
+    yield _Tried(c, BEST, measured, found, untested)
 
 
 def _validation(c: Configuration, best: Configuration) -> Iterator[_Tried]:
@@ -156,7 +173,7 @@ def _validation(c: Configuration, best: Configuration) -> Iterator[_Tried]:
     rows = row_losses([*c.runs, *best.runs])
     if rows is not None:
         between = pool_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
-        yield _Tried(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between), True)
+        yield _Tried(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between))
 
 
 def _rows(metric: str, samples: list[Samples]) -> "np.ndarray":

@@ -98,6 +98,8 @@ def compare(
     rest = sum(_rest(side) / (len(side) * n) for side in sides if len(side) > 1)
     parts = [_seed_part(side, between_seeds) for side in sides]
     over_seeds, square = sum(part for part, _ in parts), sum(part**2 / freedom for part, freedom in parts)
+    if between_seeds is not None:  # one estimate for both sides, not two that are independent
+        square = over_seeds**2 / between_seeds.freedom
     # Both mean squares hold what is left over once; it counts once.
     total = over_items + max(0.0, over_seeds - rest)
     deviation = math.sqrt(max(0.0, (over_seeds - rest) / sum(1 / len(side) for side in sides)))
@@ -175,23 +177,30 @@ def _over_items(own: "np.ndarray", other: "np.ndarray") -> Difference:
 def mcnemar(gained: int, lost: int, items: int) -> Difference:
     """Exact McNemar test, with Agresti and Min's interval (2005, Statistics in Medicine 24): half an item more a cell.
 
-    p is the larger one of the two, so that it never says more than the interval beside it.
+    Where the two disagree on whether there is a difference, the interval's end near 0 is that of the exact test.
 
     Args:
         gained: items that only the first has right. lost: that only the second has. items: all.
     """
-    from scipy.special import bdtr
+    from scipy.special import bdtr, betaincinv
 
     middle, variance = _with_half_an_item_more(gained - lost, gained + lost, items)
     error = math.sqrt(variance)
     exact = min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
-    p = max(exact, 2 * NormalDist().cdf(-abs(middle) / error))
+    more, less = max(gained, lost), min(gained, lost)
 
     def interval(level: float) -> tuple[float, float]:
         reach = NormalDist().inv_cdf((1 + level) / 2) * error
-        return max(-1.0, middle - reach), min(1.0, middle + reach)
+        low, high = max(-1.0, middle - reach), min(1.0, middle + reach)
+        if (exact < 1 - level) == (low <= 0 <= high) and more:
+            least = float(
+                betaincinv(more, less + 1, (1 - level) / 2)
+            )  # Clopper and Pearson's, of the items that changed
+            near = (2 * least - 1) * (gained + lost) / items
+            low, high = (near, high) if gained > lost else (low, -near)
+        return low, high
 
-    return Difference((gained - lost) / items, min(1.0, p), interval, items, "McNemar, exact")
+    return Difference((gained - lost) / items, exact, interval, items, "McNemar, exact")
 
 
 def _with_half_an_item_more(total: float, squares: float, items: int) -> tuple[float, float]:

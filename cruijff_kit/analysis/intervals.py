@@ -127,14 +127,14 @@ def interval_of_mean(
 
 
 def effective_items(values: "np.ndarray", unit: "np.ndarray | None") -> float:
-    """How many independent items tell as much about a share as these, some of which are of one unit."""
-    n, share = len(values), float(values.mean())
+    """How many independent items tell as much about a mean as these, some of which are of one unit."""
+    n, variance = len(values), float(values.var())
     if unit is None:
         return n
     error, freedom = standard_error_of_mean(values, unit)
-    if share in (0, 1) or not error > 0:
+    if not variance > 0 or not error > 0:
         return freedom + 1
-    return min(float(n), max(1.0, share * (1 - share) / error**2))
+    return min(float(n), max(1.0, variance / error**2))
 
 
 def studentised_quantiles(values: "np.ndarray", unit: "np.ndarray | None", at: tuple[float, ...]) -> list[float]:

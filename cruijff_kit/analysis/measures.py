@@ -60,8 +60,12 @@ NEEDS = {
 
 
 def is_computable(name: str, samples: Samples) -> bool:
-    """Whether a metric is one of ours and these samples have what it needs."""
-    return name in _MEASURES and all(getattr(samples, need) is not None for need in NEEDS.get(name, ()))
+    """Whether a metric is one of ours, these samples have what it needs, and it is defined for them."""
+    if name not in _MEASURES or any(getattr(samples, need) is None for need in NEEDS.get(name, ())):
+        return False
+    if name == "auc":
+        return 0 < samples.positive.sum() < len(samples)
+    return name != "r_squared" or samples.target.min() < samples.target.max()
 
 
 Measure = Callable[[Samples, "np.ndarray"], "np.ndarray"]

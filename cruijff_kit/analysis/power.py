@@ -24,25 +24,36 @@ class DetectableDifference:
     """Test items that both answer."""
     configurations: int
     """How many are compared with the best."""
-    accuracy: float
-    """Of the better one, assumed or observed."""
+    accuracy: float | None
+    """Of the better one, assumed or observed; None where the scores are errors of numbers."""
     correlation: float
     """Between the answers of two configurations to one item, assumed or observed."""
     observed: bool
-    """Whether accuracy and correlation were observed; else they are assumed."""
+    """Whether accuracy (or spread) and correlation were observed; else they are assumed."""
     difference: float | None
-    """As a share (0.1: 10 points); None: not even the largest one would be found."""
+    """In `unit`; None: not even the largest one would be found."""
     items_for_5_points: int | None
-    """Items that a difference of 5 points would need; None: more than a million."""
+    """Items that a difference of 5 points would need; None: more than a million, or of errors."""
     seed_deviation: float | None = None
     """Standard deviation between seeds that is counted in, as a share; None: seeds are not known to differ."""
     seeds: int = 1
     """Seeds of each configuration."""
+    design_effect: float = 1.0
+    """Items that tell as much as one of a unit of its own, where items of one unit (respondent, household) are alike."""
+    unit: str = "share"
+    """Of the difference: share (0.1: 10 points); of errors of numbers what these are in, or where nothing was observed
+    "standard deviations of an item's error"."""
 
     def __str__(self) -> str:
         about = "observed" if self.observed else "assumed"
         of = f"{self.items} test items" + (f", {self.configurations} configurations" if self.configurations > 2 else "")
         of += f" of {self.seeds} seeds" if self.seeds > 1 else ""
+        if self.design_effect > 1:
+            of += f", as good as {self.items / self.design_effect:.0f} that are each of another unit"
+        if self.accuracy is None:
+            amount = f"{self.difference:.3g} {self.unit}".removesuffix(" as scored")
+            found = f"a difference of {amount} or more is found with 80% power"
+            return f"{of}: {found} ({about}: correlation {self.correlation:.2f})"
         finds = "no difference" if self.difference is None else f"a difference of {100 * self.difference:.1f} points"
         needs = "over a million" if self.items_for_5_points is None else f"{self.items_for_5_points:,}"
         least = "can be found" if self.difference is None else "or more is found with 80% power"
@@ -63,6 +74,7 @@ def detectable_difference(
     correlation: float | None = None,
     seed_deviation: float | None = None,
     seeds: int = 1,
+    design_effect: float = 1.0,
 ) -> DetectableDifference:
     """What right and wrong answers to so many items can show.
 
@@ -70,6 +82,7 @@ def detectable_difference(
         items: test items. configurations: that are compared with the best one; 2 for a comparison of two.
         accuracy, correlation: None: 0.8 and 0.5 are assumed.
         seed_deviation: standard deviation of a configuration's accuracy between seeds. seeds: of each configuration.
+        design_effect: items that count as one, since items of one unit are alike.
     """
     observed = accuracy is not None and correlation is not None
     accuracy = ASSUMED_ACCURACY if accuracy is None else accuracy
@@ -78,12 +91,38 @@ def detectable_difference(
     between = 2 * (seed_deviation or 0.0) ** 2 / seeds
 
     def found(difference: float, of: int) -> float:
-        return power(of, accuracy, difference, correlation, alpha, between, seeds)
+        return power(max(1, round(of / design_effect)), accuracy, difference, correlation, alpha, between, seeds)
 
     return DetectableDifference(
         items, configurations, round(accuracy, 4), round(correlation, 4), observed,
         _smallest(lambda d: found(d, items), accuracy), _items(lambda n: found(WANTED, n)) if accuracy > WANTED else None,
-        seed_deviation, seeds,
+        seed_deviation, seeds, round(design_effect, 4),
+    )  # fmt: skip
+
+
+def detectable_error(
+    items: int,
+    configurations: int = 2,
+    deviation: float | None = None,
+    correlation: float | None = None,
+    seeds: int = 1,
+    design_effect: float = 1.0,
+) -> DetectableDifference:
+    """What errors of so many numbers can show: of a paired t test, by the normal approximation.
+
+    Args:
+        items, configurations, correlation, seeds, design_effect: as for `detectable_difference`.
+        deviation: standard deviation of the errors of one configuration; None: the difference is told in these.
+    """
+    observed = deviation is not None and correlation is not None
+    correlation = ASSUMED_CORRELATION if correlation is None else correlation
+    normal = NormalDist()
+    reach = normal.inv_cdf(1 - ALPHA / max(1, configurations - 1) / 2) + normal.inv_cdf(POWER)
+    difference = reach * math.sqrt(2 * (1 - correlation) * design_effect / items) * (deviation if observed else 1.0)
+    unit = "as scored" if observed else "standard deviations of an item's error"
+    return DetectableDifference(
+        items, configurations, None, round(correlation, 4), observed, float(f"{difference:.4g}"), None, None, seeds,
+        round(design_effect, 4), unit,
     )  # fmt: skip
 
 

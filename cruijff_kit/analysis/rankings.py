@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cruijff_kit.analysis.comparisons import BEST, VALIDATION, Comparison, Measured
-from cruijff_kit.analysis.configurations import Configuration, is_finite
+from cruijff_kit.analysis.configurations import Configuration, is_finite, last_cell
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.result import RunResult, higher_is_better
 
@@ -89,16 +89,21 @@ def _order(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
     sign = -1 if ranking.higher else 1
 
     def key(c: Configuration) -> tuple[bool, float]:
-        return _answers_nothing(c, ranking.source), sign * mean(c.objectives())
+        return answers_nothing(c, ranking.source), sign * mean(c.objectives())
 
     return key
 
 
-def _answers_nothing(c: Configuration, source: Measured | None) -> bool:
-    """Whether the scorer could read no answer: then the objective is the constant baseline's, and it is ranked last."""
-    if source is None:
-        return False
-    return any(e.coverage.get(source[1], 1.0) == 0 for e in c.cells(source[0]))
+def answers_nothing(c: Configuration, source: Measured | None) -> bool:
+    """Whether a scorer could read no answer of a run: then its numbers are the constant baseline's, and it is ranked last.
+
+    Args:
+        source: what it is ranked by; None (a loss): whether no scorer of a task could read any.
+    """
+    if source is not None:
+        return any(e.coverage.get(source[1], 1.0) == 0 for e in c.cells(source[0]))
+    cells = [last_cell(r, e.task) for r in c.runs for e in r.evaluation]
+    return any(e.metrics and all(e.coverage.get(scorer, 1.0) == 0 for scorer in e.metrics) for e in cells)
 
 
 def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> None:
@@ -109,6 +114,8 @@ def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> Non
         tested = [t for t in comparisons[c.name] if t.against == BEST and t.measured == measured]
         unknown = unknown or not tested
         is_equal = mean(c.objectives()) == mean(ranking.leader.objectives())
+        if answers_nothing(c, ranking.source) and not answers_nothing(ranking.leader, ranking.source):
+            continue
         if is_equal or tested and not tested[0].differs:
             ranking.best.append(c)
     ranking.note = UNSURE if unknown else ""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # The end of an .eval file holds its table of contents with a checksum of each part: a copy has the same, an edited log not.
 _TAIL = 4096
 _OF_THE_SAMPLE = ("id", "unit", "chance", "label", "positive", "is_positive", "target", "constant")
-_FORMAT = 2  # of what is kept
+_FORMAT = 3  # of what is kept
 
 
 def samples_of(log: str, scorer: str) -> tuple[list[str], Samples] | None:
@@ -33,9 +33,16 @@ def samples_of(log: str, scorer: str) -> tuple[list[str], Samples] | None:
     return (columns["id"], _as_samples(columns)) if columns else None
 
 
-def constant_samples_of(log: str, scorer: str) -> tuple[list[str], Samples] | None:
-    """As `samples_of`, as if every answer were the constant baseline's; None where there is none."""
+def constant_samples_of(log: str, scorer: str, metric: str) -> tuple[list[str], Samples] | None:
+    """As `samples_of`, as if every answer were the constant baseline's; None where there is none.
+
+    Args:
+        metric: what is to be computed; an AUC needs no more than that nothing stands above anything.
+    """
     columns = _columns_of(log).get(scorer, {})
+    if metric == "auc" and columns:
+        ids, own = samples_of(log, scorer)
+        return ids, replace(own, order=own.value * 0)
     if any(c is None for c in columns.get("chance", [None])):
         return None
     same = {name: columns[name] for name in _OF_THE_SAMPLE if name in columns}
@@ -128,12 +135,18 @@ def _read(log: str, identity: str) -> dict[str, dict[str, list[Any]]]:
     from cruijff_kit.evaluation.items import scored_samples  # inspect-ai
 
     try:
-        found = scored_samples(log)
+        found = {scorer: _by_id(columns) for scorer, columns in scored_samples(log).items()}
     except Exception:  # whatever is wrong with a file: the table says what it can without it
         return {}
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         write_text(kept, json.dumps(found))
     return found
+
+
+def _by_id(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """In one order, whichever one the samples were answered in: resampling draws by place."""
+    order = sorted(range(len(columns["id"])), key=columns["id"].__getitem__)
+    return {name: [values[i] for i in order] for name, values in columns.items()}
 
 
 def _as_samples(columns: dict[str, list[Any]]) -> Samples:

@@ -5,12 +5,11 @@ from typing import Any
 
 from cruijff_kit.analysis.comparisons import VALIDATION, Comparison, Measured, compare_configurations
 from cruijff_kit.analysis.configurations import Configuration, group_configurations
-from cruijff_kit.analysis.differences import item_values
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
 from cruijff_kit.analysis.headlines import headline, scorers_of
-from cruijff_kit.analysis.intervals import LEVEL
-from cruijff_kit.analysis.measures import is_computable
-from cruijff_kit.analysis.power import DetectableDifference, detectable_difference
+from cruijff_kit.analysis.intervals import LEVEL, effective_items
+from cruijff_kit.analysis.measures import is_computable, measure, terms
+from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
 from cruijff_kit.analysis.samples import aligned, samples_of
 from cruijff_kit.result import RunResult
@@ -55,9 +54,9 @@ class Analysis:
         return self.ranking is not None and c in self.ranking.best
 
     def level_of(self, c: Configuration, measured: Measured | None = None) -> float:
-        """Level of a metric's interval: higher for one that was chosen by the rows that the metric is of."""
+        """Level of a metric's interval: higher for one of the best, chosen by the rows that the metric is of."""
         cells = c.cells(measured[0]) if measured else []
-        chosen = (r.level for r in self.rankings if r.leader is c and cells and cells[0].split == r.split)
+        chosen = (r.level for r in self.rankings if c in r.best and cells and cells[0].split == r.split)
         return max(chosen, default=LEVEL)
 
     @property
@@ -81,7 +80,9 @@ class Analysis:
         }
 
     def _configuration(self, c: Configuration) -> dict[str, Any]:
-        estimates = {"/".join(m): estimate(c, *m, level=self.level_of(c, m)) for m in self.metrics}
+        measured = ((e.task, s, m) for e in c.runs[-1].evaluation for s, values in e.metrics.items() for m in values)
+        known = [m for m in dict.fromkeys(measured) if m in self.metrics or measure(m[2])]
+        estimates = {"/".join(m): estimate(c, *m, level=self.level_of(c, m)) for m in known}
         estimates |= {name: estimate_loss(c, name) for name in ("loss", "validation_loss")}
         return {
             "name": c.name,
@@ -139,29 +140,30 @@ def _analyse(results: list[RunResult]) -> Analysis:
 
 
 def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
-    """Of right and wrong answers: with the accuracy of the better half and the correlations that were observed."""
-    measured = next((m for m in found.metrics if m[0] == task and m[2] == "accuracy"), None)
-    if measured is None:
+    """With the accuracy of the better half (of numbers the spread of errors) and the correlations that were observed."""
+    measured = next((m for m in found.metrics if m[0] == task and m[2] in ("accuracy", "mae")), None)
+    asked = [c for c in found.configurations if c.cells(task)]
+    if measured is None or not asked:
         return None
-    rows, cells = [], []
-    for c in found.configurations:
-        if own := c.cells(task):
-            rows.append(samples_of(own[0].log, measured[1]))
-            cells.append(own[0])
-    if not cells:
-        return None
-    n, k = min(e.samples for e in cells), max(2, len(cells))
-    both = aligned(rows)
-    if both is None or not all(is_computable("accuracy", s) for s in both):
-        return detectable_difference(n, k)
-    values = [item_values("accuracy", s) for s in both]
-    best, correlation = max(float(v.mean()) for v in values), _correlation(values)
-    seeds = min(len(c.runs) for c in found.configurations)
-    deviations = [e.seed_deviation for c in found.configurations if (e := estimate(c, *measured)) and e.seed_deviation]
-    deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations else None
+    cells = [c.cells(task) for c in asked]
+    n, k, seeds = min(own[0].samples for own in cells), max(2, len(asked)), min(len(c.runs) for c in asked)
+    # One that gives all the same answer is right by the answer, not by the item.
+    telling = [samples_of(own[0].log, measured[1]) for own in cells if not all(e.constant_answer for e in own)]
+    both = aligned(telling)
+    if both is None or not all(is_computable(measured[2], s) for s in both):
+        both = []
+    values = [terms(measured[2], s) for s in both]
+    n, correlation = len(values[0]) if values else n, _correlation(values)
+    design_effect = mean([n / effective_items(v, s.unit) for v, s in zip(values, both, strict=True)]) if values else 1.0
+    if measured[2] == "mae":
+        spread = None if correlation is None else mean([float(v.std(ddof=1)) for v in values])
+        return detectable_error(n, k, spread, correlation, seeds, design_effect)
+    deviations = [e.seed_deviation for c in asked if (e := estimate(c, *measured)) and e.seed_deviation]
+    deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations and seeds > 1 else None
+    best = max((float(v.mean()) for v in values), default=0.0)
     if correlation is None or not 0 < best < 1:
         best = correlation = None
-    return detectable_difference(len(values[0]), k, best, correlation, deviation if seeds > 1 else None, seeds)
+    return detectable_difference(n, k, best, correlation, deviation, seeds, design_effect)
 
 
 def _correlation(values: list[Any]) -> float | None:

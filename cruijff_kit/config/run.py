@@ -89,7 +89,7 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
-    """auto, fp32 or bf16."""
+    """Of the base model and of products: auto, fp32 or bf16. Adapters and the optimiser's state are always fp32."""
     threads: int | None = None
     """CPU threads; null: as measured best for the machine."""
     compile: bool = False

@@ -139,6 +139,17 @@ def unit_of(row: Conversation, column: str, split: str) -> str:
     return str(unit).strip()
 
 
+def number_units(data: "DatasetConfig", split: str, limit: int | None, rows: list[int]) -> list[int]:
+    """For each of these rows of a split a number that rows of one unit (dataset.unit_column) share; it names nobody.
+
+    Raises:
+        UserError: as `unit_of`.
+    """
+    units = {row.row: unit_of(row, data.unit_column, split) for row in _used(data, split, limit)}
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(units[row], len(numbers)) for row in rows]
+
+
 def check_units(data: "DatasetConfig", splits: list[str]) -> None:
     """Raises UserError as `unit_of` where a row of these test splits has no unit, and dataset.unit_column asks for one."""
     if data.unit_column is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from cruijff_kit import answer
-from cruijff_kit.analysis.power import DetectableDifference, detectable_difference
+from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.cluster.client import ClusterError
 from cruijff_kit.config import RunConfig, configuration_hash
 from cruijff_kit.errors import UserError
@@ -113,10 +113,12 @@ def detectable_differences(runs: list[PlannedRun]) -> dict[str, DetectableDiffer
     """Task -> the smallest difference that comparisons of these runs could find."""
     seeds = Counter(configuration_hash(run.config) for run in runs)
     found = {}
-    for task in runs[0].plan.accuracy_tasks:
+    plan, compared, of_each = runs[0].plan, max(2, len(seeds)), min(seeds.values())
+    for task in (*plan.accuracy_tasks, *plan.error_tasks):
+        find = detectable_difference if task in plan.accuracy_tasks else detectable_error
         items = min(run.plan.samples.get(task, 0) for run in runs)
         if items:
-            found[task] = detectable_difference(items, max(2, len(seeds)), seeds=min(seeds.values()))
+            found[task] = find(items, compared, seeds=of_each)
     return found
 
 

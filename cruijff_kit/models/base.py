@@ -24,6 +24,7 @@ from cruijff_kit.compat import (
 )
 from cruijff_kit.errors import UserError
 from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.master_weights import use_master_weights
 
 _held: dict[str, dict[str, torch.Tensor]] = {}  # at most one base model
 
@@ -138,6 +139,7 @@ def skeleton(model_config: dict[str, Any], dtype: torch.dtype = torch.float32) -
     config = {k: v for k, v in model_config.items() if k != "quantize_base"}
     with set_default_dtype(dtype), torch.device("meta"):
         model = instantiate(OmegaConf.create(config))
+    use_master_weights(model)
     rope = type(model.layers[0].attn.pos_embeddings)
     if not issubclass(rope, (Llama3ScaledRoPE, RotaryPositionalEmbeddings)):
         raise UserError(

@@ -312,6 +312,6 @@ def _machines(runs: Runs) -> str:
     hardware += _drivers(runs) if devices and devices != ["cpu"] else []
     hardware += [f"{worded(processes)} a run"] if processes and processes != [1] else []
     hardware += [f"{worded(threads)} {'thread' if threads == [1] else 'threads'} a process"] if threads else []
-    hardware += [f"precision {worded(dtype)}"] if dtype else []
+    hardware += [f"precision {worded(dtype)}{' (adapters fp32)' if 'bf16' in dtype else ''}"] if dtype else []
     text += f". Hardware: {', '.join(hardware)}" if hardware else ""
     return f"{text}. {hours_in_words(runs)}"

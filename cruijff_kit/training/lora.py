@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cruijff_kit.compat import LoRALinear, NF4Tensor, TransformerDecoder
+from cruijff_kit.models.master_weights import cast_weight
 
 
 class FusedLoRALinear(LoRALinear):
@@ -22,7 +23,8 @@ class FusedLoRALinear(LoRALinear):
             return super().forward(x)
         rows = x.flatten(0, -2)
         span = Span(0, len(rows), 1, self.alpha / self.rank)
-        out = AdaptedLinear.apply(rows, self.weight, None, [span], self.lora_a.weight, self.lora_b.weight)
+        matrices = (cast_weight(matrix, x.dtype) for matrix in (self.lora_a, self.lora_b))
+        out = AdaptedLinear.apply(rows, self.weight, None, [span], *matrices)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -75,8 +77,11 @@ class AdaptedLinear(torch.autograd.Function):
             if grad_x is not None:
                 _add_product(span.of(grad_x), grad_down, a, 1.0)
             grad_a, grad_b = grad_down.mT @ span.of(x), (own.mT @ down).mul_(span.scale)
-            each = [(grad_a, grad_b)] if span.count == 1 else zip(grad_a, grad_b, strict=True)
-            for (own_a, own_b), rank in zip(each, itertools.islice(ranks, span.count), strict=True):
+            own_ranks = [*itertools.islice(ranks, span.count)]
+            if span.count == 1:
+                found += [grad_a, grad_b]
+                continue
+            for own_a, own_b, rank in zip(grad_a, grad_b, own_ranks, strict=True):
                 found += [own_a[:rank], own_b[:, :rank].contiguous()]
         return grad_x, None, None, None, *found
 
@@ -104,7 +109,7 @@ def _stacked(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
 def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float | torch.Tensor) -> None:
     """To `out` its scale x left right, matrices or stacks of them."""
     if isinstance(scale, torch.Tensor):
-        left, scale = left * scale, 1.0
+        left, scale = (left * scale).to(left.dtype), 1.0
     (out.addmm_ if out.ndim == 2 else out.baddbmm_)(left, right, alpha=scale)
 
 

@@ -26,6 +26,7 @@ from cruijff_kit.compat import (
     set_activation_checkpointing,
 )
 from cruijff_kit.data.batches import Batch, Spans
+from cruijff_kit.models.master_weights import cast_weight
 from cruijff_kit.training.cpu import arrange_for_cpu
 from cruijff_kit.training.lora import AdaptedLinear, FusedLoRALinear, Span
 from cruijff_kit.training.passes import out_of_memory
@@ -43,16 +44,14 @@ class Part:
     """One run's share of a pass.
 
     modules: of the run's own model, by name. output: its output projection. batch: its rows, on the device. loss: (hidden
-    states of the predicting positions, targets, output projection) -> summed loss. learn: with dropout. drawing: given a
-    place in the model, a context in which random numbers are the run's own, the same when the place is computed again; None
-    where none are drawn.
+    states of the predicting positions, targets, output projection) -> summed loss. drawing: given a place in the model, a
+    context in which random numbers are the run's own, the same when the place is computed again; None where none are drawn.
     """
 
     modules: dict[str, nn.Module]
     output: Callable[[torch.Tensor], torch.Tensor]
     batch: Batch
     loss: Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
-    learn: bool
     drawing: Callable[[str], Any] | None = None
 
     @property
@@ -188,15 +187,15 @@ class _PackedLinear(nn.Module):
         """[1, all tokens, in_dim] -> [1, all tokens, out_dim]."""
         parts = self._pack.parts
         modules = [part.modules[self._name] for part in parts]
-        kinds = [_kind(module, part) for module, part in zip(modules, parts, strict=True)]
+        kinds = [_kind(module, self._pack.exact) for module in modules]
         sizes, rows = self._pack.sizes, x.squeeze(0)  # the way back through x[0] would fill a gradient with zeros
         fused = [(n, m) for n, (m, kind) in enumerate(zip(modules, kinds, strict=True)) if kind == "fused"]
         if fused:
-            matrices = [w for _, m in fused for w in (m.lora_a.weight, m.lora_b.weight)]
+            matrices = [cast_weight(matrix, x.dtype) for _, m in fused for matrix in (m.lora_a, m.lora_b)]
             out = AdaptedLinear.apply(rows, self.weight, self.bias, self._spans(fused, x), *matrices)[None]
         else:
             out = F.linear(rows, self.weight, self.bias)[None]
-        if not {"dropped", "own"} & {*kinds}:
+        if not {"apart", "own"} & {*kinds}:
             return out
         pieces = zip(modules, kinds, parts, rows.split(sizes), out.squeeze(0).split(sizes), strict=True)
         return torch.cat([_piece(self._name, *piece) for piece in pieces])[None]
@@ -214,18 +213,22 @@ class _PackedLinear(nn.Module):
         for _, group in itertools.groupby(enumerate(fused), together):
             (first, _), *_ = numbered = [part for _, part in group]
             scales = [module.alpha / module.rank for _, module in numbered]
-            scale = scales[0] if len({*scales}) == 1 else like.new_tensor(scales)[:, None, None]
+            scale = scales[0] if len({*scales}) == 1 else like.new_tensor(scales, dtype=torch.float32)[:, None, None]
             spans.append(Span(bounds[first], bounds[first + len(scales)], len(scales), scale))
         return spans
 
 
-def _kind(module: nn.Module, part: Part) -> str:
-    """How a part's adapter is added: base (it has none here), fused, dropped (apart, after dropout), own (its own way)."""
+def _kind(module: nn.Module, exact: bool) -> str:
+    """How an adapter is added: base (there is none here), fused, apart (after dropout), own (its own way).
+
+    exact: in the way in which the run adds it by itself on a CPU (`fuse_lora`), also where dropout drops nothing: bf16
+    rounds otherwise in another one.
+    """
     if type(module) is nn.Linear:
         return "base"
     if type(module) in (LoRALinear, FusedLoRALinear):
-        in_four_bits = isinstance(module.weight.data, NF4Tensor)
-        return "dropped" if in_four_bits or part.learn and isinstance(module.dropout, nn.Dropout) else "fused"
+        in_four_bits, dropout = isinstance(module.weight.data, NF4Tensor), isinstance(module.dropout, nn.Dropout)
+        return "apart" if in_four_bits or dropout or exact and module.bias is not None else "fused"
     return "own"
 
 

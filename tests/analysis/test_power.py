@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from cruijff_kit.analysis.differences import mcnemar
-from cruijff_kit.analysis.power import _changed, detectable_difference, power
+from cruijff_kit.analysis.power import _changed, detectable_difference, detectable_error, power
 
 
 def simulated(items: int, accuracy: float, difference: float, correlation: float, alpha: float, repeats: int = 1500):
@@ -45,6 +46,27 @@ def test_what_is_found_and_what_it_would_take():
     assert few.as_data()["difference"] == few.difference and few.as_data()["text"] == str(few)
     told = detectable_difference(100, 4, 0.7, 0.6)
     assert told.observed and "4 configurations" in str(told) and "observed" in str(told)
+
+
+def test_errors_of_numbers():
+    """By simulation of the paired t test: 80% of tries find the difference, 5% find one where there is none."""
+    found = detectable_error(60, deviation=3.0, correlation=0.4)
+    draw = np.random.default_rng(0)
+    errors = draw.multivariate_normal([0, 0], [[9, 3.6], [3.6, 9]], (4000, 60))
+    for shift, share in ((found.difference, 0.8), (0.0, 0.05)):
+        assert np.mean(ttest_rel(errors[..., 0] + shift, errors[..., 1], axis=1).pvalue < 0.05) == pytest.approx(
+            share, abs=0.02
+        )
+    assumed = detectable_error(100, 4)
+    assert "4 configurations: a difference of 0.324 standard deviations of an item's error" in str(assumed)
+    assert assumed.items_for_5_points is None and assumed.accuracy is None
+    assert detectable_error(100, 4, design_effect=4.0).difference == pytest.approx(2 * assumed.difference, rel=1e-3)
+
+
+def test_items_of_one_unit_count_as_fewer():
+    alone, alike = detectable_difference(300, 2, 0.8, 0.5), detectable_difference(300, 2, 0.8, 0.5, design_effect=3.0)
+    assert alike.difference == detectable_difference(100, 2, 0.8, 0.5).difference > alone.difference
+    assert "300 test items, as good as 100 that are each of another unit" in str(alike)
 
 
 def test_seeds_add_to_the_error():

@@ -9,13 +9,16 @@ import re
 from pathlib import Path
 
 import pytest
+from inspect_ai.log import read_eval_log, write_eval_log
 
 from cruijff_kit import table
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, SAME_ANSWER, UNTRAINED
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER, UNTRAINED
 from cruijff_kit.analysis.estimates import estimate, estimate_cell
+from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import constant_samples_of, item_scores, samples_of
 from cruijff_kit.analysis.sweep import analyse
-from cruijff_kit.result import to_json
+from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.result import higher_is_better, to_json
 from cruijff_kit.summary import write_summary
 from cruijff_kit.table_cells import best_line
 
@@ -94,14 +97,37 @@ def test_random_labels_are_no_finding(evaluated, finished):
     ]
     found = analyse(runs)
     for c in found.configurations:
-        assert of(found, c.name, UNTRAINED).p_holm < 0.001 and of(found, c.name, CHANCE).p_holm > 0.05
+        assert of(found, c.name, CHANCE).p_holm > 0.05
         assert 0.4 < c.runs[0].evaluation[0].metrics["match"]["accuracy"] < 0.62
+
+
+def test_no_better_than_chance_is_no_finding(evaluated, finished, untrained):
+    """One label but for a single answer; and one that is worse than the untrained model, which is a finding."""
+    nearly = ["yes"] * 59 + ["It"]
+    good = evaluated(answers(0.95, 2), LABELS, TRAINED_ON, epoch=None)
+    runs = [
+        finished(4, 1, evaluated(nearly, LABELS, TRAINED_ON), untrained),
+        finished(8, 1, evaluated(answers(0.2, 2), LABELS, TRAINED_ON), good),
+    ]
+    found = analyse(runs)
+    assert not runs[0].evaluation[0].constant_answer
+    c = of(found, "rank=4,seed=1", UNTRAINED)
+    assert math.isnan(c.p) and c.method == NO_BETTER_THAN_CHANCE and c.difference > 0.5
+    assert of(found, "rank=4,seed=1", CHANCE).p == 1
+    assert of(found, "rank=8,seed=1", UNTRAINED).p_holm < 0.001 and of(found, "rank=8,seed=1", UNTRAINED).difference < 0
+
+
+def test_two_constants_are_not_compared(evaluated, finished, untrained):
+    runs = [finished(r, 1, evaluated([a] * 60, LABELS, TRAINED_ON), untrained, r) for r, a in ((4, "yes"), (8, "no"))]
+    found = analyse(runs)
+    assert math.isnan(of(found, "rank=8,seed=1", BEST).p) and of(found, "rank=8,seed=1", BEST).method == SAME_ANSWER
+    assert found.detectable["count"].correlation == 0.5 and not found.detectable["count"].observed
 
 
 def test_chance_is_paired_by_item(six):
     """The constant's score of each sample stands in the log; its mean is the evaluation's chance."""
     cell = six[0].evaluation[0]
-    ids, constant = constant_samples_of(cell.log, "match")
+    ids, constant = constant_samples_of(cell.log, "match", "accuracy")
     assert constant.value.mean() == pytest.approx(32 / 60) == pytest.approx(cell.chance["match"]["accuracy"])
     own = samples_of(cell.log, "match")[1]
     c = of(analyse(six[:1]), "rank=4,seed=1", CHANCE)
@@ -142,9 +168,12 @@ def test_the_best_is_a_set(evaluated, finished, untrained):
     )
     leader, other = found.configurations[0], found.configurations[1]
     measured = ("count", "match", "accuracy")
-    corrected = estimate(leader, *measured, level=found.level_of(leader, measured))
-    plain = estimate(other, *measured, level=found.level_of(other, measured))
+    corrected, plain = estimate(other, *measured, level=found.level_of(other, measured)), estimate(leader, *measured)
     assert corrected.level == pytest.approx(1 - 0.05 / 6) and corrected.low < plain.low and corrected.high > plain.high
+    assert other in found.ranking.best and [found.level_of(c, measured) for c in found.configurations[4:]] == [
+        0.95,
+        0.95,
+    ]
 
 
 def test_chosen_by_the_validation_loss(six, evaluated, finished, untrained):
@@ -224,7 +253,7 @@ def test_in_the_table_and_everywhere(six, tmp_path, capsys):
     assert table.main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "chance (the best constant answer): match accuracy 0.533" in shown
-    assert re.search(r"^rank=8 +match accuracy +\+0\.53 \[.*\] every answer is the same", shown, flags=re.MULTILINE)
+    assert re.search(r"^rank=8 +match accuracy +\+0\.53 \[.*\] no test: one answer to all", shown, flags=re.MULTILINE)
     assert re.search(r"^\* rank=4 +match accuracy .* p<0\.001 ", shown, flags=re.MULTILINE)
     line = next(line for line in shown.splitlines() if line.startswith("rank=8,seed=1"))
     assert "0.533 [0.409, 0.654]" in line, "Wilson's"
@@ -276,3 +305,53 @@ def test_read_once_and_gone_later(evaluated, cache, tmp_path):
 def test_unscored_items_are_left_out_of_item_scores(evaluated):
     cell = evaluated(["1", "none", "5"], ["1", "2", "3"], ["1", "2", "3"], numbers=True)
     assert item_scores(cell.log) == {"continuous_scorer": {"0": 0.0, "2": 2.0}}
+
+
+def test_validation_rows_of_one_unit_are_one(finished, untrained, tmp_path, evaluated):
+    """60 rows of 6 respondents: losses that differ by respondent are six numbers, not 60."""
+    draw, cell, runs = random.Random(0), evaluated(answers(0.9, 1), LABELS, TRAINED_ON), []
+    unit = [i // 10 for i in range(60)]
+    for rank, lift in ((4, 0.0), (8, 0.3)):
+        own = [draw.gauss(0, 1) * (lift > 0) for _ in range(6)]
+        losses = [2 + lift + own[u] for u in unit]
+        r = finished(rank, 1, cell, untrained, sum(losses) / 60, paths={"run": str(tmp_path / f"{rank}")})
+        r.training |= {"validation_losses": [sum(losses) / 60]}
+        (tmp_path / f"{rank}").mkdir()
+        rows = {"epoch": 0, "row": [*range(60)], "loss": losses, "labels": [1] * 60, "unit": unit}
+        (tmp_path / f"{rank}" / "validation_losses.json").write_text(json.dumps(rows))
+        runs.append(r)
+    assert row_losses(runs).shape == (2, 6)
+    assert row_losses(runs).mean(1) == pytest.approx([r.training["validation_losses"][0] for r in runs])
+    (found,) = (c for c in analyse(runs).comparisons["rank=8,seed=1"] if c.task == "validation")
+    assert found.items == 6 and found.p > 0.05
+
+
+def test_the_order_of_a_log_changes_no_interval(evaluated):
+    """The same samples, answered in another order."""
+    cell = evaluated(answers(0.8, 3), LABELS, TRAINED_ON)
+    log = read_eval_log(cell.log)
+    random.Random(1).shuffle(log.samples)
+    other = dataclasses.replace(cell, log=cell.log.replace(".eval", "-shuffled.eval"))
+    write_eval_log(log, other.log)
+    assert samples_of(cell.log, "match")[0] == samples_of(other.log, "match")[0]
+    assert (samples_of(cell.log, "match")[1].value == samples_of(other.log, "match")[1].value).all()
+
+
+def test_what_is_not_defined_is_not_compared():
+    """An AUC of one class, an R² of equal numbers."""
+    import numpy as np
+
+    ones, order = np.ones(9), np.arange(9.0)
+    assert not is_computable("auc", Samples(value=ones, positive=ones, order=order))
+    assert is_computable("auc", Samples(value=ones, positive=np.arange(9) % 2, order=order))
+    assert not is_computable("r_squared", Samples(value=ones, target=ones, prediction=order))
+
+
+@pytest.mark.parametrize(("name", "higher"), [
+    ("validation_mae", False), ("validation_rmse", False), ("validation_perplexity", False),
+    ("risk/risk_scorer/c_ece", False), ("validation_word_error", False), ("number/continuous_scorer/r_squared", True),
+    ("match/accuracy", True),
+    ("auc", True), ("validation_exact", True),
+])  # fmt: skip
+def test_which_way_is_better(name, higher):
+    assert higher_is_better(name) is higher

@@ -428,7 +428,7 @@ def test_products_are_those_of_the_layers(dtype, disabled):
     x, close = torch.randn(3, 5, 24, dtype=dtype), {torch.float32: 1e-5, torch.bfloat16: 0.15}[dtype]
     with torch.inference_mode():
         expected = model(x)
-        products = Products(model)
+        products = Products(model, copied=True)
         for layer in (model.adapted, model.plain, model.embeddings):
             layer.weight.zero_()
         with products.within():
@@ -525,13 +525,13 @@ def test_copies_of_weights_are_made_where_memory_is_plenty(chat, monkeypatch, dt
     weights = [p.clone() for p in copied.model.parameters()]
     asked = [Request(ids, 1) for ids in prompts(chat, 6)]
     answers = copied.generate(asked)
-    assert copied._products
+    assert copied.has_copies
     monkeypatch.setattr(chat_model, "free_bytes", lambda device: 2 * bytes_of_copies(plain.model))
     expected = plain.generate(asked)
-    assert not plain._products
+    assert not plain.has_copies
     assert [a.ids for a in answers] == [a.ids for a in expected]
     found, logprobs = ([a.logprobs[0].logprob for a in several] for several in (answers, expected))
     assert found == pytest.approx(logprobs, abs=close)
     assert all(torch.equal(p, before) for p, before in zip(copied.model.parameters(), weights, strict=True))
     copied.release()
-    assert not copied._products
+    assert not copied.has_copies

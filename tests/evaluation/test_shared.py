@@ -190,6 +190,43 @@ def test_in_bf16(made):
     assert off.mean() < 0.04 and off.max() < 0.4, (off.mean(), off.max())
 
 
+@pytest.mark.parametrize("copied", [True, False], ids=["copies", "as on a GPU"])
+def test_adapters_are_cast_once_for_all_tokens(made, monkeypatch, copied):
+    """Whatever weights are multiplied by, alone and together; the answers are those of the layers' own ways."""
+    chats = made(torch.bfloat16)[::-1]  # DoRA's model is not the first: the common modules are of another kind
+    asked = [[dataclasses.replace(r, max_tokens=0, score=4) for r in questions(c, n)] for n, c in enumerate(chats)]
+    if not copied:
+        monkeypatch.setattr(chat_model, "free_bytes", lambda device: 4 * 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatModel, "prepare", lambda chat: None)
+        expected = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    shared = SharedPasses(chats)
+    for chat in chats:
+        chat.prepare()
+        assert chat.has_copies is copied
+
+    def again(*_):
+        raise AssertionError("cast once more")
+
+    monkeypatch.setattr("cruijff_kit.models.master_weights.MasterLinear.forward", again)
+    monkeypatch.setattr("cruijff_kit.training.lora.cast_weight", again)
+    monkeypatch.setattr("cruijff_kit.models.dora.BiasedDoRALinear.factors", again)
+    alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
+    for found in (alone, together(shared, asked)[0]):
+        scored = [torch.tensor([a.scored for own in side for a in own]) for side in (expected, found)]
+        off = (scored[0] - scored[1]).abs()
+        assert off.mean() < 0.04 and off.max() < 0.4, (off.mean(), off.max())
+
+
+def test_dora_may_come_first(chats):
+    """The modules of the first model are everybody's, within a pass."""
+    chosen = [chats[2], chats[0]]
+    asked = [questions(chat, n) for n, chat in enumerate(chosen)]
+    alone = [chat.generate(own) for chat, own in zip(chosen, asked, strict=True)]
+    for own, common in zip(alone, together(SharedPasses(chosen), asked)[0], strict=True):
+        same(own, common)
+
+
 def test_the_models_are_left_as_they_were(chats):
     for chat in chats:
         chat.model.train()

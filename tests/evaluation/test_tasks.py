@@ -15,7 +15,7 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import cruijff_kit
-from cruijff_kit.analysis.sweep import analyse_briefly
+from cruijff_kit.analysis.sweep import analyse, analyse_briefly
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.names import TaskName
 from cruijff_kit.evaluation.targets import check_room
@@ -174,6 +174,11 @@ def test_a_trained_model_that_writes_no_number_ranks_last(compose, file, capsys)
             silent, name="answering", objective=worse, evaluation=[entry, some], configuration_hash="another"
         )
         assert analyse_briefly([silent, answering]).ranking.leader.runs == [answering], name
+        assert [c.runs for c in analyse([silent, answering]).ranking.best] == [[answering]], name
+    lower = dataclasses.replace(result, objective_name="validation_loss", objective=0.1)
+    higher = dataclasses.replace(answering, objective_name="validation_loss", objective=0.9)
+    best = analyse([lower, higher]).ranking.best
+    assert [c.runs for c in best] == [[higher]], "also where the validation loss chooses"
 
 
 def test_a_target_that_no_number_stands_in_is_refused_wherever_it_is(compose, file):

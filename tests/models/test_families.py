@@ -274,7 +274,7 @@ def test_a_run_on_four_bits_learns_answers_and_is_saved(tiny, tmp_path, use_dora
     chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
     assert len(chat_model.generate([Request([5, 6, 7], 3), Request([5, 8], 2)])) == 2
     saved = load_file(tmp_path / "epoch_0" / "adapter_model.safetensors")
-    assert all(t.dtype == torch.bfloat16 for t in saved.values())
+    assert all(t.dtype == torch.float32 for t in saved.values())
     assert any("magnitude" in name for name in saved) == use_dora
 
 

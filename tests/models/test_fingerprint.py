@@ -216,7 +216,7 @@ def test_an_untrained_model_is_asked_again_when_its_weights_change(model, tmp_pa
 
     def run(name: str):
         where = ["model=hf_llama", f"model.path={model}", f"output_dir={tmp_path / name}", "device=cpu", "dtype=fp32"]
-        small = ["eval.limit=2", "eval.max_tokens=2", "max_steps_per_epoch=1", "num_warmup_steps=0", "lora.rank=2"]
+        small = ["eval.limit=2", "eval.max_tokens=6", "max_steps_per_epoch=1", "num_warmup_steps=0", "lora.rank=2"]
         return cruijff_kit.train_then_eval(cruijff_kit.compose([*where, *small]))
 
     first, again = run("one"), run("two")

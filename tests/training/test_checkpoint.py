@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
 from cruijff_kit.training.checkpoint import newest_checkpoint, write_checkpoint
@@ -67,6 +68,19 @@ def test_interrupted_runs_end_as_the_one_that_was_not(recipe, stops, dtype):
     assert left(last) == left(whole)
     peaks = {"peak_memory_bytes": 0, "adapters": {}}
     assert vars(last.summary) | peaks == vars(whole.summary) | peaks
+
+
+def test_dora_in_bf16_goes_on_exactly(recipe):
+    options = ["dtype=bf16", "lora.use_dora=true", "lr=1e-4"]
+    whole = recipe("whole", *options)
+    finish(whole)
+    interrupt(recipe("stopped", *options, "resume_from_checkpoint=true"), 3)
+    last = recipe("stopped", *options, "resume_from_checkpoint=true")
+    state = newest_checkpoint(last.folder.checkpoints)
+    moments = [s[name] for s in state["optimizer"]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
+    assert {t.dtype for t in (*state["adapter"].values(), *moments)} == {torch.float32}
+    finish(last)
+    assert left(last) == left(whole)
 
 
 def test_adapters_are_named_where_the_run_lies_now(recipe):

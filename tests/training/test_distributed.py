@@ -72,6 +72,22 @@ def test_two_processes_train_as_one(recipe):
     assert all(torch.allclose(p, dict(one.model.named_parameters())[n], atol=1e-5) for n, p in in_memory.items())
 
 
+@pytest.mark.parametrize("dora", ["false", "true"])
+def test_in_bf16_adapters_are_fp32_on_every_process(recipe, dora):
+    """A small lr, for which steps in bf16 would be too short."""
+    options = ["dtype=bf16", "lr=5e-5", f"lora.use_dora={dora}", "epochs=1", "run_val_every_n_steps=0"]
+    one = trained(recipe("one", "batch_size=4", "gradient_accumulation_steps=2", *options))
+    two = trained(recipe("two", "batch_size=4", "gpus=2", *options))
+    for a, b in zip(lines(one), lines(two), strict=True):
+        assert a == pytest.approx(b, rel=0.02)
+    saved = adapter(two, 0)
+    assert {t.dtype for t in saved.values()} == {torch.float32}
+    ours, theirs = (torch.cat([t.flatten() for n, t in x.items() if "lora_B" in n]) for x in (adapter(one, 0), saved))
+    assert (ours - theirs).norm() < 0.1 * ours.norm()
+    in_memory = {p.dtype for n, p in two.model.named_parameters() if p.requires_grad}
+    assert in_memory == {torch.float32}
+
+
 def test_a_process_without_rows_waits_for_the_others(recipe):
     """33 rows by 8: of the last update one process has a row, and the other none."""
     options = ["dataset.max_samples=33", "enable_activation_checkpointing=true", "epochs=1"]

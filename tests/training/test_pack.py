@@ -97,12 +97,12 @@ def assert_same(packed, own, exactly: bool = True) -> None:
         assert_same_adapters(packed.folder.epoch(epoch), own.folder.epoch(epoch), exactly)
 
 
-@pytest.mark.parametrize("number", [2, 5, 16])
-def test_a_pack_of_different_runs_equals_the_runs_alone(config, number):
+@pytest.mark.parametrize(("number", "dtype"), [(2, "fp32"), (5, "fp32"), (16, "fp32"), (16, "bf16")])
+def test_a_pack_of_different_runs_equals_the_runs_alone(config, number, dtype):
     chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
     assert len(chosen) == number
-    own = [alone(config(f"own{i}", *more)) for i, more in enumerate(chosen)]
-    packed = told(Pack(), [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
+    own = [alone(config(f"own{i}", *more, f"dtype={dtype}")) for i, more in enumerate(chosen)]
+    packed = told(Pack(), [config(f"packed{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
     for a, b in zip(packed, own, strict=True):
         assert_same(a, b)
 
@@ -146,21 +146,23 @@ def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
         assert all(v.abs().sum(0).gt(0).all() for k, v in saved.items() if "lora_B" in k), "a column for each rank"
 
 
-def test_recomputed_activations_leave_every_adapter_its_gradients(config):
-    more = [["lora.rank=8"], ["seed=3", "batch_size=5"], ["lora.dropout=0.2"]]
+@pytest.mark.parametrize("dtype", ["dtype=fp32", "dtype=bf16"])
+def test_recomputed_activations_leave_every_adapter_its_gradients(config, dtype):
+    more = [["lora.rank=8"], ["seed=3", "batch_size=5"], ["lora.dropout=0.2"], ["lora.use_dora=true"]]
     again = "enable_activation_checkpointing=true"
-    packed = told(Pack(), [config(f"packed{i}", *m, again) for i, m in enumerate(more)])
+    packed = told(Pack(), [config(f"packed{i}", *m, again, dtype) for i, m in enumerate(more)])
     for i, m in enumerate(more):
-        assert_same(packed[i], alone(config(f"own{i}", *m)))
+        assert_same(packed[i], alone(config(f"own{i}", *m, dtype)))
 
 
-def test_a_base_in_four_bits_is_shared_too(config, monkeypatch):
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_base_in_four_bits_is_shared_too(config, monkeypatch, dtype):
     monkeypatch.setattr("cruijff_kit.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
-    more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"]]
-    small = "lora.quantize_base=true"
-    packed = told(Pack(), [config(f"packed{i}", *m, small) for i, m in enumerate(more)])
+    more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"], ["lora.use_dora=true"]]
+    small = ["lora.quantize_base=true", f"dtype={dtype}"]
+    packed = told(Pack(), [config(f"packed{i}", *m, *small) for i, m in enumerate(more)])
     for i, m in enumerate(more):
-        assert_same(packed[i], alone(config(f"own{i}", *m, small)))
+        assert_same(packed[i], alone(config(f"own{i}", *m, *small)))
 
 
 METRICS = """
@@ -275,3 +277,16 @@ def test_evaluation_takes_time_of_a_run_that_trains_no_more(config):
 
     for seconds in pack.tell([story(1), story(2)]):
         assert 0.02 <= seconds < 2
+
+
+def test_room_for_more_runs_counts_their_adapters(config, monkeypatch):
+    """They are there before the first pass, unlike gradients and moments, but no run is without its own."""
+    pack, held = Pack(), 10**9
+    monkeypatch.setattr("cruijff_kit.models.machine.held_memory", lambda device: held)
+    first, second = told(pack, [config(name, "max_steps_per_epoch=2", "dtype=bf16") for name in ("first", "second")])
+    adapters = 4 * sum(p.numel() for member in (first, second) for p in member.trainable)
+    monkeypatch.setattr("cruijff_kit.models.machine.peak_memory", lambda device: held + 10**6)
+    takes = 2 * (10**6 + adapters)  # four runs, where two came to half of it
+    for free, enough in ((1.26, True), (1.24, False)):
+        monkeypatch.setattr("cruijff_kit.models.machine.free_bytes", lambda d, free=free: free * takes - adapters)
+        assert pack.room(2, 4) is enough

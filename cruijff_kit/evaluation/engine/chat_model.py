@@ -76,12 +76,11 @@ class ChatModel:
 
     def prepare(self) -> None:
         """To be called before passes where the adapters may have changed: chooses how matrices are multiplied."""
-        if self.machine.device.type != "cpu" or self._weights_then == self._weights():
+        if self._weights_then == self._weights():
             return
-        self._products, self._weights_then = None, self._weights()
+        self._products, self._weights_then = None, self._weights()  # the former are gone before room is looked for
         size = bytes_of_copies(self.model)
-        if size is not None and size < self.spare():
-            self._products = Products(self.model)
+        self._products = Products(self.model, copied=size is not None and size < self.spare())
 
     def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
         """Answers, in the order of the requests.
@@ -121,8 +120,8 @@ class ChatModel:
 
     @property
     def has_copies(self) -> bool:
-        """Whether its matrices are there in the layout of `Products`, adapters added to them."""
-        return self._products is not None
+        """Whether its matrices are there in oneDNN's layout, in fp32 with the adapters added to them."""
+        return self._products is not None and self._products.copied
 
     def compute(self, asked: Asked) -> torch.Tensor:
         """What a session asks for."""

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cruijff_kit.compat import DoRALinear, LoRALinear, NF4Tensor, TiedLinear, TransformerDecoder, get_adapter_params
 from cruijff_kit.evaluation.engine.attention import Attention
 from cruijff_kit.evaluation.engine.chat_model import ChatModel
-from cruijff_kit.evaluation.engine.products import of_use_for, product_of
+from cruijff_kit.evaluation.engine.products import Product, dora_product, of_use_for, product_of
 from cruijff_kit.evaluation.engine.session import Asked, OptionLogits, Outputs, Pass, Session, Step
 from cruijff_kit.models import machine
+from cruijff_kit.models.dora import BiasedDoRALinear
 from cruijff_kit.progress import say
 from cruijff_kit.training.lora import FusedLoRALinear
 from cruijff_kit.training.passes import forget, out_of_memory
@@ -294,14 +294,21 @@ class _Map:
     def __init__(
         self, shared: SharedPasses, weight: torch.Tensor | None, module: Any, modules: list[Any], copied: bool
     ) -> None:
-        self._shared, self._modules = shared, modules
+        self._shared = shared
         self._kinds = [_kind(own) if weight is not None else "own" for own in modules]
         bias = getattr(module, "bias", None)
-        self._times: Callable[[torch.Tensor], torch.Tensor] | None = None
-        if {*self._kinds} != {"own"}:
-            self._times = product_of(weight, bias) if copied else lambda x: F.linear(x, weight, bias)
+        self._times: Product | None = None
+        if {*self._kinds} & {"base", "lora"}:
+            self._times = product_of(weight, bias, copied)
+        plain = self._times if bias is None and self._times else None
+        if "dora" in self._kinds and plain is None:
+            plain = product_of(weight, None, copied)
+        self._own: dict[int, Product] = {}  # `forward` as it is now: in a pass it is this map
+        for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True)):
+            if kind in ("dora", "own"):
+                self._own[n] = dora_product(own, plain) if kind == "dora" else own.forward
         self._adapters = {
-            n: (own.lora_a.weight, own.lora_b.weight, own.alpha / own.rank)
+            n: (own.lora_a.weight.to(weight.dtype), own.lora_b.weight.to(weight.dtype), own.alpha / own.rank)
             for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True))
             if kind == "lora"
         }
@@ -310,7 +317,7 @@ class _Map:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_dim] -> [..., out_dim]."""
         rows, spans = x.flatten(0, -2), self._shared.spans
-        own = {s.begin: self._modules[s.number](rows[s.begin : s.end]) for s in spans if self._kinds[s.number] == "own"}
+        own = {s.begin: self._own[s.number](rows[s.begin : s.end]) for s in spans if s.number in self._own}
         if len(own) == len(spans):
             return torch.cat([*own.values()]).unflatten(0, x.shape[:-1])
         out = self._times(rows)
@@ -363,9 +370,9 @@ def _weight(module: Any) -> torch.Tensor | None:
 
 
 def _kind(module: Any) -> str:
-    """base: it has no adapter here, or one that is switched off. lora: a plain one. own: it computes in its own way."""
+    """base: it has no adapter here, or one that is switched off. lora, dora: its kind. own: it computes in its own way."""
     if type(module) in (nn.Linear, TiedLinear):
         return "base"
-    if type(module) in (LoRALinear, FusedLoRALinear):
-        return "base" if module.disabled else "lora"
+    if type(module) in (LoRALinear, FusedLoRALinear, BiasedDoRALinear):
+        return "base" if module.disabled else "dora" if type(module) is BiasedDoRALinear else "lora"
     return "own"
