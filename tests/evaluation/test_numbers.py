@@ -71,7 +71,8 @@ FORMS = [
     ("5 is not right", None, None), ("=> 5", None, None), ("barely 5", None, None), ("5\u2264", None, None),
     # Signs
     ("+-5", None, None), ("-+5", None, None), ("\u207b5", None, None), ("(5,000)", None, None), ("($5)", None, None),
-    ("5,000-", None, None), ("5 -", None, None), ("-(5)", None, None), ("minus -5", None, None), ("|-5|", None, None),
+    ("5,000-", None, None), ("5 -", None, None), ("\ufffd5", None, None),
+    ("-(5)", None, None), ("minus -5", None, None), ("|-5|", None, None),
     ("5,-", None, None), ("(USD 5)", None, None),
     # Other notations of numbers
     ("1 e5", None, None), ("1.5 e3", None, None), ("1 E 5", None, None), ("+49 170", None, None), ("5 squared", None, None),
