@@ -21,6 +21,11 @@ from cruijff_kit.folder import write_text
 
 REPORT, PICTURE = "heterogeneity_report.json", "group_performance.png"
 _WIDTH = 100
+_FIRST = ("n", "accuracy", "AUC", "bias")  # what stands in the first of two tables
+_LEGEND = {
+    "bias": "mean risk less the share of positive labels",
+    "ECE (cal.)": "calibration error of the risk (that of a perfectly calibrated model)",
+}
 
 
 def draw(reports: list[Report], path: Path) -> None:
@@ -57,18 +62,18 @@ def _verdict(report: Report) -> str:
 
 
 def _text(report: Report) -> str:
-    """The groups of a column as a table, then the largest differences between them."""
-    rows = [_cells(g) for g in [*report.groups, report.all]]
-    header = ["n", "accuracy", "AUC", "selected", "TPR", "FPR", "bias", "ECE (cal.)"]
-    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    widths = [max(len(header[i]), *(len(row[i]) for row in rows)) for i in kept]
+    """The groups of a column as a table, or two, then the largest differences between them."""
+    cells = [_cells(g) for g in [*report.groups, report.all]]
+    kept = [column for column in cells[0] if any(row[column] for row in cells)]
     names = [g.name for g in report.groups] + ["all"]
-    room = max(8, _WIDTH - sum(widths) - 2 * len(widths))
-    width = min(room, max(5, *map(len, names)))
+    room = _WIDTH - sum(2 + _width(cells, column) for column in kept)
+    parts = [kept]
+    if room < min(20, max(5, *map(len, names))):
+        parts = [[c for c in kept if c in _FIRST], [c for c in kept if c not in _FIRST]]
     lines = [_verdict(report)]
-    for name, row in [("group", header), *zip(names, rows, strict=True)]:
-        cells = (f"{row[i]:>{w}}" for i, w in zip(kept, widths, strict=True))
-        lines.append(f"{_cut(name, width):{width}}  {'  '.join(cells)}".rstrip())
+    for part in filter(None, parts):
+        lines += _table(names, cells, part)
+    lines += [f"{column}: {_LEGEND[column]}" for column in kept if column in _LEGEND]
     found = [(WORDS[d.metric], d) for d in report.differences]
     found += [("demographic parity", report.demographic_parity), ("equalised odds", report.equalized_odds)]
     of_all = "" if report.level == 1 - MAX_P else " (95% for all columns together)"
@@ -77,23 +82,43 @@ def _text(report: Report) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
-def _cells(group: Group) -> list[str]:
-    def value(number: float | None, name: str = "") -> str:
+def _table(names: list[str], cells: list[dict[str, str]], columns: list[str]) -> list[str]:
+    """Lines of at most _WIDTH letters: of the header, then of each group."""
+    widths = {column: _width(cells, column) for column in columns}
+    room = max(8, _WIDTH - sum(widths.values()) - 2 * len(widths))
+    width = min(room, max(5, *map(len, names)))
+    lines = []
+    for name, row in [("group", {c: c for c in columns}), *zip(names, cells, strict=True)]:
+        shown = "  ".join(f"{row[column]:>{w}}" for column, w in widths.items())
+        lines.append(f"{_cut(name, width):{width}}  {shown}".rstrip())
+    return lines
+
+
+def _width(cells: list[dict[str, str]], column: str) -> int:
+    return max(len(column), *(len(row[column]) for row in cells))
+
+
+def _cells(group: Group) -> dict[str, str]:
+    """Each figure with its 95% interval, "" where there is none."""
+
+    def value(number: float | None, name: str, sign: str = "") -> str:
         if number is None:
             return ""
         ends = group.intervals.get(name)
-        return f"{number:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+        return f"{number:{sign}.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
 
-    bias = "" if group.calibration is None else f"{group.calibration:+.2f}"
-    error = value(group.r_ece) + (f" ({group.r_ece_calibrated:.2f})" if group.r_ece_calibrated is not None else "")
-    rates = (group.selection_rate, group.true_positive_rate, group.false_positive_rate)
-    return [
-        str(group.samples), value(group.accuracy, "accuracy"), value(group.auc, "auc"), *map(value, rates), bias, error,
-    ]  # fmt: skip
+    calibrated = "" if group.r_ece_calibrated is None else f" ({group.r_ece_calibrated:.2f})"
+    return {
+        "n": str(group.samples), "accuracy": value(group.accuracy, "accuracy"), "AUC": value(group.auc, "auc"),
+        "bias": value(group.calibration, "calibration", "+"), "selected": value(group.selection_rate, "selection_rate"),
+        "TPR": value(group.true_positive_rate, "true_positive_rate"),
+        "FPR": value(group.false_positive_rate, "false_positive_rate"),
+        "ECE (cal.)": value(group.r_ece, "r_ece") + calibrated,
+    }  # fmt: skip
 
 
 def _difference(name: str, d: Difference) -> str:
-    who = f"{_cut(d.highest, 18)} over {_cut(d.lowest, 18)}"
+    who = "all alike" if d.highest == d.lowest else f"{_cut(d.highest, 18)} over {_cut(d.lowest, 18)}"
     return f"  {name:18}  {d.difference:.3f} [{d.low:.3f}, {d.high:.3f}]  {show_p(d):9}  {who}"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
+from cruijff_kit import heterogeneity
 from cruijff_kit.analysis.subgroup_samples import read_logs, read_samples
-from cruijff_kit.analysis.subgroups import Row, compare_columns
+from cruijff_kit.analysis.subgroups import DECISIONS, Row, compare_columns
 from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.scorers import numeric_risk_scorer
 from cruijff_kit.heterogeneity import PICTURE, REPORT, main
+from cruijff_kit.report.groups import tables
 from cruijff_kit.result import Evaluation, RunResult, to_json
 
 HEADER = ["INPUT", "TRUE_LABEL", "PREDICTION", "P(TRUE LABEL)", "GROUP"]
@@ -67,6 +70,60 @@ def test_the_command_on_a_csv(table, tmp_path, capsys):
     # What is neither label does not count as the positive one.
     selected = sum(r.risk >= 0.5 and not (i % 2 and not r.correct) for i, r in enumerate(ODD)) / 400
     assert column["all"]["selection_rate"] == pytest.approx(selected)
+
+
+def test_every_figure_of_a_group_is_printed_with_its_interval(table, tmp_path, capsys):
+    """In two tables, as one would be too wide; groups whose names are long, too."""
+    assert main([str(table), "--group", "GROUP"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines()[:-1])) <= 100
+    (column,) = json.loads((tmp_path / REPORT).read_text())["columns"]
+    for group in (*column["groups"], column["all"]):
+        ends = {name: "[{:.2f}, {:.2f}]".format(*interval) for name, interval in group["intervals"].items()}
+        assert len(ends) == 7
+        lines = [line for line in shown.splitlines() if line.split()[:1] == [group["name"]]]
+        assert len(lines) == 2
+        assert lines[0].split("  ", 1)[1].split() == (
+            f"{group['samples']} {group['accuracy']:.2f} {ends['accuracy']} {group['auc']:.2f} {ends['auc']} "
+            f"{group['calibration']:+.2f} {ends['calibration']}").split()  # fmt: skip
+        assert lines[1].split("  ", 1)[1].split() == (
+            f"{group['selection_rate']:.2f} {ends['selection_rate']} "
+            f"{group['true_positive_rate']:.2f} {ends['true_positive_rate']} "
+            f"{group['false_positive_rate']:.2f} {ends['false_positive_rate']} "
+            f"{group['r_ece']:.2f} {ends['r_ece']} ({group['r_ece_calibrated']:.2f})").split()  # fmt: skip
+    assert "bias: mean risk less the share of positive labels" in shown
+    assert "ECE (cal.): calibration error of the risk (that of a perfectly calibrated model)" in shown
+    with table.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *([*r[:4], f"the group called {r[4] * 40}", *r[5:]] for r in rows)])
+    assert main([str(table), "--group", "GROUP"]) == 0
+    long = capsys.readouterr().out.splitlines()[:-1]
+    assert max(map(len, long[1:])) <= 100 and sum("the group ca" in line and "[" in line for line in long) >= 10
+
+
+def test_few_figures_have_one_table():
+    """Without risks there is no legend of them either."""
+    (report,) = compare_columns(("x", [replace(row, risk=None, predicted=None) for row in ODD]))
+    lines = heterogeneity._text(report).splitlines()
+    assert [line.split() for line in lines if line.startswith("group ")] == [["group", "n", "accuracy"]]
+    assert not any(line.startswith(("bias", "ECE")) for line in lines)
+
+
+def test_the_report_has_an_interval_beside_every_figure():
+    (report,) = compare_columns(("x", ODD))
+    quality, rates = tables(report, "groups_1_x")
+    for table, figures in ((quality, {"accuracy": "accuracy", "auc": "AUC", "calibration": "mean risk - share positive",
+                                      "r_ece": "ECE"}),
+                           (rates, {name: name.replace("_", " ") for name in DECISIONS})):  # fmt: skip
+        for record, group in zip(table.records(), [*report.groups, report.all], strict=True):
+            assert (record["x"], record["samples"]) == (group.name, group.samples)
+            for metric, words in figures.items():
+                shown = [record[words], record[f"{words} low"], record[f"{words} high"]]
+                assert shown == [getattr(group, metric), *group.intervals[metric]]
+    assert rates.name == "groups_1_x_rates" and quality.records()[0]["versus others: accuracy"] is not None
+    (report,) = compare_columns(("x", [replace(row, risk=None, predicted=None) for row in ODD]))
+    assert [t.name for t in tables(report, "groups_1_x")] == ["groups_1_x_table"]
 
 
 def test_several_columns(table, tmp_path, capsys):

@@ -14,7 +14,7 @@ Chung and Romano 2013). Of several metrics the largest statistic counts (Westfal
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -279,6 +279,35 @@ def compare(grouping: Grouping, metrics: Sequence[Metric], level: float, permuta
         critical = np.maximum(critical, NormalDist().inv_cdf(1 - (1 - level) / contrasts / 2))
     p = share_above(statistics[:, 0])
     return [_comparison(t, float(of_metric), float(c)) for t, of_metric, c in zip(tested, p, critical, strict=True)]
+
+
+def compare_alike(grouping: Grouping, metrics: Sequence[Metric], level: float) -> list[Comparison]:
+    """Of the metrics of one family those that do not vary at all: differences of 0, with p = 1.
+
+    There is nothing to permute: intervals are made of Wilson's limits (Newcombe 1998), with Bonferroni's correction. Movers
+    count, not samples: a unit whose samples are all alike may always be so.
+    """
+    import numpy as np
+
+    found, groups = [], len(grouping.sizes)
+    contrasts = max(1, len(metrics)) * groups * (groups + 1) / 2
+    critical = NormalDist().inv_cdf(1 - (1 - level) / contrasts / 2)
+    for metric in metrics:
+        observed = metric.estimate(grouping.as_it_is, grouping.sizes)
+        value = np.round(observed.value, 12)
+        counted = None if metric.classes is None else metric.classes > 0
+        weight = np.bincount(grouping.group, counted, groups)[None]
+        if (
+            (observed.weight > 0).sum() < 2
+            or np.nanmin(value) < np.nanmax(value)
+            or np.nanmax(observed.variance) > 1e-12
+        ):
+            continue
+        same = Estimate(value, np.zeros_like(value), weight)
+        tested = _Tested(replace(metric, is_share=True), 0.0, same, value, np.zeros(1))
+        with np.errstate(invalid="ignore"):
+            found.append(_comparison(tested, 1.0, critical))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,7 @@ class Difference:
     p: float
     """Of no difference, corrected for the metrics that were tested with it, not for columns."""
     highest: str
-    """The group with the largest value, and that with the smallest."""
+    """The group with the largest value, and that with the smallest; the same one where all are alike."""
     lowest: str
 
 
@@ -255,11 +255,14 @@ def _permutations(samples: int, columns: int) -> int:
 
 def _compare(arrays: _Arrays, level: float, permutations: int) -> "tuple[list[Comparison], list[Comparison]]":
     """Of accuracy, AUC and calibration, and of the rates: each a family of its own."""
-    from cruijff_kit.analysis.permutation import arrange, compare
+    from cruijff_kit.analysis.permutation import arrange, compare, compare_alike
 
     grouping = arrange(arrays.group, arrays.unit)
     of_quality, of_decisions = _quality(grouping, arrays), _decisions(grouping, arrays)
-    return compare(grouping, of_quality, level, permutations), compare(grouping, of_decisions, level, permutations)
+    quality, decisions = (compare(grouping, metrics, level, permutations) for metrics in (of_quality, of_decisions))
+    varying = {c.metric for c in decisions}
+    alike = [c for c in compare_alike(grouping, of_decisions, level) if c.metric not in varying]
+    return quality, decisions + alike
 
 
 def _quality(grouping: "Grouping", arrays: _Arrays) -> "list[Metric]":

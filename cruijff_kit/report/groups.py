@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.analysis.subgroup_samples import are_shares, read_logs
-from cruijff_kit.analysis.subgroups import MOST_GROUPS, WORDS, Group, Report, Row, compare_columns, is_apart
+from cruijff_kit.analysis.subgroups import DECISIONS, MOST_GROUPS, WORDS, Group, Report, Row, compare_columns, is_apart
 from cruijff_kit.report.calibration import best_configurations
 from cruijff_kit.report.document import Chart, Section, Table, listed, several, shown
 from cruijff_kit.report.drawing import GREY, PALETTE, chart, figure, fitted
@@ -34,7 +34,7 @@ class _Task:
 
 
 def groups(runs: Runs) -> Section:
-    """A chart and two tables for each column of each task of the best configuration; p is corrected for all of them."""
+    """A chart and its tables for each column of each task of the best configuration; p is corrected for all of them."""
     section = Section("groups", "Groups of samples")
     tasks = [
         _read(own, task)
@@ -58,7 +58,7 @@ def groups(runs: Runs) -> Section:
 def _add(section: Section, report: Report, who: str) -> None:
     number = len(section.charts) + 1
     name = f"groups_{number}_{''.join(c if c.isascii() and c.isalnum() else '_' for c in report.column)[:30]}"
-    section.blocks += [_chart(report, who, name), _table(report, name), _differences(report, name)]
+    section.blocks += [_chart(report, who, name), *tables(report, name), _differences(report, name)]
 
 
 def _read(runs: Sequence[Run], task: str) -> _Task:
@@ -90,30 +90,41 @@ def _sentence(task: _Task, reports: list[Report]) -> str:
     return f"{text}." + (more if task.left_out else "")
 
 
-def _table(report: Report, name: str) -> Table:
-    rows: list[list[Any]] = [_row(g) for g in (*report.groups, report.all)]
-    rows[-1][-1] = "; ".join(
-        note for note in report.notes if not any(n in note for g in report.groups for n in g.notes)
-    )
-    header = [report.column, "samples", "accuracy", "low", "high", "versus others: accuracy", "versus others: low",
-              "versus others: high", "AUC", "AUC low", "AUC high", "selection rate", "true positive rate",
-              "false positive rate", "mean risk - share positive", "ECE", "ECE (calibrated)", "notes"]  # fmt: skip
-    kept = [i for i in range(len(header)) if i in (0, len(header) - 1) or any(row[i] is not None for row in rows)]
+def tables(report: Report, name: str) -> list[Table]:
+    """Each group's figures with their 95% intervals: how good the model is, then what it decides, where that is known."""
+    quality = {"accuracy": "accuracy", "auc": "AUC", "calibration": "mean risk - share positive", "r_ece": "ECE"}
+    notes = [
+        *("; ".join(g.notes) for g in report.groups),
+        "; ".join(note for note in report.notes if not any(n in note for g in report.groups for n in g.notes)),
+    ]
+    rows = [_row(g, quality) for g in (*report.groups, report.all)]
+    for g, row, note in zip((*report.groups, report.all), rows, notes, strict=True):
+        versus = g.versus_others.get("accuracy", [None, None, None])
+        row |= {"versus others: accuracy": versus[0], "versus others: low": versus[1], "versus others: high": versus[2]}
+        row |= {"ECE (calibrated)": g.r_ece_calibrated, "notes": note}
+    rates = [_row(g, {metric: WORDS[metric] for metric in DECISIONS}) for g in (*report.groups, report.all)]
+    found = [
+        _table(report, f"{name}_table", f"Groups by {report.column}, with 95% intervals", rows),
+        _table(report, f"{name}_rates", f"What is predicted for groups by {report.column}, with 95% intervals", rates),
+    ]
+    return [table for table in found if len(table.columns) > 2]
+
+
+def _table(report: Report, name: str, caption: str, rows: list[dict[str, Any]]) -> Table:
+    kept = [c for c in rows[0] if c == "notes" or any(row[c] is not None for row in rows)]
     marked = {i for i, g in enumerate(report.groups) if is_apart(g)}
-    caption = f"Groups by {report.column}, with 95% intervals"
-    return Table(f"{name}_table", caption, [header[i] for i in kept], [[row[i] for i in kept] for row in rows], marked)
+    cells = [
+        [g.name, g.samples, *(row[c] for c in kept)] for g, row in zip((*report.groups, report.all), rows, strict=True)
+    ]
+    return Table(name, caption, [report.column, "samples", *kept], cells, marked)
 
 
-def _row(group: Group) -> list[Any]:
-    def ends(metric: str) -> list[float | None]:
-        return group.intervals.get(metric, [None, None])
-
-    return [
-        group.name, group.samples, group.accuracy, *ends("accuracy"),
-        *group.versus_others.get("accuracy", [None, None, None]), group.auc, *ends("auc"), group.selection_rate,
-        group.true_positive_rate, group.false_positive_rate, group.calibration, group.r_ece, group.r_ece_calibrated,
-        "; ".join(group.notes),
-    ]  # fmt: skip
+def _row(group: Group, figures: dict[str, str]) -> dict[str, Any]:
+    row = {}
+    for metric, words in figures.items():
+        ends = group.intervals.get(metric, [None, None])
+        row |= {words: getattr(group, metric), f"{words} low": ends[0], f"{words} high": ends[1]}
+    return row
 
 
 def _differences(report: Report, name: str) -> Table:

@@ -201,6 +201,42 @@ def test_figures_are_those_of_scikit_learn_and_fairlearn():
     assert report.p == min(d.p for d in report.differences) == report.p_holm
 
 
+@pytest.mark.parametrize("predicted", ["all", "none", "positive ones", "negative ones"])
+@pytest.mark.parametrize("unit", [False, True])
+def test_groups_that_are_all_predicted_alike(predicted, unit):
+    """Their differences are 0, as fairlearn has them, which is no certainty: the intervals of few samples are wide."""
+    draw = np.random.default_rng(9)
+    names, positive = np.repeat(["a", "b", "c"], (20, 40, 60)), draw.random(120) < 0.5
+    said = {"all": positive | True, "none": positive & False, "positive ones": positive, "negative ones": ~positive}[
+        predicted
+    ]
+    rows = [Row(str(g), float(p == y), bool(y), 0.9 if p else 0.1, float(p), unit=f"u{i // 2}" if unit else None)
+            for i, (g, y, p) in enumerate(zip(names, positive, said, strict=True))]  # fmt: skip
+    (report,) = compare_columns(("x", rows), permutations=199)
+    parity = fairlearn.demographic_parity_difference(positive, said, sensitive_features=names)
+    odds = fairlearn.equalized_odds_difference(positive, said, sensitive_features=names)
+    assert (
+        report.demographic_parity.difference == pytest.approx(parity) and report.equalized_odds.difference == odds == 0
+    )
+    alike = [report.equalized_odds] + ([report.demographic_parity] if predicted in ("all", "none") else [])
+    for d in alike:
+        assert d.low == 0 and 0.1 < d.high < 1 and d.p == 1
+    for group in report.groups:
+        difference, low, high = group.versus_others["true_positive_rate"]
+        assert low < difference == 0 < high
+
+
+def test_intervals_of_groups_that_are_all_predicted_alike():
+    """Rates of which 3 in 100 samples are none: where none is seen by chance, the interval has the truth in it."""
+    covered = 0
+    for seed in range(300):
+        said = np.random.default_rng(seed).random(80) < np.repeat([0.01, 0.06], 40)
+        rows = [Row("ab"[i // 40], 1.0, True, None, float(p)) for i, p in enumerate(said)]
+        parity = compare_columns(("x", rows), permutations=99)[0].demographic_parity
+        covered += parity.low <= 0.05 <= parity.high
+    assert covered / 300 >= 0.93
+
+
 def test_what_is_flagged_and_what_is_noted():
     draw = np.random.default_rng(7)
     odd = Drawn(draw, [80] * 5, [0.9] * 4 + [0.55]).rows()

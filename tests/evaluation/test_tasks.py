@@ -147,7 +147,7 @@ def test_numbers(compose, tmp_path):
     """The untrained model writes none, which is no error; mae can be the objective, and its ceiling is known."""
     objective = "number/continuous_scorer/mae"
     result = cruijff_kit.train_then_eval(
-        compose(*CENSUS, "dataset.arguments.target=continuous", f"objective={objective}")
+        compose(*CENSUS, "dataset.arguments.target=continuous", f"objective={objective}", "epochs=12")
     )
     (before,), (after,) = result.baseline, result.evaluation
     assert before.coverage == {"continuous_scorer": 0} and before.unscored == {"continuous_scorer": 20}
