@@ -227,7 +227,6 @@ def own(built: Task) -> Task:
         (match(), [["a", "b"], ["b"], ["c", "b"], ["c"]], {"match": 0.75}),
         ([longer(), match()], ["", "", "", ""], {}),
     ],
-    ids=str,
 )
 def test_a_task_of_ones_own(answered, scorers, targets, chance):
     """Where its targets are labels, and a score says right or wrong."""
