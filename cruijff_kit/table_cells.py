@@ -13,8 +13,8 @@ from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.result import Evaluation, RunResult
 
 VERSUS = (
-    "Difference [95% interval] p, item by item; intervals hold together and p is corrected (Holm) for everything that is "
-    "tested here"
+    "Difference [95% interval] p, item by item; intervals and p allow for the number of tests (all intervals hold at once; "
+    "Holm)"
 )
 SEEDS = "Means over seeds [95% interval over test items and seeds]; sd between seeds: without what the items do to it"
 INTERVALS = "[95% interval]: of scores over other test items, of validation losses over other validation rows"
