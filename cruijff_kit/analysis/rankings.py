@@ -76,7 +76,7 @@ def rank(configurations: list[Configuration]) -> list[Ranking]:
         if name is None or not all(is_finite(v) for v in c.objectives()):
             continue
         source = source_of(c.runs[0])
-        split = split_of(c, name, source)
+        split = split_of(c.runs[0], name, source)
         is_reported = any(e.split == split for r in c.runs for e in r.evaluation)
         groups.setdefault((source or name, split), Ranking(name, source, split, is_reported, [])).ranked.append(c)
     for ranking in groups.values():
@@ -132,10 +132,10 @@ def source_of(result: RunResult) -> Measured | None:
     return None
 
 
-def split_of(c: Configuration, objective: str, source: Measured | None) -> str:
+def split_of(result: RunResult, objective: str, source: Measured | None) -> str:
     """The split on which an objective is measured: validation, train or test."""
     if source is not None:
-        return c.cells(source[0])[0].split
+        return last_cell(result, source[0]).split
     return "validation" if objective.startswith("validation_") else "train"
 
 
