@@ -1,5 +1,6 @@
 """Which metric of a scorer tables show, and which are compared."""
 
+from cruijff_kit.analysis.measures import measure
 from cruijff_kit.result import Evaluation, RunResult
 
 
@@ -9,14 +10,17 @@ def scorers_of(results: list[RunResult]) -> list[tuple[str, str]]:
 
 
 def headline(results: list[RunResult], task: str, scorer: str) -> str:
-    """Accuracy, else a scorer's first metric; AUC where an earlier scorer of the task has an accuracy."""
+    """Accuracy, else a scorer's first metric (of those that can be compared, if it has any); AUC where an earlier scorer of
+    the task has an accuracy.
+    """
     of_task = [e.metrics for e in _cells(results) if e.task == task and scorer in e.metrics]
     for metrics in of_task:
         earlier = [values for name, values in metrics.items() if [*metrics].index(name) < [*metrics].index(scorer)]
         if "auc" in metrics[scorer] and any("accuracy" in values for values in earlier):
             return "auc"
-    names = [values for metrics in of_task if (values := metrics[scorer])]
-    return next(("accuracy" if "accuracy" in values else next(iter(values)) for values in names), "")
+    names = next((list(values) for metrics in of_task if (values := metrics[scorer])), [])
+    comparable = [name for name in names if measure(name)]
+    return "accuracy" if "accuracy" in names else next(iter([*comparable, *names]), "")
 
 
 def _cells(results: list[RunResult]) -> list[Evaluation]:

@@ -80,7 +80,7 @@ def test_waited_for_and_its_log(ask, documented, shell):
     assert sorted(r["status"] for r in document["runs"]) == ["done", "failed"] and len(document["submitted"]) == 2
     code, document = ask("logs", "out", "lr=0.001", "--follow")
     documented("logs", document)
-    assert code == 0 and any("done: accuracy" in line for line in document["lines"])
+    assert code == 0 and any("done: validation_loss" in line for line in document["lines"])
     code, document = ask("evaluate", shell.cwd / "out", "eval=match", "eval.limit=2", "eval.baseline=false")
     documented("evaluate", document)
     assert code == 0 and [s["name"] for s in document["submitted"]] == ["lr=0.001"] and document["made"] == []

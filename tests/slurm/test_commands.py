@@ -92,7 +92,7 @@ def test_the_cluster_forgets(tmp_path, environment, slurm_packages):
 def test_logs_follow(shell):
     folder = shell.submit("out", *TINY, "seed=1", "run_name=one")
     followed = shell.run("logs", folder, "--follow")
-    assert followed.returncode == 0 and followed.stdout.count("done: accuracy") == 1
+    assert followed.returncode == 0 and followed.stdout.count("done: validation_loss") == 1
     assert followed.stdout == shell.run("logs", folder, "one").stdout
 
 

@@ -47,7 +47,7 @@ def test_the_one_line(shell):
     ledger = read_ledger(folder)
     assert [len(e.attempts) for e in ledger.runs] == [1] * 4 and ledger.git_commit and ledger.code
     logs = shell.run("logs", folder, "rank=4,lr=0.001")
-    assert "done: accuracy" in logs.stdout and logs.returncode == 0
+    assert "done: validation_loss" in logs.stdout and logs.returncode == 0
     several = shell.run("logs", folder)
     assert several.returncode == 2 and "has 4 runs; name one: rank=4,lr=0.001" in several.stderr
     unknown = shell.run("logs", folder, "rank=5,lr=0.001")
@@ -114,7 +114,7 @@ def test_what_is_typed_arrives(shell):
     while queue(shell):
         time.sleep(0.2)
     log = Path(view["log"]).read_text()
-    assert "good day, you\n" in log and "0: done: accuracy" in log and log.endswith("\nbye\n")
+    assert "good day, you\n" in log and "0: done: validation_loss" in log and log.endswith("\nbye\n")
 
 
 def test_dry_run_shows_and_submits_nothing(shell):
@@ -211,7 +211,7 @@ def test_identical_runs_are_recognised(shell):
     (two,) = set(experiment.iterdir()) - {one}
     assert {p.name for p in two.iterdir() if p.is_dir()} == {".submitit", "seed=3"}
     table = shell.run("table", two, "--json")
-    assert sorted(r["seeds"]["seed"] for r in json.loads(table.stdout)) == [1, 2, 3]
+    assert sorted(r["seeds"]["seed"] for r in json.loads(table.stdout)["runs"]) == [1, 2, 3]
     same = shell.run(*sweep, "seed=3,2,1")
     assert same.returncode == 0 and "3 of 3 runs exist already (3 done) in 2 sweeps; force=true" in same.stderr
     assert "seed=1" in same.stdout and "submitted" not in same.stdout
