@@ -101,18 +101,10 @@ def chance_line(results: list[RunResult]) -> str:
 
 def lines_below(results: list[RunResult], analysis: Analysis) -> list[str]:
     """What to know of the table, a line each."""
-    lines = [known_best(results), chance_line(results), best_line(analysis.ranking) or _why_no_best(analysis)]
+    lines = [known_best(results), chance_line(results), best_line(analysis.ranking) or analysis.why_no_best]
     compared = len(analysis.configurations) > 1
     lines += [f"{task}: {d}" for task, d in analysis.detectable.items() if compared]
     return [line for line in [*lines, analysis.one_seed_each] if line]
-
-
-def _why_no_best(analysis: Analysis) -> str:
-    unnamed = all(r.objective_name is None for c in analysis.configurations for r in c.runs)
-    if len(analysis.configurations) < 2 or not unnamed:
-        return ""
-    example = next((f"objective={'/'.join(m)}" for m in analysis.metrics), "objective=loss")
-    return f"no best: nothing was validated (dataset.validation_split) and no objective named, such as {example}"
 
 
 def best_line(ranking: Ranking | None) -> str:

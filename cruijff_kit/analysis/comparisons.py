@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, item_values, pool_seeds, with_holm
-from cruijff_kit.analysis.measures import Samples, is_computable
+from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, constant_samples_of, samples_of
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.result import higher_is_better
@@ -26,7 +26,6 @@ VALIDATION = ("validation", "loss", "validation_loss")
 SAME_ANSWER = "no test: one answer to all"
 NO_BETTER_THAN_CHANCE = "no test: no better than chance"
 _OF_RISKS = ("auc", "brier", "r_ece")  # they do not depend on which option is written
-_SHARES = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece")
 Measured = tuple[str, str, str]
 """(task, scorer, metric)."""
 
@@ -114,7 +113,7 @@ def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict
         (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, t.untested
         if not t.untested:
             (low, high, p_holm), p, method = next(corrected), d.p, d.method
-        if t.measured[2] in _SHARES:
+        if BOUNDS.get(t.measured[2]) == (0, 1):
             low, high = max(-1.0, low), min(1.0, high)
         made[t.configuration.name].append(
             Comparison(t.configuration.name, t.against, *t.measured, d.items, len(t.configuration.runs), d.difference,

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import item_values, mean_error
 from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, interval_of_mean, wilson
-from cruijff_kit.analysis.measures import Samples, is_computable
+from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, remembered, samples_of
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.result import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
-
-_SHARES = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece")
-_BOUNDS = {name: (0, 1) for name in _SHARES} | {"r_squared": (-math.inf, 1)}
-_BOUNDS |= {name: (0, math.inf) for name in ("mae", "rmse", "loss", "validation_loss")}
 
 
 @dataclass(frozen=True)
@@ -69,12 +65,13 @@ def estimate(
     if found is None or not all(is_computable(metric, s) for s in found):
         return _over_seeds(values, metric, level)
     if metric in ("c_ece", "r_ece"):  # they have no item values
-        return _of_each(mean, metric, found, level)
+        return _of_each(mean, [estimate_cell(e, scorer, metric, level) for e in cells])
     import numpy as np
 
     rows = np.stack([item_values(metric, s) for s in found])
     # Where nothing varies (all answers right), what each seed's items leave open is all that is known.
-    return _of_many(mean, rows, metric, level, "test items") or _of_each(mean, metric, found, level)
+    together = _of_many(mean, rows, metric, level, "test items")
+    return together or _of_each(mean, [estimate_cell(e, scorer, metric, level) for e in cells])
 
 
 def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL) -> Estimate | None:
@@ -109,14 +106,17 @@ def _of_one(
     return Estimate(value, low, high, 1, len(samples), "" if low is None else "test items", None, expected, level)
 
 
-def _of_each(value: float, metric: str, samples: list[Samples], level: float) -> Estimate:
+def _of_each(value: float, alone: list[Estimate]) -> Estimate:
     """The mean of each seed's interval, over items alone."""
-    ends = [interval_of(metric, s, level) for s in samples]
-    low, high = (None if None in ends else sum(e[i] for e in ends) / len(ends) for i in (0, 1))
-    expected = [calibrated_error(metric, s) for s in samples]
-    calibrated = None if None in expected else sum(expected) / len(expected)
-    over = "" if low is None else "test items"
-    return Estimate(value, low, high, len(samples), len(samples[0]), over, None, calibrated, level)
+
+    def mean(values: list[float | None]) -> float | None:
+        return None if None in values else sum(values) / len(values)
+
+    low, high = mean([e.low for e in alone]), mean([e.high for e in alone])
+    calibrated, one = mean([e.if_calibrated for e in alone]), alone[0]
+    return Estimate(
+        value, low, high, len(alone), one.items, "" if low is None else one.over, None, calibrated, one.level
+    )
 
 
 def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: str) -> Estimate | None:
@@ -135,7 +135,7 @@ def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: 
         reach_of = 2 * NormalDist().cdf(reach / error) - 1
         low, high = wilson(value, value * (1 - value) / error**2, min(reach_of, 1 - 1e-9))
     else:
-        least, most = _BOUNDS.get(metric, (-math.inf, math.inf))
+        least, most = BOUNDS.get(metric, (-math.inf, math.inf))
         low, high = max(least, value - reach), min(most, value + reach)
     return Estimate(value, low, high, seeds, items, over, deviation, None, level)
 
@@ -147,5 +147,5 @@ def _over_seeds(values: list[float], metric: str, level: float) -> Estimate:
     n, mean = len(values), sum(values) / len(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     reach = float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
-    least, most = _BOUNDS.get(metric, (-math.inf, math.inf))
+    least, most = BOUNDS.get(metric, (-math.inf, math.inf))
     return Estimate(mean, max(least, mean - reach), min(most, mean + reach), n, None, "seeds", deviation, None, level)

@@ -13,7 +13,7 @@ import functools
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-from cruijff_kit.analysis.measures import BINS, Samples, is_computable, is_mean, measure, squared_errors, terms
+from cruijff_kit.analysis.measures import BINS, BOUNDS, Samples, is_computable, is_mean, measure, squared_errors, terms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,6 @@ _MANY = 2000  # from so many items on skewness and bias are nothing, and the jac
 _SHRUNK = 2.5  # largest calibration error that is tried, as a multiple of the measured one
 _SHARES = ("accuracy", "mean")  # of items that are right, where each is or is not
 _CALIBRATION_ERRORS = ("c_ece", "r_ece")
-_BOUNDS = {"auc": (0, 1), "balanced_accuracy": (0, 1), "f1": (0, 1), "r_squared": (float("-inf"), 1)}
 
 
 class Interval(NamedTuple):
@@ -190,7 +189,7 @@ def _of_metric(name: str, samples: Samples, level: float) -> Interval | None:
             (np.arange(units),), statistic, n_resamples=RESAMPLES if level < 0.98 else 5 * RESAMPLES, batch=250,
             vectorized=True, confidence_level=level, method="BCa" if units <= _MANY else "percentile", random_state=SEED,
         ).confidence_interval  # fmt: skip
-    least, most = _BOUNDS[name]
+    least, most = BOUNDS[name]
     if np.isfinite(found).all() and found.low < found.high:
         method = "BCa bootstrap" if units <= _MANY else "bootstrap"
         return Interval(max(least, float(found.low)), min(most, float(found.high)), method)
@@ -201,7 +200,7 @@ def _of_perfection(name: str, samples: Samples, level: float) -> Interval | None
     """Where all resamples give the same value, that of perfection or its opposite: as a share of as many items as the
     smaller class has, of which all (or none) were right.
     """
-    value, (least, most) = _value(name, samples), _BOUNDS[name]
+    value, (least, most) = _value(name, samples), BOUNDS[name]
     if value not in (least, most) or samples.label is None:
         return None
     import numpy as np

@@ -4,6 +4,7 @@ A sample is an entry of each array of `Samples`; a weighting says how often it c
 that of evaluation/metrics.py (tests hold them against scikit-learn).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,6 +52,11 @@ class Samples:
         return len(self.value)
 
 
+BOUNDS: dict[str, tuple[float, float]] = dict.fromkeys(
+    ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece"), (0.0, 1.0)
+)
+BOUNDS |= dict.fromkeys(("mae", "rmse", "loss", "validation_loss"), (0.0, math.inf)) | {"r_squared": (-math.inf, 1.0)}
+"""Metric -> the least and the most that it can be."""
 NEEDS = {
     "auc": ("positive", "order"), "brier": ("risk", "positive"), "balanced_accuracy": ("label", "predicted"),
     "f1": ("positive", "predicted_positive"), "c_ece": ("confidence", "confirmed"), "r_ece": ("risk", "positive"),

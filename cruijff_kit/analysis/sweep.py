@@ -32,7 +32,7 @@ class Analysis:
     comparisons: dict[str, list[Comparison]]
     """Name of a configuration -> its comparisons."""
     detectable: dict[str, DetectableDifference]
-    """Task -> what its right and wrong answers can show."""
+    """Task -> what its answers can show."""
 
     @property
     def ranking(self) -> Ranking | None:
@@ -58,6 +58,21 @@ class Analysis:
         cells = c.cells(measured[0]) if measured else []
         chosen = (r.level for r in self.rankings if c in r.best and cells and cells[0].split == r.split)
         return max(chosen, default=LEVEL)
+
+    @property
+    def why_no_best(self) -> str:
+        """Why no configuration is named best, and what names one; empty where one is, or where there is no choice."""
+        if self.rankings or len(self.configurations) < 2:
+            return ""
+        results = [r for c in self.configurations for r in c.runs]
+        named = sorted({r.objective_name for r in results if r.objective_name})
+        reason = (
+            f"the objective ({', '.join(named)}) is no finite number"
+            if named
+            else "the runs have no validation loss, and no objective was named"
+        )
+        measured = "/".join(self.metrics[0]) if self.metrics else "TASK/SCORER/METRIC"
+        return f"No configuration is the best: {reason}. objective={measured} in the command would name one."
 
     @property
     def one_seed_each(self) -> str:

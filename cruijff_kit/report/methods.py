@@ -21,7 +21,6 @@ from cruijff_kit.report.wording import (
     selection_in_words,
     test_in_words,
     units_of,
-    why_no_best,
 )
 from cruijff_kit.result import RunResult
 
@@ -243,7 +242,7 @@ def _statistics(runs: Runs) -> str:
     analysis = runs.analysis
     compared = [c for found in analysis.comparisons.values() for c in found]
     text = [_choice(family) for family in runs.families[:3] if len(family.ranking.ranked) > 1]
-    text += [why for why in [why_no_best(runs)] if why]
+    text += [why for why in [runs.analysis.why_no_best] if why]
     results = [r for c in analysis.configurations for r in c.runs]
     units = units_of(results)
     if not any(r.result.evaluation for r in runs.with_result):

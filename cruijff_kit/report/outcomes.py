@@ -12,7 +12,7 @@ from cruijff_kit.analysis.differences import item_values
 from cruijff_kit.analysis.effects import draw_noise
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_loss
 from cruijff_kit.analysis.intervals import LEVEL
-from cruijff_kit.analysis.measures import is_computable
+from cruijff_kit.analysis.measures import BOUNDS, is_computable
 from cruijff_kit.analysis.samples import aligned, samples_of
 from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.analysis.validation import row_losses
@@ -23,9 +23,6 @@ from cruijff_kit.table_cells import compared_metrics
 
 if TYPE_CHECKING:
     import numpy as np
-
-_BOUNDS = dict.fromkeys(("accuracy", "auc", "balanced_accuracy", "f1", "brier", "c_ece", "r_ece"), (0.0, 1.0))
-_BOUNDS |= dict.fromkeys(("mae", "rmse", "loss", "validation_loss"), (0.0, math.inf)) | {"r_squared": (-math.inf, 1.0)}
 
 
 @dataclass(eq=False)
@@ -101,7 +98,7 @@ class Outcome:
                 (sum(low for low, _ in ends) / len(ends), sum(high for _, high in ends) / len(ends)) if ends else None
             )
         name = self.objective if self.source is None else self.source[2]
-        least, most = _BOUNDS.get(name, (-math.inf, math.inf))
+        least, most = BOUNDS.get(name, (-math.inf, math.inf))
         return max(least, mean - reach), min(most, mean + reach)
 
     @cached_property

@@ -21,7 +21,6 @@ from cruijff_kit.report.wording import (
     selection_in_words,
     test_in_words,
     units_of,
-    why_no_best,
 )
 
 MOST = 30  # configurations in a chart
@@ -36,7 +35,7 @@ def ranking(runs: Runs) -> Section:
     if not analysis.configurations:
         section.absent = "no run has finished"
         return section
-    if why := why_no_best(runs):
+    if why := runs.analysis.why_no_best:
         section.title = "The configurations compared"
         section.text.append(why)
     outcomes, chosen = outcomes_of(runs), len(runs.families)

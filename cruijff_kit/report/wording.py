@@ -97,19 +97,3 @@ def _detectable(task: str, d: DetectableDifference, units: str) -> str:
         f"that correlate by {d.correlation:.2f}, {about})"
         + ("." if d.accuracy is None else f"; 5 points would need {needs} {SAMPLES}.")
     )
-
-
-def why_no_best(runs: Runs) -> str:
-    """Why no configuration is named best, and what names one; empty where one is, or where there is no choice."""
-    analysis = runs.analysis
-    if analysis.rankings or len(analysis.configurations) < 2:
-        return ""
-    results = [r for c in analysis.configurations for r in c.runs]
-    named = sorted({r.objective_name for r in results if r.objective_name})
-    reason = (
-        f"the objective ({', '.join(named)}) is no finite number"
-        if named
-        else "the runs have no validation loss, and no objective was named"
-    )
-    measured = "/".join(analysis.metrics[0]) if analysis.metrics else "TASK/SCORER/METRIC"
-    return f"No configuration is the best: {reason}. objective={measured} in the command would name one."
