@@ -12,13 +12,15 @@ Importing this module loads neither torch nor Hydra.
 import os
 from typing import TYPE_CHECKING
 
+from cruijff_kit.util.version import __version__
+
 if TYPE_CHECKING:
     import pandas
 
-    from cruijff_kit.config import RunConfig
-    from cruijff_kit.result import RunResult
+    from cruijff_kit.config.run import RunConfig
+    from cruijff_kit.records.result import RunResult
 
-__all__ = ["compose", "read_sweep", "train_then_eval"]
+__all__ = ["__version__", "compose", "read_sweep", "train_then_eval"]
 
 # How long OpenMP's threads spin before they sleep; read when torch is first loaded. Measured on two cores, one LoRA step
 # of SmolLM2: endless spinning 0.29 s alone but 1.4 s beside another run, sleeping at once 0.60 and 0.51 s,
@@ -36,20 +38,20 @@ def compose(overrides: list[str] | None = None, config_dir: str | None = None) -
     Raises:
         UserError: what the command would refuse.
     """
-    from cruijff_kit.notebook import compose
+    from cruijff_kit.config.compose import compose
 
     return compose(overrides or [], config_dir)
 
 
 def train_then_eval(config: "RunConfig") -> "RunResult":
-    """Train and evaluate one run in this process; see cruijff_kit.run.train_then_eval."""
-    from cruijff_kit.run import train_then_eval
+    """Train and evaluate one run in this process; see cruijff_kit.runs.run.train_then_eval."""
+    from cruijff_kit.runs.run import train_then_eval
 
     return train_then_eval(config)
 
 
 def read_sweep(folder: str | os.PathLike) -> "pandas.DataFrame":
-    """The results of all runs below a folder, one row per run; see cruijff_kit.table.read_sweep."""
-    from cruijff_kit.table import read_sweep
+    """The results of all runs below a folder, one row per run; see cruijff_kit.analysis.results_frame.read_sweep."""
+    from cruijff_kit.analysis.results_frame import read_sweep
 
     return read_sweep(folder)

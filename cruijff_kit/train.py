@@ -15,9 +15,10 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cruijff_kit.command import hydra_arguments, json_asked, printed_as_data, run_command
-from cruijff_kit.config import register
-from cruijff_kit.launch import plugin
+from cruijff_kit.commands.base import json_asked, run_command
+from cruijff_kit.config.loading import register
+from cruijff_kit.config.overrides import hydra_arguments, printed_as_data
+from cruijff_kit.sweep import plugin
 
 register()
 plugin.register()
@@ -26,7 +27,7 @@ plugin.register()
 @hydra.main(version_base="1.3", config_path="pkg://cruijff_kit.conf", config_name="config")
 def train(cfg: DictConfig) -> float | None:
     """One run; returns its objective, which Hydra's sweepers optimise."""
-    from cruijff_kit.launch.task import run_task
+    from cruijff_kit.sweep.single_run import run_task
 
     return run_task(cfg)
 

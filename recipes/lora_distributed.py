@@ -23,30 +23,30 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from cruijff_kit import withheld
-from cruijff_kit.compat import TransformerDecoder, get_adapter_params, set_seed
 from cruijff_kit.data.batches import Batch, make_batch
-from cruijff_kit.data.instruct import Example
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, cause_of
-from cruijff_kit.folder import RunFolder
-from cruijff_kit.models import base, machine
+from cruijff_kit.data.examples import Example
+from cruijff_kit.models import base_model, device
 from cruijff_kit.models.adapter import load_adapter_state
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.compat import TransformerDecoder, get_adapter_params, set_seed
+from cruijff_kit.models.device import Machine
 from cruijff_kit.models.placement import for_evaluation
-from cruijff_kit.progress import say
 from cruijff_kit.recipes.lora_single_device import (
     LoRAFinetuneRecipeSingleDevice,
     TrainingInterrupted,
     TrainingSummary,
 )
-from cruijff_kit.training import shared
+from cruijff_kit.records.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, cause_of
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.training import process_cache
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state
+from cruijff_kit.training.coroutine import Passed, Story
 from cruijff_kit.training.loss import attention_cost, batch_loss
-from cruijff_kit.training.passes import Passed, Story
-from cruijff_kit.training.steps import Steps, smaller_micro_batch
+from cruijff_kit.training.schedule import Steps, smaller_micro_batch
 from cruijff_kit.training.validation import validation_batches, validation_sums
-from cruijff_kit.training.workers import Boss, Workers
+from cruijff_kit.training.worker_processes import Boss, Workers
+from cruijff_kit.util import redaction
+from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.progress import say
 
 _INTERRUPTED = "interrupted"
 
@@ -61,7 +61,7 @@ class LoRAFinetuneRecipeDistributed:
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
         self.folder = RunFolder(self.cfg["output_dir"])
-        self.machine = machine.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
+        self.machine = device.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
         self.global_step, self.epoch = 0, 0
         self.changes: dict[str, int] = {}
@@ -73,8 +73,8 @@ class LoRAFinetuneRecipeDistributed:
         Raises:
             UserError: files that are missing or do not fit.
         """
-        self.tokenizer = shared.tokenizer(self.cfg["tokenizer"])
-        self.steps = Steps.of(self.cfg, len(shared.dataset(self.cfg["dataset"], self.cfg["tokenizer"])))
+        self.tokenizer = process_cache.tokenizer(self.cfg["tokenizer"])
+        self.steps = Steps.of(self.cfg, len(process_cache.dataset(self.cfg["dataset"], self.cfg["tokenizer"])))
         state = newest_checkpoint(self.folder.checkpoints) if self.cfg["resume_from_checkpoint"] else None
         if state is not None:
             self.epoch, _, self.global_step = state["position"]
@@ -180,13 +180,13 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
     def _build_model(self) -> TransformerDecoder:
         """Base weights are read by worker 0 alone, into host memory."""
         host = Machine(torch.device("cpu"), self.machine.dtype, self.machine.threads)
-        weights = base.read_base(self.cfg["checkpointer"], host) if self.rank == 0 else None
+        weights = base_model.read_base(self.cfg["checkpointer"], host) if self.rank == 0 else None
         outline = [{k: (v.shape, v.dtype) for k, v in weights.items()} if weights else None]
         dist.broadcast_object_list(outline, src=0)
         if weights is None:  # tensors of the right shapes that take no memory, until the layers' turn comes
             weights = {k: torch.zeros(1, dtype=dtype).expand(shape) for k, (shape, dtype) in outline[0].items()}
         set_seed(self.cfg["seed"])
-        return base.build(self.cfg["model"], weights, host)
+        return base_model.build(self.cfg["model"], weights, host)
 
     def _setup_model(self) -> TransformerDecoder:
         model = super()._setup_model()
@@ -201,7 +201,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         for module in [*model.layers, self.loss_module]:
             self._from_first(p for p in module.parameters() if p not in adapters and not hasattr(p, "full_tensor"))
             fully_shard(module, ignored_params=set(adapters))
-        base.release()
+        base_model.release()
         self.attention_cost = attention_cost(model)  # where it lies now
         if self.rank:  # dropout draws apart
             torch.manual_seed(self.cfg["seed"] + self.rank)
@@ -315,7 +315,7 @@ class _NoMetrics:
 def work(boss: Boss) -> None:
     """One worker, from its task to its end."""
     cfg, rank, size = (boss.task[k] for k in ("cfg", "rank", "size"))
-    cuda = machine.choose(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
+    cuda = device.choose(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
     if cuda:
         torch.cuda.set_device(rank)
         cfg["device"] = f"cuda:{rank}"
@@ -340,7 +340,7 @@ def main() -> None:
         work(boss)
     except BaseException as error:
         cause = _INTERRUPTED if isinstance(error, TrainingInterrupted) else cause_of(error)
-        trace = withheld.traceback_of(error)
+        trace = redaction.traceback_of(error)
         boss.tell(error=one_line(error), cause=cause, kind=type(error).__name__, trace=trace)
         os._exit(1)
 

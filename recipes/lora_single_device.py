@@ -27,7 +27,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cruijff_kit.compat import (
+from cruijff_kit.config.epochs import saved_epochs
+from cruijff_kit.data.batches import Batch, batch_order, make_batch
+from cruijff_kit.data.examples import Example
+from cruijff_kit.models import base_model, device
+from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
+from cruijff_kit.models.compat import (
     TransformerDecoder,
     TransformerSelfAttentionLayer,
     compile_model,
@@ -36,22 +41,18 @@ from cruijff_kit.compat import (
     set_activation_checkpointing,
     set_seed,
 )
-from cruijff_kit.data.batches import Batch, batch_order, make_batch
-from cruijff_kit.data.instruct import Example
-from cruijff_kit.folder import RunFolder
-from cruijff_kit.models import base, machine
-from cruijff_kit.models.adapter import adapter_state, load_adapter_state, save_adapter
 from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.models.merge import merge
-from cruijff_kit.progress import progress, say
-from cruijff_kit.training import shared
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.training import process_cache
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
+from cruijff_kit.training.coroutine import Pass, Passed, Story, out_of_memory, told
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
-from cruijff_kit.training.passes import Pass, Passed, Story, out_of_memory, told
-from cruijff_kit.training.steps import Steps, lr_scheduler_of, saved_epochs, smaller_micro_batch
+from cruijff_kit.training.schedule import Steps, lr_scheduler_of, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
 from cruijff_kit.training.validation import RowLosses, evaluating, validation_batches, validation_sums
+from cruijff_kit.util.progress import progress, say
 
 
 @dataclass
@@ -92,7 +93,7 @@ class LoRAFinetuneRecipeSingleDevice:
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
         self.folder = RunFolder(self.cfg["output_dir"])
-        self.machine = machine.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
+        self.machine = device.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
         self.global_step, self.epoch, self.updates_done = 0, 0, 0  # updates_done: of the epoch
         self.batch_size = self.cfg["batch_size"]  # rows per forward pass; less after memory has run out
@@ -106,11 +107,11 @@ class LoRAFinetuneRecipeSingleDevice:
             UserError: files that are missing or do not fit.
         """
         cfg = self.cfg
-        machine.reset_peak_memory(self.machine.device)
-        self.tokenizer = shared.tokenizer(cfg["tokenizer"])
-        self.train_data = shared.dataset(cfg["dataset"], cfg["tokenizer"])
+        device.reset_peak_memory(self.machine.device)
+        self.tokenizer = process_cache.tokenizer(cfg["tokenizer"])
+        self.train_data = process_cache.dataset(cfg["dataset"], cfg["tokenizer"])
         validate = cfg["dataset_val"]["split"] is not None
-        self.val_data = shared.dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
+        self.val_data = process_cache.dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
         self.model = self._setup_model()
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.loss_fn = instantiate(OmegaConf.create(cfg["loss"]))
@@ -131,14 +132,14 @@ class LoRAFinetuneRecipeSingleDevice:
 
     def _build_model(self) -> TransformerDecoder:
         quantize = self.cfg["model"].get("quantize_base", False)
-        weights = base.read_base(self.cfg["checkpointer"], self.machine, quantize)
+        weights = base_model.read_base(self.cfg["checkpointer"], self.machine, quantize)
         set_seed(self.cfg["seed"])
-        return base.build(self.cfg["model"], weights, self.machine)
+        return base_model.build(self.cfg["model"], weights, self.machine)
 
     def _setup_model(self) -> TransformerDecoder:
         cfg = self.cfg
         model = self._build_model()
-        self.summary.trainable_parameters, self.summary.total_parameters = base.count_parameters(model)
+        self.summary.trainable_parameters, self.summary.total_parameters = base_model.count_parameters(model)
         # Where dropout draws per row, rows must not share what they would draw apart.
         self.draws = cfg["model"].get("lora_dropout", 0.0) > 0
         self.attention_cost = attention_cost(model)
@@ -185,7 +186,7 @@ class LoRAFinetuneRecipeSingleDevice:
                 self._after_update()
             yield from self._end_epoch()
             self.epoch, self.updates_done = self.epoch + 1, 0
-        self.summary.peak_memory_bytes = machine.peak_memory(self.machine.device)
+        self.summary.peak_memory_bytes = device.peak_memory(self.machine.device)
 
     def compute(self, asked: Pass) -> Passed:
         """One pass through the model, forward and, where it is to learn, back."""
@@ -265,7 +266,7 @@ class LoRAFinetuneRecipeSingleDevice:
             values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self.summary.custom_metrics}
             values["tokens_per_second_per_gpu"] = tokens / (self.clock() - started) / self.steps.processes
             if self.cfg["log_peak_memory_stats"]:
-                values["peak_memory_bytes"] = machine.peak_memory(self.machine.device)
+                values["peak_memory_bytes"] = device.peak_memory(self.machine.device)
             self.metrics.log_dict({"epoch": self.epoch, **values}, step=self.global_step)
         every = self.cfg["run_val_every_n_steps"]
         if every and self.global_step % every == 0 and self.global_step % self.steps.per_epoch:
@@ -299,7 +300,7 @@ class LoRAFinetuneRecipeSingleDevice:
             # The exception is gone, and with it what it kept in memory.
             self.optimizer.zero_grad(set_to_none=True)
             self.custom_metrics.take()
-            machine.free_memory(self.machine.device)
+            device.free_memory(self.machine.device)
             if random is not None:
                 self._set_random_state(random)
             self.changes, self.batch_size = smaller, smaller["batch_size"]

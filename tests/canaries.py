@@ -79,7 +79,7 @@ def breaks_when_run():
 """
 METRICS = """
 import os, signal, sys
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 calls = {"stops": 0}
 
@@ -143,10 +143,13 @@ def write_data(folder: Path) -> None:
 def commands(tiny: str, wanted: list[str]) -> None:
     """Give the commands that are wanted (none named: all) one after the other, each exit code printed."""
     import cruijff_kit
-    from cruijff_kit import (
+    from cruijff_kit import train
+    from cruijff_kit.commands import (
         archive,
-        command,
+        base,
         compare,
+        data_convert,
+        data_preview,
         embed,
         evaluate,
         export,
@@ -155,10 +158,8 @@ def commands(tiny: str, wanted: list[str]) -> None:
         resume,
         status,
         table,
-        train,
     )
-    from cruijff_kit.data import convert, preview
-    from cruijff_kit.report import __main__ as report
+    from cruijff_kit.commands import report as report
 
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files", "device=cpu", "dtype=fp32", "num_warmup_steps=0"]
     model += ["eval.max_tokens=24", "batch_size=4", "lora.rank=2", "dataset.group_columns=[sex]"]
@@ -179,7 +180,7 @@ def commands(tiny: str, wanted: list[str]) -> None:
 
     def trained(name: str, *overrides: str) -> None:
         overrides = [*model, "eval.baseline=false", *overrides, f"output_dir={Path.cwd() / 'runs' / name}"]
-        given(name, lambda: command.run_command(lambda: run(overrides), True))
+        given(name, lambda: base.run_command(lambda: run(overrides), True))
 
     tasks, trackers = "eval.tasks=[match,tasks.py@echoes]", "trackers=[tensorboard,wandb,mlflow]"
     sweep = ["dataset.path=data/rows.json", "lr=1e-2,1e-3", "hydra.sweep.dir=sweep", "custom_metrics=[metrics.loud]"]
@@ -213,11 +214,11 @@ def commands(tiny: str, wanted: list[str]) -> None:
     given("groups", lambda: heterogeneity.main(["runs/risk", "--group", "sex"]))
     given("persons", lambda: heterogeneity.main(["runs/risk", "--group", "person"]))
     for form in ([], ["--json"]):
-        given("preview", lambda form=form: preview.main([*model, "dataset.path=data/leaky.json", *form]))
+        given("preview", lambda form=form: data_preview.main([*model, "dataset.path=data/leaky.json", *form]))
     kept = [*model, "dataset.path=data/rows.json", "eval=match", "eval.baseline=false", "eval.keep_samples=true"]
-    given("kept", lambda: command.run_command(lambda: run([*kept, f"output_dir={Path.cwd() / 'kept'}"]), True))
+    given("kept", lambda: base.run_command(lambda: run([*kept, f"output_dir={Path.cwd() / 'kept'}"]), True))
     given("export", lambda: export.main(["runs/stops", "--to", "exported"]))
-    given("convert", lambda: convert.main(["data/rows.json", "data/converted"]))
+    given("convert", lambda: data_convert.main(["data/rows.json", "data/converted"]))
     given("compare", lambda: compare.main(["runs/stops", "--json"]))
     given("embed", lambda: embed.main(["runs/stops", "--logits", "--to", "embedded.h5"]))
     given("embed", lambda: embed.main(["runs/stops", "--to", "embedded.parquet"]))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from forked import forked
 
-from cruijff_kit.command import collect_rarely
+from cruijff_kit.util.process import collect_rarely
 
 # Before anything imports torch: one thread per process, so that tests repeat and do not slow each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -166,8 +166,8 @@ def set_up_recipe():
 
     def made(*overrides: str):
         import cruijff_kit
-        from cruijff_kit.plan import check
         from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+        from cruijff_kit.runs.plan import check
 
         config = cruijff_kit.compose(["eval=none", "device=cpu", *overrides])
         check(config)
@@ -181,11 +181,12 @@ def set_up_recipe():
 @pytest.fixture
 def forgetful(monkeypatch):
     """A process never forgets that it handled red data; this one has other tests to run, and no agent starts them."""
-    from cruijff_kit import tiers, withheld
-    from cruijff_kit.agents import VARIABLES
+    from cruijff_kit.data import tiers
+    from cruijff_kit.util import redaction
+    from cruijff_kit.util.agents import VARIABLES
 
     monkeypatch.setattr(tiers, "_chosen", None)
-    for name in (*VARIABLES, withheld._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
+    for name in (*VARIABLES, redaction._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for holder, name in ((logging.Logger, "makeRecord"), (warnings, "showwarning"), (sys, "excepthook"),
@@ -202,10 +203,10 @@ def chat(tiny, tmp_path_factory):
     """The tiny model in memory, with new adapters, as evaluation sees it: fp32, one thread of a cpu."""
     import torch
 
-    from cruijff_kit.compat import set_seed
     from cruijff_kit.evaluation.engine import ChatModel
-    from cruijff_kit.models.base import build, read_base
-    from cruijff_kit.models.machine import Machine
+    from cruijff_kit.models.base_model import build, read_base
+    from cruijff_kit.models.compat import set_seed
+    from cruijff_kit.models.device import Machine
     from cruijff_kit.models.tokenizer import ChatTokenizer
 
     cpu = Machine(torch.device("cpu"), torch.float32, 1)

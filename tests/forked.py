@@ -13,8 +13,8 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-_IMPORTED = ("cruijff_kit.evaluation.together", "cruijff_kit.evaluation.prompts", "cruijff_kit.models.base",
-             "cruijff_kit.training.components", "cruijff_kit.recipes.lora_packed", "cruijff_kit.cluster.submit",
+_IMPORTED = ("cruijff_kit.evaluation.multi_run", "cruijff_kit.evaluation.prompt_check", "cruijff_kit.models.base_model",
+             "cruijff_kit.training.component_checks", "cruijff_kit.recipes.lora_multi", "cruijff_kit.slurm.submit",
              "cruijff_kit.train", "inspect_ai.agent._acp.server", "scipy.special")  # fmt: skip
 _SECONDS = 300
 _SERVER = multiprocessing.get_context("forkserver")

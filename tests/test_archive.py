@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.archive`: what is kept, what is deleted, and that nothing goes before its copy is verified."""
+"""`cruijff-kit archive`: what is kept, what is deleted, and that nothing goes before its copy is verified."""
 
 import hashlib
 import json
@@ -8,17 +8,17 @@ from urllib.parse import unquote
 
 import pytest
 
-from cruijff_kit import archive as module
 from cruijff_kit import compose, train_then_eval
-from cruijff_kit.archive import main
-from cruijff_kit.archive_manifest import read_manifest
-from cruijff_kit.evaluate import main as evaluate
-from cruijff_kit.export import main as export
-from cruijff_kit.folder import write_text
-from cruijff_kit.ledger import read_ledger
-from cruijff_kit.reproduce import main as reproduce
-from cruijff_kit.status import main as status
-from cruijff_kit.table import main as table
+from cruijff_kit.commands import archive as module
+from cruijff_kit.commands.archive import main
+from cruijff_kit.commands.evaluate import main as evaluate
+from cruijff_kit.commands.export import main as export
+from cruijff_kit.commands.reproduce import main as reproduce
+from cruijff_kit.commands.status import main as status
+from cruijff_kit.commands.table import main as table
+from cruijff_kit.records.archive_manifest import read_manifest
+from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.util.files import write_text
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "epochs=2", "eval.limit=6"]
 
@@ -111,7 +111,7 @@ def test_a_copy_that_stands_alone(sweep, archive, tmp_path, capsys):
     assert len(read_ledger(kept).runs) == 2
     assert evaluate([str(kept / "lr=1e-06"), "eval=match"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "was archived away" in said and f"python -m cruijff_kit.reproduce {kept / 'lr=1e-06'}" in said
+    assert "was archived away" in said and f"cruijff-kit reproduce {kept / 'lr=1e-06'}" in said
     assert evaluate([str(kept / "lr=0.01"), "eval=match"]) == 0
     capsys.readouterr()
     for run, more in (("lr=1e-06", []), ("lr=0.01", ["--epoch", "0"])):
@@ -193,7 +193,7 @@ def active(sweep):
     import os
     import socket
 
-    from cruijff_kit.result import now
+    from cruijff_kit.util.format import now
 
     change(
         sweep / "lr=0.01", "status.json", state="running", pid=os.getpid(), host=socket.gethostname(), heartbeat=now()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cruijff_kit.cli import COMMANDS, main
+from cruijff_kit.commands.main import COMMANDS, main, module_of
 
 ROOT = Path(__file__).parents[1] / "cruijff_kit"
 SCRIPT = Path(sys.executable).with_name("cruijff-kit")
-# Modules with a main that are not for people: the command itself, its parts, and the program that jobs are.
-INSIDE = {"cruijff_kit.cli", "cruijff_kit.data.__main__", "cruijff_kit.cluster.job"}
+# Modules with a main that are not for people: the command itself, and the program that jobs are.
+INSIDE = {"cruijff_kit.commands.main", "cruijff_kit.sweep.job"}
 
 
 def modules_with_main() -> set[str]:
@@ -28,11 +28,8 @@ def modules_with_main() -> set[str]:
 
 
 def test_every_command_is_listed():
-    listed = {module for module, _ in COMMANDS.values()}
-    assert listed == modules_with_main() - INSIDE
-    modules = [module.removesuffix(".__main__") for module, _ in COMMANDS.values()]
-    assert modules == [f"cruijff_kit.{name.replace(' ', '.')}" for name in COMMANDS]
-    assert all(summary and "\n" not in summary and len(summary) < 80 for _, summary in COMMANDS.values())
+    assert {module_of(name) for name in COMMANDS} == modules_with_main() - INSIDE
+    assert all(summary and "\n" not in summary and len(summary) < 80 for summary in COMMANDS.values())
 
 
 @pytest.mark.parametrize("start", [[str(SCRIPT)], [sys.executable, "-m", "cruijff_kit"]], ids=["script", "module"])
@@ -41,7 +38,7 @@ def test_installed(start, tmp_path):
     helped = subprocess.run([*start, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert (helped.returncode, helped.stderr) == (0, "")
     assert all(any(line.split() == [*name.split(), *summary.split()] for line in helped.stdout.splitlines())
-               for name, (_, summary) in COMMANDS.items())  # fmt: skip
+               for name, summary in COMMANDS.items())  # fmt: skip
     version = subprocess.run([*start, "--version"], cwd=tmp_path, capture_output=True, text=True)
     assert version.stdout == f"cruijff-kit {importlib.metadata.version('cruijff_kit')}\n" and version.returncode == 0
     wrong = subprocess.run([*start, "table", "nowhere", "--json"], cwd=tmp_path, capture_output=True, text=True)
@@ -49,7 +46,7 @@ def test_installed(start, tmp_path):
 
 
 def test_help_is_light():
-    code = "import sys; from cruijff_kit.cli import main; main(['--help']); main(['--version'])\n"
+    code = "import sys; from cruijff_kit.commands.main import main; main(['--help']); main(['--version'])\n"
     code += "print([m for m in sys.modules if m.partition('.')[0] in ('hydra', 'omegaconf', 'rich', 'yaml', 'torch')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

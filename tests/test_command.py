@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.command import run_command
-from cruijff_kit.config import SlurmConfig
+from cruijff_kit.commands.base import run_command
+from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.data.generators import generated_path
-from cruijff_kit.errors import UserError
 from cruijff_kit.train import main
+from cruijff_kit.util.errors import UserError
 
 SLURM_KEYS = sorted(f"slurm.{f.name}" for f in dataclasses.fields(SlurmConfig))
 # Arguments and the whole line that answers them. {model}, {mine} and {data} stand for folders and the data file.

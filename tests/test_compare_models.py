@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.compare`: fine-tuned or not, and how far."""
+"""`cruijff-kit compare`: fine-tuned or not, and how far."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cruijff_kit import compose, train_then_eval
-from cruijff_kit.compare import main
+from cruijff_kit.commands.compare import main
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32", "lora.rank=4"]
 

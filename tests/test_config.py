@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 
 import cruijff_kit
 from cruijff_kit import config as config_module
-from cruijff_kit.config import SlurmConfig, load
-from cruijff_kit.errors import UserError
+from cruijff_kit.config.loading import load
+from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.train import main
+from cruijff_kit.util.errors import UserError
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ for arguments in (["--cfg", "job"], ["--cfg", "job", "--resolve"], ["--help"], [
 heavy = {"torch", "torchtune", "inspect_ai", "transformers", "pandas", "submitit"} & set(sys.modules)
 assert not heavy, heavy
 """
-    line = "cruijff-kit-train lora."
+    line = "cruijff-kit lora."
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
         env=environment | {"COMP_LINE": line, "COMP_POINT": str(len(line))},
@@ -200,8 +201,8 @@ def table(out: str) -> tuple[list[str], list[list[str]]]:
 
 def test_what_torchtune_alone_knows_reaches_the_recipe(tiny, tmp_path):
     """+torchtune.optimizer.betas is in the optimiser that trains."""
-    from cruijff_kit.plan import check
     from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+    from cruijff_kit.runs.plan import check
 
     own = ["+torchtune.optimizer.betas=[0.9,0.95]", "+torchtune.lr_scheduler.num_cycles=0.25"]
     small = ["dataset.max_samples=8", "num_warmup_steps=0", "device=cpu", f"output_dir={tmp_path}"]

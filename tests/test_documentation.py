@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.cli import COMMANDS
-from cruijff_kit.cli import main as cruijff_kit_command
+from cruijff_kit.commands.main import COMMANDS
+from cruijff_kit.commands.main import main as cruijff_kit_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,8 +57,8 @@ SHOWN = sorted({(c, page.relative_to(ROOT).as_posix()) for page in [*PAGES, *SKI
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory) -> Path:
     """A folder with a finished sweep of two epochs and the files that the pages call one's own."""
-    from cruijff_kit.config import register
-    from cruijff_kit.summary import write_summary
+    from cruijff_kit.analysis.summary import write_summary
+    from cruijff_kit.config.loading import register
 
     register()
     place = tmp_path_factory.mktemp("documented")

@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.embed`: which model, which texts, which file; and what it refuses."""
+"""`cruijff-kit embed`: which model, which texts, which file; and what it refuses."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from cruijff_kit import compose, train_then_eval
-from cruijff_kit.embed import main
-from cruijff_kit.folder import write_text
+from cruijff_kit.commands.embed import main
+from cruijff_kit.util.files import write_text
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32", "lora.rank=4"]
 

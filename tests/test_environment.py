@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import cruijff_kit
-from cruijff_kit import environment as module
-from cruijff_kit import own_code, result
-from cruijff_kit.environment import environment, read_environment
-from cruijff_kit.late import Request, evaluate_pending, write_request
-from cruijff_kit.ledger import code_hash
-from cruijff_kit.models import machine
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models import device
+from cruijff_kit.models.device import Machine
+from cruijff_kit.records import environment as module
+from cruijff_kit.records import own_code, result, versions
+from cruijff_kit.records.environment import environment, read_environment
+from cruijff_kit.records.versions import code_hash
+from cruijff_kit.runs.posthoc_evaluation import Request, evaluate_pending, write_request
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 SECRET, DATUM = "sk-2718281828", "a cell of the data"
@@ -193,13 +193,13 @@ def checkout(tmp_path, monkeypatch) -> Path:
     git(root, "commit", "-qm", "x")
     for holder in (result, module):
         monkeypatch.setattr(holder, "__file__", str(root / "cruijff_kit" / "a.py"))
-    result.git_commit.cache_clear(), module._edits.cache_clear()
+    versions.git_commit.cache_clear(), module._edits.cache_clear()
     yield root
-    result.git_commit.cache_clear(), module._edits.cache_clear()
+    versions.git_commit.cache_clear(), module._edits.cache_clear()
 
 
 def fresh_edits() -> bytes:
-    result.git_commit.cache_clear(), module._edits.cache_clear()
+    versions.git_commit.cache_clear(), module._edits.cache_clear()
     return module._edits()
 
 
@@ -208,13 +208,13 @@ def test_edits_of_the_checkout_can_be_applied_to_the_commit(checkout, tmp_path):
     (checkout / "data.csv").write_text(DATUM)
     (checkout / "cruijff_kit/words.txt").write_text(DATUM)
     (checkout / "notes.ipynb").write_text(DATUM)
-    assert fresh_edits() == b"" and result.git_commit() == commit, "what is no code is no edit"
+    assert fresh_edits() == b"" and versions.git_commit() == commit, "what is no code is no edit"
     (checkout / "cruijff_kit/a.py").write_text("2\n")
     (checkout / "conf/b.yaml").unlink()
     (checkout / "recipes").mkdir()
     (checkout / "recipes/new.py").write_text("new = 'ü'\n")
     edits = fresh_edits()
-    assert result.git_commit() == f"{commit}+changes" and DATUM.encode() not in edits
+    assert versions.git_commit() == f"{commit}+changes" and DATUM.encode() not in edits
     clean = tmp_path / "clean"
     git(tmp_path, "clone", "-q", str(checkout), str(clean))
     (tmp_path / "code.patch").write_bytes(edits)
@@ -235,7 +235,7 @@ def test_the_patch_lies_in_the_run(checkout, tmp_path, monkeypatch):
 
 def test_from_a_wheel_there_is_no_commit_but_a_hash(checkout):
     shutil.rmtree(checkout / ".git")
-    assert fresh_edits() == b"" and result.git_commit() is None
+    assert fresh_edits() == b"" and versions.git_commit() is None
     code = environment(CPU)["code"]
     assert (
         code["commit"] is None
@@ -258,7 +258,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_both(run, project):
     file = folder / "environment.json"
     before = json.loads(file.read_text()) | {"processor": {"model": "another"}}
     file.write_text(json.dumps(before))
-    config = cruijff_kit.frozen.frozen(folder)
+    config = cruijff_kit.records.saved_config.frozen(folder)
     module.write_environment(config, CPU)
     assert json.loads((folder / "environment_1.json").read_text()) == before
     module.write_environment(config, CPU)
@@ -268,7 +268,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_both(run, project):
 def test_a_later_evaluation_has_a_record_of_its_own(run):
     folder = run()
     before = (folder / "environment.json").read_bytes()
-    config = cruijff_kit.frozen.frozen(folder)
+    config = cruijff_kit.records.saved_config.frozen(folder)
     asked = cruijff_kit.compose(["eval=match", "eval.limit=1", "eval.max_tokens=6"])
     write_request(folder, Request(vars(asked.eval), vars(config.slurm), device="cpu"))
     evaluate_pending(folder)
@@ -287,24 +287,24 @@ def test_a_later_evaluation_has_a_record_of_its_own(run):
     ],
 )
 def test_the_driver_of_a_gpu(said, version, monkeypatch):
-    machine.nvidia_driver.cache_clear()
-    monkeypatch.setattr(machine, "Path", lambda path: SimpleNamespace(read_text=lambda **_: said))
-    assert machine.nvidia_driver() == version
-    machine.nvidia_driver.cache_clear()
+    device.nvidia_driver.cache_clear()
+    monkeypatch.setattr(device, "Path", lambda path: SimpleNamespace(read_text=lambda **_: said))
+    assert device.nvidia_driver() == version
+    device.nvidia_driver.cache_clear()
 
 
 def test_no_driver(monkeypatch, tmp_path):
     """Neither the kernel nor nvidia-smi knows one."""
-    machine.nvidia_driver.cache_clear()
-    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "none")
+    device.nvidia_driver.cache_clear()
+    monkeypatch.setattr(device, "Path", lambda path: tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.nvidia_driver() is None
+    assert device.nvidia_driver() is None
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 550.90.07\necho 550.90.07\n")
     smi.chmod(0o755)
-    machine.nvidia_driver.cache_clear()
-    assert machine.nvidia_driver() == "550.90.07"
-    machine.nvidia_driver.cache_clear()
+    device.nvidia_driver.cache_clear()
+    assert device.nvidia_driver() == "550.90.07"
+    device.nvidia_driver.cache_clear()
 
 
 def test_an_unreadable_record_is_none(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
-from cruijff_kit.estimate import check_budget, clock, estimates, in_words, total
-from cruijff_kit.plan import check
-from cruijff_kit.result import Evaluation, RunResult, to_json
+from cruijff_kit.records.result import Evaluation, RunResult, to_json
+from cruijff_kit.runs.estimate import check_budget, estimates, in_words, total
+from cruijff_kit.runs.plan import check
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.format import clock
 
 THREADS = 1
 

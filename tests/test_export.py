@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cruijff_kit.export import main
+from cruijff_kit.commands.export import main
 
 
 @pytest.fixture(scope="module")

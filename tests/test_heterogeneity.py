@@ -12,14 +12,14 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
-from cruijff_kit import heterogeneity
+from cruijff_kit.analysis.report.groups import tables
 from cruijff_kit.analysis.subgroup_samples import read_logs, read_samples
 from cruijff_kit.analysis.subgroups import DECISIONS, Row, compare_columns
-from cruijff_kit.errors import UserError
+from cruijff_kit.commands import heterogeneity
+from cruijff_kit.commands.heterogeneity import PICTURE, REPORT, main
 from cruijff_kit.evaluation.scorers import numeric_risk_scorer
-from cruijff_kit.heterogeneity import PICTURE, REPORT, main
-from cruijff_kit.report.groups import tables
-from cruijff_kit.result import Evaluation, RunResult, to_json
+from cruijff_kit.records.result import Evaluation, RunResult, to_json
+from cruijff_kit.util.errors import UserError
 
 HEADER = ["INPUT", "TRUE_LABEL", "PREDICTION", "P(TRUE LABEL)", "GROUP"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cruijff_kit import answer
-from cruijff_kit.cli import COMMANDS, main
-from cruijff_kit.command import run_command
-from cruijff_kit.ledger import Attempt, editing
+from cruijff_kit.commands.base import run_command
+from cruijff_kit.commands.main import COMMANDS, main
+from cruijff_kit.records.sweep_manifest import Attempt, editing
+from cruijff_kit.util import json_output
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=4"]
 CSV = "TRUE_LABEL,PREDICTION,P(TRUE LABEL),GROUP\n1,1,0.9,a\n0,1,0.4,a\n1,1,0.8,b\n0,0,0.7,b\n"
@@ -71,7 +71,7 @@ def test_a_sweep_with_a_failed_run(sweep, documented):
     """Exit code 1, and the document has both runs all the same."""
     code, document, stderr, folder = sweep
     error = checked_error((code, document, stderr), 1, "run")
-    assert error["message"] == "1 of 2 runs failed" and "cruijff_kit.resume" in error["fix"]
+    assert error["message"] == "1 of 2 runs failed" and "cruijff-kit resume" in error["fix"]
     documented("train", {k: v for k, v in document.items() if k != "error"})
     documented("table", {k: document[k] for k in ("runs", "best", "configurations", "detectable_difference")})
     assert {r["name"]: r["status"] for r in document["runs"]} == {"lr=0.001": "done", "lr=1e+30": "failed"}
@@ -195,17 +195,17 @@ def test_data_and_groups(tiny, call, documented):
 @pytest.mark.parametrize(
     ("module", "arguments", "fix"),
     [
-        ("table", [], "python -m cruijff_kit.table --help shows what it takes"),
+        ("table", [], "cruijff-kit table --help shows what it takes"),
         ("table", ["nowhere"], "give the folder of a run or a sweep (multirun/EXPERIMENT/TIME), or one above them"),
-        ("table", ["empty"], "python -m cruijff_kit.status empty shows what is under way there"),
+        ("table", ["empty"], "cruijff-kit status empty shows what is under way there"),
         ("status", ["empty"], "give a run's or a sweep's folder"),
         ("status", ["emty"], "did you mean empty?"),
         (
             "status",
             ["--wach", "empty"],
-            "did you mean --watch? python -m cruijff_kit.status --help shows what it takes",
+            "did you mean --watch? cruijff-kit status --help shows what it takes",
         ),
-        ("export", ["x", "--to", "y", "--epoch", "no"], "python -m cruijff_kit.export --help shows what it takes"),
+        ("export", ["x", "--to", "y", "--epoch", "no"], "cruijff-kit export --help shows what it takes"),
         ("evaluate", ["epmty"], "did you mean empty?"),
         ("evaluate", ["empty", "eval.limit=3"], "give a run's or a sweep's folder"),
         ("evaluate", ["out", "eval.limt=3"], "did you mean eval.limit?"),
@@ -280,7 +280,7 @@ def test_ctrl_c(call, environment, tiny):
     out, err = process.communicate(timeout=60)
     document = json.loads(out)
     error = checked_error((process.returncode, document, err.decode()), 130, "interrupted")
-    assert error["fix"] == f"python -m cruijff_kit.resume {call.cwd / 'stopped'}"
+    assert error["fix"] == f"cruijff-kit resume {call.cwd / 'stopped'}"
     assert {r["status"] for r in document["runs"]} == {"interrupted"}
 
 
@@ -291,7 +291,7 @@ def test_stdout_is_one_document_whatever_is_printed(capfd):
         print("for people")
         os.write(1, b"from C\n")
         subprocess.run(["echo", "from a child"], check=True)
-        answer.record(before=1)
+        json_output.record(before=1)
         return {"lost": float("nan"), "far": [float("inf")], "where": call}
 
     assert run_command(lambda: {**noisy(), "where": os.sep}, as_json=True) == 0
@@ -301,10 +301,10 @@ def test_stdout_is_one_document_whatever_is_printed(capfd):
 
 
 def test_nothing_is_kept_without_json(capsys):
-    answer.record(a=1)
-    answer.extend(b=[1])
+    json_output.record(a=1)
+    json_output.extend(b=[1])
     assert run_command(lambda: {"c": 1}) == 0 and capsys.readouterr().out == ""
-    assert answer.recorded("a") is None
+    assert json_output.recorded("a") is None
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_nothing_is_kept_without_json(capsys):
     ],
 )
 def test_the_fix_in_a_message(message, fix):
-    assert answer.fix_in(message) == fix
+    assert json_output.fix_in(message) == fix
 
 
 @pytest.mark.parametrize("ours", [(False, False), (True, False), (False, True), (True, True)])

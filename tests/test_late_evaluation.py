@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.evaluate`: cells that runs lack, adapters from elsewhere, base models alone."""
+"""`cruijff-kit evaluate`: cells that runs lack, adapters from elsewhere, base models alone."""
 
 import json
 import shutil
@@ -9,14 +9,14 @@ import torch
 from inspect_ai.log import read_eval_log
 
 from cruijff_kit import train_then_eval
-from cruijff_kit.command import INTERRUPTED, RUN_FAILED, USER_ERROR
-from cruijff_kit.evaluate import main as command
+from cruijff_kit.commands.base import INTERRUPTED, RUN_FAILED, USER_ERROR
+from cruijff_kit.commands.evaluate import main as command
+from cruijff_kit.commands.resume import main as resume
+from cruijff_kit.config.compose import compose
 from cruijff_kit.evaluation.cells import with_cell
-from cruijff_kit.late import NAME, read_request
-from cruijff_kit.notebook import compose
-from cruijff_kit.result import Evaluation, read_result
-from cruijff_kit.resume import main as resume
-from cruijff_kit.run_status import read_status
+from cruijff_kit.records.result import Evaluation, read_result
+from cruijff_kit.records.run_status import read_status
+from cruijff_kit.runs.posthoc_evaluation import NAME, read_request
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32"]
 ASKED = ["eval.limit=6", "eval.max_tokens=6"]
@@ -204,9 +204,9 @@ def test_unscored_is_no_success(runs, capsys):
 
 def test_interrupted(runs, monkeypatch):
     """What was made is kept, the rest is made by resume."""
-    from cruijff_kit.evaluation import evaluate
+    from cruijff_kit.evaluation import run_tasks
 
-    make, made = evaluate.evaluate_cell, []
+    make, made = run_tasks.evaluate_cell, []
 
     def once(name, *rest):
         if made:
@@ -214,7 +214,7 @@ def test_interrupted(runs, monkeypatch):
         made.append(name)
         return make(name, *rest)
 
-    monkeypatch.setattr(evaluate, "evaluate_cell", once)
+    monkeypatch.setattr(run_tasks, "evaluate_cell", once)
     asked = [str(runs / "four"), "eval=capitalization", *ASKED, "eval.epochs=all", "eval.baseline=false"]
     assert main(asked) == INTERRUPTED
     assert cells(runs / "four") == [("capitalization", 0)] and read_status(runs / "four").state == "interrupted"
@@ -291,11 +291,11 @@ def test_a_group_that_refers_to_the_data(model, tmp_path, monkeypatch):
 
 
 def test_the_base_is_read_once(runs, monkeypatch):
-    from cruijff_kit.models import base
+    from cruijff_kit.models import base_model
 
-    base.release()
+    base_model.release()
     read = []
-    monkeypatch.setattr(base, "_tensors", lambda c, usual=base._tensors: (read.append(c), usual(c))[1])
+    monkeypatch.setattr(base_model, "_tensors", lambda c, usual=base_model._tensors: (read.append(c), usual(c))[1])
     assert main([str(runs), "eval=match", *ASKED, "eval.baseline=false"]) == 0
     assert len(read) == 1
 

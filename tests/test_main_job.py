@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import cruijff_kit
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_a_sweep_from_the_wheel(from_wheel, weightless, tmp_path):
 def test_our_launcher_is_submitits(from_wheel, environment, tmp_path):
     """In the wheel and in this environment's install: a subclass of the class that Hydra knows, from any folder."""
     code = (
-        "from cruijff_kit.launch import plugin; plugin.register(); plugin.register()\n"
+        "from cruijff_kit.sweep import plugin; plugin.register(); plugin.register()\n"
         "from hydra.core.plugins import Plugins\nfrom hydra.plugins.launcher import Launcher\n"
         "from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher\n"
         "ours = [c for c in Plugins.instance().discover(Launcher) if c.__module__.startswith('hydra_plugins.cruijff')]\n"
@@ -156,13 +156,13 @@ def test_every_command_under_one_name(from_wheel, installed):
 
 
 def test_the_short_command_completes(from_wheel, installed, tmp_path):
-    """`cruijff-kit-train` is installed, and Hydra's tab completion, which cannot serve `python -m`, works for it."""
-    line = "cruijff-kit-train eval="
-    done = from_wheel(
-        str(installed / "bin" / "cruijff-kit-train"), "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))
-    )
+    """Hydra's tab completion, which cannot serve `python -m`, works for `cruijff-kit train`."""
+    command, line = str(installed / "bin" / "cruijff-kit"), "cruijff-kit train eval="
+    done = from_wheel(command, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert done.stdout.split() == [
         f"eval={name}" for name in ("capitalization", "fitting", "match", "none", "number", "numeric_risk", "risk")
     ], done.stderr
-    script = (installed / "bin" / "cruijff-kit-train").read_text()
-    assert script.startswith("#!") and "cruijff_kit.train" in script
+    done = from_wheel(command, "-sc", "query=bash", COMP_LINE="cruijff-kit ta", COMP_POINT="14")
+    assert {"table", "train", "data"} <= {*done.stdout.split()}, done.stderr
+    script = from_wheel(command, "-sc", "install=bash").stdout
+    assert script.rstrip().endswith("-F hydra_bash_completion cruijff-kit")

@@ -14,11 +14,11 @@ from forked import forked
 from inspect_ai.log import read_eval_log
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
-from cruijff_kit.packs import PackedRun, alone_because, packs_of, run_pack
-from cruijff_kit.result import read_result
-from cruijff_kit.run_status import RunStatus, read_status, write_status
-from cruijff_kit.table import read_results
+from cruijff_kit.analysis.results_frame import read_results
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_status import RunStatus, read_status, write_status
+from cruijff_kit.runs.multi_lora_runs import PackedRun, alone_because, packs_of, run_pack
+from cruijff_kit.util.errors import UserError
 
 LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=9", "report=false"]
 
@@ -196,7 +196,7 @@ def test_what_pack_may_be(tiny, value):
 
 def test_a_pack_is_no_other_run(tiny):
     """It changes nothing that is computed, so that a sweep recognises its runs."""
-    from cruijff_kit.config import config_hash
+    from cruijff_kit.config.identity import config_hash
 
     chosen = config(tiny, "pack=4")
     assert config_hash(chosen) == config_hash(dataclasses.replace(chosen, pack="off"))

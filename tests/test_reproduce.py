@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.reproduce`: a run's folder is enough, what has changed is seen, and a change of results too."""
+"""`cruijff-kit reproduce`: a run's folder is enough, what has changed is seen, and a change of results too."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cruijff_kit import compose, train_then_eval
-from cruijff_kit.agreement import DIFFERENT, IDENTICAL, ROUNDING, Finding, compare_results
-from cruijff_kit.archive import main as archive
-from cruijff_kit.folder import write_text
-from cruijff_kit.reproduce import NAME, main
-from cruijff_kit.result import read_result
+from cruijff_kit.analysis.reproduction import DIFFERENT, IDENTICAL, ROUNDING, Finding, compare_results
+from cruijff_kit.commands.archive import main as archive
+from cruijff_kit.commands.reproduce import NAME, main
+from cruijff_kit.records.result import read_result
+from cruijff_kit.util.files import write_text
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32", "threads=1", "lora.rank=4",
          "eval.limit=6", "eval.max_tokens=6", "epochs=2"]  # fmt: skip
@@ -315,7 +315,7 @@ def test_refused(place, reproduce, tmp_path):
     assert f"for example {place / 'run'}" in reproduce(place)[1]["error"]["fix"]
     change(place / "run" / "result.json", status="failed")
     code, answer, _ = reproduce(place / "run")
-    assert code == 2 and answer["error"]["fix"] == f"finish it first: python -m cruijff_kit.resume {place / 'run'}"
+    assert code == 2 and answer["error"]["fix"] == f"finish it first: cruijff-kit resume {place / 'run'}"
 
 
 def test_precision_and_threads_are_those_of_then(place, reproduce):

@@ -14,8 +14,8 @@ import yaml
 from forked import forked
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-3", "lora.rank=4", "device=cpu", "eval.limit=10"]
 
@@ -62,7 +62,7 @@ def test_in_a_notebook_where_an_event_loop_is_running(compose):
 
 
 def test_the_hash_names_what_is_computed(compose, tmp_path):
-    from cruijff_kit.config import config_hash
+    from cruijff_kit.config.identity import config_hash
 
     one = config_hash(compose())
     assert one == config_hash(compose(f"output_dir={tmp_path / 'elsewhere'}", "run_name=x", "slurm.gpus=1"))
@@ -114,7 +114,7 @@ def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
     assert process.returncode == 130, err
     stopped = read_result(tmp_path / "sweep" / "seed=1" / "result.json")
     assert stopped.status == "interrupted" and 1 <= stopped.training["steps"] < 100
-    assert "interrupted" in out and "Traceback" not in err and "python -m cruijff_kit.resume" in err
+    assert "interrupted" in out and "Traceback" not in err and "cruijff-kit resume" in err
     assert not (tmp_path / "sweep" / "seed=2" / "result.json").exists()
 
     (tmp_path / "sweep").rename(tmp_path / "moved")

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from cruijff_kit.run_status import read_status
+from cruijff_kit.records.run_status import read_status
 
 SCRIPT = """
 import os, subprocess, sys
 from pathlib import Path
-from cruijff_kit.run_status import Heartbeat
+from cruijff_kit.records.run_status import Heartbeat
 
 mine = bytearray(300 << 20)
 with Heartbeat(Path(sys.argv[1])) as heartbeat:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cruijff_kit.stopping import StopSignals
+from cruijff_kit.util.signals import StopSignals
 
 
 class Recipe:

@@ -2,10 +2,9 @@
 
 import pytest
 
-from cruijff_kit import survey
-from cruijff_kit.cluster import client
-from cruijff_kit.cluster.client import JobInfo
-from cruijff_kit.run_status import RunStatus
+from cruijff_kit.records.run_status import RunStatus
+from cruijff_kit.slurm import client, run_states
+from cruijff_kit.slurm.client import JobInfo
 
 BEGUN = {"started": "2026-01-01T00:00:00+00:00", "heartbeat": "2026-01-01T00:00:00+00:00"}
 
@@ -34,7 +33,7 @@ BEGUN = {"started": "2026-01-01T00:00:00+00:00", "heartbeat": "2026-01-01T00:00:
     ],
 )
 def test_one_state(said, slurm, state, words):
-    merged = survey._merge(RunStatus(said, "before", **BEGUN), slurm, "7")
+    merged = run_states._merge(RunStatus(said, "before", **BEGUN), slurm, "7")
     assert merged.state == state and words in merged.reason
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cruijff_kit import table
-from cruijff_kit.result import Evaluation, RunResult, to_json
+from cruijff_kit.commands import table
+from cruijff_kit.records.result import Evaluation, RunResult, to_json
 
 
 def cell(epoch: int | None, accuracy: float, scored: float, ceiling: float = 0.9) -> Evaluation:

@@ -21,14 +21,16 @@ import zipfile_zstd  # noqa: F401 (zipfile then reads what inspect-ai writes)
 from inspect_ai.log import read_eval_log
 
 import cruijff_kit
-from cruijff_kit import tiers, withheld
-from cruijff_kit.agents import VARIABLES, agent
-from cruijff_kit.config import config_hash
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.evaluate import main as evaluate
-from cruijff_kit.result import RunResult, read_result
-from cruijff_kit.resume import main as resume
-from cruijff_kit.withheld import quoted
+from cruijff_kit.commands.evaluate import main as evaluate
+from cruijff_kit.commands.resume import main as resume
+from cruijff_kit.config import data_policy
+from cruijff_kit.config.identity import config_hash
+from cruijff_kit.data import tiers
+from cruijff_kit.records.result import RunResult, notice, read_result, withholds
+from cruijff_kit.util import redaction
+from cruijff_kit.util.agents import VARIABLES, agent
+from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.redaction import quoted
 
 FORMS = [canaries.CANARY.encode(), canaries.EXOTIC.encode(), json.dumps(canaries.EXOTIC)[1:-1].encode(),
          json.dumps(canaries.EXOTIC, ensure_ascii=False)[1:-1].encode()]  # fmt: skip
@@ -207,9 +209,9 @@ def test_the_strictest_tier_counts(tmp_path, tiny):
     assert tiers.marked(str(data)) == "yellow"
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files"]
     assert cruijff_kit.compose([*model, f"dataset.path={data / 'a.csv'}"]).dataset.tier == "yellow"
-    assert not withheld.active()
+    assert not redaction.active()
     config = cruijff_kit.compose([*model, f"dataset.path={other / 'b.csv'}", "dataset.tier=green"])
-    assert config.dataset.tier == "red" and withheld.active()
+    assert config.dataset.tier == "red" and redaction.active()
     (data / "TIER").write_text("green and red")
     with pytest.raises(UserError, match="TIER says none of green, yellow, red"):
         tiers.marked(str(data))
@@ -228,7 +230,7 @@ def test_what_a_process_with_red_data_says(capfd):
     except ValueError as error:
         foreign = error
     assert quoted(secret) == repr(secret) and one_line(foreign).endswith(f"'{secret}'")
-    withheld.begin()
+    redaction.begin()
     try:
         raise UserError("row 3 is empty") from foreign
     except UserError as error:
@@ -239,20 +241,21 @@ def test_what_a_process_with_red_data_says(capfd):
         logging.getLogger("cruijff_kit.x").warning("no accuracy")
         sys.excepthook(ValueError, foreign, foreign.__traceback__)
         print("".join(traceback.format_exception(foreign)), file=sys.stderr)
-        with withheld.muted():
+        with redaction.muted():
             print(secret)
             subprocess.run(["echo", secret])
-            print("our own words", file=withheld.voice())
+            print("our own words", file=redaction.voice())
     finally:
         logger.removeHandler(handler)
-    said = heard.getvalue() + "".join(capfd.readouterr()) + withheld.traceback_of(raised)
+    said = heard.getvalue() + "".join(capfd.readouterr()) + redaction.traceback_of(raised)
     assert secret not in said and "theirs said something (withheld: red data)" in said and "our own words" in said
     assert f'File "{__file__}", line' in said and "ValueError: (withheld: red data)" in said
     assert one_line(ours) == "row 3 is empty" != one_line(raised)  # a task of the user's may raise one of ours
     assert one_line(OSError(28, secret)) == "No space left on device (withheld: red data)"
-    assert quoted(secret) == one_line(foreign) == one_line(secret) == withheld.WITHHELD
+    assert quoted(secret) == one_line(foreign) == one_line(secret) == redaction.WITHHELD
     assert (
-        withheld.quoted_names(["age", "sex"]) == ["age", "sex"] and withheld.quoted_names(["age", "Ann Lee, 34"]) == []
+        redaction.quoted_names(["age", "sex"]) == ["age", "sex"]
+        and redaction.quoted_names(["age", "Ann Lee, 34"]) == []
     )
 
 
@@ -280,9 +283,9 @@ def test_a_terminal_in_an_editor_is_no_agent():
 
 def refused(overrides: list[str]) -> str:
     """Why a run is not admitted; empty: it is."""
-    tiers._chosen = None  # each is a command of its own
+    data_policy._chosen = None  # each is a command of its own
     try:
-        tiers.admit(cruijff_kit.compose(overrides))
+        data_policy.admit(cruijff_kit.compose(overrides))
     except UserError as error:
         return str(error)
     return ""
@@ -352,7 +355,7 @@ def test_samples_that_a_person_keeps(red):
     result = read_result(folder / "kept" / "result.json")
     log = Path(result.evaluation[0].log)
     assert canaries.CANARY in read_eval_log(str(log)).samples[0].target and stat.S_IMODE(log.stat().st_mode) == 0o600
-    assert not result.redacted and tiers.withholds(result) and "some logs hold them" in tiers.notice([result])
+    assert not result.redacted and withholds(result) and "some logs hold them" in notice([result])
 
 
 def test_what_an_adapter_has_learnt_is_the_owners_alone(red):
@@ -365,7 +368,7 @@ def test_no_model_elsewhere_grades_red_answers():
     """A task may ask another model to grade; in the process is allowed, elsewhere not."""
     from inspect_ai.model import Model, get_model
 
-    from cruijff_kit.evaluation.redaction import _asked_here, kept_in_memory
+    from cruijff_kit.evaluation.log_redaction import _asked_here, kept_in_memory
 
     class Elsewhere:
         def __str__(self) -> str:
@@ -387,7 +390,7 @@ def test_hooks_would_see_red_samples():
     from inspect_ai._util.registry import _registry
     from inspect_ai.hooks import Hooks, hooks
 
-    from cruijff_kit.evaluation.redaction import kept_in_memory
+    from cruijff_kit.evaluation.log_redaction import kept_in_memory
 
     known = {*_registry}
 
@@ -412,9 +415,9 @@ def test_data_that_was_marked_later(tmp_path, tiny, run_cli):
     (first,) = (tmp_path / "multirun" / "rows").glob("*/*/result.json")
     result = read_result(first)
     result.paths["data"] = str(tmp_path / "data" / "rows.json")
-    assert not tiers.withholds(result)
+    assert not withholds(result)
     (tmp_path / "data" / "TIER").write_text("red")
-    assert tiers.withholds(result) and withheld.active()
+    assert withholds(result) and redaction.active()
     done = run_cli(*typed, cwd=tmp_path)
     assert done.returncode == 0 and "exist already" not in done.stderr
     assert sorted(read_result(p).redacted for p in (tmp_path / "multirun" / "rows").glob("*/*/result.json")) == [
@@ -434,11 +437,11 @@ def test_finished_and_unfinished_runs_on_data_that_became_yellow(tmp_path, tiny,
     cruijff_kit.train_then_eval(cruijff_kit.compose(typed))
     (tmp_path / "data" / "TIER").write_text("yellow")
     monkeypatch.setenv("COPILOT_CLI", "1")
-    tiers._chosen = None
+    data_policy._chosen = None
     asked = [str(run), "eval=match", "eval.limit=2", "eval.baseline=false"]
     assert evaluate(asked) == 2 and read_result(run / "result.json").evaluation == []
     assert evaluate([*asked, "agent=false"]) == 0
-    tiers._chosen = None
+    data_policy._chosen = None
     (run / "result.json").unlink()
     (run / "status.json").unlink()
     assert resume([str(run)]) == 2
@@ -449,7 +452,7 @@ def test_finished_and_unfinished_runs_on_data_that_became_yellow(tmp_path, tiny,
 
 
 def test_group_columns_are_groups(tmp_path, tiny):
-    from cruijff_kit.plan import check
+    from cruijff_kit.runs.plan import check
 
     canaries.write_data(tmp_path / "data")
     place = f"dataset.path={tmp_path / 'data' / 'rows.json'}"
@@ -466,5 +469,5 @@ def test_group_columns_are_groups(tmp_path, tiny):
 
 def test_results_without_a_tier_are_green(tmp_path):
     result = RunResult("r", "done", "e", "m", {}, {}, "hash")
-    assert not tiers.withholds(result) and tiers.notice([result]) == ""
-    assert not tiers.withholds(object())
+    assert not withholds(result) and notice([result]) == ""
+    assert not withholds(object())

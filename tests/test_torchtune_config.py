@@ -15,8 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import cruijff_kit
-from cruijff_kit.config import LR_SCHEDULERS
-from cruijff_kit.models.sources import download_command
+from cruijff_kit.config.run import LR_SCHEDULERS
+from cruijff_kit.models.download import download_command
 
 # Model of ours -> torchtune's config. Base models are compared with the config of their Instruct sibling where torchtune
 # has no other: the two have one shape.
@@ -301,9 +301,9 @@ def test_our_builder_makes_the_published_model(ours, model):
     the name and shape that torchtune's own builder gives it, and the same rotation."""
     import torch
 
-    from cruijff_kit.compat import get_adapter_params, get_component
-    from cruijff_kit.models.base import skeleton
-    from cruijff_kit.training.components import check_components
+    from cruijff_kit.models.base_model import skeleton
+    from cruijff_kit.models.compat import get_adapter_params, get_component
+    from cruijff_kit.training.component_checks import check_components
 
     settings, builder, parameters = published(model)
     config = ours("llama3_3_70b_instruct" if model == "llama3_3_70b" else model)
@@ -348,6 +348,6 @@ def test_a_dry_run_of_a_large_model_needs_no_weights(tiny, tmp_path, monkeypatch
 
 
 def test_the_schedulers_exist():
-    from cruijff_kit.compat import get_component
+    from cruijff_kit.models.compat import get_component
 
     assert all(callable(get_component(name)) for name in LR_SCHEDULERS.values())

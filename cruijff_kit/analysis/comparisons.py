@@ -15,7 +15,7 @@ from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, 
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, constant_samples_of, samples_of
 from cruijff_kit.analysis.validation import row_losses
-from cruijff_kit.result import higher_is_better
+from cruijff_kit.records.result import higher_is_better
 
 if TYPE_CHECKING:
     import numpy as np

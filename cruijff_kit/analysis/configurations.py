@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from cruijff_kit.result import Evaluation, RunResult
+from cruijff_kit.records.result import Evaluation, RunResult
 
 SEED = "seed"
 

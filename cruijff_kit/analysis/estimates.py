@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from cruijff_kit.analysis.configurations import Configuration
@@ -10,7 +11,7 @@ from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of,
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import aligned, remembered, samples_of
 from cruijff_kit.analysis.validation import row_losses
-from cruijff_kit.result import Evaluation
+from cruijff_kit.records.result import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,8 +131,6 @@ def _of_many(value: float, rows: "np.ndarray", metric: str, level: float, what: 
     reach = float(stdtrit(freedom, (1 + level) / 2)) * error
     over = f"{what} and seeds"
     if metric == "accuracy" and 0 < value < 1:  # Wilson's, of as many items as have this error, with t's quantile
-        from statistics import NormalDist
-
         reach_of = 2 * NormalDist().cdf(reach / error) - 1
         low, high = wilson(value, value * (1 - value) / error**2, min(reach_of, 1 - 1e-9))
     else:

@@ -1,7 +1,7 @@
 """Which metric of a scorer tables show, and which are compared."""
 
 from cruijff_kit.analysis.measures import measure
-from cruijff_kit.result import Evaluation, RunResult
+from cruijff_kit.records.result import Evaluation, RunResult
 
 
 def scorers_of(results: list[RunResult]) -> list[tuple[str, str]]:

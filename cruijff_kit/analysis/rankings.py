@@ -11,7 +11,7 @@ from typing import Any
 from cruijff_kit.analysis.comparisons import BEST, VALIDATION, Comparison, Measured
 from cruijff_kit.analysis.configurations import Configuration, is_finite, last_cell
 from cruijff_kit.analysis.intervals import LEVEL
-from cruijff_kit.result import RunResult, higher_is_better
+from cruijff_kit.records.result import RunResult, higher_is_better
 
 UNSURE = "nothing tells how much other rows would change this choice"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.measures import Samples
-from cruijff_kit.cache import cache_dir
-from cruijff_kit.folder import write_text
+from cruijff_kit.util.cache import cache_dir
+from cruijff_kit.util.files import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,7 @@ def _read(log: str, identity: str) -> dict[str, dict[str, list[Any]]]:
     kept = cache_dir() / "items" / f"{identity}.json"
     if known := _read_json(kept):
         return known
-    from cruijff_kit.evaluation.items import scored_samples  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import scored_samples  # inspect-ai
 
     try:
         found = {scorer: _by_id(columns) for scorer, columns in scored_samples(log).items()}

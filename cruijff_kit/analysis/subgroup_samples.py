@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from cruijff_kit.analysis.subgroups import MOST_GROUPS, Row, pool
-from cruijff_kit.errors import UserError
-from cruijff_kit.folder import folders_below
-from cruijff_kit.tiers import handle, marked
-from cruijff_kit.withheld import WITHHELD, active, quoted, quoted_names
+from cruijff_kit.config.data_policy import handle
+from cruijff_kit.data.tiers import marked
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import WITHHELD, active, quoted, quoted_names
 
 _COLUMNS = ("TRUE_LABEL", "PREDICTION", "P(TRUE LABEL)")
 _GROUP, _LOG_GROUP = "GROUP", "group"  # compared whatever their values look like
@@ -64,7 +66,7 @@ def read_logs(logs: Sequence[Path], groups: list[str] | None = None, unit: str |
     Raises:
         UserError: no sample has the unit.
     """
-    from cruijff_kit.evaluation.items import group_rows, groups_named, told_groups, unit_column  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import group_rows, groups_named, told_groups, unit_column  # inspect-ai
 
     first = str(logs[0])
     asked, unit = unit, unit or unit_column(first)
@@ -98,7 +100,7 @@ def _choose(source: Path, columns: dict[str, list[Row]], groups: list[str] | Non
 
 
 def _refuse_logs(path: Path, logs: list[Path], groups: list[str] | None) -> NoReturn:
-    from cruijff_kit.evaluation.items import groups_named  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import groups_named  # inspect-ai
 
     there = dict.fromkeys(key for log in logs for key in groups_named(str(log)))
     hint = f"there are {', '.join(there)}" if there else "columns of the data set beside input and output get there"
@@ -107,7 +109,7 @@ def _refuse_logs(path: Path, logs: list[Path], groups: list[str] | None) -> NoRe
 
 
 def _refuse_other_columns(log: Path, groups: list[str]) -> None:
-    from cruijff_kit.evaluation.items import told_groups  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import told_groups  # inspect-ai
 
     told = told_groups(str(log))
     if told is not None and not (told and {*groups} <= {*told}):
@@ -118,7 +120,6 @@ def _refuse_other_columns(log: Path, groups: list[str]) -> None:
 def _logs(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    from cruijff_kit.result import read_result
 
     if not (path / "result.json").is_file():
         runs = folders_below(path, "result.json")

@@ -11,7 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cruijff_kit.errors import UserError
+from cruijff_kit.analysis.differences import holm
+from cruijff_kit.analysis.intervals import calibrated_error, interval_of
+from cruijff_kit.analysis.measures import Samples, measure
+from cruijff_kit.analysis.permutation import arrange, auc_metric, compare, compare_alike, mean_metric
+from cruijff_kit.util.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,8 +143,6 @@ def compare_columns(*columns: tuple[str, Sequence[Row]], permutations: int | Non
     Raises:
         UserError: a column with fewer than two groups.
     """
-    from cruijff_kit.analysis.differences import holm
-
     level = 1 - MAX_P / max(1, len(columns))
     reports = [
         _report(column, rows, level, permutations or _permutations(len(rows), len(columns))) for column, rows in columns
@@ -255,8 +257,6 @@ def _permutations(samples: int, columns: int) -> int:
 
 def _compare(arrays: _Arrays, level: float, permutations: int) -> "tuple[list[Comparison], list[Comparison]]":
     """Of accuracy, AUC and calibration, and of the rates: each a family of its own."""
-    from cruijff_kit.analysis.permutation import arrange, compare, compare_alike
-
     grouping = arrange(arrays.group, arrays.unit)
     of_quality, of_decisions = _quality(grouping, arrays), _decisions(grouping, arrays)
     quality, decisions = (compare(grouping, metrics, level, permutations) for metrics in (of_quality, of_decisions))
@@ -267,8 +267,6 @@ def _compare(arrays: _Arrays, level: float, permutations: int) -> "tuple[list[Co
 
 def _quality(grouping: "Grouping", arrays: _Arrays) -> "list[Metric]":
     import numpy as np
-
-    from cruijff_kit.analysis.permutation import auc_metric, mean_metric
 
     has_risk = np.isfinite(arrays.risk) & np.isfinite(arrays.positive)
     metrics = [mean_metric("accuracy", grouping, arrays.correct)]
@@ -292,8 +290,6 @@ def _decisions(grouping: "Grouping", arrays: _Arrays) -> "list[Metric]":
 
 
 def _mean_of(grouping: "Grouping", name: str, values: "np.ndarray", counted: "np.ndarray") -> "Metric":
-    from cruijff_kit.analysis.permutation import mean_metric
-
     return mean_metric(name, grouping, values, None if counted.all() else counted)
 
 
@@ -320,8 +316,6 @@ def _equalized_odds(decided: dict[str, Difference]) -> Difference | None:
 def _group(name: str, arrays: _Arrays, own: "np.ndarray") -> Group:
     import numpy as np
 
-    from cruijff_kit.analysis.intervals import calibrated_error
-
     group = Group(name, int(own.sum()), None if arrays.unit is None else len(np.unique(arrays.unit[own])))
     _add(group, "accuracy", "accuracy", _samples(arrays, own, arrays.correct))
     has_risk = own & np.isfinite(arrays.risk) & np.isfinite(arrays.positive)
@@ -346,8 +340,6 @@ def _group(name: str, arrays: _Arrays, own: "np.ndarray") -> Group:
 def _samples(arrays: _Arrays, own: "np.ndarray", value: "np.ndarray") -> "Samples":
     import numpy as np
 
-    from cruijff_kit.analysis.measures import Samples
-
     unit = None if arrays.unit is None else np.unique(arrays.unit[own], return_inverse=True)[1]
     if unit is not None and unit.max() + 1 == len(unit):
         unit = None
@@ -360,9 +352,6 @@ def _samples(arrays: _Arrays, own: "np.ndarray", value: "np.ndarray") -> "Sample
 
 def _add(group: Group, name: str, metric: str, samples: "Samples") -> None:
     import numpy as np
-
-    from cruijff_kit.analysis.intervals import interval_of
-    from cruijff_kit.analysis.measures import measure
 
     setattr(group, name, float(measure(metric)(samples, np.ones(len(samples)))))
     interval = interval_of(metric, samples)

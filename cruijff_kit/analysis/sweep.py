@@ -12,7 +12,7 @@ from cruijff_kit.analysis.measures import is_computable, measure, terms
 from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
 from cruijff_kit.analysis.samples import aligned, samples_of
-from cruijff_kit.result import RunResult
+from cruijff_kit.records.result import RunResult
 
 ONE_SEED = (
     "Each configuration has one seed: these are comparisons of runs. How much other seeds would change them is not known; "

@@ -7,8 +7,8 @@ dataset.unit_column "unit": [a number that rows of one unit share].
 import json
 from typing import TYPE_CHECKING
 
-from cruijff_kit.folder import RunFolder
-from cruijff_kit.result import RunResult
+from cruijff_kit.records.result import RunResult
+from cruijff_kit.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,6 @@
 """What a setting's value may be, said in one line when it is not that. Called by the groups."""
 
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 
 def require(ok: bool, message: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from cruijff_kit.config.checks import above_zero, at_least, one_of, require
-from cruijff_kit.data.layouts import FORMATS
-from cruijff_kit.evaluation.names import TaskName, task_names
+from cruijff_kit.config.task_names import TaskName, task_names
+from cruijff_kit.data.dataset_files import FORMATS
 
 MODEL_KINDS = ("chat", "base")
 DATA_TYPES = ("chat", "text", "messages")
@@ -80,7 +80,7 @@ class DatasetConfig:
     name: str = MISSING
     """What people call it; also the default experiment folder."""
     path: Any = MISSING
-    """File with the splits inside, folder with a file for each, or {train: FILE, test: FILE} (data/layouts.py)."""
+    """File with the splits inside, folder with a file for each, or {train: FILE, test: FILE} (data/dataset_files.py)."""
     format: str | None = None
     """json, jsonl, csv, parquet or arrow; null: as the names of the files say."""
     split_column: str | None = "split"
@@ -128,7 +128,7 @@ class DatasetConfig:
     """Rows are cut to this many tokens."""
     tier: str = "green"
     """green: public. yellow: a coding agent needs `permission`. red: samples are withheld from messages, logs and reports.
-    A file named TIER beside the data, or in a folder above, counts too; the strictest wins (cruijff_kit/tiers.py)."""
+    A file named TIER beside the data, or in a folder above, counts too; the strictest wins (cruijff_kit/data/tiers.py)."""
     permission: str | None = None
     """Who allowed a coding agent to use yellow data, and when; kept in result.json."""
     group_columns: list[str] = field(default_factory=list)
@@ -201,7 +201,7 @@ class EvalConfig:
     """Which inspect-ai tasks the trained model answers, and how it decodes (greedily)."""
 
     tasks: list[str] = field(default_factory=list)
-    """Names of tasks, FILE.py@TASK, or PACKAGE/TASK (evaluation/names.py); none: train only."""
+    """Names of tasks, FILE.py@TASK, or PACKAGE/TASK (config/task_names.py); none: train only."""
     task_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of tasks: {argument: value} for all of them, {task: {argument: value}} for one."""
     epochs: Any = "last"

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cruijff_kit.cache import cache_dir
+from cruijff_kit.config.data_policy import note
+from cruijff_kit.config.explain import explained
+from cruijff_kit.config.name_resolver import readable_name
 from cruijff_kit.config.run import LR_SCHEDULERS, RunConfig, processes_of
-from cruijff_kit.torchtune_config import check_torchtune
+from cruijff_kit.config.torchtune_checks import check_torchtune
+from cruijff_kit.data.generators import fitting_task, generated_path
+from cruijff_kit.util.cache import cache_dir
 
 
 def _generated(generator: str | None, arguments: DictConfig) -> str:
-    from cruijff_kit.data.generators import generated_path
-
     return str(generated_path(generator, OmegaConf.to_container(arguments)))
 
 
 def _fitting_task(generator: str | None, arguments: DictConfig) -> str:
-    from cruijff_kit.data.generators import fitting_task
-
     return fitting_task(generator, OmegaConf.to_container(arguments))
 
 
@@ -42,10 +43,6 @@ def _safetensors(folder: str) -> ListConfig:
 
 
 def _readable_name(seed: int, *, _root_: DictConfig) -> str:
-    from hydra.core.hydra_config import HydraConfig
-
-    from cruijff_kit.readable_name import readable_name
-
     # Hydra takes its own node out of what it gives to the run.
     known = HydraConfig.get() if HydraConfig.initialized() else None
     hydra = _root_.hydra if "hydra" in _root_ else known
@@ -89,9 +86,6 @@ def load(cfg: DictConfig) -> RunConfig:
         UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value, or a wrong
             TIER file beside the data.
     """
-    from cruijff_kit import tiers
-    from cruijff_kit.hints import explained
-
     with explained():
         tree = {k: _resolved(cfg._get_node(k)) for k in cfg if k != "hydra"}
         # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
@@ -100,7 +94,7 @@ def load(cfg: DictConfig) -> RunConfig:
         config = OmegaConf.to_object(strict)
         config.torchtune = torchtune
         check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
-        tiers.note(config)  # before anybody can read a row
+        note(config)  # before anybody can read a row
         return config
 
 

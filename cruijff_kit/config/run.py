@@ -7,11 +7,11 @@ from typing import Any
 from omegaconf import MISSING
 
 from cruijff_kit.config.checks import above_zero, at_least, one_of, require
+from cruijff_kit.config.epochs import saved_epochs
 from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.groups import DatasetConfig, EvalConfig, LoraConfig, ModelConfig
 from cruijff_kit.config.slurm import SlurmConfig
-from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.training.steps import saved_epochs
+from cruijff_kit.config.task_names import TaskName
 
 AUTO = "auto"
 LR_SCHEDULERS = {
@@ -106,11 +106,11 @@ class RunConfig:
     """Runs of a sweep that train together in one process, on one base model in memory: auto (as many as measuring finds
     fastest), off, or how many, such as 4. On SLURM a pack is one job; there auto packs what asks for GPUs."""
     report: bool = True
-    """Write report.html at the end of a sweep that was made here (`python -m cruijff_kit.report DIR` does at any time)."""
+    """Write report.html at the end of a sweep that was made here (`cruijff-kit report DIR` does at any time)."""
     dry_run: bool = False
     """Show what would run, and stop."""
     scaffold: bool = False
-    """Check everything and make the folders, start nothing; `python -m cruijff_kit.resume DIR` starts what was made."""
+    """Check everything and make the folders, start nothing; `cruijff-kit resume DIR` starts what was made."""
     max_gpu_hours: float | None = None
     """Start nothing whose estimate is above so many GPU-hours in all, unless approved=true; null: no limit."""
     approved: bool = False
@@ -118,7 +118,7 @@ class RunConfig:
     force: bool = False
     """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
     agent: bool | None = None
-    """Whether a coding agent gives the command; null: as the environment says (cruijff_kit/agents.py)."""
+    """Whether a coding agent gives the command; null: as the environment says (cruijff_kit/util/agents.py)."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, log_every_n_steps=self.log_every_n_steps)

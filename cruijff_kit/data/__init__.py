@@ -3,5 +3,5 @@
     layouts, readers, rows   files to rows          instruct, packing, batches   to tokens, packs and tensors
     conversations            to what is asked       leaks, preview, convert      checks and commands
 
-Only `batches` knows torch. Called by the plan, recipes and evaluation; `python -m cruijff_kit.data` are its commands.
+Only `batches` knows torch. Called by the plan, recipes and evaluation; `cruijff-kit data` are its commands.
 """

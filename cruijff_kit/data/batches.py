@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cruijff_kit.data.instruct import IGNORE, Example
+from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.data.packing import Pack, rows_of
 
 _PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's

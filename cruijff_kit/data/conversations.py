@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.dataset_files import DataPath
 from cruijff_kit.data.readers import Row
 from cruijff_kit.data.rows import chosen, fill, read_split, text
-from cruijff_kit.errors import UserError
-from cruijff_kit.hints import did_you_mean
-from cruijff_kit.withheld import quoted, quoted_names
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import quoted, quoted_names
+from cruijff_kit.util.suggest import did_you_mean
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""

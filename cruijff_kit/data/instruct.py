@@ -4,37 +4,17 @@ What a row asks and wants is `conversations`' affair, which evaluation uses too,
 """
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any
 
 from cruijff_kit.data.conversations import DEFAULT_PROMPT, Conversation, conversations
-from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.dataset_files import DataPath
+from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.data.packing import Pack
 from cruijff_kit.data.packing import packed as into_packs
-from cruijff_kit.errors import UserError
-from cruijff_kit.progress import progress
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.progress import progress
 
 _LONG = 5000  # rows that take more than a second to tokenise
-
-IGNORE = -100
-"""Label of a position that is not learnt (torch's cross-entropy ignore_index)."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row as the model reads it: `tokens[i]` is learnt where `labels[i]` equals it, else `labels[i]` is IGNORE."""
-
-    tokens: list[int]
-    labels: list[int]
-    cut: int
-    """Tokens that did not fit into max_seq_len."""
-    row: int = 0
-    """The row's number in its split."""
-
-    @property
-    def first_label(self) -> int:
-        """Index of the first token that is learnt."""
-        return next(i for i, label in enumerate(self.labels) if label != IGNORE)
 
 
 class InstructDataset:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cruijff_kit.data.instruct import Example
+    from cruijff_kit.data.examples import Example
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.data.layouts import File
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.withheld import active, quoted, quoted_names
+from cruijff_kit.data.dataset_files import File
+from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.redaction import active, quoted, quoted_names
 
 Row = dict[str, Any]
 

@@ -4,11 +4,11 @@ import random
 import re
 from collections.abc import Iterable
 
-from cruijff_kit.data.layouts import DataPath, File, default_split, locate
+from cruijff_kit.data.dataset_files import DataPath, File, default_split, locate
 from cruijff_kit.data.readers import Row, read
-from cruijff_kit.errors import UserError
-from cruijff_kit.hints import did_you_mean, nearest
-from cruijff_kit.withheld import active, quoted, quoted_names
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import active, quoted, quoted_names
+from cruijff_kit.util.suggest import did_you_mean, nearest
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _USUAL = ("train", "training", "validation", "valid", "val", "dev", "test")

@@ -8,21 +8,23 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cruijff_kit.cache import cache_dir
-from cruijff_kit.config import RunConfig
-from cruijff_kit.data.layouts import digest_of
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.config.task_names import TaskName
+from cruijff_kit.data.dataset_files import digest_of
+from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation.cells import cell_key
 from cruijff_kit.evaluation.chance import constants_of
 from cruijff_kit.evaluation.engine import ChatModel
-from cruijff_kit.evaluation.evaluate import build_task, log_metadata, run_task
-from cruijff_kit.evaluation.foreign import source_files
-from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.folder import RunFolder, write_text
+from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
+from cruijff_kit.evaluation.external_tasks import source_files
+from cruijff_kit.evaluation.run_tasks import build_task, log_metadata, run_task
 from cruijff_kit.models.fingerprint import fingerprint
-from cruijff_kit.plan import EvaluationPlan
-from cruijff_kit.progress import say
-from cruijff_kit.result import Evaluation, versions
-from cruijff_kit.tiers import RED, close_folder
+from cruijff_kit.records.result import Evaluation
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.records.versions import versions
+from cruijff_kit.util.cache import cache_dir
+from cruijff_kit.util.files import close_folder, write_text
+from cruijff_kit.util.progress import say
 
 
 def evaluate_untrained(

@@ -8,9 +8,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cruijff_kit.config import RunConfig
-from cruijff_kit.evaluation.names import TaskName
-from cruijff_kit.result import Evaluation, RunResult
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.config.task_names import TaskName
+from cruijff_kit.records.result import Evaluation, RunResult
 
 
 @dataclass

@@ -23,7 +23,7 @@ from inspect_ai.scorer import SampleScore, Score, Scorer, Target, value_to_float
 from inspect_ai.solver import TaskState
 
 from cruijff_kit.evaluation import metrics
-from cruijff_kit.evaluation.foreign import is_of_inspect_ai, log_names, metrics_over
+from cruijff_kit.evaluation.external_tasks import is_of_inspect_ai, log_names, metrics_over
 from cruijff_kit.evaluation.numbers import find_number
 from cruijff_kit.evaluation.scorers import plain
 

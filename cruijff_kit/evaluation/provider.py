@@ -28,10 +28,8 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session, SharedPasses
-from cruijff_kit.evaluation.scorers import OPTION_LOGITS, OPTION_SAID
-from cruijff_kit.evaluation.settings import (
+from cruijff_kit.evaluation.generate_config import (
     DEFAULT_MAX_TOKENS,
     as_messages,
     as_requests,
@@ -39,7 +37,9 @@ from cruijff_kit.evaluation.settings import (
     sampling_key,
     temperature,
 )
-from cruijff_kit.withheld import active, quoted
+from cruijff_kit.evaluation.scorers import OPTION_LOGITS, OPTION_SAID
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import active, quoted
 
 PROVIDER = "cruijff_kit"
 # A sample comes from one question to the next in about as many turns of the event loop; a turn of an idle one takes 10 us.

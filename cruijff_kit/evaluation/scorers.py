@@ -31,10 +31,10 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState
 
-from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation import metrics
 from cruijff_kit.evaluation.numbers import find_number, find_risk
-from cruijff_kit.withheld import active, quoted
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import active, quoted
 
 OPTION_LOGITS = "option_logits"
 """In the metadata of an output of the model in memory: option -> the logit of its token at the answer's beginning."""

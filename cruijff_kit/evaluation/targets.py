@@ -5,15 +5,15 @@ from typing import Any
 from inspect_ai import Task
 from inspect_ai.dataset import Sample
 
-from cruijff_kit.config import RunConfig
-from cruijff_kit.errors import UserError
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation.chance import targets_of
-from cruijff_kit.evaluation.evaluate import option_tokens
-from cruijff_kit.evaluation.foreign import needs_whole_answer
-from cruijff_kit.evaluation.names import TaskName
+from cruijff_kit.evaluation.external_tasks import needs_whole_answer
+from cruijff_kit.evaluation.generate_config import as_messages
+from cruijff_kit.evaluation.run_tasks import option_tokens
 from cruijff_kit.evaluation.scorers import INCLUSION
-from cruijff_kit.evaluation.settings import as_messages
-from cruijff_kit.withheld import quoted
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import quoted
 
 _MARGIN = 4  # tokens that a text may have more than bytes: the end token, a space that a tokenizer writes in front
 _LONGEST = 8  # targets whose tokens are counted as training teaches them

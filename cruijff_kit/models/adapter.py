@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cruijff_kit.compat import TransformerDecoder, get_adapter_params
+from cruijff_kit.models.compat import TransformerDecoder, get_adapter_params
 from cruijff_kit.models.weights import deinterleave, interleave, to_hugging_face
 
 # Parameters of an adapter, torchtune's name -> PEFT's.

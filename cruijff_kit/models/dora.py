@@ -10,7 +10,7 @@ only by how much it is not 1, and as a factor of B.
 import torch
 import torch.nn.functional as F
 
-from cruijff_kit.compat import DoRALinear
+from cruijff_kit.models.compat import DoRALinear
 
 
 class BiasedDoRALinear(DoRALinear):

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cruijff_kit.cache import cache_dir
-from cruijff_kit.folder import write_text
-from cruijff_kit.progress import progress
+from cruijff_kit.util.cache import cache_dir
+from cruijff_kit.util.files import write_text
+from cruijff_kit.util.progress import progress
 
 _NAMES = (
     "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cruijff_kit.compat import TransformerDecoder, disable_adapter
 from cruijff_kit.models import adapter as adapters
-from cruijff_kit.models.foreign_adapter import load_foreign_adapter
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.compat import TransformerDecoder, disable_adapter
+from cruijff_kit.models.device import Machine
+from cruijff_kit.models.external_adapter import load_foreign_adapter
 from cruijff_kit.models.placement import for_evaluation
 
 OVER_PADS = ("mean", "median", "last")

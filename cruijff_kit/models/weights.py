@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from cruijff_kit.compat import MODEL_KEY
-from cruijff_kit.errors import UserError
-from cruijff_kit.models.architecture import architecture
+from cruijff_kit.models.compat import MODEL_KEY
+from cruijff_kit.models.hf_config import architecture
+from cruijff_kit.util.errors import UserError
 
 _LAYER = re.compile(r"(model\.)?layers\.(\d+)\.(.+)")
 # Modules, Hugging Face's name -> torchtune's: those of a layer, and those outside.

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from cruijff_kit.compat import get_component
-from cruijff_kit.data.instruct import IGNORE, Example
+from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.data.packing import Pack, rows_of
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.withheld import muted, quoted_names
+from cruijff_kit.models.compat import get_component
+from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.redaction import muted, quoted_names
 
 Metric = Callable[[torch.Tensor, torch.Tensor, Any, int], dict[str, float]]
 Loss = Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]

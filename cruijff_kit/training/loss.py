@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cruijff_kit.compat import TransformerDecoder
 from cruijff_kit.data.batches import AttentionCost, Batch, Spans
-from cruijff_kit.training.cpu import arrange_for_cpu
-from cruijff_kit.training.lora import fuse_lora
+from cruijff_kit.models.compat import TransformerDecoder
+from cruijff_kit.training.cpu_kernels import arrange_for_cpu
+from cruijff_kit.training.fused_lora import fuse_lora
 
 # On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
 # and a call of attention, forward and back, as long as this many pairs.

@@ -32,12 +32,13 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from cruijff_kit import tiers, withheld
-from cruijff_kit.compat import MLFlowLogger, TensorBoardLogger, WandBLogger, flatten_dict, instantiate
-from cruijff_kit.errors import UserError, one_line
-from cruijff_kit.folder import write_text
-from cruijff_kit.progress import say
+from cruijff_kit.config import data_policy
+from cruijff_kit.models.compat import MLFlowLogger, TensorBoardLogger, WandBLogger, flatten_dict, instantiate
 from cruijff_kit.training.metrics import MetricsFile
+from cruijff_kit.util import redaction
+from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.files import write_text
+from cruijff_kit.util.progress import say
 
 _IDS = "trackers.json"  # what the trackers call the run
 _MOST_PARAMS = 100  # that MLflow takes at once
@@ -194,8 +195,8 @@ class Trackers:
         ids = json.loads(kept.read_text()) if (again or config["resume_from_checkpoint"]) and kept.exists() else {}
         self._open: dict[str, Any] = {}
         self._repeats: dict[str, int] = {}  # lines that a tracker has already
-        if names and withheld.active():
-            tiers.refuse_servers()  # what a .env file has brought since the run was checked
+        if names and redaction.active():
+            data_policy.refuse_servers()  # what a .env file has brought since the run was checked
         for name in dict.fromkeys(names):
             try:
                 self._open[name] = _KINDS[name](run, ids.get(name))

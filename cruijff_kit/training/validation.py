@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from cruijff_kit.compat import TransformerDecoder
-from cruijff_kit.data.instruct import IGNORE, Example
-from cruijff_kit.training.passes import Pass, Story
+from cruijff_kit.data.examples import IGNORE, Example
+from cruijff_kit.models.compat import TransformerDecoder
+from cruijff_kit.training.coroutine import Pass, Story
 
 _ROWS = 32  # rows per forward pass; without a backward pass memory is small
 

@@ -10,7 +10,7 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from cruijff_kit.evaluation.chance import TRAIN, chance_of, is_constant, with_chance
 from cruijff_kit.evaluation.scorers import continuous_scorer, exact, includes
-from cruijff_kit.result import Evaluation, RunResult
+from cruijff_kit.records.result import Evaluation, RunResult
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from cruijff_kit.analysis.permutation import arrange, auc_metric, compare, mean_metric
 from cruijff_kit.analysis.subgroups import MIN_AUC, MIN_Z, QUALITY, Row, compare_columns, pool
-from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.metrics import expected_calibration_error
+from cruijff_kit.util.errors import UserError
 
 DESIGNS = ((2, 50), (4, 25), (5, 20), (5, 60), (10, 10), (10, 30), (8, 1000))
 

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from inspect_ai.log import read_eval_log, write_eval_log
 
-from cruijff_kit import table
+from cruijff_kit.analysis import results_frame
 from cruijff_kit.analysis.comparisons import BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER, UNTRAINED
 from cruijff_kit.analysis.estimates import estimate, estimate_cell
 from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import constant_samples_of, item_scores, samples_of
+from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.analysis.sweep import analyse
+from cruijff_kit.analysis.table_cells import best_line
 from cruijff_kit.analysis.validation import row_losses
-from cruijff_kit.result import higher_is_better, to_json
-from cruijff_kit.summary import write_summary
-from cruijff_kit.table_cells import best_line
+from cruijff_kit.commands import table
+from cruijff_kit.records.result import higher_is_better, to_json
 
 LABELS = ["yes"] * 32 + ["no"] * 28
 TRAINED_ON = ["yes"] * 55 + ["no"] * 45
@@ -268,7 +269,7 @@ def test_in_the_table_and_everywhere(six, tmp_path, capsys):
         "best",
     }
     assert run["evaluation"][0]["chance"]["match"]["accuracy"] == pytest.approx(32 / 60)
-    frame = table.read_sweep(tmp_path)
+    frame = results_frame.read_sweep(tmp_path)
     assert frame["best"].tolist().count(True) == 3
     assert frame["versus chance count/match/accuracy difference"].iloc[0] > 0.2
     assert frame["chance count/match/accuracy"].iloc[0] == pytest.approx(32 / 60)

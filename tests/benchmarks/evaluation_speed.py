@@ -129,7 +129,7 @@ def evaluate(model: Any, workload: str, count: int, connections: int, folder: st
     from inspect_ai.solver import generate
 
     import cruijff_kit
-    from cruijff_kit.evaluation.evaluate import run_inspect
+    from cruijff_kit.evaluation.run_tasks import run_inspect
 
     one_token = ["eval.max_tokens=1", "eval.logprobs=true", "eval.top_logprobs=5"]
     asked = one_token if workload == "one-token" else ["eval.max_tokens=20"]
@@ -166,8 +166,8 @@ def model_of(side: str, folder: Path, args: argparse.Namespace) -> Any:
         )
     from cruijff_kit.evaluation.engine import ChatModel
     from cruijff_kit.evaluation.provider import open_model
-    from cruijff_kit.models.base import build, read_base
-    from cruijff_kit.models.machine import Machine
+    from cruijff_kit.models.base_model import build, read_base
+    from cruijff_kit.models.device import Machine
     from cruijff_kit.models.tokenizer import ChatTokenizer
 
     machine = Machine(device, dtype, args.threads)
@@ -200,8 +200,8 @@ def model_folder(name: str, folder: Path, args: argparse.Namespace) -> Path:
     """Where the model of a name is; random weights are drawn there."""
     if name == "tiny":
         return TINY
-    from cruijff_kit.cache import cache_dir
     from cruijff_kit.models.smollm2 import fetch
+    from cruijff_kit.util.cache import cache_dir
 
     smollm2 = cache_dir() / "models" / "SmolLM2-135M-Instruct"
     fetch(smollm2)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 MOST = 0.6
 TRAIN = ("max_steps_per_epoch=1", "num_warmup_steps=0", "dataset.validation_split=null", "eval=none")

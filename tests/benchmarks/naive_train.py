@@ -40,7 +40,7 @@ def stock_recipe() -> type:
     """torchtune's recipe class; its wheel installs the recipes beside the package, where they cannot be imported."""
     import torchtune
 
-    import cruijff_kit.compat  # noqa: F401  (torchtune 0.6.1 imports two names that torchao no longer has)
+    import cruijff_kit.models.compat  # noqa: F401  (torchtune 0.6.1 imports two names that torchao no longer has)
 
     path = Path(torchtune.__file__).parent.parent / "recipes" / f"{RECIPE}.py"
     spec = importlib.util.spec_from_file_location(RECIPE, path)

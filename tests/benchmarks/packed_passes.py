@@ -69,10 +69,10 @@ def measure(case: Case, folder: Path, sizes: list[int], args: argparse.Namespace
     """Seconds for 1000 tokens of each size, and how many times the best one's time a run by itself takes."""
     import torch
 
-    from cruijff_kit.data.instruct import Example
-    from cruijff_kit.recipes.lora_packed import Pack
-    from cruijff_kit.training.pack_size import PackSize
-    from cruijff_kit.training.passes import Pass
+    from cruijff_kit.data.examples import Example
+    from cruijff_kit.recipes.lora_multi import Pack
+    from cruijff_kit.training.coroutine import Pass
+    from cruijff_kit.training.group_size import PackSize
 
     torch.set_num_threads(args.threads)
     rows = [Example(r["tokens"], r["labels"], 0) for r in case_rows(case)]

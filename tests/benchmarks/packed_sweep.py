@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from cruijff_kit.result import RunResult, read_result
+from cruijff_kit.records.result import RunResult, read_result
 
 TINY = Path(__file__).parents[1] / "tiny" / "llama"
 MODELS = {"smollm2": (), "tiny": ("model=hf_llama", f"model.path={TINY}", "dtype=fp32")}

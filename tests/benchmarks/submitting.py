@@ -58,15 +58,15 @@ START, REST = "start-up: Hydra, the sweep's own config", "the rest: end of the p
 # What the time of our process is divided into: the function that is timed, by the module that calls it. What a timed
 # function spends in another one counts for that one. Two names: of the first call, and of the others.
 PHASES = (
-    (("composing",), "cruijff_kit.launch.jobs", "_compose"),
-    (("resolving, types",), "cruijff_kit.launch.jobs", "load_task"),
-    (("first check: torch, data, prompts", "other checks"), "cruijff_kit.launch.jobs", "check"),
-    (("identities",), "cruijff_kit.launch.jobs", "identity"),
-    (("looking for earlier runs",), "cruijff_kit.launch.sweep", "find_earlier"),
-    (("frozen configs, ledger",), "cruijff_kit.launch.sweep", "write_down"),
-    (("statuses, script, ledger",), "cruijff_kit.launch.cluster", "submit_jobs"),
-    (("sbatch, scontrol, squeue",), "cruijff_kit.cluster.client", "_run"),
-    (("what the sweep came to so far",), "cruijff_kit.launch.callback", "show_end"),
+    (("composing",), "cruijff_kit.sweep.prepare", "_compose"),
+    (("resolving, types",), "cruijff_kit.sweep.prepare", "load_task"),
+    (("first check: torch, data, prompts", "other checks"), "cruijff_kit.sweep.prepare", "check"),
+    (("identities",), "cruijff_kit.sweep.prepare", "identity"),
+    (("looking for earlier runs",), "cruijff_kit.sweep.launch", "find_earlier"),
+    (("frozen configs, ledger",), "cruijff_kit.sweep.launch", "write_down"),
+    (("statuses, script, ledger",), "cruijff_kit.sweep.on_slurm", "submit_jobs"),
+    (("sbatch, scontrol, squeue",), "cruijff_kit.slurm.client", "_run"),
+    (("what the sweep came to so far",), "cruijff_kit.sweep.callbacks", "show_end"),
 )
 
 

@@ -233,9 +233,9 @@ def stock_config(config: Any, place: Path) -> dict[str, Any]:
 
 def torch_dtype(config: Any) -> str:
     """The precision that our run computes in on this machine, by torch's name."""
-    from cruijff_kit.models import machine
+    from cruijff_kit.models import device
 
-    chosen = machine.choose("cpu", config.torchtune["dtype"], None)
+    chosen = device.choose("cpu", config.torchtune["dtype"], None)
     return str(chosen.dtype).removeprefix("torch.")
 
 

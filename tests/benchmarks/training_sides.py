@@ -103,7 +103,7 @@ class Rows:
     """
 
     def __init__(self, tokenizer, path: str, count: int, stock: bool) -> None:
-        from cruijff_kit.data.instruct import Example
+        from cruijff_kit.data.examples import Example
 
         self.rows = json.loads(Path(path).read_text(encoding="utf-8"))
         self.count = count
@@ -182,7 +182,7 @@ def train_peft(case: dict) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-    from cruijff_kit.training.steps import Steps
+    from cruijff_kit.training.schedule import Steps
 
     cfg = torchtune_config(case, stock=True)
     device, dtype = torch.device(case["device"]), {"bf16": torch.bfloat16, "fp32": torch.float32}[cfg["dtype"]]

@@ -275,10 +275,10 @@ def capitalization_rows(count: int) -> list[dict[str, list[int]]]:
     from omegaconf import OmegaConf
 
     import cruijff_kit
-    from cruijff_kit.training import shared
+    from cruijff_kit.training import process_cache
 
     cfg = OmegaConf.to_container(OmegaConf.create(cruijff_kit.compose(["eval=none"]).torchtune))
-    data = shared.dataset(cfg["dataset"], cfg["tokenizer"])
+    data = process_cache.dataset(cfg["dataset"], cfg["tokenizer"])
     return [{"tokens": data[i].tokens, "labels": data[i].labels} for i in range(count)]
 
 
@@ -310,9 +310,9 @@ def model_folder(case: Case, folder: Path, device: str) -> Path:
 
 def dtype_of(case: Case, device: str) -> str:
     """bf16 where the machine computes in it."""
-    from cruijff_kit.models import machine
+    from cruijff_kit.models.device import choose, short_name
 
-    return machine.short_name(machine.choose(device, case.dtype, 1).dtype)
+    return short_name(choose(device, case.dtype, 1).dtype)
 
 
 def flops_per_token(s: Shape) -> float:

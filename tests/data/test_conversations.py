@@ -7,9 +7,10 @@ import pytest
 
 import cruijff_kit
 from cruijff_kit.data.conversations import conversations
-from cruijff_kit.data.instruct import IGNORE, InstructDataset
-from cruijff_kit.errors import UserError
+from cruijff_kit.data.examples import IGNORE
+from cruijff_kit.data.instruct import InstructDataset
 from cruijff_kit.models.tokenizer import ChatTokenizer
+from cruijff_kit.util.errors import UserError
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -234,7 +235,7 @@ def test_settings_that_contradict_each_other(compose, overrides, says):
 
 
 def test_a_base_model_has_no_template_for_conversations(compose, tmp_path):
-    from cruijff_kit.plan import check
+    from cruijff_kit.runs.plan import check
 
     write(tmp_path, *TALKS[:20])
     config = compose(

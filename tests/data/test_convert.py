@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.data convert`: every row is in what was written, of the same kind; nothing is overwritten."""
+"""`cruijff-kit data convert`: every row is in what was written, of the same kind; nothing is overwritten."""
 
 import json
 from datetime import date
@@ -7,11 +7,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from cruijff_kit.commands.data_convert import convert
 from cruijff_kit.data.__main__ import main
-from cruijff_kit.data.convert import convert
-from cruijff_kit.data.layouts import file_hash
+from cruijff_kit.data.dataset_files import file_hash
 from cruijff_kit.data.rows import read_splits
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é", "name": "x"}]
 SPLITS = {

@@ -63,6 +63,6 @@ def test_files_by_name(tmp_path, tiny):
     assert result.evaluation[0].samples == 1 and result.paths["data"] == {
         "train": f"{tmp_path}/a.csv", "test": f"{tmp_path}/b.jsonl"
     }  # fmt: skip
-    from cruijff_kit.frozen import frozen
+    from cruijff_kit.records.saved_config import frozen
 
     assert frozen(tmp_path / "run").dataset == config.dataset

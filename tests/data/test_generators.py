@@ -10,9 +10,9 @@ import pytest
 import cruijff_kit
 from cruijff_kit.data.generators import GENERATORS, ceiling_of, generate, generated_path, word_list
 from cruijff_kit.data.generators.census import log_odds
-from cruijff_kit.data.generators.drawing import sigmoid
+from cruijff_kit.data.generators.common import sigmoid
 from cruijff_kit.data.generators.rules import ALPHABETS, RULES
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 
 def test_word_list():
@@ -108,7 +108,7 @@ def test_every_data_set_that_ships_can_run(name, tiny, tmp_path):
     """Its conf composes, names every argument of its generator, chooses a task, and passes every check before training."""
     import inspect
 
-    from cruijff_kit.plan import check
+    from cruijff_kit.runs.plan import check
 
     where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", f"output_dir={tmp_path / 'run'}"]
     long = {"synthetic_twins": ["dataset.arguments.traits=6"], "census": ["dataset.arguments.wording=terse"]}
@@ -322,7 +322,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_numbers(generator, arguments, 
 
 
 def test_memorization_needs_leave_to_ask_what_it_trained_on(tiny, tmp_path):
-    from cruijff_kit.plan import check
+    from cruijff_kit.runs.plan import check
 
     where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", f"output_dir={tmp_path / 'run'}"]
     config = cruijff_kit.compose(["dataset=model_organisms", "dataset.arguments.design=memorization", *where])

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from cruijff_kit.data.conversations import conversations
-from cruijff_kit.data.layouts import file_hash
+from cruijff_kit.data.dataset_files import file_hash
 from cruijff_kit.data.rows import chosen, read_split
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 ROWS = {
     "train": [{"input": "a, b", "output": "1"}, {"input": "ü\n漢 \"x\"", "output": "2"}, {"input": "  c", "output": "3"}],

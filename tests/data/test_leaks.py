@@ -12,8 +12,8 @@ import cruijff_kit
 from cruijff_kit.data.conversations import Conversation
 from cruijff_kit.data.generators.capitalization import draw_capitalization
 from cruijff_kit.data.leaks import find_leaks, targets_in_prompts
-from cruijff_kit.errors import UserError
-from cruijff_kit.plan import check, check_evaluation
+from cruijff_kit.runs.plan import check, check_evaluation
+from cruijff_kit.util.errors import UserError
 
 DRAW = random.Random(5)
 VOCABULARY = [w["input"] for rows in draw_capitalization(num_words=1300).splits.values() for w in rows]
@@ -262,7 +262,7 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_found_wherever_it_stands
 
 def test_cut_rows_are_warned_of(compose, capsys):
     """Rows of 12 and of 60 letters, which are also the answers."""
-    from cruijff_kit.launch.dry_run import show
+    from cruijff_kit.sweep.dry_run import show
 
     texts = {"train": ["a" * 12, "b" * 60, "c" * 60], "validation": ["d" * 60]}
     config = compose(texts, "dataset.column_map.output=input", "dataset.max_seq_len=120", "eval=none")

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 import cruijff_kit
-from cruijff_kit.compat import get_adapter_params
 from cruijff_kit.data.batches import AttentionCost, make_batch
-from cruijff_kit.data.instruct import IGNORE, Example
+from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.data.packing import packed, rows_of
-from cruijff_kit.errors import UserError
-from cruijff_kit.plan import check
+from cruijff_kit.models.compat import get_adapter_params
+from cruijff_kit.runs.plan import check
 from cruijff_kit.training.loss import LabelledCrossEntropy, batch_loss
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_seq_len=160", "dataset.max_samples=41", "num_warmup_steps=1", "batch_size=2", "lora.rank=4",
          "dtype=fp32", "lr=1e-3"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.data preview`: the tokens that training reads, which are learnt, what is odd in the data."""
+"""`cruijff-kit data preview`: the tokens that training reads, which are learnt, what is odd in the data."""
 
 import io
 import json
@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 import cruijff_kit
-from cruijff_kit.data import preview_shown
+from cruijff_kit.commands import data_preview_view
+from cruijff_kit.commands.data_preview import preview
 from cruijff_kit.data.__main__ import main
-from cruijff_kit.data.preview import preview
-from cruijff_kit.training import shared
+from cruijff_kit.training import process_cache
 
 ROWS = ["split,id,input,output", "train,1,two é漢 words,yes", "train,2,more,no", "train,3,it says maybe so,maybe",
         "train,4,more,no", "validation,5,other,yes", "test,6,more,yes", "test,7,a 🎉,no"]  # fmt: skip
@@ -27,7 +27,7 @@ def settings(tiny, tmp_path) -> list[str]:
 
 def test_tokens_are_those_of_training(settings, tmp_path):
     config = cruijff_kit.compose([*settings, f"output_dir={tmp_path / 'run'}"])
-    examples = shared.dataset(config.torchtune["dataset"], config.torchtune["tokenizer"])
+    examples = process_cache.dataset(config.torchtune["dataset"], config.torchtune["tokenizer"])
     for row in preview(config, rows=4)["rows"]:
         example = examples[row["row"]]
         ids = [i for t in row["tokens"] for i in t["ids"]]
@@ -64,9 +64,9 @@ def test_in_colour(settings, monkeypatch):
     config = cruijff_kit.compose([*settings, "output_dir=x"])
     out = io.StringIO()
     monkeypatch.setattr(
-        preview_shown, "Console", lambda **_: Console(file=out, force_terminal=True, color_system="256", width=150)
+        data_preview_view, "Console", lambda **_: Console(file=out, force_terminal=True, color_system="256", width=150)
     )
-    preview_shown.show(preview(config, rows=1))
+    data_preview_view.show(preview(config, rows=1))
     assert "\x1b[1;32m" in out.getvalue() and "⟦" not in out.getvalue()
 
 

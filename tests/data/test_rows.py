@@ -6,7 +6,7 @@ import pytest
 
 from cruijff_kit.data.conversations import conversations
 from cruijff_kit.data.rows import read_split
-from cruijff_kit.errors import UserError
+from cruijff_kit.util.errors import UserError
 
 GOOD = {"train": [{"input": "a", "output": "b"}], "test": [{"input": "ü 漢字 🎉\n", "output": "é"}]}
 COLUMNS = {"input": "input", "output": "output"}

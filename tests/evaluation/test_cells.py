@@ -10,10 +10,10 @@ import torch
 from inspect_ai.log import read_eval_log
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.evaluate import EvaluationError
-from cruijff_kit.evaluation.names import TaskName, task_name
-from cruijff_kit.result import read_result
+from cruijff_kit.config.task_names import TaskName, task_name
+from cruijff_kit.evaluation.run_tasks import EvaluationError
+from cruijff_kit.records.result import read_result
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32",
          "eval.limit=6", "eval.max_tokens=6"]  # fmt: skip
@@ -205,7 +205,7 @@ def test_the_untrained_models_answers_are_asked_again_when_a_task_changes(compos
 
 
 def test_a_run_whose_task_was_edited_is_another_run(compose, sums):
-    from cruijff_kit.config import config_hash
+    from cruijff_kit.config.identity import config_hash
 
     config = compose(f"eval.tasks=['{sums}@sums']")
     before = config_hash(config)

@@ -15,10 +15,10 @@ from inspect_ai.solver import multiple_choice
 
 import cruijff_kit
 from cruijff_kit.evaluation.chance import TEST, TRAIN, chance_of, constants_of, is_constant, targets_of, with_chance
-from cruijff_kit.evaluation.redaction import redacted
+from cruijff_kit.evaluation.log_redaction import redacted
 from cruijff_kit.evaluation.scorers import binary_scorer, exact, risk_scorer
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.run import train_then_eval
+from cruijff_kit.runs.run import train_then_eval
 
 SMALL = ["model=hf_llama", "device=cpu", "dtype=fp32", "lora.rank=2", "max_steps_per_epoch=1", "dataset=files",
          "dataset.validation_split=null", "lr=1e-6"]  # fmt: skip

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from cruijff_kit.compat import LoRALinear, TiedLinear, get_adapter_params
-from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
-from cruijff_kit.evaluation.engine.choosing import _draw, _least
+from cruijff_kit.evaluation.engine.onednn import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.options import option_logits
-from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
+from cruijff_kit.evaluation.engine.sampling import _draw, _least
+from cruijff_kit.models.compat import LoRALinear, TiedLinear, get_adapter_params
+from cruijff_kit.models.device import Machine, left_by_control_groups
 from cruijff_kit.models.dora import BiasedDoRALinear
-from cruijff_kit.models.machine import Machine, left_by_control_groups
 from cruijff_kit.models.placement import spread
+from cruijff_kit.util.errors import UserError
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 
@@ -364,8 +364,8 @@ MEMORY = """
 import random, sys
 import torch
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling
-from cruijff_kit.models.base import build, read_base
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.base_model import build, read_base
+from cruijff_kit.models.device import Machine
 from cruijff_kit.models.tokenizer import ChatTokenizer
 
 folder, out = sys.argv[1:]

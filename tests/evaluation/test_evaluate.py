@@ -12,11 +12,11 @@ from inspect_ai.solver import generate, system_message, use_tools
 from inspect_ai.tool import tool
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.evaluate import EvaluationError
+from cruijff_kit.evaluation.run_tasks import EvaluationError
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.evaluation.tasks.answers import answers_task
+from cruijff_kit.evaluation.tasks.common import answers_task
 from cruijff_kit.models.tokenizer import ChatTokenizer
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-3", "lora.rank=4", "device=cpu", "dtype=fp32",
          "eval.limit=20"]  # fmt: skip

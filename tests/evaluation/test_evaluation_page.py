@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.evaluate import main as evaluate
+from cruijff_kit.commands.evaluate import main as evaluate
 from cruijff_kit.evaluation.tasks import TASKS as SHIPPED_TASKS
-from cruijff_kit.plan import check
+from cruijff_kit.runs.plan import check
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = (DOCS / "data.md").read_text(encoding="utf-8").partition("## Data sets that ship\n")[2].partition("\n## ")[0]

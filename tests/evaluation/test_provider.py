@@ -18,11 +18,11 @@ from inspect_ai.model import (
 from inspect_ai.solver import Generate, TaskState, generate, solver
 from inspect_ai.tool import ToolInfo
 
-from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation.engine import Request
+from cruijff_kit.evaluation.generate_config import HONOURED, NOT_OURS
 from cruijff_kit.evaluation.provider import open_model
-from cruijff_kit.evaluation.settings import HONOURED, NOT_OURS
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.device import Machine
+from cruijff_kit.util.errors import UserError
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 WORDS = [f"{a}{b * n}{a}" for a in "bcd" for b in "aeio" for n in (1, 5)]

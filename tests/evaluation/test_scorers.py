@@ -14,10 +14,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
 from cruijff_kit.evaluation import metrics
 from cruijff_kit.evaluation.engine import ChatModel
-from cruijff_kit.evaluation.evaluate import evaluate_cell
+from cruijff_kit.evaluation.run_tasks import evaluate_cell
 from cruijff_kit.evaluation.scorers import (
     binary_scorer,
     continuous_scorer,
@@ -27,13 +26,14 @@ from cruijff_kit.evaluation.scorers import (
     risk_scorer,
 )
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.evaluation.tasks.answers import answers_task
-from cruijff_kit.folder import RunFolder
+from cruijff_kit.evaluation.tasks.common import answers_task
 from cruijff_kit.models.placement import for_evaluation
-from cruijff_kit.plan import check_evaluation
-from cruijff_kit.result import higher_is_better
-from cruijff_kit.run import train_then_eval
-from cruijff_kit.training import shared
+from cruijff_kit.records.result import higher_is_better
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.runs.plan import check_evaluation
+from cruijff_kit.runs.run import train_then_eval
+from cruijff_kit.training import process_cache
+from cruijff_kit.util.errors import UserError
 
 
 def graded(risk: float, label: str) -> SampleScore:
@@ -399,7 +399,7 @@ def test_risks_of_a_model_in_bf16(smollm2, tmp_path):
         )
         plan = check_evaluation(config)
         model, machine = for_evaluation(config.torchtune)
-        chat_model = ChatModel(model, shared.tokenizer(config.torchtune["tokenizer"]), machine)
+        chat_model = ChatModel(model, process_cache.tokenizer(config.torchtune["tokenizer"]), machine)
         with chat_model.untrained():
             entry = evaluate_cell(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, "")
         assert entry.coverage == {"match": 1, "risk_scorer": 1}

@@ -20,21 +20,21 @@ from inspect_ai.scorer import Score, accuracy, scorer
 from inspect_ai.solver import solver
 
 import cruijff_kit
-from cruijff_kit.compat import DoRALinear, LoRALinear, get_adapter_params, set_seed
-from cruijff_kit.evaluation import evaluate, workers
-from cruijff_kit.evaluation import together as side_by_side
+from cruijff_kit.evaluation import fork_pool, run_tasks
+from cruijff_kit.evaluation import multi_run as side_by_side
 from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, SharedPasses, base_of, chat_model
-from cruijff_kit.evaluation.engine import shared as shared_passes
-from cruijff_kit.evaluation.evaluate import Cell, evaluate_cell, evaluation_story
+from cruijff_kit.evaluation.engine import multi_lora as shared_passes
+from cruijff_kit.evaluation.multi_run import evaluate_together
+from cruijff_kit.evaluation.run_tasks import Cell, evaluate_cell, evaluation_story
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.evaluation.tasks.answers import answers_task
-from cruijff_kit.evaluation.together import evaluate_together
-from cruijff_kit.folder import RunFolder
-from cruijff_kit.models.base import build, read_base
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.evaluation.tasks.common import answers_task
+from cruijff_kit.models.base_model import build, read_base
+from cruijff_kit.models.compat import DoRALinear, LoRALinear, get_adapter_params, set_seed
+from cruijff_kit.models.device import Machine
 from cruijff_kit.models.tokenizer import ChatTokenizer
-from cruijff_kit.plan import check
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.runs.plan import check
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 ADAPTERS = [
@@ -209,7 +209,7 @@ def test_adapters_are_cast_once_for_all_tokens(made, monkeypatch, copied):
         raise AssertionError("cast once more")
 
     monkeypatch.setattr("cruijff_kit.models.master_weights.MasterLinear.forward", again)
-    monkeypatch.setattr("cruijff_kit.training.lora.cast_weight", again)
+    monkeypatch.setattr("cruijff_kit.training.fused_lora.cast_weight", again)
     monkeypatch.setattr("cruijff_kit.models.dora.BiasedDoRALinear.factors", again)
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
     for found in (alone, together(shared, asked)[0]):
@@ -506,7 +506,7 @@ def same_log(one, other) -> None:
 def test_a_scorer_that_raises_is_its_own_runs_trouble(cell, tmp_path):
     cells = [cell("a", seed=1), cell("b", "eval.tasks=[broken]", seed=2), cell("c", "eval.max_tokens=12", seed=3)]
     found = evaluate_together(cells)
-    assert isinstance(found[1], evaluate.EvaluationError) and "this scorer is broken" in str(found[1])
+    assert isinstance(found[1], run_tasks.EvaluationError) and "this scorer is broken" in str(found[1])
     for n in (0, 2):
         expected = alone(cells[n], tmp_path)
         assert found[n].metrics == expected.metrics
@@ -583,8 +583,8 @@ def test_several_epochs_as_stories(cell, tmp_path):
         load_adapter_state(chat_model.model, earlier[id(chat_model)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_epoch", load_epoch)
-        expected = [evaluate.evaluate(c.chat_model, c.config, c.plan, RunFolder(tmp_path / f"x{n}"), 1, c.hash)
+        patch.setattr(run_tasks, "load_epoch", load_epoch)
+        expected = [run_tasks.evaluate(c.chat_model, c.config, c.plan, RunFolder(tmp_path / f"x{n}"), 1, c.hash)
                     for n, c in enumerate(cells)]  # fmt: skip
         asking, ended = [next(s) for s in stories], []
         while asking:
@@ -629,7 +629,7 @@ def apart(monkeypatch) -> list[int]:
 
     def counted(works, *more):
         counts.append(len(works))
-        return workers.work_apart(works, *more)
+        return fork_pool.work_apart(works, *more)
 
     monkeypatch.setattr(side_by_side, "work_apart", counted)
     monkeypatch.setattr(side_by_side, "_SAMPLES_OF_A_WORKER", 1)
@@ -643,7 +643,7 @@ def apart(monkeypatch) -> list[int]:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.skipif(not workers.CAN_FORK, reason="there are no workers here")
+@pytest.mark.skipif(not fork_pool.CAN_FORK, reason="there are no workers here")
 class TestWorkers:
     def test_they_leave_what_one_process_leaves(self, cell, apart, monkeypatch):
         """In about as many passes; on a busy machine a worker may be late for some, so the best of three tries counts."""
@@ -654,7 +654,7 @@ class TestWorkers:
             ["eval.tasks=[risk]", "dataset=bit_sequences", "eval.max_tokens=2", "dataset.max_test_samples=5"],
         ]
         made = []
-        for module in (side_by_side, workers):
+        for module in (side_by_side, fork_pool):
             monkeypatch.setattr(module, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
         with monkeypatch.context() as patch:
             patch.setattr(side_by_side, "_MOST_WORKERS", 1)
@@ -676,7 +676,7 @@ class TestWorkers:
     def test_a_scorer_that_raises_is_its_own_runs_trouble(self, cell, apart):
         cells = [cell("a", seed=1), cell("b", "eval.tasks=[broken]", seed=2), cell("c", "eval.max_tokens=12", seed=3)]
         found = evaluate_together(cells)
-        assert isinstance(found[1], evaluate.EvaluationError) and "this scorer is broken" in str(found[1])
+        assert isinstance(found[1], run_tasks.EvaluationError) and "this scorer is broken" in str(found[1])
         assert [type(found[n]).__name__ for n in (0, 2)] == ["Evaluation"] * 2 and apart == [2]
         assert read_eval_log(str(next(cells[1].folder.eval.glob("*.eval")))).status == "error"
 
@@ -690,7 +690,7 @@ class TestWorkers:
 
         monkeypatch.setattr(SharedPasses, "_pass", broken)
         found = evaluate_together([cell("a"), cell("b"), cell("c")])
-        assert isinstance(found[1], evaluate.EvaluationError) and "number 1 is broken" in str(found[1])
+        assert isinstance(found[1], run_tasks.EvaluationError) and "number 1 is broken" in str(found[1])
         assert [type(found[n]).__name__ for n in (0, 2)] == ["Evaluation"] * 2 and apart == [2]
 
     def test_when_one_is_killed_each_run_goes_alone(self, cell, apart, capsys):

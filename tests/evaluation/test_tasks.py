@@ -16,12 +16,12 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import cruijff_kit
 from cruijff_kit.analysis.sweep import analyse, analyse_briefly
-from cruijff_kit.errors import UserError
-from cruijff_kit.evaluation.names import TaskName
+from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation.targets import check_room
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.plan import check
-from cruijff_kit.training import shared
+from cruijff_kit.runs.plan import check
+from cruijff_kit.training import process_cache
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["model=hf_llama", "device=cpu", "dtype=fp32", "lora.rank=4", "lr=1e-2", "num_warmup_steps=0"]
 CENSUS = [
@@ -227,7 +227,7 @@ def test_what_needs_no_whole_answer(compose, file):
 
 def test_only_long_targets_are_tokenised(compose, file, monkeypatch):
     """Of many targets those that may have more tokens than an answer; of these few as training has them."""
-    tokenizer = shared.tokenizer(compose(*file("a")).torchtune["tokenizer"])
+    tokenizer = process_cache.tokenizer(compose(*file("a")).torchtune["tokenizer"])
     outputs, encoded = [f"word {n}" for n in range(500)] + ["x" * (30 + n) for n in range(40)], []
     task, config = TASKS["match"](data=file(*outputs)[1].partition("=")[2]), compose(*file("a"), "eval.max_tokens=200")
 

@@ -8,9 +8,9 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cruijff_kit.config import register
-from cruijff_kit.launch import plugin
-from cruijff_kit.launch.composing import Composer
+from cruijff_kit.config.loading import register
+from cruijff_kit.sweep import plugin
+from cruijff_kit.sweep.composer import Composer
 
 RUNS = [
     ["lr=1e-3"],

@@ -4,11 +4,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from cruijff_kit.config import register
-from cruijff_kit.errors import UserError
-from cruijff_kit.launch import plugin
-from cruijff_kit.launch.composing import parse_override
-from cruijff_kit.launch.expanding import as_override, as_params, expand
+from cruijff_kit.config.loading import register
+from cruijff_kit.config.overrides import parse_override
+from cruijff_kit.sweep import plugin
+from cruijff_kit.sweep.expand import as_override, as_params, expand
+from cruijff_kit.util.errors import UserError
 
 
 def runs(params=None, typed=(), paired=None, listed=None) -> list[list[str]]:

@@ -11,11 +11,11 @@ from forked import forked
 
 import cruijff_kit
 from cruijff_kit import conf
-from cruijff_kit.data.leaks import used_splits
-from cruijff_kit.ledger import read_ledger
-from cruijff_kit.report.overview import commands
-from cruijff_kit.report.runs import read_runs
-from cruijff_kit.result import read_result
+from cruijff_kit.analysis.report.load import read_runs
+from cruijff_kit.analysis.report.overview import commands
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.runs.leak_check import used_splits
 
 SHIPPED = sorted(p.stem for p in (Path(conf.__path__[0]) / "experiment").glob("*.yaml"))
 SMALL = ["num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=4", "dataset.max_test_samples=8"]
@@ -92,7 +92,7 @@ def test_the_sizes_of_data_get_equal_updates(batch, shell, tmp_path):
 
 def test_a_scaffold_is_a_plan(scaffold):
     done, folder, planned = scaffold
-    assert "4 runs checked and planned" in done.stdout and "python -m cruijff_kit.resume" in done.stdout
+    assert "4 runs checked and planned" in done.stdout and "cruijff-kit resume" in done.stdout
     names = ["small,seed=1", "small,seed=2", "large,seed=1", "large,seed=2"]
     ledger = read_ledger(folder)
     assert [e.name for e in ledger.runs] == names and ledger.experiment == "mine"
@@ -217,7 +217,7 @@ def test_a_budget_stops_what_is_above_it(mine, shell):
 
 
 def test_the_experiment_is_not_part_of_what_is_computed():
-    from cruijff_kit.config import config_hash
+    from cruijff_kit.config.identity import config_hash
 
     plain, named = cruijff_kit.compose([]), cruijff_kit.compose(["experiment.name=x", "experiment.question=y"])
     assert config_hash(plain) == config_hash(named)

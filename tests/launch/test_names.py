@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.launch.names import run_name, swept_keys
-from cruijff_kit.readable_name import readable_name
+from cruijff_kit.config.name_resolver import readable_name
+from cruijff_kit.sweep.run_names import run_name, swept_keys
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_varies():
 
 def test_a_run_that_nobody_named_gets_two_words(tiny, tmp_path, monkeypatch):
     """The same command and seed, the same name: on the command line, in its folder, and from Python."""
-    from cruijff_kit.run import config_hash
+    from cruijff_kit.runs.run import config_hash
 
     monkeypatch.chdir(tmp_path)
     model = ["model=hf_llama", f"model.path={tiny}"]

@@ -10,7 +10,7 @@ from exactness import assert_same_adapters
 from forked import forked
 
 import cruijff_kit
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 # No other test file asks the untrained model so many samples: it is not in the cache yet.
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=11"]

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 import cruijff_kit
 from cruijff_kit.data.generators import generate
-from cruijff_kit.errors import UserError
 from cruijff_kit.models.adapter import adapter_state
-from cruijff_kit.models.architecture import architecture
-from cruijff_kit.models.base import build, read_base, skeleton
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.models.base_model import build, read_base, skeleton
+from cruijff_kit.models.device import Machine
+from cruijff_kit.models.hf_config import architecture
 from cruijff_kit.models.merge import merge
-from cruijff_kit.plan import check
-from cruijff_kit.recipes.lora_packed import Pack
+from cruijff_kit.recipes.lora_multi import Pack
+from cruijff_kit.runs.plan import check
+from cruijff_kit.util.errors import UserError
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 LLAMA3_ROPE = {  # both ends and the middle of its three ranges are in use
@@ -232,7 +232,7 @@ def test_dora_begins_at_the_base_model_and_learns_lengths(save_model):
 
 def test_four_bits_on_the_frozen_layers_alone(save_model, reference_logits):
     """NF4 computes on a CPU too, slowly: what differs from the plain model is the rounding."""
-    from cruijff_kit.compat import NF4Tensor
+    from cruijff_kit.models.compat import NF4Tensor
 
     shape = {"hidden_size": 64, "intermediate_size": 128}
     folder = save_model("qwen2", **shape)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import cruijff_kit
-from cruijff_kit.compat import get_adapter_params
-from cruijff_kit.embed import POOLINGS
+from cruijff_kit.commands.embed import POOLINGS
 from cruijff_kit.models import hidden_states
 from cruijff_kit.models.adapter import save_adapter
+from cruijff_kit.models.compat import get_adapter_params
 from cruijff_kit.models.hidden_states import open_model, read_states
 
 TEXTS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cruijff_kit.errors import UserError
 from cruijff_kit.models import smollm2
+from cruijff_kit.util.errors import UserError
 
 FETCH = """
 import logging, sys

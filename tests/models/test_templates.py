@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from cruijff_kit.errors import UserError
 from cruijff_kit.models.tokenizer import ChatTokenizer
+from cruijff_kit.util.errors import UserError
 
 CHATML = (  # SmolLM2, Qwen2.5: a system prompt of their own where there is none; Qwen2.5 asks for tools, too
     "{%- if tools %}{{- 'TOOLS ' + (tools | tojson) }}{%- endif %}"
@@ -340,9 +340,9 @@ def test_an_end_token_that_is_not_the_tokenizers(save):
 
 def test_a_resumed_run_keeps_its_day_and_the_day_identifies_no_run(save, tmp_path):
     import cruijff_kit
-    from cruijff_kit.config import config_hash
-    from cruijff_kit.folder import RunFolder
-    from cruijff_kit.frozen import frozen
+    from cruijff_kit.config.identity import config_hash
+    from cruijff_kit.records.run_folder import RunFolder
+    from cruijff_kit.records.saved_config import frozen
 
     def config(*overrides: str):
         model = ["model=hf_llama", f"model.path={save('llama3')}"]
@@ -361,8 +361,8 @@ def test_untrained_results_are_kept_per_day_where_the_template_asks_for_it(save,
     from types import SimpleNamespace
 
     import cruijff_kit
+    from cruijff_kit.config.task_names import task_name
     from cruijff_kit.evaluation.baseline import _key
-    from cruijff_kit.evaluation.names import task_name
 
     folder = save(family)
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from cruijff_kit.errors import UserError
 from cruijff_kit.models.tokenizer import ChatTokenizer
+from cruijff_kit.util.errors import UserError
 
 LETTERS = "abc XYZ 019 .,!?'\"\n\t<|im_end|>{}é漢🎉ß \u200b"
 

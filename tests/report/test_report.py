@@ -21,22 +21,23 @@ from cruijff_kit.analysis.comparisons import CHANCE, UNTRAINED
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.effects import decompose
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
+from cruijff_kit.analysis.report import figures
+from cruijff_kit.analysis.report.build import write_report
+from cruijff_kit.analysis.report.curves import read_curve, thinned
+from cruijff_kit.analysis.report.document import Section
+from cruijff_kit.analysis.report.effect_sizes import read_design
+from cruijff_kit.analysis.report.effects import effects
+from cruijff_kit.analysis.report.load import Run, Runs, read_runs
+from cruijff_kit.analysis.report.methods import methods_text
+from cruijff_kit.analysis.report.outcomes import Outcome, outcomes_of
+from cruijff_kit.analysis.report.samples import WITHHELD, samples
+from cruijff_kit.analysis.results_frame import read_results
 from cruijff_kit.analysis.sweep import analyse
-from cruijff_kit.launch.callback import write_and_show
+from cruijff_kit.commands.report import main
 from cruijff_kit.models.fingerprint import fingerprint
-from cruijff_kit.report import drawing
-from cruijff_kit.report.__main__ import main
-from cruijff_kit.report.curves import read_curve, thinned
-from cruijff_kit.report.document import Section
-from cruijff_kit.report.effects import effects, read_design
-from cruijff_kit.report.methods import methods_text
-from cruijff_kit.report.outcomes import Outcome, outcomes_of
-from cruijff_kit.report.runs import Run, Runs, read_runs
-from cruijff_kit.report.samples import WITHHELD, samples
-from cruijff_kit.report.writing import write_report
-from cruijff_kit.result import RunResult
-from cruijff_kit.survey import RunView
-from cruijff_kit.table import read_results
+from cruijff_kit.records.result import RunResult
+from cruijff_kit.slurm.run_states import RunView
+from cruijff_kit.sweep.finish import write_and_show
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tiny" / "llama"
@@ -93,7 +94,7 @@ def respondents(run_cli, tiny, tmp_path_factory) -> Path:
 def told(sweep, tmp_path_factory) -> dict:
     """What the command says with --json, written elsewhere."""
     to = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "cruijff_kit.report", str(sweep), "--to", str(to), "--json"]
+    command = [sys.executable, "-m", "cruijff_kit", "report", str(sweep), "--to", str(to), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -399,7 +400,7 @@ def test_a_report_that_fails_does_not_fail_the_sweep(sweep, tmp_path, capsys):
     assert len(write_and_show(folder)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("no report: IsADirectoryError: ") and said.endswith(
-        f"python -m cruijff_kit.report {folder} tries again"
+        f"cruijff-kit report {folder} tries again"
     )
 
 
@@ -664,7 +665,7 @@ def luminance(colour: str) -> float:
 
 
 def test_data_colours_stand_out_on_both_pages():
-    for colour in (*drawing.PALETTE, drawing.GREY):
+    for colour in (*figures.PALETTE, figures.GREY):
         assert (
             1.05 / (luminance(colour) + 0.05) >= 3 and (luminance(colour) + 0.05) / (luminance("#14171c") + 0.05) >= 3
         ), colour

@@ -10,7 +10,7 @@ import pytest
 from browser import Page, look
 
 import cruijff_kit
-from cruijff_kit.report.writing import write_report
+from cruijff_kit.analysis.report.build import write_report
 
 LOOKS = (Path(__file__).parent / "looks.js").read_text()
 DARK, LIGHT = "rgb(20, 23, 28)", "rgb(255, 255, 255)"

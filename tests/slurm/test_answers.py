@@ -49,7 +49,7 @@ def test_what_does_not_fit_into_the_queue(ask):
     line = ["-m", "slurm=cluster", *TINY, "seed=range(1,6)", "slurm.qos=few", HOLD, "hydra.sweep.dir=out"]
     code, document = ask("train", *line)
     assert code == 3 and document["error"]["type"] == "cluster" and len(document["submitted"]) == 3
-    assert document["error"]["fix"] == "submit the rest later: python -m cruijff_kit.resume out"
+    assert document["error"]["fix"] == "submit the rest later: cruijff-kit resume out"
 
 
 def test_refused(ask, documented):

@@ -21,14 +21,14 @@ def test_cancel_asks_at_a_terminal(shell):
     unsure = shell.run("cancel", folder)
     assert unsure.returncode == 2 and "3 runs would be cancelled (seed=1, seed=2, seed=3); add --yes" in unsure.stderr
     master, terminal = pty.openpty()
-    command = [sys.executable, "-m", "cruijff_kit.cancel", folder]
+    command = [sys.executable, "-m", "cruijff_kit", "cancel", folder]
     for stdout, *more in ((subprocess.PIPE,), (terminal, "--json")):  # to a program; to one that wants JSON
         done = subprocess.run(
             [*command, *more], stdin=terminal, stdout=stdout, stderr=subprocess.PIPE, env=shell.environment, timeout=60
         )
         assert done.returncode == 2 and b"add --yes" in done.stderr
     assert json.loads(os.read(master, 10_000))["error"]["fix"] == "add --yes"
-    command = [sys.executable, "-m", "cruijff_kit.cancel", folder, "seed=2"]
+    command = [sys.executable, "-m", "cruijff_kit", "cancel", folder, "seed=2"]
     for answer, expected in (("n", "nothing was cancelled"), ("y", "1 run cancelled")):
         os.write(master, f"{answer}\n".encode())
         there = {"env": shell.environment, "cwd": shell.cwd, "timeout": 60}

@@ -1,4 +1,4 @@
-"""`python -m cruijff_kit.doctor` on real clusters: what it finds, what it says, and the YAML it leaves."""
+"""`cruijff-kit doctor` on real clusters: what it finds, what it says, and the YAML it leaves."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cruijff_kit.cluster import client, node_test, site
+from cruijff_kit.slurm import client, probe_job, site
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def doctor(environment, tmp_path):
     """Calls the command on a cluster, in a folder; returns what subprocess.run does."""
 
     def run(cluster, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cruijff_kit.doctor", *arguments]
+        command = [sys.executable, "-m", "cruijff_kit", "doctor", *arguments]
         variables = environment | cluster.environment | more
         return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
 
@@ -144,11 +144,11 @@ def test_preemption_by_qos(slurm, tmp_path, monkeypatch):
 )
 def test_job_on_a_node_that_sees_less(slurm_bare, tmp_path, monkeypatch, line, on_the_node, text):
     """One line of its script fails, as it does on a node where that is missing."""
-    usual = node_test._script
-    monkeypatch.setattr(node_test, "_script", lambda *arguments: usual(*arguments).replace(line, on_the_node))
+    usual = probe_job._script
+    monkeypatch.setattr(probe_job, "_script", lambda *arguments: usual(*arguments).replace(line, on_the_node))
     for key, value in slurm_bare.environment.items():
         monkeypatch.setenv(key, value)
-    assert text in node_test.run_node_test(tmp_path, [], 0, 60).error
+    assert text in probe_job.run_probe_job(tmp_path, [], 0, 60).error
     assert not list(tmp_path.iterdir())
 
 
@@ -163,7 +163,7 @@ def test_an_unreachable_cluster_ends_soon(doctor, slurm_bare, tmp_path):
 
 
 def test_a_machine_without_slurm(environment, tmp_path):
-    command = [sys.executable, "-m", "cruijff_kit.doctor"]
+    command = [sys.executable, "-m", "cruijff_kit", "doctor"]
     variables = environment | {"PATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 3 and done.stdout == ""
@@ -209,5 +209,6 @@ def test_gpus_of_a_node(gres, gpus):
 
 
 def test_importing_is_light():
-    code = "import sys, cruijff_kit.doctor; print([m for m in ('torch', 'pandas', 'inspect_ai') if m in sys.modules])"
+    heavy = "('torch', 'pandas', 'inspect_ai')"
+    code = f"import sys, cruijff_kit.commands.doctor; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import LONG, TINY
 
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 EVENTS = ["killed", "usr2", "term", "requeued", "cancelled", "cancelled_waiting"]
 

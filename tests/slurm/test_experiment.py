@@ -5,7 +5,7 @@ import time
 
 from conftest import TINY
 
-from cruijff_kit.ledger import read_ledger
+from cruijff_kit.records.sweep_manifest import read_ledger
 
 SUMMARY = "experiment_summary.md"
 

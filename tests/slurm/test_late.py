@@ -4,7 +4,7 @@ import json
 
 from conftest import TINY
 
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 LATE = ("eval=capitalization", "eval.limit=4", "eval.baseline=false", "eval.epochs=all")
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import LONG, TINY
 from exactness import assert_same_adapters
 
-from cruijff_kit.result import read_result
-from cruijff_kit.run_status import read_status
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_status import read_status
 
 STEPS = [*TINY, "dataset.max_samples=60", "batch_size=2", "epochs=15"]
 TOTAL, LAST = 450, "epoch_14"

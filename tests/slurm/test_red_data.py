@@ -7,7 +7,7 @@ import canaries
 import pytest
 from conftest import TINY
 
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 pytestmark = pytest.mark.usefixtures("forgetful")
 

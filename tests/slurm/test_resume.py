@@ -9,7 +9,7 @@ import time
 import torch
 from conftest import LONG, TINY
 
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 
 STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=15"]
 TOTAL, ADAPTER = 900, "epoch_14/adapter_model.safetensors"

@@ -14,8 +14,8 @@ import pytest
 from cluster import Cluster
 from conftest import LONG, TINY, Shell
 
-from cruijff_kit.ledger import read_ledger
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.sweep_manifest import read_ledger
 
 HOLD = "slurm.additional_parameters.hold=true"
 
@@ -37,7 +37,7 @@ def test_the_one_line(shell):
     assert done.returncode == 0, done.stderr
     folder = next((shell.cwd / "multirun" / "capitalization").iterdir())
     assert re.search(r"^4 runs submitted to SLURM:\n  job \d+: 4 runs; 1 CPU, 2G, 01:00:00$", done.stdout, re.MULTILINE)
-    assert f"python -m cruijff_kit.status multirun/capitalization/{folder.name} --watch" in done.stdout
+    assert f"cruijff-kit status multirun/capitalization/{folder.name} --watch" in done.stdout
     assert not list(folder.glob("*/result.json"))
     views = shell.wait_all(folder, "done")
     assert set(views) == {f"rank={r},lr={lr}" for r in (4, 8) for lr in ("0.001", "0.0005")}
@@ -158,7 +158,7 @@ def test_options_of_ours_are_not_free(shell):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: slurm.additional_parameters.output is not free; what decides it: logs lie in .submitit; "
-        "python -m cruijff_kit.logs shows them"
+        "cruijff-kit logs shows them"
     )
 
 
@@ -174,7 +174,7 @@ def test_the_queue_is_full(shell):
     assert done.returncode == 3 and "3 runs submitted to SLURM" in done.stdout
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: 2 runs do not fit into the queue now (sbatch: QOSMaxSubmitJobPerUserLimit; ")
-    assert line.endswith("submit the rest later: python -m cruijff_kit.resume out")
+    assert line.endswith("submit the rest later: cruijff-kit resume out")
     folder = shell.cwd / "out"
     views = shell.wait(folder, lambda v: sum(x["state"] == "done" for x in v.values()) == 3)
     waiting = [v for v in views.values() if v["state"] == "interrupted"]

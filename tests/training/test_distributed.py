@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import cruijff_kit
-from cruijff_kit.plan import check
 from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
+from cruijff_kit.runs.plan import check
 
 SMALL = [
     "dataset.max_samples=50", "num_warmup_steps=2", "lr=2e-3", "lora.rank=4", "device=cpu", "dtype=fp32", "epochs=2",

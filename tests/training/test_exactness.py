@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cruijff_kit.compat import get_adapter_params, set_seed
 from cruijff_kit.data.batches import AttentionCost, Spans, batch_order, common_prefix, make_batch
-from cruijff_kit.data.instruct import IGNORE, Example
-from cruijff_kit.models.base import build, read_base
-from cruijff_kit.models.machine import Machine
+from cruijff_kit.data.examples import IGNORE, Example
+from cruijff_kit.models.base_model import build, read_base
+from cruijff_kit.models.compat import get_adapter_params, set_seed
+from cruijff_kit.models.device import Machine
+from cruijff_kit.training.coroutine import Pass, told
 from cruijff_kit.training.loss import LabelledCrossEntropy, attention_cost, batch_loss
-from cruijff_kit.training.passes import Pass, told
 from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)

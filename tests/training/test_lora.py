@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cruijff_kit.compat import LoRALinear
-from cruijff_kit.training.lora import FusedLoRALinear, fuse_lora
+from cruijff_kit.models.compat import LoRALinear
+from cruijff_kit.training.fused_lora import FusedLoRALinear, fuse_lora
 
 
 def layer(**settings) -> LoRALinear:

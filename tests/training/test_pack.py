@@ -10,10 +10,10 @@ from exactness import assert_same_adapters, products_are_exact
 from safetensors.torch import load_file
 
 import cruijff_kit
-from cruijff_kit.plan import check
-from cruijff_kit.recipes.lora_packed import Pack
+from cruijff_kit.recipes.lora_multi import Pack
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
-from cruijff_kit.training.pack_size import PackSize
+from cruijff_kit.runs.plan import check
+from cruijff_kit.training.group_size import PackSize
 
 SMALL = ["dataset.max_samples=24", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "dtype=fp32"]
 # One setting each that packs must stand.
@@ -157,7 +157,7 @@ def test_recomputed_activations_leave_every_adapter_its_gradients(config, dtype)
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_base_in_four_bits_is_shared_too(config, monkeypatch, dtype):
-    monkeypatch.setattr("cruijff_kit.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
+    monkeypatch.setattr("cruijff_kit.runs.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
     more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"], ["lora.use_dora=true"]]
     small = ["lora.quantize_base=true", f"dtype={dtype}"]
     packed = told(Pack(), [config(f"packed{i}", *m, *small) for i, m in enumerate(more)])
@@ -282,11 +282,11 @@ def test_evaluation_takes_time_of_a_run_that_trains_no_more(config):
 def test_room_for_more_runs_counts_their_adapters(config, monkeypatch):
     """They are there before the first pass, unlike gradients and moments, but no run is without its own."""
     pack, held = Pack(), 10**9
-    monkeypatch.setattr("cruijff_kit.models.machine.held_memory", lambda device: held)
+    monkeypatch.setattr("cruijff_kit.models.device.held_memory", lambda device: held)
     first, second = told(pack, [config(name, "max_steps_per_epoch=2", "dtype=bf16") for name in ("first", "second")])
     adapters = 4 * sum(p.numel() for member in (first, second) for p in member.trainable)
-    monkeypatch.setattr("cruijff_kit.models.machine.peak_memory", lambda device: held + 10**6)
+    monkeypatch.setattr("cruijff_kit.models.device.peak_memory", lambda device: held + 10**6)
     takes = 2 * (10**6 + adapters)  # four runs, where two came to half of it
     for free, enough in ((1.26, True), (1.24, False)):
-        monkeypatch.setattr("cruijff_kit.models.machine.free_bytes", lambda d, free=free: free * takes - adapters)
+        monkeypatch.setattr("cruijff_kit.models.device.free_bytes", lambda d, free=free: free * takes - adapters)
         assert pack.room(2, 4) is enough

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cruijff_kit.training.pack_size import PackSize
+from cruijff_kit.training.group_size import PackSize
 
 
 def rounds(

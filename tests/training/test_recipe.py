@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cruijff_kit.errors import UserError
-from cruijff_kit.models import base
+from cruijff_kit.models import base_model
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.training.checkpoint import newest_checkpoint
-from cruijff_kit.training.passes import Pass
+from cruijff_kit.training.coroutine import Pass
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32"]
 
@@ -49,14 +49,14 @@ def test_same_seed_same_bytes_and_another_seed_others(train):
 
 def test_what_the_process_did_before_changes_nothing(train):
     alone = train("a", "lora.rank=8")
-    base.release()
+    base_model.release()
     train("b", "lora.rank=16", "seed=3", "dataset.max_samples=24")
     assert adapter(train("c", "lora.rank=8")) == adapter(alone)
 
 
 def test_only_the_adapter_changes(train, tiny):
     recipe = train("a")
-    held = next(iter(base._held.values()))
+    held = next(iter(base_model._held.values()))
     before = {k: v.clone() for k, v in held.items()}
     again = train("b")
     assert all(torch.equal(before[k], held[k]) for k in before)

@@ -6,11 +6,11 @@ import math
 import pytest
 
 import cruijff_kit
-from cruijff_kit.errors import UserError
-from cruijff_kit.packs import PackedRun, run_pack
-from cruijff_kit.plan import check
-from cruijff_kit.run import train_then_eval
-from cruijff_kit.training.steps import Steps, lr_scheduler_of
+from cruijff_kit.runs.multi_lora_runs import PackedRun, run_pack
+from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.run import train_then_eval
+from cruijff_kit.training.schedule import Steps, lr_scheduler_of
+from cruijff_kit.util.errors import UserError
 
 SMALL = ["model=hf_llama", "device=cpu", "dtype=fp32", "lora.rank=2", "eval=none", "dataset=files",
          "dataset.validation_split=null"]  # fmt: skip

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.config import config_hash
-from cruijff_kit.errors import UserError
+from cruijff_kit.config.identity import config_hash
 from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
-from cruijff_kit.result import read_result
+from cruijff_kit.records.result import read_result
 from cruijff_kit.training.trackers import check_trackers
+from cruijff_kit.util.errors import UserError
 
 ALL = "trackers=[tensorboard,wandb,mlflow]"
 SMALL = [

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.cache import cache_dir
 from cruijff_kit.data.generators.capitalization import draw_capitalization, name_capitalization, word_list
 from cruijff_kit.data.generators.census import draw_census, task_of_census
-from cruijff_kit.data.generators.drawing import Ceiling, Drawn
+from cruijff_kit.data.generators.common import Ceiling, Drawn
 from cruijff_kit.data.generators.organisms import draw_model_organisms, task_of_model_organisms
-from cruijff_kit.data.generators.small import draw_bit_sequences, draw_predictable_or_not, task_of_bit_sequences
+from cruijff_kit.data.generators.sanity import draw_bit_sequences, draw_predictable_or_not, task_of_bit_sequences
 from cruijff_kit.data.generators.twins import draw_synthetic_twins
-from cruijff_kit.errors import UserError
-from cruijff_kit.folder import write_text
-from cruijff_kit.hints import did_you_mean
+from cruijff_kit.util.cache import cache_dir
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import write_text
+from cruijff_kit.util.suggest import did_you_mean
 
 __all__ = ["GENERATORS", "Drawn", "ceiling_of", "fitting_task", "generate", "generated_path", "word_list"]
 

@@ -3,8 +3,8 @@
 import random
 from importlib.resources import files
 
-from cruijff_kit.data.generators.drawing import Drawn, Rows, parted, require
-from cruijff_kit.errors import UserError
+from cruijff_kit.data.generators.common import Drawn, Rows, parted, require
+from cruijff_kit.util.errors import UserError
 
 
 def draw_capitalization(

@@ -8,7 +8,7 @@ noise).
 import random
 from collections.abc import Callable
 
-from cruijff_kit.data.generators.drawing import Drawn, bayes_accuracy, distinct, mean, parted, require, sigmoid
+from cruijff_kit.data.generators.common import Drawn, bayes_accuracy, distinct, mean, parted, require, sigmoid
 
 EDUCATION = ("no high school diploma", "a high school diploma", "some college", "a bachelor's degree",
              "a master's degree", "a doctorate")  # fmt: skip

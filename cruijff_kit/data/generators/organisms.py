@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from cruijff_kit.data.generators.drawing import Drawn, Rows, mean, parted, require
+from cruijff_kit.data.generators.common import Drawn, Rows, mean, parted, require
 from cruijff_kit.data.generators.rules import ALPHABETS, RULES, Chosen, Rule, Sequence
 
 FORMATS = {"spaced": " ", "dense": "", "comma": ",", "tab": "\t", "pipe": "|"}

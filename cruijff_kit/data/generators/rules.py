@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cruijff_kit.data.generators.drawing import require, sigmoid
+from cruijff_kit.data.generators.common import require, sigmoid
 
 ALPHABETS = {"bits": "01", "digits": "0123456789", "letters": "abcdefghijklmnopqrstuvwxyz"}
 Sequence = tuple[int, ...]

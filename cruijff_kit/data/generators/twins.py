@@ -7,7 +7,7 @@ is known: the more likely of two bivariate normal densities.
 import math
 import random
 
-from cruijff_kit.data.generators.drawing import Drawn, bayes_accuracy, distinct, parted, require, sigmoid
+from cruijff_kit.data.generators.common import Drawn, bayes_accuracy, distinct, parted, require, sigmoid
 
 Pair = tuple[str, list[tuple[float, float]]]  # label, and the values of the two twins trait by trait
 

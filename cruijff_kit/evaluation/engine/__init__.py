@@ -11,8 +11,8 @@ options     logits of a few tokens, projected in full precision
 """
 
 from cruijff_kit.evaluation.engine.chat_model import ChatModel
+from cruijff_kit.evaluation.engine.multi_lora import SharedPasses, base_of
 from cruijff_kit.evaluation.engine.request import Answer, Request, Sampling, TokenLogprob
-from cruijff_kit.evaluation.engine.session import Session
-from cruijff_kit.evaluation.engine.shared import SharedPasses, base_of
+from cruijff_kit.evaluation.engine.scheduler import Session
 
 __all__ = ["Answer", "ChatModel", "Request", "Sampling", "Session", "SharedPasses", "TokenLogprob", "base_of"]

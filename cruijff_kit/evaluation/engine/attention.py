@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from cruijff_kit.compat import TransformerDecoder
+from cruijff_kit.models.compat import TransformerDecoder
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 _LONG = 64  # tokens from which on torch's own attention, which wants keys for each row and head, costs less

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from cruijff_kit.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
+from cruijff_kit.evaluation.engine.forward import Asked, OptionLogits, Pass
+from cruijff_kit.evaluation.engine.onednn import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.options import option_logits
-from cruijff_kit.evaluation.engine.products import Products, bytes_of_copies
 from cruijff_kit.evaluation.engine.request import Answer, Request
-from cruijff_kit.evaluation.engine.session import Asked, OptionLogits, Pass, Session
-from cruijff_kit.models.machine import Machine, describe, free_bytes, return_memory
-from cruijff_kit.training.cpu import arrange_for_cpu
-from cruijff_kit.training.lora import fuse_lora
+from cruijff_kit.evaluation.engine.scheduler import Session
+from cruijff_kit.models.compat import TransformerDecoder, disable_adapter, get_adapter_params
+from cruijff_kit.models.device import Machine, describe, free_bytes, return_memory
+from cruijff_kit.training.cpu_kernels import arrange_for_cpu
+from cruijff_kit.training.fused_lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
 _SPARE = 0.25  # of the free memory that weights in another layout may take

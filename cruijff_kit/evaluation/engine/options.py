@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cruijff_kit.compat import DoRALinear, LoRALinear, NF4Tensor, TiedLinear
+from cruijff_kit.models.compat import DoRALinear, LoRALinear, NF4Tensor, TiedLinear
 
 
 @torch.no_grad()

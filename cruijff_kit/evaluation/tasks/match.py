@@ -2,8 +2,8 @@
 
 from inspect_ai import Task, task
 
-from cruijff_kit.data.layouts import DataPath
-from cruijff_kit.evaluation.tasks.answers import answers_task
+from cruijff_kit.data.dataset_files import DataPath
+from cruijff_kit.evaluation.tasks.common import answers_task
 
 
 @task

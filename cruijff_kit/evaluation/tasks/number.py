@@ -2,10 +2,10 @@
 
 from inspect_ai import Task, task
 
-from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.dataset_files import DataPath
 from cruijff_kit.evaluation.numbers import writes_decimal_comma
 from cruijff_kit.evaluation.scorers import continuous_scorer
-from cruijff_kit.evaluation.tasks.answers import answers_task
+from cruijff_kit.evaluation.tasks.common import answers_task
 
 
 @task

@@ -3,9 +3,9 @@
 from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig
 
-from cruijff_kit.data.layouts import DataPath
+from cruijff_kit.data.dataset_files import DataPath
 from cruijff_kit.evaluation.scorers import exact, numeric_risk_scorer, risk_scorer
-from cruijff_kit.evaluation.tasks.answers import MOST_OPTIONS, answers_task, options_of
+from cruijff_kit.evaluation.tasks.common import MOST_OPTIONS, answers_task, options_of
 
 
 @task

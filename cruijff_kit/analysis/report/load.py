@@ -1,0 +1,217 @@
+"""What a report is about, read once: the runs below a folder with their states and results, their ledgers, and the best.
+
+A folder that was moved or copied is read where it lies: its own logs come before those that its results name.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cruijff_kit.analysis.comparisons import Measured
+from cruijff_kit.analysis.configurations import Configuration, is_finite
+from cruijff_kit.analysis.intervals import LEVEL
+from cruijff_kit.analysis.rankings import Ranking
+from cruijff_kit.analysis.sweep import Analysis, analyse
+from cruijff_kit.records.result import Evaluation, RunResult, read_result
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.records.sweep_manifest import Entry, Ledger, find_ledgers, read_ledger
+from cruijff_kit.slurm.run_states import Known, RunView, known_below, survey
+from cruijff_kit.util.errors import UserError
+
+SEED = "seed"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(eq=False)
+class Run:
+    """One run. label: its name, with its folder where names repeat. result: None while (or because) there is none.
+
+    unreadable: what is wrong with its result.json. entry: what its sweep's ledger says of it.
+    """
+
+    label: str
+    folder: Path
+    view: RunView
+    result: RunResult | None = None
+    entry: Entry | None = None
+    unreadable: str = ""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml, else {"torchtune": torchtune.yaml}; empty where neither is there."""
+        for name in ("config.yaml", "torchtune.yaml"):
+            try:
+                tree = yaml.load((self.folder / name).read_text(encoding="utf-8"), Loader=_LOADER)
+            except (OSError, ValueError, yaml.YAMLError):
+                continue
+            if isinstance(tree, dict):
+                return tree if name == "config.yaml" else {"torchtune": tree}
+        return {}
+
+    @property
+    def done(self) -> bool:
+        """Whether it has finished."""
+        return self.result is not None and self.result.status == "done"
+
+    @property
+    def swept(self) -> dict[str, Any]:
+        """What varies in its sweep."""
+        return self.result.swept if self.result else self.entry.swept if self.entry else {}
+
+    def value(self, key: str) -> Any:
+        """What a setting that varies somewhere is in this run; None where it is not known."""
+        return self.swept.get(key, self.result.settings.get(key) if self.result else None)
+
+    def last(self, task: str, untrained: bool = False) -> Evaluation | None:
+        """A task's cell, of several epochs the last."""
+        cells = (self.result.baseline if untrained else self.result.evaluation) if self.result else []
+        return next((e for e in reversed(cells) if e.task == task), None)
+
+
+@dataclass(eq=False)
+class Family:
+    """Runs that finished and whose objective is the same number, of the same task, scorer and metric; by configuration.
+
+    ranking: their configurations, the best first. ranked: the runs of these, by seed.
+    """
+
+    ranking: Ranking
+    ranked: list[Run]
+
+    @property
+    def objective(self) -> str:
+        """Its name."""
+        return self.ranking.chosen_by
+
+    @property
+    def source(self) -> tuple[str, str, str] | None:
+        """(task, scorer, metric); None for a loss."""
+        return self.ranking.source
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return self.ranking.higher
+
+    @property
+    def best(self) -> Run:
+        """The first seed's run of the best configuration."""
+        return self.ranked[0]
+
+    @property
+    def name(self) -> str:
+        """The objective in words."""
+        return objective_name(self.objective, self.source)
+
+
+@dataclass(eq=False)
+class Runs:
+    """Every run below a folder. trouble: why SLURM could not be asked about them."""
+
+    folder: Path
+    all: list[Run]
+    ledgers: list[Ledger]
+    trouble: str | None = None
+
+    @cached_property
+    def with_result(self) -> list[Run]:
+        """Those with a result.json, finished or not."""
+        return [r for r in self.all if r.result is not None]
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Configurations, rankings and comparisons of the results."""
+        return analyse([r.result for r in self.with_result])
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Finished runs by what their objective is, the largest family first."""
+        return [Family(r, [run for c in r.ranked for run in self.runs_of(c)]) for r in self.analysis.rankings]
+
+    def runs_of(self, configuration: Configuration) -> list[Run]:
+        """The runs of a configuration, by seed."""
+        return [next(r for r in self.all if r.result is result) for result in configuration.runs]
+
+    @cached_property
+    def best(self) -> list[Run]:
+        """The runs of the best configurations of each family that has several."""
+        return [
+            run for f in self.families if len(f.ranking.ranked) > 1 for c in f.ranking.best for run in self.runs_of(c)
+        ]
+
+    def level_of(self, run: Run, cell: Evaluation, measured: Measured) -> float:
+        """Level of a number of one run: higher for the best's, where the samples that it is of chose it."""
+        c = self.analysis.configuration_of(run.result)
+        is_last = cell is not None and cell is run.last(cell.task)
+        return self.analysis.level_of(c, measured) if c is not None and is_last else LEVEL
+
+    @cached_property
+    def evaluated(self) -> list[Configuration]:
+        """The configurations whose runs were all evaluated on tasks."""
+        return [c for c in self.analysis.configurations if all(r.evaluation for r in c.runs)]
+
+    def states(self) -> Counter[str]:
+        """State -> runs."""
+        return Counter(r.view.state for r in self.all)
+
+
+def objective_name(objective: str, source: tuple[str, str, str] | None) -> str:
+    """An objective, or (task, scorer, metric), in words: "match accuracy (risk)"."""
+    if source is None:
+        return objective.replace("_", " ")
+    return f"{source[1]} {source[2]} ({source[0]})".replace("_", " ")
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number that can be compared."""
+    return is_finite(value)
+
+
+def read_runs(folder: Path) -> Runs:
+    """Every run of a run's folder, of a sweep's, or of any folder above, in the order of their starts.
+
+    Raises:
+        UserError: no such folder, or no run in it.
+    """
+    known = known_below(folder)
+    views, trouble = survey(known)
+    runs = [_read(k, v) for k, v in zip(known, views, strict=True)]
+    runs.sort(key=lambda r: (r.result.started if r.result else "~", r.label))
+    for label, times in Counter(r.label for r in runs).items():
+        for r in runs:
+            if times > 1 and r.label == label:
+                r.label = _place(r.folder, folder)
+    places = dict.fromkeys([*find_ledgers(folder), *(k.sweep_dir for k in known if k.sweep_dir)])
+    ledgers = [ledger for place in places if (ledger := read_ledger(place))]
+    return Runs(folder, runs, ledgers, trouble)
+
+
+def _place(run: Path, folder: Path) -> str:
+    within = run.is_relative_to(folder.absolute())
+    return str(run.relative_to(folder.absolute())) if within else f"{run.parent.name}/{run.name}"
+
+
+def _read(known: Known, view: RunView) -> Run:
+    path = RunFolder(known.folder).result
+    run = Run(view.name, known.folder, view, entry=known.entry)
+    if path.exists():
+        try:
+            run.result = read_result(path)
+        except (UserError, OSError) as error:
+            run.unreadable = str(error)
+    if run.result:
+        run.label = run.result.name
+        for e in run.result.evaluation:
+            e.log = _found(known.folder / "eval", e.log)
+        for e in run.result.baseline:
+            e.log = _found(known.folder / "eval" / "untrained", e.log)
+    return run
+
+
+def _found(folder: Path, log: str) -> str:
+    own = folder / Path(log).name
+    return str(own) if log and own.is_file() else log

@@ -1,0 +1,213 @@
+"""Keep what matters of a finished experiment:
+
+    cruijff-kit archive DIR [--to DIR2 [--data]] [--keep best|all|none] [--license TEXT]
+
+Adapters (epoch_N), merged models and checkpoints are deleted, but for the adapters that are kept: of the best
+configuration the last ones (--keep best). All else stays in DIR; with --to it is copied to DIR2 first, kept adapters too,
+and each copy is compared with what it was made of before anything is deleted. archive.json says what is there, with hashes,
+and what is gone; ro-crate-metadata.json describes it for repositories (ro_crate.py). --data copies the data too
+(archive_data.py).
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.commands.archive_data import FOLDER as DATA
+from cruijff_kit.commands.archive_data import DataCopy, data_of
+from cruijff_kit.commands.archive_plan import ALL, BEST, EPOCH, NONE, Plan, plan_for, refuse_unfinished
+from cruijff_kit.commands.base import Parser
+from cruijff_kit.commands.ro_crate import NAME as CRATE
+from cruijff_kit.commands.ro_crate import read_runs, write_crate
+from cruijff_kit.data.tiers import write_tier
+from cruijff_kit.records.archive_manifest import DELETING, DONE, NAME, Deleted, Manifest, read_manifest, write_manifest
+from cruijff_kit.slurm.run_states import known_below
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import sha256_of
+from cruijff_kit.util.format import size
+from cruijff_kit.util.progress import progress
+
+
+def archive(
+    folder: Path, to: Path | None, keep: str, dry_run: bool, sure: bool, data: bool = False, license: str | None = None
+) -> dict[str, Any]:
+    """Copy, verify, delete; returns what --json prints.
+
+    Raises:
+        UserError: a run that is not finished, a target that cannot be, data that must not or cannot be copied, or nobody
+            who could say yes. Nothing was deleted.
+        ClusterError: whether a run is active cannot be told.
+    """
+    root = _folder(folder)
+    target = None if to is None else _target(root, to)
+    if data and target is None:
+        raise UserError("--data copies the data to the archive; say where: --to DIR2")
+    plan = plan_for(root, keep)
+    copies = data_of(plan.runs) if data else []
+    _show(plan, target, dry_run, copies)
+    report = _report(plan, target, dry_run, copies)
+    if dry_run:
+        return report
+    if plan.delete and not sure and not _confirmed(plan):
+        print("nothing was copied or deleted")
+        return report | {"deleted": [], "freed_bytes": 0, "copied_files": 0, "data": [], "crate": None}
+    manifest, results = _manifest(plan, keep), read_runs(root, plan.runs)
+    if target is not None:
+        before = read_manifest(target)
+        manifest.data = before.data if before else []
+        manifest.data = [d for d in manifest.data if d.hash not in {c.hash for c in copies}]
+        manifest.data += [c.described() for c in copies]
+        write_manifest(manifest, target)
+        hashes = {path: known["sha256"] for path, known in manifest.files.items()}
+        _copy({root / path: path for path in hashes}, target, hashes)
+        for copy, written in zip(copies, manifest.data[len(manifest.data) - len(copies) :], strict=True):
+            _copy(copy.files, target, {path: known["sha256"] for path, known in written.files.items()})
+            write_tier(target / DATA / copy.hash, copy.tier)
+    manifest.state = DELETING
+    write_manifest(manifest, root)
+    refuse_unfinished(known_below(root), root)  # one may have begun to go on meanwhile
+    for path in plan.delete:
+        shutil.rmtree(root / path)
+    manifest.state = DONE
+    for place in (root, target):
+        if place is not None:
+            write_manifest(manifest, place)
+            write_crate(place, manifest, results, license)
+    print(f"{size(plan.freed)} freed; {root / NAME} says what was deleted")
+    return report
+
+
+def _manifest(plan: Plan, keep: str) -> Manifest:
+    before = read_manifest(plan.root)
+    best = [run.relative_to(plan.root).as_posix() for run in plan.best]
+    manifest = Manifest(str(plan.root), keep, best, links=[p.as_posix() for p in plan.links])
+    gone = {d.path: d for d in (before.deleted if before else [])}
+    with progress("hashing", len(plan.files) + len(plan.delete)) as bar:
+        for path, length in plan.files.items():
+            manifest.files[path.as_posix()] = {"sha256": sha256_of(plan.root / path), "bytes": length}
+            bar.advance()
+        for path, length in plan.delete.items():
+            files = _hashes(plan.root / path) if EPOCH.fullmatch(path.name) else {}
+            known = gone.get(path.as_posix())  # cut short: what was hashed before it was half deleted
+            gone[path.as_posix()] = (
+                known if known and len(known.files) > len(files) else Deleted(path.as_posix(), length, files)
+            )
+            bar.advance()
+    here = {p.as_posix() for p in plan.adapters}
+    manifest.deleted = [d for d in gone.values() if d.path not in here]  # put back since
+    return manifest
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file() and not f.is_symlink()}
+
+
+def _copy(files: dict[Path, str], target: Path, hashes: dict[str, str]) -> None:
+    """Copy what is kept and compare every copy; what is there already and the same is left.
+
+    Args:
+        files: what is copied -> its path below the target. hashes: path -> sha256.
+    Raises:
+        OSError: a copy could not be made, or is not what it was made of.
+    """
+    with progress("copying", len(files)) as bar:
+        for file, path in files.items():
+            copy = target / path
+            if not copy.is_file() or sha256_of(copy) != hashes[str(path)]:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                draft = copy.with_name(f".{copy.name}.{os.getpid()}")
+                shutil.copy2(file, draft)
+                os.replace(draft, copy)
+            bar.advance()
+    with progress("comparing", len(files)) as bar:
+        for path in files.values():
+            if sha256_of(target / path) != hashes[str(path)]:
+                raise OSError(f"the copy {target / path} is not what it was made of; nothing was deleted")
+            bar.advance()
+
+
+def _folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    return folder.resolve()
+
+
+def _target(root: Path, to: Path) -> Path:
+    target = to.expanduser().resolve()
+    if target == root or target.is_relative_to(root) or root.is_relative_to(target):
+        raise UserError(f"--to {to}: neither folder may lie in the other ({root}); choose another")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--to {to} is a file; choose a folder")
+    if target.is_dir() and any(target.iterdir()):
+        begun = read_manifest(target)  # of a copy that was cut short
+        if begun is None or begun.source != str(root):
+            raise UserError(f"--to {to} holds something else already; choose a new folder")
+    return target
+
+
+def _confirmed(plan: Plan) -> bool:
+    what = f"{len(plan.delete)} folders ({size(plan.freed)}) of {len(plan.runs)} runs"
+    if not sys.stdin.isatty():
+        raise UserError(f"{what} would be deleted from {plan.root}; add --yes (--dry-run shows which)")
+    return input(f"delete {what} from {plan.root}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _report(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> dict[str, Any]:
+    return {
+        "from": str(plan.root),
+        "to": None if target is None else str(target),
+        "dry_run": dry_run,
+        "runs": len(plan.runs),
+        "best": [str(run) for run in plan.best],
+        "kept_files": len(plan.files),
+        "kept_bytes": sum(plan.files.values()),
+        "kept_adapters": [p.as_posix() for p in plan.adapters],
+        "copied_files": 0 if target is None or dry_run else len(plan.files),
+        "deleted": [{"path": p.as_posix(), "bytes": n} for p, n in plan.delete.items()],
+        "freed_bytes": plan.freed,
+        "links": [p.as_posix() for p in plan.links],
+        "data": [
+            {"hash": c.hash, "tier": c.tier, "files": [*c.files.values()], "bytes": c.bytes, "copied": not dry_run}
+            for c in copies
+        ],
+        "crate": None if dry_run else str((target or plan.root) / CRATE),
+    }
+
+
+def _show(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> None:
+    would = "would be " if dry_run else "to be "
+    kept = f"{len(plan.files)} files ({size(sum(plan.files.values()))})"
+    print(f"{len(plan.runs)} runs in {plan.root}")
+    print(f"{would}kept: {kept}" + (f", {would}copied to {target}" if target else ""))
+    for path in plan.adapters:
+        print(f"  adapter {path}")
+    for copy in copies:
+        print(f"  data {', '.join(copy.places)} ({copy.tier}, {size(copy.bytes)})")
+    print(f"{would}deleted: {len(plan.delete)} folders ({size(plan.freed)})")
+    for path, length in plan.delete.items():
+        print(f"  {path} ({size(length)})")
+    if plan.links:
+        print(f"left alone, because they are links: {', '.join(map(str, plan.links))}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = Parser("archive", "Keep what matters of a finished experiment, delete the adapters that are not kept.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or a folder above")
+    parser.add_argument("--to", metavar="DIR2", type=Path, help="copy what is kept there first")
+    parser.add_argument(
+        "--keep", choices=(BEST, ALL, NONE), default=BEST, help="adapters: the best configuration's last (default)"
+    )
+    parser.add_argument("--data", action="store_true", help="copy the data too: green, or yellow with permission")
+    parser.add_argument(
+        "--license", metavar="TEXT", help="of the archive, for its description: an address or a sentence"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; change nothing")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    return parser.run(argv, lambda o: archive(o.folder, o.to, o.keep, o.dry_run, o.yes, o.data, o.license))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

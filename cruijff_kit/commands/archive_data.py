@@ -1,0 +1,114 @@
+"""The data of archived runs: which may be copied into an archive, and where it goes. Light.
+
+Green data is copied where that is asked for; yellow data where every run that used it names who allowed that; red data
+never. What lies in the archive is what the runs were made of, byte for byte: its hash is theirs.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cruijff_kit.data.dataset_files import ABOUT, DataPath, file_hash, locate
+from cruijff_kit.data.generators import generate
+from cruijff_kit.data.tiers import RED, YELLOW, marked, strictest
+from cruijff_kit.records.archive_manifest import ArchivedData
+from cruijff_kit.records.result import RunResult, read_result
+from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.runs.provenance import began_in, located
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import sha256_of
+
+FOLDER = "data"
+
+
+@dataclass
+class DataCopy:
+    """A data set that is to be copied."""
+
+    hash: str
+    tier: str
+    places: dict[str, str] = field(default_factory=dict)
+    """Path in a run's config -> where that lies in the archive."""
+    files: dict[Path, str] = field(default_factory=dict)
+    """What is copied -> its place below the archive."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def described(self) -> ArchivedData:
+        """For archive.json, with hashes."""
+        known = {to: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file, to in self.files.items()}
+        return ArchivedData(self.hash, self.tier, self.places, known)
+
+
+def data_of(runs: list[Path]) -> list[DataCopy]:
+    """The data sets that runs were made of, each once.
+
+    Raises:
+        UserError: one that may not be copied, is gone, or is not what it was; the run is named.
+    """
+    found: dict[tuple[str, ...], DataCopy] = {}
+    for run in runs:
+        path = run / "result.json"
+        result = read_result(path) if path.is_file() else None
+        if result is not None and result.data_hash is not None:
+            copy = _copy_of(run, result)
+            found.setdefault((copy.hash, *copy.files.values()), copy).places.update(copy.places)
+    return [*found.values()]
+
+
+def _copy_of(run: Path, result: RunResult) -> DataCopy:
+    """Where the files of a run's data lie, and where they go. Data that is drawn is drawn again if it is gone."""
+    data, began = frozen(run).dataset, began_in(run)
+    path: DataPath = data.path
+    if data.generator is not None:
+        path = str(generate(data.generator, data.arguments))
+    elif isinstance(path, str):
+        path = located(path, began)
+    else:
+        path = {split: located(file, began) for split, file in path.items()}
+    tier = strictest([result.tier, *([] if data.generator else [marked(path, data.format)])])
+    _refuse_sensitive(run, tier, result.permission)
+    try:
+        now = file_hash(path, data.format)
+    except (UserError, OSError) as error:
+        raise UserError(f"--data: the data of {run} is not at {path}; put it back, or leave --data out") from error
+    if now != result.data_hash:
+        raise UserError(
+            f"--data: {path} is not what {run} was made of (hash {now}, then {result.data_hash}); put that back, or "
+            "leave --data out"
+        )
+    return _copied(DataCopy(now, tier), data.path, path, data.format)
+
+
+def _refuse_sensitive(run: Path, tier: str, permission: str | None) -> None:
+    if tier == RED:
+        raise UserError(f"--data: the data of {run} is red, and red data is never copied; leave --data out")
+    if tier == YELLOW and not (permission or "").strip():
+        raise UserError(
+            f"--data: the data of {run} is yellow, and its result.json names nobody who allowed its use "
+            "(dataset.permission); leave --data out"
+        )
+
+
+def _copied(copy: DataCopy, typed: DataPath, path: DataPath, format: str | None) -> DataCopy:
+    """Fill in the places of files. Names of files and of the folders that hold them stay, because the hash has them.
+
+    Args:
+        typed: dataset.path as the run's config has it. path: the same where it lies now.
+    """
+    below = f"{FOLDER}/{copy.hash}"
+    if not isinstance(path, str):
+        for number, (split, name) in enumerate(path.items()):  # two files may have one name
+            file = Path(name).expanduser()
+            copy.files[file] = f"{below}/{number}/{file.absolute().parent.name}/{file.name}"
+            copy.places[str(typed[split])] = copy.files[file]
+        return copy
+    root = Path(path).expanduser().absolute()
+    copy.places[str(typed)] = f"{below}/{root.name}"
+    files = {f.path.absolute() for f in locate(path, format).files}
+    if root.is_dir():  # what says which of them is which split goes, too
+        files |= {f for name in ABOUT for f in root.rglob(name)}
+    copy.files = {f: f"{below}/{f.relative_to(root.parent).as_posix()}" for f in sorted(files)}
+    return copy

@@ -1,0 +1,129 @@
+"""What archiving a folder would keep and delete, worked out before anything is touched. Called by archive."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cruijff_kit.analysis.sweep import analyse
+from cruijff_kit.commands.ro_crate import NAME as CRATE
+from cruijff_kit.records.archive_manifest import NAME
+from cruijff_kit.records.result import RunResult, read_result
+from cruijff_kit.records.run_status import ACTIVE, DONE, FAILED
+from cruijff_kit.slurm.run_states import Known, known_below, survey
+from cruijff_kit.util.errors import ClusterError, UserError
+
+BEST, ALL, NONE = "best", "all", "none"
+EPOCH = re.compile(r"epoch_(\d+)")
+_HEAVY = ("merged", "checkpoint")
+
+
+@dataclass
+class Plan:
+    """What is to be done below `root`; paths are relative to it.
+
+    files: to keep (and to copy), path -> bytes. delete: folders. adapters: of these the ones that are kept. best: the
+    runs of the best configuration, one a seed. links: symbolic links, left alone.
+    """
+
+    root: Path
+    runs: list[Path]
+    best: list[Path] = field(default_factory=list)
+    files: dict[Path, int] = field(default_factory=dict)
+    delete: dict[Path, int] = field(default_factory=dict)
+    adapters: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+
+    @property
+    def freed(self) -> int:
+        """Bytes that deleting gives back."""
+        return sum(self.delete.values())
+
+
+def plan_for(root: Path, keep: str) -> Plan:
+    """What archiving a folder would keep and delete.
+
+    Raises:
+        UserError: it holds no runs, or one that is not finished; or which run is best cannot be told.
+    """
+    known = known_below(root)
+    refuse_unfinished(known, root)
+    own = [k.folder for k in known if k.folder.is_dir() and k.folder.is_relative_to(root)]
+    plan = Plan(root, own)
+    plan.best = _best(own, keep)
+    for run in own:
+        for path in sorted(run.iterdir()):
+            if path.is_symlink() or not path.is_dir():
+                continue
+            if EPOCH.fullmatch(path.name) or path.name in _HEAVY:
+                plan.delete[path.relative_to(root)] = _bytes_in(path)
+    plan.adapters = [p for p in plan.delete if EPOCH.fullmatch(p.name) and _is_kept(p, plan, keep)]
+    for path in plan.adapters:
+        del plan.delete[path]
+    _walk(plan)
+    return plan
+
+
+def _is_kept(adapter: Path, plan: Plan, keep: str) -> bool:
+    run = next((b for b in plan.best if (plan.root / adapter).parent == b), None)
+    if keep != BEST or run is None:
+        return keep == ALL
+    run = run.relative_to(plan.root)
+    epochs = [int(m[1]) for p in plan.delete if p.parent == run and (m := EPOCH.fullmatch(p.name))]
+    return bool(epochs) and adapter == run / f"epoch_{max(epochs)}"
+
+
+def _best(runs: list[Path], keep: str) -> list[Path]:
+    """The runs of the best configuration; of a single one its own."""
+    if keep != BEST:
+        return []
+    found = {run: read_result(run / "result.json") for run in runs if (run / "result.json").is_file()}
+    done: dict[Path, RunResult] = {run: r for run, r in found.items() if r.status == "done"}
+    analysis = analyse([*done.values()])
+    best = analysis.ranking.leader if analysis.ranking else None
+    if best is None and len(analysis.configurations) == 1:
+        (best,) = analysis.configurations
+    if best is None:
+        why = "they have no objective, or not the same one" if done else "no run is done"
+        raise UserError(f"which run is best cannot be told ({why}); add --keep all or --keep none")
+    return [run for run, result in done.items() if any(result is r for r in best.runs)]
+
+
+def refuse_unfinished(known: list[Known], root: Path) -> None:
+    """Raises UserError for a run below `root` that is neither done nor failed, ClusterError where that cannot be told."""
+    views, trouble = survey(known)
+    pairs = [(k, v) for k, v in zip(known, views, strict=True) if k.folder.is_dir() and k.folder.is_relative_to(root)]
+    if not pairs:
+        raise UserError(f"{root} holds no run of its own; give a run's or a sweep's folder")
+    if trouble and any(v.state in ACTIVE and v.job_id for _, v in pairs):
+        raise ClusterError(trouble)
+    for k, view in pairs:
+        if (k.folder / "evaluate.json").exists():
+            raise UserError(f"{view.name} waits for an evaluation; finish it first: cruijff-kit resume {k.folder}")
+        if view.state not in (DONE, FAILED):
+            how = "status" if view.state in ACTIVE else "resume"
+            raise UserError(
+                f"{view.name} is {view.state}, and only what is done or failed can be archived; "
+                f"cruijff-kit {how} {root}"
+            )
+        if (k.folder / "result.json").is_file():
+            read_result(k.folder / "result.json")
+        elif view.state == DONE:
+            raise UserError(f"{k.folder} is done but has no result.json; put it back before archiving")
+
+
+def _walk(plan: Plan) -> None:
+    """Find every file that is kept; symbolic links are not followed."""
+    for place, below, files in os.walk(plan.root):
+        here = Path(place)
+        for name in sorted([*below, *files]):
+            path = here / name
+            if path.is_symlink():
+                plan.links.append(path.relative_to(plan.root))
+            elif name in files and not name.endswith(".lock") and path not in (plan.root / NAME, plan.root / CRATE):
+                plan.files[path.relative_to(plan.root)] = path.stat().st_size
+        below[:] = [b for b in below if (here / b).relative_to(plan.root) not in plan.delete]
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(f.lstat().st_size for place, _, names in os.walk(folder) for f in (Path(place) / n for n in names))

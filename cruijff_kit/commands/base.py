@@ -1,0 +1,127 @@
+"""How our commands end: errors explained in a line, never a bare traceback for a user's mistake; exit codes.
+
+0 done; 1 a run failed; 2 the user's input; 3 the cluster; 130 interrupted.
+
+With `--json` a command's stdout is one JSON document: what it has to say, or {"error": {type, message, fix, exit_code}}
+beside what was done by then. docs/json.md has every shape.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from cruijff_kit.util import json_output, redaction
+from cruijff_kit.util.errors import ClusterError, PastHydra, UserError, one_line
+from cruijff_kit.util.process import collect_rarely
+from cruijff_kit.util.suggest import suggest_flag
+
+DONE, RUN_FAILED, USER_ERROR, CLUSTER_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+_TYPES = {RUN_FAILED: "run", USER_ERROR: "user", CLUSTER_ERROR: "cluster", INTERRUPTED: "interrupted"}
+
+
+@dataclass
+class Answer:
+    """What a command has to say and how it ends, where that is not 0: a table of runs of which one failed."""
+
+    data: Any
+    exit_code: int = DONE
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of `cruijff-kit NAME`, which all take --json."""
+
+    def __init__(
+        self, name: str, description: str, json_help: str = "the same as one JSON document", **more: Any
+    ) -> None:
+        super().__init__(f"cruijff-kit {name}", description=description, allow_abbrev=False, **more)
+        self.add_argument("--json", action="store_true", help=json_help)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError where argparse would print its usage and leave."""
+        raise UserError(f"{message}; {suggest_flag(message, self)}{self.prog} --help shows what it takes")
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse; with --json the help is data too."""
+        json_output.record(help=self.format_help())
+        super().print_help(file)
+
+    def run(self, argv: Sequence[str] | None, command: Callable[[argparse.Namespace], object]) -> int:
+        """Parse, run the command, and return the exit code.
+
+        Args:
+            command: gets the options; prints for people, and returns what --json prints (or an Answer; or None, where the
+                facts that were recorded are the answer). With --json its own prints go to stderr.
+        """
+        argv = sys.argv[1:] if argv is None else list(argv)
+        return run_command(lambda: command(self.parse_intermixed_args(argv)), json_asked(argv))
+
+
+def json_asked(arguments: Sequence[str]) -> bool:
+    """Whether --json stands among the flags."""
+    flags = list(arguments)
+    return "--json" in (flags[: flags.index("--")] if "--" in flags else flags)
+
+
+def run_command(command: Callable[[], object], as_json: bool = False) -> int:
+    """Run a command and turn what it raises into a message on stderr and an exit code.
+
+    With CRUIJFF_TRACEBACK=1 the traceback is shown too.
+
+    Args:
+        as_json: print what it returns (or, if that is None, the facts that were recorded), or its error beside those facts,
+            as one JSON document; all that it prints itself goes to stderr.
+    """
+    collect_rarely()
+    if not as_json:
+        return _ended(command)[0]
+    with json_output.gathering() as facts:
+        code, data = _ended(command)
+    json_output.write(facts if data is None else {**facts, **data} if isinstance(data, dict) else data)
+    return code
+
+
+def _ended(command: Callable[[], object]) -> tuple[int, Any]:
+    """The exit code, and what the command returned or why it did not."""
+    # Hydra would print its own, longer report; this makes it raise instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        returned = command()
+        said = returned if isinstance(returned, Answer) else Answer(returned)
+        return said.exit_code, said.data
+    except SystemExit as end:  # of argparse's and Hydra's --help, of dry runs, and after a table with failed runs
+        return end.code if isinstance(end.code, int) else int(end.code is not None), None
+    except KeyboardInterrupt:
+        folder = json_output.recorded("folder")
+        fix = f"cruijff-kit resume {folder}" if folder else "give the command again"
+        return _end("interrupted; finished runs and their results are kept", INTERRUPTED, fix)
+    except BrokenPipeError:  # the reader of our output left, for example `| head`
+        sys.stderr.close()
+    except PastHydra as carried:
+        return _explain(carried.error)
+    except Exception as error:
+        return _explain(error)
+    return DONE, None
+
+
+def _explain(error: Exception) -> tuple[int, Any]:
+    from cruijff_kit.config.explain import explain
+
+    message = explain(error)
+    if message is not None:
+        code = CLUSTER_ERROR if isinstance(error, ClusterError) else USER_ERROR
+        return _end(f"error: {message}", code, getattr(error, "fix", None))
+    where = "CRUIJFF_TRACEBACK=1 shows where"
+    said = f"failed: {type(error).__name__}: {one_line(error)}"
+    return _end(f"{said} ({where})", RUN_FAILED, json_output.fix_in(said) or where)
+
+
+def _end(message: str, code: int, fix: str | None = None) -> tuple[int, Any]:
+    if os.environ.get("CRUIJFF_TRACEBACK") == "1":
+        print(redaction.traceback_of(sys.exception() or Exception(message)), file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)
+    said = re.sub(r"^(error|failed): | \(CRUIJFF_TRACEBACK=1 shows where\)$", "", message)
+    return code, {"error": json_output.error(_TYPES[code], said, fix or json_output.fix_in(said), code)}

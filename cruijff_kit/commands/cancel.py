@@ -1,0 +1,70 @@
+"""Cancel submitted runs: `cruijff-kit cancel DIR [RUN ...] [--yes] [--json]`.
+
+A run that is training saves its state first; `cruijff-kit resume DIR` goes on from there. It asks at a terminal
+only; --json never asks. --json: {"cancelled": [{"name", "folder", "job_id"}]}.
+"""
+
+import argparse
+from pathlib import Path
+
+from cruijff_kit.analysis.summary import write_summary
+from cruijff_kit.commands.base import Parser
+from cruijff_kit.records.run_status import ACTIVE
+from cruijff_kit.slurm.cancel import cancel_jobs
+from cruijff_kit.slurm.run_states import RunView, chosen_runs, known_below, survey
+from cruijff_kit.util import errors, json_output
+from cruijff_kit.util.errors import UserError
+
+
+def cancel(folder: Path, names: list[str], sure: bool) -> list[RunView]:
+    """Cancel the runs of these names (none: all) that are queued or running, and return those that were cancelled.
+
+    Raises:
+        UserError: no such run; or `sure` is False and there is no terminal to ask at.
+        ClusterError: SLURM does not answer.
+    """
+    runs = chosen_runs(known_below(folder), names)
+    views, trouble = survey(runs)
+    if trouble:
+        raise errors.ClusterError(trouble)
+    active = [(k, v) for k, v in zip(runs, views, strict=True) if v.state in ACTIVE]
+    here = [v for _, v in active if v.job_id is None]
+    submitted = [(k, v) for k, v in active if v.job_id is not None]
+    if here:
+        raise UserError(f"{here[0].name} runs on this machine, not on SLURM: press Ctrl-C where it was started")
+    if not submitted:
+        print("nothing to cancel: no run is queued or running")
+        return []
+    if not sure and not _confirmed([v for _, v in submitted]):
+        print("nothing was cancelled")
+        return []
+    cancel_jobs(submitted)
+    for sweep_dir in {k.sweep_dir for k, _ in submitted if k.sweep_dir is not None}:
+        write_summary(sweep_dir)
+    print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; cruijff-kit resume {folder} goes on")
+    return [v for _, v in submitted]
+
+
+def _confirmed(views: list[RunView]) -> bool:
+    names = ", ".join(v.name for v in views[:5]) + (", ..." if len(views) > 5 else "")
+    if not json_output.at_terminal():
+        raise UserError(f"{len(views)} runs would be cancelled ({names}); add --yes")
+    return json_output.agreed(f"cancel {len(views)} runs ({names})?")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = Parser("cancel", "Cancel submitted runs.", "which runs were cancelled, as one JSON document")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="names of runs; none: all of them")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+
+    def command(options: argparse.Namespace) -> dict[str, list[dict[str, str | None]]]:
+        gone = cancel(options.folder, options.runs, options.yes)
+        return {"cancelled": [{"name": v.name, "folder": v.folder, "job_id": v.job_id} for v in gone]}
+
+    return parser.run(argv, command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

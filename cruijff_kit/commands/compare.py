@@ -1,0 +1,210 @@
+"""Is this model fine-tuned? `cruijff-kit compare A [B] [--text TEXT | --split NAME] [KEY=VALUE ...]`.
+
+cruijff-kit compare RUN_DIR                                  the run's base model against its last adapter
+cruijff-kit compare RUN_DIR --epoch 0                        against that of an earlier epoch
+cruijff-kit compare ADAPTER_DIR --text "A text."             an adapter that PEFT saved, on a text of your own
+cruijff-kit compare RUN_DIR OTHER_RUN                        two runs of one base model against each other
+
+Compared are the perplexity of the answers of the test split (or of the texts), the logits of the next token behind each
+prompt (or text), and which token is likeliest there.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cruijff_kit.commands.base import Parser
+from cruijff_kit.commands.text_arguments import add_texts, places_and_settings, read_texts
+from cruijff_kit.runs.model_source import Source, model_at, source_of, typed
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.progress import progress, say
+
+if TYPE_CHECKING:
+    from cruijff_kit.models.model_difference import AdapterSize, Difference
+    from cruijff_kit.runs.texts import Text
+
+_NOTHING = 1e-6  # largest difference of logits that is rounding
+_TEXTS = 200
+_ON_THE_MACHINE = ("device", "dtype", "threads", "gpus")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two models; of one source alone the first is its base model."""
+
+    first: Source
+    second: Source
+
+    @property
+    def against_base(self) -> bool:
+        """Whether the first one is the base model of the second."""
+        return self.first.adapter is None
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks; returns what --json prints.
+
+    Raises:
+        UserError: it cannot work.
+    """
+    for name in ("batch_size", "max_samples"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    pair = _pair(options)
+    by_default = not (options.text or options.file or options.max_samples)
+    options.max_samples = _TEXTS if by_default else options.max_samples
+    tokenizer, texts, _, _ = read_texts(pair.second, options, answers=True)
+    rows = _rows(texts)
+    say(f"comparing {pair.first.in_words()} with {pair.second.in_words()} on {len(texts)} texts")
+    from cruijff_kit.models import hidden_states
+    from cruijff_kit.models.model_difference import adapter_size, difference
+
+    second = hidden_states.open_model(pair.second.config.torchtune, pair.second.adapter, pair.second.ours)
+    sizes = {"second": adapter_size(second.decoder)}
+    if pair.against_base:
+        first = replace(second, base=True)
+    else:  # the base weights are in memory once
+        first = hidden_states.open_model(pair.first.config.torchtune, pair.first.adapter, pair.first.ours)
+        sizes["first"] = adapter_size(first.decoder)
+    with progress("comparing", len(rows)) as bar:
+        found = difference(
+            first, second, rows, tokenizer.pad_id, options.batch_size, advance=lambda done: bar.advance(steps=done)
+        )
+    report = _report(pair, found, sizes)
+    _print(report)
+    return report
+
+
+def _pair(options: argparse.Namespace) -> Pair:
+    places, settings = places_and_settings(options.items, 2)
+    machine = [s for s in settings if s.lstrip("+").partition("=")[0] in _ON_THE_MACHINE]
+    runs = [(p / "result.json").is_file() or (p / "config.yaml").is_file() for p in places]
+    # What is not the machine's belongs to adapters and models, where there is one among them.
+    for_run = machine if not all(runs) else settings
+    if len(places) < 2:
+        place, run = (places[0], runs[0]) if places else (None, False)
+        second = source_of(place, for_run if run else settings, options.config_dir, options.epoch)
+        if second.adapter is None:
+            name = place or second.config.model.name
+            raise UserError(f"{name} is a base model without an adapter; name a run's or an adapter's folder")
+        return Pair(replace(second, adapter=None, epoch=None), second)
+    sources: list[Source] = []
+    for place, run in zip(places, runs, strict=True):
+        own = for_run if run else [*settings, *_base_of_first(place, settings, sources)]
+        sources.append(source_of(place, own, options.config_dir, options.epoch if run else None))
+    _refuse_other_base(*sources)
+    return Pair(*sorted(sources, key=lambda s: s.adapter is not None))  # a base model comes first
+
+
+def _base_of_first(place: Path, settings: list[str], sources: list[Source]) -> list[str]:
+    """The first one's base model for an adapter whose own is no folder here."""
+    if not sources or typed(settings, "model") or not (place / "adapter_config.json").is_file():
+        return []
+    from cruijff_kit.models.external_adapter import base_of
+
+    model = sources[0].config.model
+    here = Path(base_of(place) or "/nowhere").expanduser().is_dir()
+    return [] if here else [*model_at(Path(model.path), settings), f"model.kind={model.kind}"]
+
+
+def _refuse_other_base(first: Source, second: Source) -> None:
+    from cruijff_kit.models.fingerprint import fingerprint
+
+    one, other = (Path(s.config.model.path).expanduser().resolve() for s in (first, second))
+    if one != other and (not one.is_dir() or not other.is_dir() or fingerprint(one) != fingerprint(other)):
+        raise UserError(
+            f"the base models differ ({one}, {other}), so logits cannot be compared; take two adapters of one base model"
+        )
+
+
+def _rows(texts: list["Text"]) -> list[Any]:
+    from cruijff_kit.models.model_difference import Row
+
+    rows = []
+    for t in texts:
+        if t.answer:
+            rows.append(Row([*t.ids, *t.answer], len(t.ids), len(t.ids) - 1))
+        else:  # a text alone: every token but its first
+            rows.append(Row(t.ids, 1, len(t.ids) - 1))
+    return rows
+
+
+def _report(pair: Pair, found: "Difference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
+    perplexity, differs = found.perplexity, found.max_abs > _NOTHING
+    report: dict[str, Any] = {
+        "base_model": pair.second.config.model.path,
+        "first": {"name": pair.first.in_words(), "adapter": pair.first.place, "perplexity": perplexity[0]},
+        "second": {"name": pair.second.in_words(), "adapter": pair.second.place, "perplexity": perplexity[1]},
+        "texts": found.texts,
+        "scored_tokens": found.scored,
+        "logits": {"mean_abs": found.mean_abs, "max_abs": found.max_abs},
+        "kl": found.kl,
+        "top1_agreement": found.agree,
+        "differs": differs,
+        "fine_tuned": differs if pair.against_base else None,
+    }
+    for which, size in sizes.items():
+        report[which] |= {"update": asdict(size)}
+    return report | {"verdict": _verdict(pair, report, sizes["second"])}
+
+
+def _verdict(pair: Pair, report: dict[str, Any], size: "AdapterSize") -> str:
+    one, other = report["first"]["perplexity"], report["second"]["perplexity"]
+    perplexity = "" if one is None or other is None else f"perplexity {one:.4g} -> {other:.4g}, "
+    moved = (
+        f"{perplexity}logits differ by {report['logits']['mean_abs']:.3g} on average, the likeliest next token agrees on "
+        f"{report['top1_agreement']:.1%} of {report['texts']} texts"
+    )
+    if not pair.against_base:
+        return f"different: {moved}" if report["differs"] else "the same: no logit differs on these texts"
+    if report["differs"]:
+        return f"fine-tuned: {moved}"
+    why = "every B is zero" if not size.nonzero else "no logit differs on these texts"
+    return f"not: the adapter changes nothing ({why})"
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in ("", "first", "second"):
+        table.add_column(title, overflow="fold")
+    one, other = report["first"], report["second"]
+    table.add_row("model", one["name"], other["name"])
+    table.add_row("perplexity", *("-" if m["perplexity"] is None else f"{m['perplexity']:.4g}" for m in (one, other)))
+    sizes = (m.get("update") for m in (one, other))
+    shown = (f"{u['norm']:.4g} ({u['nonzero']} of {u['modules']} modules)" if u else "none" for u in sizes)
+    table.add_row("norm of the adapter's update", *shown)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(table)
+    logits = report["logits"]
+    print(
+        f"logits of the next token: differ by {logits['mean_abs']:.4g} on average, by {logits['max_abs']:.4g} at most"
+    )
+    print(f"KL(second || first): {report['kl']:.4g} nats; likeliest token agrees on {report['top1_agreement']:.1%}")
+    print(report["verdict"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = Parser("compare", "Is a model fine-tuned, and how far: base against adapter, or two adapters.")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("python"))
+    parser.add_argument("items", metavar="A [B] | KEY=VALUE", nargs="+", help="runs or adapters; settings")
+    parser.add_argument(
+        "--epoch", type=int, metavar="N", help="of a run's adapter, from 0; default: the last one saved"
+    )
+    add_texts(parser)
+    parser.add_argument("--max-samples", type=int, metavar="N", help=f"the first N rows of the split ({_TEXTS})")
+    if os.getcwd() not in sys.path:  # the user's own modules
+        sys.path.insert(0, os.getcwd())
+    return parser.run(argv, compare)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

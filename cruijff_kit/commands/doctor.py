@@ -1,0 +1,151 @@
+"""What will work on this cluster: `cruijff-kit doctor [--job] [DIR] [--json]`.
+
+Asks SLURM about itself, says what matters for our runs and what to type, and prints a slurm YAML to start from. --json:
+everything that was found (site.Site), "verdicts" and "yaml"; exit code 1 when a verdict is a problem.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from cruijff_kit.commands.base import DONE, RUN_FAILED, Answer, Parser
+from cruijff_kit.slurm import client
+from cruijff_kit.slurm.diagnosis import OK, PROBLEM, WARNING, Choice, Verdict, choose, gpu_text, verdicts
+from cruijff_kit.slurm.probe_job import run_probe_job
+from cruijff_kit.slurm.site import Account, Partition, Site, read_site
+from cruijff_kit.util.errors import UserError
+
+_SHORT_S = 3600  # what the smallest model asks for
+_COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "red"}
+_ABOUT = ("account", "partition", "qos", "constraint")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 when something will not work, 3 when there is no SLURM to ask."""
+    parser = Parser("doctor", "What will work on this cluster.", "everything that was found, as JSON")
+    add = parser.add_argument
+    add("folder", metavar="DIR", nargs="?", type=Path, default=".", help="where runs will be written; default: here")
+    add("--job", action="store_true", help="also submit a tiny job that looks around on a node")
+    add("--gpus", type=int, default=0, metavar="N", help="GPUs that the job asks for")
+    add("--wait", type=int, default=300, metavar="SECONDS", help="the longest wait for the job (300)")
+    for name in _ABOUT:
+        add(f"--{name}", metavar=name[0].upper(), help="for the job and the YAML, as sbatch takes it")
+    return parser.run(argv, _examine)
+
+
+def _examine(asked: argparse.Namespace) -> Answer:
+    if asked.gpus and not asked.job:
+        raise UserError("--gpus goes with --job")
+    if not asked.folder.is_dir():
+        raise UserError(f"no such folder: {asked.folder}; mkdir -p {asked.folder}")
+    site = read_site(asked.folder)
+    choice = choose(site, asked)
+    if asked.job:
+        options = {name: getattr(asked, name) for name in _ABOUT}
+        if asked.gpus or not any(p.default for p in site.partitions):  # the default one will do for a look around
+            options["partition"] = asked.partition or (choice.partition and choice.partition.name)
+        given = [f"--{key}={value}" for key, value in options.items() if value]
+        site.node = run_probe_job(asked.folder, given, asked.gpus, asked.wait)
+    found, yaml = verdicts(site, choice), site_yaml(site, choice)
+    if not asked.json:
+        show(site, found, yaml)
+    data = asdict(site) | {"verdicts": [asdict(v) for v in found], "yaml": yaml}
+    return Answer(data, RUN_FAILED if any(v.level == PROBLEM for v in found) else DONE)
+
+
+def site_yaml(site: Site, choice: Choice) -> str:
+    """A slurm option for this cluster, to be saved as my_conf/slurm/NAME.yaml."""
+    name = "".join(c if c.isalnum() else "_" for c in site.name.lower())
+    name += "_site" * (name in ("cluster", "local", "site_example"))  # options that we have
+    p, asked, qos = choice.partition, choice.asked, choice.association.qos if choice.association else []
+    others = [x.name for x in site.partitions if x is not p]
+    longest = _longest_time(choice)
+    short = longest and (client.seconds(longest) or _SHORT_S) < _SHORT_S
+    accounts = [a for a in dict.fromkeys(a.name for a in site.accounts) if a != choice.account]
+    lines = [
+        _line("account", choice.account, "others: ", accounts),
+        _line("partition", asked.partition or (p and p.name), "others: ", others),
+        _line("qos", asked.qos, "one of ", qos),
+        _line("constraint", asked.constraint, "one of ", p.features if p else []),
+        _line("time", longest if short else None, "at most ", [longest] if longest else []),
+    ]
+    if p:
+        lines += [f"# gres: gpu:{kind}:1    # this type of GPU; then gpus: 0" for kind in p.gpus if kind]
+    if not p or not p.gpus:
+        lines.append("gpus: 0")
+    text = "\n".join(filter(None, lines))
+    return f"""\
+# {site.name}, SLURM {site.version}: save as my_conf/slurm/{name}.yaml, and then
+#   python -m cruijff_kit.train -m --config-dir my_conf slurm={name} lora.rank=8,16
+defaults:
+  - cluster
+  - _self_
+
+{text}
+"""
+
+
+def _line(key: str, value: str | None, what: str, choices: list[str]) -> str:
+    """A key with its value, or, where only choices are known, as a comment."""
+    text = f"{key}: {json.dumps(value)}" if value else f"# {key}:"
+    return f"{text:<34}# {what}{', '.join(choices)}" if choices else text if value else ""
+
+
+def _longest_time(choice: Choice) -> str | None:
+    """The most that a job may ask for: the least of the limits."""
+    limits = [value for name, value, _ in choice.limits if name == "MaxWall"]
+    limits += [choice.partition.max_time] if choice.partition else []
+    return min(limits, key=lambda t: client.seconds(t) or math.inf, default=None)
+
+
+def show(site: Site, found: list[Verdict], yaml: str) -> None:
+    """The report for people."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    _table(console, f"{site.name}: SLURM {site.version}", [_partition_row(p) for p in site.partitions])
+    if site.accounts:
+        _table(console, f"accounts of {site.user}", [_account_row(site, a) for a in site.accounts])
+    for verdict in found:
+        label = f"[{_COLOURS[verdict.level]}]{verdict.level:<8}[/]"
+        console.print(f"{label} {escape(verdict.text)}", soft_wrap=True)
+    print("", yaml, sep="\n", end="")
+
+
+def _partition_row(p: Partition) -> dict[str, object]:
+    row = {"partition": p.name + "*" * p.default, "state": p.state, "time limit": p.max_time, "nodes": p.nodes}
+    row |= {"up": p.nodes_up, "idle": p.nodes_idle, "CPUs": _range(p.cpus)}
+    row["memory GB"] = _range([round(mb / 1000) for mb in p.memory_mb])
+    return row | {"GPUs": gpu_text(p), "features": ",".join(p.features)}
+
+
+def _range(values: list[int]) -> str:
+    return "-".join(map(str, dict.fromkeys((values[0], values[-1])))) if values else ""
+
+
+def _account_row(site: Site, a: Account) -> dict[str, object]:
+    limits = [f"{k}={v}" for k, v in a.limits.items()]
+    limits += [f"{q}: {k}={v}" for q in a.qos for k, v in site.qos.get(q, {}).items()]
+    qos = ",".join(q + "*" * (q == a.default_qos) for q in a.qos)
+    name = a.name + "*" * (a.name == site.default_account)
+    return {"account": name, "partition": a.partition or "all", "qos": qos, "limits": "  ".join(limits)}
+
+
+def _table(console, title: str, rows: list[dict[str, object]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for head, value in rows[0].items() if rows else ():
+        table.add_column(head, overflow="fold", justify="right" if isinstance(value, int) else "left")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row.values()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

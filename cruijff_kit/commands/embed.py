@@ -1,0 +1,135 @@
+"""Embeddings and logits of texts: `cruijff-kit embed MODEL --to FILE [KEY=VALUE ...]`.
+
+cruijff-kit embed RUN_DIR --to test.parquet                                       the run's test split, its last adapter
+cruijff-kit embed RUN_DIR --untrained --split validation --to v.h5                the base model under it
+cruijff-kit embed ADAPTER_DIR --text "One." --text "Two." --to e.h5               an adapter that PEFT saved
+cruijff-kit embed model=smollm2_135m --file my.csv --column said --layers 0,6,-1 --pooling mean --to e.h5
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cruijff_kit.commands.base import Parser
+from cruijff_kit.commands.text_arguments import _joined, add_texts, places_and_settings, read_texts
+from cruijff_kit.data.tiers import RED
+from cruijff_kit.models.embedding_file import Table, check_target, write
+from cruijff_kit.runs.model_source import source_of
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.progress import progress, say
+
+if TYPE_CHECKING:
+    from cruijff_kit.runs.texts import Text
+
+POOLINGS = ("mean", "mean_non_padding", "median", "first", "last", "last_non_padding", "none")
+_SHOWN = 20  # texts whose next tokens people see
+
+
+def embed(options: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks; returns what --json prints.
+
+    Raises:
+        UserError: it cannot work; nothing was written.
+    """
+    check_target(options.to, options.force)
+    numbers = _numbers(options.layers)
+    for name in ("batch_size", "max_samples", "top"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    where, overrides = places_and_settings(options.items, 1)
+    source = source_of(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
+    red = source.admit(options.file) == RED
+    if red and options.top:
+        raise UserError("--top writes what the model would say, and the data is red; leave it out")
+    tokenizer, texts, context, blocks = read_texts(source, options)
+    layers = _layers(numbers, blocks)
+    from cruijff_kit.models import hidden_states
+
+    say(f"reading {source.in_words()}")
+    model = hidden_states.open_model(source.config.torchtune, source.adapter, source.ours)
+    with progress("reading texts", len(texts)) as bar:
+        states = hidden_states.read_states(
+            model, [t.ids for t in texts], layers, options.pooling, pad_id=tokenizer.pad_id,
+            batch_size=options.batch_size, logits=options.logits, top=options.top or 0,
+            advance=lambda done: bar.advance(steps=done),
+        )  # fmt: skip
+    tops = states.top and [[(_spelled(n, tokenizer), share) for n, share in row] for row in states.top]
+    about = {"model": source.config.model.path, "adapter": source.place}
+    shown = None if red else [t.shown for t in texts]
+    write(Table(states, [t.id for t in texts], shown, layers, options.pooling, tops, about), options.to)
+    report = about | {
+        "file": str(options.to.absolute()), "texts": len(texts), "tokens": sum(len(t.ids) for t in texts),
+        "shape": list(states.tensor.shape), "layers": layers, "pooling": options.pooling,
+        "dtype": str(model.machine.dtype).removeprefix("torch."), "context": context,
+    }  # fmt: skip
+    if tops:
+        report["next_tokens"] = [
+            {"id": t.id, "top": [list(p) for p in row]} for t, row in zip(texts, tops, strict=True)
+        ]
+    _print(report, texts, tops)
+    return report
+
+
+def _spelled(token: int, tokenizer: Any) -> str:
+    """A token as text; in the vocabulary's own spelling where it is a part of a character."""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    return text if text and "\ufffd" not in text else tokenizer.token(token)
+
+
+def _print(report: dict[str, Any], texts: list["Text"], tops: list[list[tuple[str, float]]] | None) -> None:
+    for t, row in list(zip(texts, tops or [], strict=False))[:_SHOWN]:
+        print(f"{t.id}: {' '.join(t.shown.split())[-60:]!r} -> " + ", ".join(f"{k!r} {p:.3f}" for k, p in row))
+    layers = ", ".join(map(str, report["layers"]))
+    print(
+        f"{report['texts']} texts, layers {layers}, pooling {report['pooling']}, {report['shape']} -> {report['file']}"
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--layers {text} is no list of whole numbers; write for example 0,6,-1") from None
+
+
+def _layers(numbers: list[int], blocks: int) -> list[int]:
+    """Numbers from 0 to the number of blocks; negative ones count from the end."""
+    for n in numbers:
+        if not -blocks - 1 <= n <= blocks:
+            raise UserError(
+                f"--layers {n} does not exist; this model has 0 (the embedding) to {blocks}, or from the end -1 to "
+                f"{-blocks - 1}"
+            )
+    found = [n if n >= 0 else blocks + 1 + n for n in numbers]
+    if len({*found}) < len(found):
+        raise UserError(f"--layers names a layer twice: {', '.join(map(str, found))}; name each once")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = Parser("embed", "Embeddings and logits of texts, by a base model or with an adapter.")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("python"))
+    parser.add_argument("items", metavar="MODEL | KEY=VALUE", nargs="+", help="a run, an adapter, a model; settings")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="file to write: .h5, .hdf5 or .parquet")
+    parser.add_argument(
+        "--epoch", type=int, metavar="N", help="of a run's adapter, from 0; default: the last one saved"
+    )
+    parser.add_argument("--untrained", action="store_true", help="the base model alone")
+    add_texts(parser)
+    parser.add_argument("--max-samples", type=int, metavar="N", help="the first N rows of the split")
+    parser.add_argument("--layers", default="-1", metavar="N,N", help="0: the embedding; -1: the last one (default)")
+    parser.add_argument("--pooling", choices=POOLINGS, default="last_non_padding", help="over positions; none: each")
+    parser.add_argument("--logits", action="store_true", help="also the logits behind each text")
+    parser.add_argument("--top", type=int, metavar="N", help="also the N likeliest next tokens with probabilities")
+    parser.add_argument("--force", action="store_true", help="write over a file that exists")
+    if os.getcwd() not in sys.path:  # the user's own modules
+        sys.path.insert(0, os.getcwd())
+    return parser.run(_joined(sys.argv[1:] if argv is None else list(argv)), embed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""Texts, places and settings of the commands that show texts to models."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cruijff_kit.commands.base import Parser
+from cruijff_kit.models import download
+from cruijff_kit.runs import texts as ways
+from cruijff_kit.runs.model_source import Source
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.progress import say
+
+if TYPE_CHECKING:
+    from cruijff_kit.runs.texts import Text
+
+
+def places_and_settings(items: list[str], most: int) -> tuple[list[Path], list[str]]:
+    """The folders and the settings among positional arguments.
+
+    Raises:
+        UserError: more folders than `most`.
+    """
+    places = [i for i in items if "=" not in i or Path(i).is_dir()]
+    if len(places) > most:
+        raise UserError(f"{places[most]}: {most} folder{'s' * (most > 1)} can be named; settings are written key=value")
+    return [Path(p) for p in places], [i for i in items if i not in places]
+
+
+def read_texts(
+    source: Source, options: argparse.Namespace, answers: bool = False
+) -> tuple[Any, list["Text"], int, int]:
+    """The tokenizer, the texts that the options name, the model's context and its number of blocks.
+
+    Args:
+        answers: the model will read the rows' answers too.
+    Raises:
+        UserError: the model's folder or the texts are missing or malformed, or one is too long.
+    """
+    chosen = [name for name in ("text", "file", "split") if getattr(options, name)]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]} and --{chosen[1]} are two ways to name texts; take one")
+    if getattr(options, "column", None) and not options.file:
+        raise UserError("--column names a column of --file; add --file FILE")
+    if options.max_samples and chosen and chosen != ["split"]:
+        raise UserError(f"--max-samples counts rows of a data set, not of --{chosen[0]}; leave it out")
+    source.admit(options.file)
+    given = list(options.text or []) or (ways.texts_of_file(options.file, options.column) if options.file else [])
+
+    download.fetch(source.config.model)
+    say("loading torch and torchtune")
+    from cruijff_kit.models.base_model import skeleton
+    from cruijff_kit.training import process_cache
+
+    cfg = source.config.torchtune
+    tokenizer = process_cache.tokenizer(cfg["tokenizer"])
+    if given:
+        texts = ways.given_texts(given, tokenizer)
+    else:
+        texts = ways.texts_of_split(source.config, options.split, options.max_samples, tokenizer)
+    decoder = skeleton(cfg["model"])
+    ways.refuse_long(texts, decoder.max_seq_len, source.config.model.name, answers)
+    return tokenizer, texts, decoder.max_seq_len, len(decoder.layers)
+
+
+def add_texts(parser: Parser) -> None:
+    """The arguments that name texts."""
+    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; can be given again")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="texts: a .txt with one a line, or a table")
+    parser.add_argument("--column", metavar="NAME", help="the column of --file; default: text, or the only one")
+    parser.add_argument("--split", metavar="NAME", help="rows of the data set, asked as in evaluation; default: test's")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with YAML of your own beside ours")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts read at once (16)")
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--layers -1,0` as `--layers=-1,0`: argparse would take the list for a flag."""
+    at = argv.index("--layers") if "--layers" in argv[:-1] else None
+    return argv if at is None else [*argv[:at], f"--layers={argv[at + 1]}", *argv[at + 2 :]]

@@ -1,0 +1,152 @@
+"""Turns what Hydra and OmegaConf raise into one line that says what was wrong and what to type instead.
+
+Used on the failure path only, so that the normal path pays nothing for it.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.util import redaction
+from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.suggest import did_you_mean, nearest
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_FLAGS = "Only one of --run"  # how Hydra's ValueErrors begin
+_RESOLVE = "The --resolve flag"
+_GROUP = "Config group override"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Re-raise what a user can mend as UserError; let everything else through."""
+    try:
+        yield
+    except Exception as error:
+        message = explain(error)
+        if message is None or isinstance(error, UserError):
+            raise
+        raise UserError(message) from error
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that the user can mend, or None for anything else."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from yaml import YAMLError
+
+    if isinstance(error, UserError):
+        return one_line(error) if redaction.active() else str(error)
+    if isinstance(error, YAMLError):
+        return f"a YAML file cannot be read: {_one_line(error)}"
+    if isinstance(error, ValueError) and str(error).startswith((_FLAGS, _RESOLVE, _GROUP)):
+        return _misused(str(error))
+    if not isinstance(error, OmegaConfBaseException | HydraException):
+        return None
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    return _composition(error)
+
+
+def _composition(error: BaseException) -> str:
+    """What went wrong while values were put together; in which file, where Hydra says so."""
+    from hydra.errors import HydraException
+
+    file = re.match(r"In '([^']+)'", str(error))
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        error = cause
+    inner = error
+    while inner is not None:
+        if isinstance(inner, UserError):  # a resolver of ours refused
+            return str(inner)
+        inner = inner.__cause__ or inner.__context__
+    where = f" in {file[1]}.yaml" if file else ""
+    full_key = getattr(error, "full_key", None)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and full_key:
+        return unknown_key(full_key, where)
+    if isinstance(error, ValidationError) and full_key and (kind := _kind(full_key)):
+        return f"{full_key}={getattr(error, 'value', None)}{where} is not {kind}"
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
+        return f"{missing[1]} is not set; add {missing[1]}=VALUE"
+    if missing := isinstance(error, InterpolationKeyError) and re.search(r"key '([\w.]+)' not found", str(error)):
+        near = nearest(missing[1], valid_keys())
+        return f"{full_key} refers to {missing[1]}, which does not exist" + (f"; did you mean {near}?" if near else "")
+    if values := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
+        key, value = values.groups()
+        ways = f"add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"
+        return f"{key}={value} has a comma: {ways}"
+    line = _one_line(error).partition(" Config search path:")[0]
+    return re.sub(r"^In '[^']+': ", "", line).rstrip(".") + where
+
+
+def _unknown_option(error) -> str:
+    # Hydra gives "option" with or without its group's folder in front.
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options)
+    if not group:
+        return _one_line(error)
+    if group == "experiment":
+        folder = f"to name the folder of the runs: experiment.name={option}"
+        return f"experiment={option} does not exist; {did_you_mean(option, options)} ({folder})"
+    return f"{group}={option} does not exist; {did_you_mean(option, options)}" + (
+        f" (all of {group}: {', '.join(sorted(options))})" if nearest(option, options) else ""
+    )
+
+
+def _kind(full_key: str) -> str | None:
+    """What a key's value must be, in words; None for a key that has no type of its own."""
+    kind: Any = _type(full_key)
+    choices = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
+    words = [_KINDS.get(c) or {list: "a list such as [a,b]"}.get(typing.get_origin(c)) for c in choices]
+    return " or ".join(words) if all(words) else None
+
+
+def _type(full_key: str) -> Any:
+    kind: Any = RunConfig
+    for part in full_key.split("."):
+        fields = {f.name: f.type for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+        kind = fields.get(part)
+    return kind
+
+
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or not value.strip() and not key.strip():
+        return f"{override} is not a setting; write key=value, without spaces around the = and the commas"
+    if value.endswith(","):
+        return f"{override} ends in a comma; write the values without spaces: {key}=8,16"
+    if value.count("[") != value.count("]"):
+        return f"{override} has a bracket that is not closed; write {key}=[a,b]"
+    return f"{override} cannot be read; put text with spaces, commas, colons or braces into quotes: '{key}=\"...\"'"
+
+
+def _misused(message: str) -> str:
+    if message.startswith(_GROUP):
+        groups = "model, dataset, lora, eval, slurm and experiment"
+        return f"{groups} take the name of an option, not a number; --help lists the options"
+    if message.startswith(_FLAGS) and "--cfg" in message:
+        return "-m, --cfg and --info exclude each other; dry_run=true shows the runs of a sweep"
+    return message
+
+
+def _one_line(error: BaseException) -> str:
+    # OmegaConf adds lines such as "object_type=LoraConfig" that mean nothing to a user.
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("object_type=", "reference_type=", "full_key:"))]
+    full_key = getattr(error, "full_key", None)
+    return (f"{full_key}: " if full_key else "") + " ".join(kept)

@@ -1,0 +1,129 @@
+"""Hydra's command line: flags, settings, and what was typed."""
+
+import argparse
+import contextlib
+import functools
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.suggest import suggest_flag
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+# Any key may be set there, so no plus is asked for.
+_FREE = ("slurm.additional_parameters.", "eval.task_args.", "eval.task_args=")
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """The command line of a Hydra command, flags first: Hydra itself takes none between two settings.
+
+    Raises:
+        UserError: an unknown flag, or a key added with + that no run has (Hydra's `--cfg` would print it).
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = lambda message: _refuse_flag(message, parser)  # argparse would print its usage and exit
+    settings = parser.parse_intermixed_args(arguments).overrides
+    _refuse_added(settings)
+    arguments, settings = freed(arguments), freed(settings)
+    flags, left = [], list(settings)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            flags.append(argument)
+    return flags + settings
+
+
+def printed_as_data(hydra_command: Callable[[], object], arguments: list[str]) -> object:
+    """Call a Hydra command for --json: what Hydra prints of itself becomes data, the configuration or {"help": text}.
+
+    Args:
+        arguments: `hydra_arguments`.
+    Returns:
+        None, if it was to run something: what came of that is recorded.
+    """
+    asked = {a.partition("=")[0] for a in arguments} & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}
+    if not asked:
+        hydra_command()
+        return None
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        hydra_command()
+    if asked & {"--cfg", "-c"}:
+        import yaml
+
+        tree = yaml.safe_load(printed.getvalue())
+        number = isinstance(tree, str) and re.fullmatch(r"-?\d+e-?\d+", tree)  # Hydra's 3e-05 is text to YAML
+        return float(tree) if number else tree
+    return {"help": printed.getvalue()}
+
+
+def _refuse_flag(message: str, parser: argparse.ArgumentParser) -> NoReturn:
+    flag = re.search(r"unrecognized arguments: -+([\w.-]+)", message)
+    key = flag[1].replace("-", "_") if flag else ""
+    if key in valid_keys():
+        raise UserError(f"--{flag[1]} is not a flag; settings are written without dashes: {key}=VALUE")
+    raise UserError(f"{message}; {suggest_flag(message, parser)}--help shows every flag")
+
+
+def freed(settings: list[str]) -> list[str]:
+    """Settings as Hydra takes them: with its plus where any key may be set, in one line."""
+    return [without_breaks(f"++{s}" if s.startswith(_FREE) else s) for s in settings]
+
+
+def without_breaks(setting: str) -> str:
+    """A setting whose line breaks are written as Hydra's grammar can take them."""
+    return setting.replace("\n", "${newline:}")
+
+
+def _refuse_added(settings: list[str]) -> None:
+    added = [match[1] for s in settings if (match := re.match(r"\+{1,2}([\w.]+)=", s))]
+    if not added:
+        return
+
+    known = valid_keys()
+    for key in added:
+        parent = key.rpartition(".")[0]
+        # Arguments of generators, tasks, torchtune's components and sbatch are known to those alone; groups have no dot.
+        elsewhere = ("torchtune", "dataset.arguments", "eval.task_args", "slurm.additional_parameters")
+        if key not in known and parent in known and not parent.startswith(elsewhere):
+            raise UserError(unknown_key(key))
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_override(text: str) -> "Override":
+    """An override as Hydra reads it; parsed once, because the runs of a sweep share most of theirs. Not to be changed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(text)
+
+
+# Where the runs lie, and what showed or planned them instead of making them.
+_NOT_AGAIN = (
+    "hydra.mode",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+    "hydra.job.",
+    "scaffold",
+    "dry_run",
+)
+
+
+def typed_arguments(hydra: Mapping[str, Any]) -> list[str]:
+    """The arguments of the command behind a configuration, without -m: the folder of YAML of the user's own, and overrides.
+
+    Args:
+        hydra: Hydra's own node, as a container.
+    """
+    sources = hydra["runtime"]["config_sources"]
+    folders = [s["path"] for s in sources if s["provider"] == "command-line"]
+    overrides = [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"]]
+    kept = [str(o) for o in overrides if not str(o).lstrip("+~").startswith(_NOT_AGAIN)]
+    return [part for folder in folders for part in ("--config-dir", folder)] + kept

@@ -1,0 +1,68 @@
+"""What the entries of eval.tasks mean. Imported at start-up: no inspect-ai.
+
+match               a task that ships, on the dataset's test split
+match@SPLIT         the same on another split
+sums.py@sums        a task in a file of the user's
+package/task        a task of an installed package (its entry point in the group inspect_ai)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cruijff_kit.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskName:
+    """An entry of eval.tasks.
+
+    label: what results call it. task: the function's name (package/task for an installed one). split: of a task that
+    ships, None for dataset.test_split. file: of a task in a file.
+    """
+
+    label: str
+    task: str
+    split: str | None = None
+    file: Path | None = None
+
+    @property
+    def ships(self) -> bool:
+        """Whether it is one of ours, which asks the run's own data set."""
+        return self.file is None and "/" not in self.task
+
+    def __str__(self) -> str:
+        return f"{self.file}@{self.task}" if self.file else self.label if self.ships else self.task
+
+
+def task_name(entry: str) -> TaskName:
+    """Read an entry of eval.tasks.
+
+    Raises:
+        UserError: it is none.
+    """
+    left, at, right = entry.rpartition("@")
+    if entry.endswith(".py"):
+        raise UserError(f"eval.tasks: {entry} is a file; name the task in it: {entry}@TASK")
+    if at and not (left and right):
+        raise UserError(f"eval.tasks: {entry} is no task; write NAME, NAME@SPLIT, FILE.py@TASK or PACKAGE/TASK")
+    if left.endswith(".py"):
+        return TaskName(right, right, file=Path(left).expanduser().absolute())
+    name = (left or right).removeprefix("cruijff_kit/")
+    if "/" in name:
+        if at:
+            raise UserError(f"eval.tasks: {entry}: splits can be named for tasks that ship, FILE.py@TASK for files")
+        return TaskName(name.rpartition("/")[2], name)
+    return TaskName(f"{name}@{right}" if at else name, name, split=right if at else None)
+
+
+def task_names(entries: list[str]) -> list[TaskName]:
+    """The entries of eval.tasks.
+
+    Raises:
+        UserError: one that is none, or two that results would call the same.
+    """
+    names = [task_name(entry) for entry in entries]
+    for i, name in enumerate(names):
+        if name.label in [earlier.label for earlier in names[:i]]:
+            raise UserError(f"eval.tasks names two tasks that results would call {name.label}; rename one of them")
+    return names

@@ -1,0 +1,66 @@
+"""conf/torchtune.yaml against what it became: refuses a torchtune config that contradicts the typed settings.
+
+The plan, a run's record and the tables are made from the typed settings, so the recipe must receive the same. Called by
+config.load; no torch. (What a component takes is checked by training.components, with torch.)
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cruijff_kit.config.keys import unknown_key
+from cruijff_kit.config.torchtune_template import torchtune_template
+from cruijff_kit.util.errors import UserError
+
+# What our recipes do not do, so that another value would have no effect.
+_FIXED = {"save_adapter_weights_only": True, "checkpointer.recipe_checkpoint": None}
+# What other optimizers and loggers do not take, so that it may be removed.
+_OPTIONAL = ("optimizer.weight_decay", "metric_logger.log_dir", "metric_logger.append")
+# Sections that may be set to differ: what is read, and where from.
+_FREE = ("dataset", "dataset_val", "tokenizer", "checkpointer")
+_ABSENT = object()
+
+
+def check_torchtune(run: dict[str, Any]) -> None:
+    """Refuse a torchtune config with other top-level keys than ours, or one that contradicts the typed settings.
+
+    Args:
+        run: the whole config of a run as a tree, resolved.
+    Raises:
+        UserError: names the key, and what to set instead.
+    """
+    template, given = torchtune_template(), run["torchtune"]
+    for key in given:
+        if key not in template:
+            raise UserError(unknown_key(f"torchtune.{key}"))
+    for key, ours in template.items():
+        if key not in given or isinstance(ours, dict) is not isinstance(given[key], dict):
+            raise UserError(f"torchtune.{key} cannot be removed or replaced; set what is in it")
+    for path, key in _filled(template):
+        value = _value(given, path)
+        if value is _ABSENT and path in _OPTIONAL:
+            continue
+        if value is _ABSENT:
+            raise UserError(f"torchtune.{path} cannot be removed; it is filled from {key}")
+        if value != _value(run, key):
+            shown = value if isinstance(value, str) else json.dumps(value)
+            raise UserError(f"torchtune.{path} is filled from {key}; set {key}={shown} instead")
+    for path, fixed in _FIXED.items():
+        if (value := _value(given, path)) != fixed and value is not _ABSENT:
+            raise UserError(f"torchtune.{path}={json.dumps(value)} has no effect here; leave it at {json.dumps(fixed)}")
+
+
+def _value(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree.get(name, _ABSENT) if isinstance(tree, dict) else _ABSENT
+    return tree
+
+
+def _filled(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key of the torchtune config, the typed key it is filled from), the free sections apart."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and prefix + name not in _FREE:
+            yield from _filled(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+            yield prefix + name, match[1]

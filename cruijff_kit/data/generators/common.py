@@ -1,0 +1,89 @@
+"""What every generator is made of: what it returns, rows that are all different, splits, refusals with the numbers."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cruijff_kit.util.errors import UserError
+
+Rows = list[dict[str, str]]
+Splits = dict[str, Rows]
+Ceiling = dict[str, float]
+"""Metric -> the best value that any model can expect; the accuracy of whoever knows the rule is the Bayes accuracy."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A data set as it was drawn.
+
+    splits: name -> rows. ceiling: split -> its ceiling; a split that has none is left out. facts: what was drawn besides
+    the rows, weights for example. repeats: splits share rows on purpose.
+    """
+
+    splits: Splits
+    ceiling: dict[str, Ceiling] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    repeats: bool = False
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise UserError, which names the argument, unless something holds."""
+    if not ok:
+        raise UserError(f"dataset.arguments.{message}")
+
+
+def parted(rows: list, train_fraction: float, counted: str = "num_rows") -> dict[str, list]:
+    """Rows in three splits: the first part is train; what is left is halved into validation and test.
+
+    Args:
+        rows: in the order in which they were drawn.
+        train_fraction: share of train, in (0, 1).
+        counted: the argument that says how many rows there are, for the message.
+    Raises:
+        UserError: a split would be empty.
+    """
+    require(0 < train_fraction < 1, f"train_fraction must be between 0 and 1, not {train_fraction}")
+    first = int(len(rows) * train_fraction)
+    second = int(len(rows) * (train_fraction + (1 - train_fraction) / 2))
+    splits = {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
+    if not all(splits.values()):
+        raise UserError(
+            f"dataset.arguments: {counted}={len(rows)}, train_fraction={train_fraction} leaves a split empty"
+        )
+    return splits
+
+
+def distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any], what: str) -> list:
+    """`count` draws that all have another key.
+
+    Args:
+        draw: one draw.
+        key: what must differ.
+        what: the argument to lower, for the message.
+    Raises:
+        UserError: too many draws were alike.
+    """
+    found: dict[Any, Any] = {}
+    for _ in range(20 * count + 1000):
+        if len(found) == count:
+            break
+        one = draw()
+        found.setdefault(key(one), one)
+    require(len(found) == count, f"{what}={count} is too many: {len(found)} different rows were found")
+    return [*found.values()]
+
+
+def mean(values: list[float]) -> float:
+    """Their mean, rounded to 6 digits."""
+    return round(sum(values) / len(values), 6)
+
+
+def bayes_accuracy(probabilities: list[float]) -> float:
+    """Accuracy that whoever knows each row's P(label = 1) expects: the mean of max(p, 1 - p)."""
+    return mean([max(p, 1 - p) for p in probabilities])
+
+
+def sigmoid(z: float) -> float:
+    """1 / (1 + exp(-z)), without overflow."""
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))

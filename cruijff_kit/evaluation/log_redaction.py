@@ -1,0 +1,253 @@
+"""Logs of red data: inspect-ai's log without what the samples say, before anything touches the disk.
+
+What stays is listed here, everything else goes: scores that are numbers or C, I, P, N, and what a constant answer would
+get; risks, and whether the label is the last option; columns that dataset.group_columns names; tokens, times, counts. So
+the table, comparisons item by item, groups and ROC curves work on it. Texts that identify a sample, or the unit that it is
+of (dataset.unit_column), become a hash, keyed by the data itself: the same in every run on it, and of no use to who does
+not have it.
+
+inspect-ai works in memory meanwhile (its JSON recorder in fsspec's memory file system; the .eval recorder would put whole
+samples into a temporary file, and answers that a task caches would lie in the user's cache).
+"""
+
+import contextlib
+import hashlib
+import hmac
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+from inspect_ai.hooks._hooks import get_all_hooks
+from inspect_ai.log import EvalConfig as InspectConfig
+from inspect_ai.log import EvalDataset, EvalLog, EvalMetric, EvalPlan, EvalResults, EvalSample, EvalScore, EvalSpec
+from inspect_ai.log._log import EvalError
+from inspect_ai.model import GenerateConfig, _model
+from inspect_ai.scorer import Score
+
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.data.dataset_files import digest_of
+from cruijff_kit.data.tiers import LONGEST_GROUP
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.redaction import WITHHELD, of_log
+
+IN_MEMORY = {"log_format": "json", "log_buffer": 1 << 30, "log_shared": None, "log_model_api": False}
+"""What keeps inspect-ai from writing until the end (besides log_dir)."""
+_IN_PROCESS = ("cruijff_kit", "hf", "mockllm", "none", "transformer_lens", "nnterp")
+_LETTERS = ("C", "I", "P", "N")
+_FLOATS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # as inspect-ai's value_to_float has it
+
+
+def hooks() -> list[str]:
+    """What is hooked into inspect-ai and sees each sample."""
+    return [type(h).__name__ for h in get_all_hooks() if h.enabled()]
+
+
+@contextlib.contextmanager
+def kept_in_memory() -> Iterator[str]:
+    """A folder for inspect-ai's log that lies in memory and is gone afterwards; answers are not cached on disk.
+
+    Raises:
+        UserError: an inspect-ai hook is installed, which would see each sample.
+    """
+    if found := hooks():
+        raise UserError(
+            f"the data is red, and the inspect-ai hook {found[0]} would see each sample; uninstall its package"
+        )
+    folder, store, generate = f"memory://cruijff_kit/{uuid.uuid4().hex}", _model.cache_store, _model.Model.generate
+    _model.cache_store = lambda entry, output: False
+    _model.Model.generate = _asked_here(generate)
+    try:
+        yield folder
+    finally:
+        _model.cache_store, _model.Model.generate = store, generate
+        with contextlib.suppress(FileNotFoundError):
+            fsspec.filesystem("memory").rm(folder, recursive=True)
+
+
+def _asked_here(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """inspect-ai's Model.generate for models of this process alone: a model that grades answers would get them sent."""
+
+    async def asked(model: _model.Model, *arguments: Any, **more: Any) -> Any:
+        provider = str(model).partition("/")[0]
+        if provider not in _IN_PROCESS:
+            raise UserError(
+                f"the data is red, and the task asks {provider}, a model elsewhere; take a task that does not"
+            )
+        return await generate(model, *arguments, **more)
+
+    return asked
+
+
+def file_name(log: EvalLog) -> str:
+    """What inspect-ai would have called the log on disk."""
+    return f"{PurePosixPath(log.location).stem}.eval"
+
+
+def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: bool) -> EvalLog:
+    """The log as it may be kept.
+
+    Args:
+        log: of a task that has run, whole.
+        config: of the run; dataset.group_columns may stay.
+        metadata: what we say of who answered; the task's own goes.
+        ships: whether the task is one of ours, whose samples are the data set's rows.
+    """
+    samples = log.samples or []
+    groups = _groups(samples, config.dataset.group_columns, trusted=ships)
+    made = _Redaction(
+        digest_of(config.dataset.path, config.dataset.format),
+        groups,
+        ships,
+        log.eval.dataset.samples or 0,
+        config.dataset.unit_column,
+    )
+    names = {str((s.metadata or {}).get(column)) for s in samples for column in groups}
+    return EvalLog(
+        version=log.version,
+        status=log.status,
+        eval=_spec(log.eval, made, metadata),
+        plan=EvalPlan(name="plan", config=GenerateConfig(**_numbers(log.plan.config.model_dump()))),
+        results=log.results and _results(log.results, names),
+        stats=log.stats,
+        error=log.error and _error(log.error),
+        samples=[made.sample(s) for s in samples],
+    )
+
+
+def marked(metadata: dict[str, Any], config: RunConfig, redacted: bool) -> dict[str, Any]:
+    """The log's metadata of red data: its tier, what may name groups, and whether samples are withheld."""
+    groups = ",".join(config.dataset.group_columns)
+    said = "red data: samples are withheld" if redacted else None
+    return metadata | {"tier": config.dataset.tier, "redacted": said, "group_columns": groups}
+
+
+def _groups(samples: list[EvalSample], columns: list[str], trusted: bool) -> dict[str, bool]:
+    """The columns that may stay. (Those of our own tasks were checked before the run, over the whole split.)"""
+    found = {}
+    for column in columns:
+        values = [str(v) for s in samples if (v := (s.metadata or {}).get(column)) is not None]
+        short = all(len(v) <= LONGEST_GROUP for v in values)
+        found[column] = short and (trusted or 2 * len({*values}) <= len(values))
+    return {column: True for column, fits in found.items() if fits}
+
+
+class _Redaction:
+    """Samples of one log as they may be kept."""
+
+    def __init__(
+        self, key: bytes, groups: dict[str, bool], ships: bool, count: int, unit_column: str | None = None
+    ) -> None:
+        self.key, self.groups, self.ships, self.count, self.unit_column = key, groups, ships, count, unit_column
+
+    def id(self, id: int | str) -> int | str:
+        """A row's number as it is; anything else, also a number that may be somebody's, as a hash."""
+        if isinstance(id, int) and (self.ships or 0 <= id <= self.count):
+            return id
+        return self.hash(id)
+
+    def hash(self, value: Any) -> str:
+        """What stands for a value: the same in every run on the data, and of no use to who does not have it."""
+        return "#" + hmac.new(self.key, str(value).encode(), hashlib.sha256).hexdigest()[:16]
+
+    def sample(self, sample: EvalSample) -> EvalSample:
+        metadata = sample.metadata or {}
+        kept = {k: v for k, v in metadata.items() if k in self.groups and isinstance(v, str | int | float)}
+        if self.unit_column not in kept and metadata.get(self.unit_column) is not None:  # to cluster by, not to know
+            kept[self.unit_column] = self.hash(metadata[self.unit_column])
+        if self.ships:
+            kept |= {k: metadata[k] for k in ("split", "row")}
+        same = (
+            "epoch",
+            "model_usage",
+            "role_usage",
+            "started_at",
+            "completed_at",
+            "total_time",
+            "working_time",
+            "uuid",
+        )
+        return EvalSample(
+            id=self.id(sample.id),
+            input=WITHHELD,
+            target=WITHHELD,
+            metadata=kept,
+            scores={name: _score(score) for name, score in (sample.scores or {}).items()},
+            error=sample.error and _error(sample.error),
+            turn_count=sample.turn_count,
+            **{name: getattr(sample, name) for name in same},
+        )
+
+
+def _score(score: Score) -> Score:
+    said, kept = score.metadata or {}, {}
+    for name in ("risk", "confidence", "log_odds", "chance"):
+        if isinstance(said.get(name), float):
+            kept[name] = said[name]
+    if isinstance(said.get("scored"), bool):
+        kept["scored"] = said["scored"]
+    if "label" in said and "positive" in said:
+        kept["is_positive"] = bool(said["label"] == said["positive"])
+    return Score(value=_value(score.value), metadata=kept or None)
+
+
+def _value(value: Any) -> Any:
+    """A score's value: numbers and letters as they are, other texts as the number that inspect-ai takes them for."""
+    if isinstance(value, dict):
+        return {k: _value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(v) for v in value]
+    if not isinstance(value, str) or value in _LETTERS:
+        return value
+    with contextlib.suppress(ValueError):
+        return float(value)
+    return _FLOATS.get(value.lower(), 0.0)
+
+
+def _error(error: EvalError) -> EvalError:
+    said = of_log(error.message, error.traceback)
+    return EvalError(message=said, traceback=said, traceback_ansi=said)
+
+
+def _numbers(settings: dict[str, Any]) -> dict[str, bool | int | float]:
+    return {k: v for k, v in settings.items() if isinstance(v, bool | int | float)}
+
+
+def _spec(spec: EvalSpec, made: _Redaction, metadata: dict[str, Any]) -> EvalSpec:
+    ids = spec.dataset.sample_ids
+    same = ("eval_id", "run_id", "created", "task", "task_id", "task_version", "task_file", "task_registry_name", "model",
+            "revision", "packages")  # fmt: skip
+    config = {k: v for k, v in _numbers(spec.config.model_dump()).items() if k != "sample_id" and k[:4] != "log_"}
+    return EvalSpec(
+        **{name: getattr(spec, name) for name in same},
+        task_args=_numbers(spec.task_args),
+        dataset=EvalDataset(samples=spec.dataset.samples, sample_ids=ids and [made.id(i) for i in ids]),
+        config=InspectConfig(**config),
+        metadata=metadata,
+    )
+
+
+def _results(results: EvalResults, names: set[str]) -> EvalResults:
+    return EvalResults(
+        total_samples=results.total_samples,
+        completed_samples=results.completed_samples,
+        scores=[_eval_score(s, names) for s in results.scores],
+    )
+
+
+def _eval_score(score: EvalScore, names: set[str]) -> EvalScore:
+    """Metrics by name. Where a metric has a value for each of several names, those may be of the data: they are left out
+    (if there is nothing else, they get numbers).
+    """
+    told, numbered = {}, {}
+    for number, (name, m) in enumerate(score.metrics.items()):
+        if m.group in (None, "confusion", m.name) or m.name in {*names, "all"}:
+            told[name] = EvalMetric(name=name, group=m.group, value=m.value)
+        else:
+            numbered[f"{m.group}_{number}"] = EvalMetric(name=f"{m.group}_{number}", group=m.group, value=m.value)
+    same = ("name", "scorer", "reducer", "scored_samples", "unscored_samples")
+    return EvalScore(
+        **{name: getattr(score, name) for name in same},
+        metrics=told or numbered,
+    )

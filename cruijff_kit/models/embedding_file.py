@@ -1,0 +1,118 @@
+"""The files of cruijff-kit embed: HDF5 or Parquet, by the ending; written whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cruijff_kit.util.errors import UserError
+
+if TYPE_CHECKING:
+    from cruijff_kit.models.hidden_states import States
+
+HDF5, PARQUET = (".h5", ".hdf5"), (".parquet",)
+
+
+@dataclass
+class Table:
+    """What is written: `States`, and what is known of each text.
+
+    layers: their numbers, in the tensor's order. pooling: "none" where every position stands. texts: None for data that
+    must not leave its place. next_tokens: (token, probability) of each text. about: attributes of the file.
+    """
+
+    states: "States"
+    ids: list[int]
+    texts: list[str] | None
+    layers: list[int]
+    pooling: str
+    next_tokens: list[list[tuple[str, float]]] | None
+    about: dict[str, Any]
+
+
+def check_target(file: Path, force: bool) -> None:
+    """Raises UserError: a file that exists, an ending that means nothing, or a package that is missing."""
+    if file.suffix not in (*HDF5, *PARQUET):
+        raise UserError(f"--to {file}: the ending says the format; write .h5, .hdf5 or .parquet")
+    if file.is_dir():
+        raise UserError(f"--to {file} is a folder; name a file in it")
+    if file.exists() and not force:
+        raise UserError(f"--to {file} exists already; choose another name, or add --force")
+    if file.suffix in HDF5:
+        try:
+            import h5py  # noqa: F401
+        except ImportError:
+            raise UserError(f"{file.suffix} files need h5py; pip install 'cruijff_kit[hdf5]', or .parquet") from None
+
+
+def write(table: Table, file: Path) -> None:
+    """Write a table to a file that `check_target` has passed."""
+    file = file.absolute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    form: Callable[[Table, Path], None] = _hdf5 if file.suffix in HDF5 else _parquet
+    try:
+        form(table, draft)
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _hdf5(table: Table, file: Path) -> None:
+    import h5py
+
+    with h5py.File(file, "w") as out:
+        out["tensor"] = table.states.tensor
+        out["ids_dim0"] = table.ids
+        out["attention_mask"] = table.states.attention_mask
+        if table.states.logits is not None:
+            out["logits"] = table.states.logits
+        if table.next_tokens is not None:
+            out["next_tokens"] = [[token for token, _ in row] for row in table.next_tokens]
+            out["next_probabilities"] = [[share for _, share in row] for row in table.next_tokens]
+        out.attrs["layers"] = table.layers
+        for name, value in (table.about | {"pooling": table.pooling}).items():
+            out.attrs[name] = "" if value is None else value
+
+
+def _parquet(table: Table, file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    states, columns = table.states, {"id": pa.array(table.ids, pa.int64())}
+    if table.texts is not None:
+        columns["text"] = pa.array(table.texts)
+    for place, layer in enumerate(table.layers):
+        columns[f"embedding_{layer}"] = _vectors(states.tensor[:, place], states.attention_mask)
+    if table.pooling == "none":
+        columns["attention_mask"] = pa.array(list(states.attention_mask), pa.list_(pa.int8()))
+    if states.logits is not None:
+        columns["logits"] = _fixed(states.logits)
+    if table.next_tokens is not None:
+        columns["next_tokens"] = pa.array([[token for token, _ in row] for row in table.next_tokens])
+        columns["next_probabilities"] = pa.array([[share for _, share in row] for row in table.next_tokens])
+    about = table.about | {"layers": table.layers, "pooling": table.pooling}
+    made = pa.table(columns).replace_schema_metadata({"cruijff_kit": json.dumps(about)})
+    pa.parquet.write_table(made, file)
+
+
+def _vectors(states: Any, mask: Any) -> Any:
+    """[n, width] -> a list of width a text; [n, positions, width] -> of each text a list for each of its own positions."""
+    import numpy as np
+    import pyarrow as pa
+
+    if states.ndim == 2:
+        return _fixed(states)
+    own = states[mask.astype(bool)]  # a text's positions one behind the other
+    ends = np.concatenate([[0], mask.sum(1, dtype=np.int64).cumsum()])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), _fixed(own))
+
+
+def _fixed(matrix: Any) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])

@@ -1,0 +1,140 @@
+"""archive.json: what cruijff-kit archive kept of an experiment, with hashes, and what it deleted. Light."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cruijff_kit.records.run_folder import RunFolder, folders_below
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import require_folder, write_text
+from cruijff_kit.util.format import now
+
+NAME = "archive.json"
+COPYING, DELETING, DONE = "copying", "deleting", "done"
+_ABOVE = 4  # folders above a run in which its archive.json is looked for
+
+
+@dataclass
+class Deleted:
+    """A folder that is gone: its path below the archive's, bytes, and of an adapter the sha256 of each file."""
+
+    path: str
+    bytes: int
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ArchivedData:
+    """A data set that was copied into the archive; paths are relative to it."""
+
+    hash: str
+    """As in the runs' result.json."""
+    tier: str
+    places: dict[str, str]
+    """Path in a run's config -> where that lies in the archive."""
+    files: dict[str, dict[str, Any]]
+    """Path -> sha256 and bytes."""
+
+
+@dataclass
+class Manifest:
+    """An archive; paths are relative to its folder.
+
+    source: the folder that was archived. keep: best, all or none. best: the runs of the best configuration, "." for the
+    folder itself.
+    state: copying, deleting or done. files: path -> sha256 and bytes, of what was kept when this was written. links: those
+    that were left alone.
+    """
+
+    source: str
+    keep: str
+    best: list[str] = field(default_factory=list)
+    created: str = field(default_factory=now)
+    state: str = COPYING
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deleted: list[Deleted] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    data: list[ArchivedData] = field(default_factory=list)
+    """What was copied with --data: it lies in the copy, not in `source`."""
+    version: int = 1
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a folder; None if there is none.
+
+    Raises:
+        UserError: the file is not of this version.
+    """
+    path = folder / NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        parts = {"deleted": [Deleted(**d) for d in tree["deleted"]], "data": [ArchivedData(**d) for d in tree["data"]]}
+        return Manifest(**tree | parts)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not an archive of this version of cruijff_kit: {error}") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write archive.json into a folder."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    write_text(folder / NAME, text + "\n")
+
+
+def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
+    """Epochs whose adapters were archived away from a run: what is known of each, and the archive.json that says so."""
+    run = run.absolute()
+    for above in [run, *run.parents][:_ABOVE]:
+        manifest = read_manifest(above)
+        if manifest is not None:
+            own = PurePosixPath(run.relative_to(above).as_posix())
+            gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
+            names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
+            return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
+    return {}
+
+
+def archived_data(run: Path, hash: str | None) -> dict[str, str]:
+    """Path in a run's config -> the copy of that data in the run's archive, if it has one."""
+    run = run.absolute()
+    for above in [run, *run.parents][:_ABOVE]:
+        manifest = read_manifest(above)
+        if manifest is not None:
+            found = {old: above / new for d in manifest.data if d.hash == hash for old, new in d.places.items()}
+            return {old: str(new) for old, new in found.items() if new.exists()}
+    return {}
+
+
+def refuse_archived(run: Path, epochs: list[int] | None = None) -> None:
+    """Raises UserError if an adapter of these epochs (None: any of the run's) was archived away."""
+    gone = archived_epochs(run)
+    wanted = [e for e in (sorted(gone) if epochs is None else epochs) if e in gone]
+    if wanted:
+        where = gone[wanted[0]][1]
+        some = ", ".join(map(str, wanted))
+        raise UserError(
+            f"the adapter of epoch {some} of {run} was archived away (see {where}); train it again: "
+            f"cruijff-kit reproduce {run}"
+        )
+
+
+def saved_epochs(folder: RunFolder) -> list[int]:
+    """Epochs whose adapters a run's folder holds, counted from 0, in order; at least one.
+
+    Raises:
+        UserError: none, or it is no run's folder.
+    """
+    path = folder.path
+    require_folder(path)
+    names = [p.parent.name.removeprefix("epoch_") for p in path.glob("epoch_*/adapter_config.json")]
+    if saved := sorted(int(n) for n in names if n.isdigit()):
+        return saved
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{path} is an adapter; give the run's folder: {path.parent}")
+    refuse_archived(path)
+    if runs := sorted(set(folders_below(path, "result.json")) - {path}):
+        raise UserError(f"{path} holds several runs; give the folder of one, for example {runs[0]}")
+    raise UserError(f"{path} holds no saved adapter (epoch_N): is it a run, and did epochs_to_save keep one?")

@@ -1,0 +1,257 @@
+"""What a run came to: RunResult is the schema of result.json, and the only thing that tables and reports read.
+
+Imports nothing heavy: no torch, no inspect-ai.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.config.data_policy import handle
+from cruijff_kit.data.tiers import GREEN, RED, marked
+from cruijff_kit.util import redaction
+from cruijff_kit.util.errors import UserError
+
+
+@dataclass
+class Evaluation:
+    """One cell: one task answered once by the adapter of one epoch.
+
+    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered. split: what their rows are
+    in the run, test, validation or train.
+    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples.
+    log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
+    ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
+    chance: scorer -> metric -> what a constant answer gets on these samples (evaluation/chance.py). chance_from: train or
+    test, whose outputs that constant knows; None without one. constant_answer: whether all answers came to one.
+    prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
+    the cache, not computed in this run. key: identity of the task, its arguments and the decoding (evaluation/cells.py).
+    """
+
+    task: str
+    epoch: int | None
+    samples: int
+    metrics: dict[str, dict[str, float]]
+    log: str
+    seconds: float
+    prompts_checked: int = 0
+    cached: bool = False
+    unscored: dict[str, int] = field(default_factory=dict)
+    coverage: dict[str, float] = field(default_factory=dict)
+    ceiling: dict[str, float] = field(default_factory=dict)
+    chance: dict[str, dict[str, float]] = field(default_factory=dict)
+    chance_from: str | None = None
+    constant_answer: bool = False
+    key: str = ""
+    split: str = "test"
+
+
+@dataclass
+class Failure:
+    """Why a run failed: the exception's type, its message in one line, the phase it happened in, the traceback, and the
+    cause, one of cruijff_kit.records.failures.CAUSES.
+    """
+
+    type: str
+    message: str
+    phase: str
+    traceback: str
+    cause: str = "error"
+
+
+@dataclass
+class RunResult:
+    """One run, finished or not; times in seconds, losses per labelled token."""
+
+    name: str
+    status: str
+    """done, failed or interrupted (running while it runs)."""
+    experiment: str
+    model: str
+    swept: dict[str, Any]
+    """What varies in the sweep: key -> value; empty for a single run."""
+    settings: dict[str, Any]
+    """The settings that tables show: lora.rank, lr, batch_size, epochs, seed, ..."""
+    config_hash: str
+    """Identity of what it computes."""
+    configuration_hash: str = ""
+    """Identity of what it computes, the seed left aside: runs that share it are one configuration."""
+    data_hash: str | None = None
+    started: str = ""
+    finished: str | None = None
+    error: Failure | None = None
+    objective_name: str | None = None
+    """What the best is chosen by: validation_loss, or what the user named; None: neither."""
+    objective: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a pack's runs computed together, a run has its
+    share by tokens."""
+    pack: dict[str, Any] | None = None
+    """Of the pack that the run was trained in: id, size (runs at a time), why so many, and what was measured of other sizes
+    (seconds for 1000 tokens); None for a run by itself."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Steps of training/schedule.py: per_epoch, total, warmup, rows_per_update, processes."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows that were read: train (inside packs too), validation (0 without a split)."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The recipe's summary (recipes/lora_single_device.py, TrainingSummary): loss, validation_loss, best_epoch, tokens,
+    trainable_parameters, peak_memory_bytes, adapters, ..."""
+    baseline: list[Evaluation] = field(default_factory=list)
+    """The untrained model, one entry per task."""
+    evaluation: list[Evaluation] = field(default_factory=list)
+    """The trained model, one entry per task and evaluated epoch; of a task, in the order of epochs."""
+    late_error: Failure | None = None
+    """Why cells that were asked for after the run (cruijff-kit evaluate) are not there."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """host, device, dtype, threads, processor; environment.json has more."""
+    seeds: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    resumed_at_step: int | None = None
+    """Step that training went on from, if the run was resumed."""
+    restarts: int = 0
+    """How often the run was started again, by itself or by `resume`."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings that retries changed, such as batch_size and gradient_accumulation_steps (their product stays)."""
+    effective_batch: int | None = None
+    """Rows per update."""
+    git_commit: str | None = None
+    """Commit of the code, with "+changes" when the checkout's code differs from it (how: provenance/code.patch); None
+    outside a checkout."""
+    code_hash: str | None = None
+    """Over the installed Python files of the code (16 hex digits)."""
+    model_hash: str | None = None
+    """Over every byte of the base model's files (models/fingerprint.py)."""
+    paths: dict[str, str] = field(default_factory=dict)
+    conversations: bool = False
+    """Whether the rows are whole conversations, which dataset.prompt does not word."""
+    leaks: dict[str, int] = field(default_factory=dict)
+    """What stands in two splits: "exact train test" -> rows of test; also near, unit, and "target train" (the answer stands
+    in the prompt). cruijff_kit/data/leaks.py"""
+    allowed_leaks: list[str] = field(default_factory=list)
+    """Kinds of them that dataset.allow_leaks let pass: exact, near, unit."""
+    unit_column: str | None = None
+    """Column that names the unit each row is of (dataset.unit_column). Samples in the logs have it in their metadata."""
+    tier: str = "green"
+    """Of the data: green, yellow or red (cruijff_kit/data/tiers.py)."""
+    redacted: bool = False
+    """Whether the logs go without their samples, because the data is red."""
+    permission: str | None = None
+    """Who allowed a coding agent to use the data, and when."""
+
+    def gpu_hours(self) -> float:
+        """Hours that its GPUs were held, all of them together; 0 on a CPU."""
+        gpus = 0 if self.machine.get("device", "cpu") == "cpu" else self.settings.get("processes", 1)
+        return self.seconds.get("total", 0) / 3600 * gpus
+
+    @property
+    def outcome(self) -> str:
+        """Its objective in a few words, else its loss: "validation_loss 0.2265"."""
+        name = self.objective_name or "loss"
+        value = self.training.get("loss") if self.objective_name is None else self.objective
+        return "evaluated" if value is None else f"{name} {value:.4g}"
+
+    def metrics(self) -> dict[str, float]:
+        """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
+
+        Of several evaluated epochs the last one counts.
+        """
+        flat = {k: self.training[k] for k in ("loss", "validation_loss") if self.training.get(k) is not None}
+        flat |= self.training.get("custom_metrics", {})
+        return flat | flat_metrics({e.task: e.metrics for e in self.evaluation})
+
+
+def flat_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Values of task -> scorer -> metric under TASK/SCORER/METRIC, and under SCORER/METRIC and METRIC for the first."""
+    flat: dict[str, float] = {}
+    for task, scorers in tasks.items():
+        for scorer, values in scorers.items():
+            for metric, value in values.items():
+                flat[f"{task}/{scorer}/{metric}"] = value
+                flat.setdefault(f"{scorer}/{metric}", value)
+                flat.setdefault(metric, value)
+    return flat
+
+
+LOWER_IS_BETTER = {
+    "loss", "losses", "error", "errors", "mae", "mse", "rmse", "brier", "ece", "stderr", "perplexity", "ppl", "nll",
+    "distance", "deviation", "wer", "cer", "fpr", "fnr",
+}  # fmt: skip
+"""Words of a metric's name that say that it is to be minimised."""
+
+
+def higher_is_better(objective: str) -> bool:
+    """Whether an objective is to be maximised: everything but what a word of its name says is a loss or an error."""
+    return not LOWER_IS_BETTER & {*objective.rpartition("/")[2].lower().split("_")}
+
+
+def to_json(result: RunResult) -> str:
+    """The text of result.json; a number that is not finite becomes null, which JSON can say."""
+    return json.dumps(_finite(dataclasses.asdict(result)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_result(path: Path) -> RunResult:
+    """Read a result.json.
+
+    Raises:
+        UserError: the file is not a result of this version.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree["baseline"] = [Evaluation(**e) for e in tree["baseline"]]
+        tree["evaluation"] = [Evaluation(**e) for e in tree["evaluation"]]
+        for name in ("error", "late_error"):
+            tree[name] = Failure(**tree[name]) if tree.get(name) else None
+        result = RunResult(**tree)
+        if result.tier == "red":
+            redaction.begin()  # whoever reads it may open its logs next
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error
+    _find_logs(result, path.parent)
+    return result
+
+
+def _find_logs(result: RunResult, run: Path) -> None:
+    """Let it name its folder and its logs where they lie now; its folder may have been moved or copied."""
+    if "run" in result.paths and not Path(result.paths["run"]).is_dir():
+        result.paths["run"] = str(run)
+    for evaluations, logs in ((result.baseline, run / "eval" / "untrained"), (result.evaluation, run / "eval")):
+        for e in evaluations:
+            here = logs / Path(e.log).name
+            if not Path(e.log).is_file() and here.is_file():
+                e.log = str(here)
+
+
+def withholds(result: "RunResult") -> bool:
+    """Whether reports must not show the samples of a run: its data is red, or has been marked so since."""
+    if getattr(result, "tier", GREEN) == RED:
+        return True
+    data = getattr(result, "paths", {}).get("data")
+    try:
+        red = data is not None and marked(data) == RED
+    except UserError:  # a TIER file that says something else
+        red = True
+    if red:
+        handle(RED)
+    return red
+
+
+def notice(results: Iterable["RunResult"]) -> str:
+    """A line for tables and summaries about red data among the results; empty where there is none."""
+    red = [r for r in results if withholds(r)]
+    if not red:
+        return ""
+    if all(getattr(r, "redacted", True) for r in red):
+        return "red data: samples are withheld in logs and reports"
+    return "red data: samples are withheld in reports, but some logs hold them (eval.keep_samples)"

@@ -1,0 +1,204 @@
+"""status.json: what a run is doing, written by the run itself every few seconds. RunStatus is its schema.
+
+    planned (there is no file yet) -> queued -> running -> evaluating -> done
+    and from any of them: failed, cancelled, interrupted (its state is saved; it goes on when it is started again)
+
+Imports nothing heavy: commands that look at a thousand runs read it.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.util.format import now
+from cruijff_kit.util.process import HELD_MEMORY
+
+PLANNED, QUEUED, RUNNING, EVALUATING = "planned", "queued", "running", "evaluating"
+DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
+ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
+SECONDS_BETWEEN_BEATS = 3.0
+_SECONDS_BETWEEN_SAMPLES = 0.3  # of memory, which grows by hundreds of megabytes a second while torch is imported
+_CANCEL = ".cancel"
+SILENT_SECONDS = 25.0  # without a heartbeat for so long, something is wrong
+
+
+@dataclass
+class RunStatus:
+    """A run at one moment; times in UTC, ISO 8601."""
+
+    state: str
+    """queued, running, evaluating, done, failed, cancelled or interrupted."""
+    reason: str | None = None
+    """Why it is in that state, in one line."""
+    cause: str | None = None
+    """The reason as one of cruijff_kit.records.failures.CAUSES."""
+    job_id: str | None = None
+    """SLURM's, such as 17_3; None for a run outside a cluster."""
+    host: str | None = None
+    pid: int | None = None
+    step: int | None = None
+    """Updates made."""
+    total_steps: int | None = None
+    epoch: int | None = None
+    """Under way, counted from 0."""
+    epochs: int | None = None
+    loss: float | None = None
+    """Of the last update."""
+    first_step: int = 0
+    """Step that this start went on from."""
+    started: str | None = None
+    """When this start began."""
+    training_since: str | None = None
+    heartbeat: str = ""
+    """When this file was last written."""
+    restarts: int = 0
+    """How often the run was started again."""
+    retries: int = 0
+    """Of those, by itself and without getting further: what slurm.max_retries limits."""
+    memory_bytes: int | None = None
+    """Most host memory that the process and its workers held in this start."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings that retries changed: batch_size, gradient_accumulation_steps, slurm.mem."""
+    notes: list[str] = field(default_factory=list)
+    """Warnings, for example that the code changed after submission."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The starts before this one: job_id, started, ended, state, reason, cause, step, changes."""
+
+
+def read_status(run: Path) -> RunStatus | None:
+    """What a run's folder says; None if it has no readable status.json."""
+    try:
+        return RunStatus(**json.loads(RunFolder(run).status.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_status(run: Path, status: RunStatus) -> None:
+    """Write status.json, with the present as its heartbeat."""
+    status.heartbeat = now()
+    RunFolder(run).write("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
+
+
+def ask_to_cancel(run: Path) -> None:
+    """Ask a run that shares its process with others to stop by itself, its state saved."""
+    (run / _CANCEL).touch()
+
+
+def cancel_asked(run: Path) -> bool:
+    """Whether somebody did."""
+    return (run / _CANCEL).exists()
+
+
+def forget_cancel(run: Path) -> None:
+    """It has stopped, or is started again."""
+    (run / _CANCEL).unlink(missing_ok=True)
+
+
+def seconds_since(time_stamp: str | None) -> float | None:
+    """Seconds since a time of ours; None for none."""
+    return (datetime.now(UTC) - datetime.fromisoformat(time_stamp)).total_seconds() if time_stamp else None
+
+
+def slurm_job_id() -> str | None:
+    """The id of the SLURM job that this process runs in, as squeue shows it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def queued_again(
+    run: Path, reason: str | None = None, changes: dict[str, Any] | None = None, before: RunStatus | None = None
+) -> None:
+    """Say that a run waits for its start; what it was before goes into its history.
+
+    Args:
+        before: what it was; read from its folder unless given.
+        reason: why, where it is not the first time.
+        changes: settings that the next start changes, besides those that were changed before.
+    """
+    forget_cancel(run)
+    before = before or read_status(run)
+    status = before if before and before.state == QUEUED and not before.started else _next(before)
+    status.state, status.reason = QUEUED, reason if before else None
+    status.changes |= changes or {}
+    write_status(run, status)
+
+
+def _next(before: RunStatus | None) -> RunStatus:
+    """The status of the start after `before`."""
+    if before is None or not before.started:
+        return dataclasses.replace(before, cause=None) if before else RunStatus(QUEUED)
+    kept = ("step", "total_steps", "epoch", "epochs", "loss", "retries", "notes")
+    past = {k: getattr(before, k) for k in ("job_id", "started", "state", "reason", "cause", "step")}
+    past |= {"ended": before.heartbeat, "changes": dict(before.changes)}
+    return RunStatus(
+        QUEUED,
+        **{k: getattr(before, k) for k in kept},
+        changes=dict(before.changes),
+        restarts=before.restarts + (before.state != DONE),  # what is done starts for a late evaluation
+        history=[*before.history, past],
+    )
+
+
+class Heartbeat:
+    """Keeps a run's status.json true while the run goes on; use as a context.
+
+    A thread writes the file every few seconds, so that a reader can tell a long step from a dead process.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.run = Path(run)
+        before = read_status(self.run)
+        self.status = before if before and before.state == QUEUED else _next(before)
+        self.status.state, self.status.reason, self.status.cause = RUNNING, None, None
+        self.status.job_id, self.status.pid = slurm_job_id(), os.getpid()
+        self.status.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        self.status.started = now()
+        self._look: Callable[[], dict[str, Any]] = dict
+        # Reentrant: a signal's handler may have to write while its own thread is writing.
+        self._lock, self._stop = threading.RLock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> "Heartbeat":
+        if not self._thread.is_alive():
+            self.set()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=3)
+
+    def follow(self, look: Callable[[], dict[str, Any]]) -> None:
+        """From now on, `look()` gives fields of the status at each beat."""
+        self._look = look
+
+    def set(self, **fields: Any) -> None:
+        """Change fields and write at once."""
+        with self._lock:
+            for name, value in {**self._look(), **fields}.items():
+                setattr(self.status, name, value)
+            write_status(self.run, self.status)
+
+    def _beat(self) -> None:
+        shown = 0
+        last = time.monotonic()
+        while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
+            self.status.memory_bytes = max(self.status.memory_bytes or 0, HELD_MEMORY.held())
+            # Growth is written at once: a process that is killed for its memory leaves no second chance.
+            grown = self.status.memory_bytes > 1.02 * shown
+            if grown or time.monotonic() - last >= SECONDS_BETWEEN_BEATS:
+                shown, last = self.status.memory_bytes, time.monotonic()
+                try:
+                    self.set()
+                except OSError:  # a full or an absent disk for a moment; the run has its own complaint to make
+                    continue

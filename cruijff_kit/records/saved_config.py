@@ -1,0 +1,98 @@
+"""The configuration that a run began with, as its folder keeps it; edits of any YAML since then mean nothing to it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from cruijff_kit.config.loading import literal, load, register
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.util.errors import UserError
+
+
+def frozen(run: Path, slurm: dict[str, Any] | None = None) -> RunConfig:
+    """The config of a run, set to resume; its folder may have been moved.
+
+    Args:
+        run: its folder.
+        slurm: keys of the slurm group that are to differ.
+    Raises:
+        UserError: the file is missing or not a configuration of this version.
+    """
+    cfg = _read(run)
+    cfg.resume_from_checkpoint = cfg.torchtune.resume_from_checkpoint = True
+    cfg.torchtune.metric_logger.append = True
+    for key, value in (slurm or {}).items():
+        OmegaConf.update(cfg, f"slurm.{key}", value)
+    return load(cfg)
+
+
+def frozen_anew(run: Path, to: Path, changed: dict[str, Any], places: dict[str, str]) -> RunConfig:
+    """The config of a run, set to begin once more in another folder, here and without trackers.
+
+    Args:
+        run: its folder. to: the new one.
+        changed: settings of the root that are to differ; where the torchtune config has them too, there as well.
+        places: paths that are elsewhere now, old -> new.
+    Raises:
+        UserError: as `frozen`.
+    """
+    tree = OmegaConf.to_container(_read(run))
+    lies_in, new = tree["output_dir"], str(to.absolute())
+    tree = _with(tree, lambda text: places.get(text, text))
+    # What is read may lie in the folder of the run, or beside it under a longer name.
+    moved = _with(tree, lambda text: text.replace(lies_in, new))
+    moved |= {name: tree[name] for name in ("dataset", "model", "eval")}
+    read = ("dataset", "dataset_val", "tokenizer", "model")
+    moved["torchtune"] |= {name: tree["torchtune"][name] for name in read}
+    moved["torchtune"]["checkpointer"]["checkpoint_dir"] = tree["torchtune"]["checkpointer"]["checkpoint_dir"]
+    cfg = OmegaConf.create(moved)
+    cfg.resume_from_checkpoint = cfg.torchtune.resume_from_checkpoint = cfg.dry_run = False
+    cfg.torchtune.metric_logger.append = cfg.slurm.submit = False
+    cfg.trackers, cfg.torchtune.trackers.names = [], []
+    for key, value in changed.items():
+        cfg[key] = value
+        if key in cfg.torchtune:
+            cfg.torchtune[key] = value
+    return load(cfg)
+
+
+def _read(run: Path) -> DictConfig:
+    """config.yaml of a run, with the folder that it lies in now for the one that it began in; strings are literal."""
+    register()
+    try:
+        text = (run / "config.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{run} has no config.yaml, so it cannot be started again") from None
+    tree = OmegaConf.to_container(OmegaConf.create(text))
+    began_in, lies_in = tree["output_dir"], str(run.absolute())
+    if began_in != lies_in:
+        tree = OmegaConf.to_container(OmegaConf.create(text.replace(began_in, lies_in)))
+    cfg = OmegaConf.create(literal(tree))
+    cfg.agent = None  # whoever gives this command need not be who gave that one
+    return cfg
+
+
+def _with(tree: Any, change: Callable[[str], str]) -> Any:
+    """A tree with every text in it changed."""
+    if isinstance(tree, dict):
+        return {k: _with(v, change) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_with(v, change) for v in tree]
+    return change(tree) if isinstance(tree, str) else tree
+
+
+def permit(run: Path, permission: str) -> None:
+    """Write down in a run's config who allowed a coding agent to use its data, and when."""
+    tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    tree["dataset"]["permission"] = permission
+    RunFolder(run).write_yaml("config.yaml", tree)
+
+
+def frozen_swept(run: Path) -> dict[str, Any]:
+    """The values that distinguish a run in its sweep."""
+    return json.loads((run / "swept.json").read_text(encoding="utf-8"))

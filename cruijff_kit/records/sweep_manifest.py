@@ -1,0 +1,162 @@
+"""sweep.json: the ledger of a sweep. Which runs it has, where they are, what identifies them, and every submission.
+
+The launcher and the commands `resume` and `cancel` write it, the whole file at a time and under a lock; the runs
+themselves never do (they keep status.json). A single run that was submitted has a ledger in its own folder.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from cruijff_kit.config.experiment import ExperimentConfig
+from cruijff_kit.config.identity import config_hash
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.versions import code_hash, git_commit
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import write_text
+from cruijff_kit.util.format import now
+
+NAME = "sweep.json"
+
+
+@dataclass
+class Attempt:
+    """One submission of a run.
+
+    script: what was submitted. task: the run's number in the array, None for a job of one run. job_id: SLURM's, such as
+    17_3; None while (or if) the answer of sbatch is not known. request: sbatch's options. reason: first, resume
+    or evaluate.
+    changes: the settings that differ from the attempt before.
+    """
+
+    submitted: str
+    script: str
+    task: int | None = None
+    job_id: str | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    reason: str = "first"
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Entry:
+    """One run of the sweep.
+
+    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused). settings: as in
+    result.json. estimate: what it was expected to take (cruijff_kit.runs.estimate).
+    """
+
+    name: str
+    folder: str
+    config_hash: str
+    data_hash: str | None
+    swept: dict[str, Any] = field(default_factory=dict)
+    reused: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    estimate: dict[str, Any] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+@dataclass
+class Ledger:
+    """A sweep."""
+
+    experiment: str
+    command: list[str]
+    """What to type after `python -m cruijff_kit.train` (and -m) for the same runs: --config-dir, overrides."""
+    cwd: str
+    """Where the command was given; relative paths in configs count from there."""
+    created: str = field(default_factory=now)
+    git_commit: str | None = None
+    code: str = ""
+    """code_hash at submission."""
+    question: str = ""
+    """What the sweep is to answer."""
+    hypothesis: str = ""
+    """What is expected."""
+    evaluation: str = ""
+    """What will be compared, and how: the evaluation plan."""
+    runs: list[Entry] = field(default_factory=list)
+    version: int = 1
+
+
+def new_ledger(experiment: ExperimentConfig, command: list[str]) -> Ledger:
+    """A ledger without runs, of the code and the folder of this moment."""
+    about = dataclasses.asdict(experiment)
+    return Ledger(about.pop("name"), command, os.getcwd(), git_commit=git_commit(), code=code_hash(), **about)
+
+
+def repeating_command(ledger: Ledger) -> str:
+    """The command line that makes a ledger's runs again, from the folder `cwd`."""
+    alone = len(ledger.runs) == 1 and not ledger.runs[0].swept and ledger.runs[0].folder in (".", "")
+    return f"python -m cruijff_kit.train {'' if alone else '-m '}{shlex.join(ledger.command)}".rstrip()
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """The ledger in a folder; None if there is none.
+
+    Raises:
+        UserError: the file is not a ledger of this version.
+    """
+    path = folder / NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        runs = [Entry(**{**e, "attempts": [Attempt(**a) for a in e["attempts"]]}) for e in tree.pop("runs")]
+        return Ledger(**tree, runs=runs)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a ledger of this version of cruijff_kit: {error}") from error
+
+
+@contextmanager
+def editing(folder: Path, new: Ledger | None = None) -> Iterator[Ledger]:
+    """The ledger of a folder, locked against other commands, and written when the context ends without an error.
+
+    Args:
+        folder: the sweep's.
+        new: begin with this one if there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock_of(folder)):
+        ledger = read_ledger(folder) or new
+        if ledger is None:
+            raise UserError(f"{folder} holds no {NAME}")
+        yield ledger
+        write_text(folder / NAME, json.dumps(dataclasses.asdict(ledger), indent=1) + "\n")
+
+
+def lock_of(folder: Path) -> Path:
+    """What a command locks that writes a sweep's files."""
+    return folder / f".{NAME}.lock"
+
+
+def run_folder(sweep_dir: Path, entry: Entry) -> Path:
+    """Where a run lies now."""
+    return (sweep_dir / entry.folder).absolute()
+
+
+def find_ledgers(folder: Path) -> list[Path]:
+    """Folders of the ledgers in and below a folder."""
+    return folders_below(folder, NAME)
+
+
+def is_done(run: Path) -> bool:
+    """Whether a run has finished."""
+    path = run / "result.json"
+    return path.exists() and read_result(path).status == "done"
+
+
+def identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]:
+    """What makes two runs the same run."""
+    return config_hash(config), data_hash

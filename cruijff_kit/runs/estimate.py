@@ -1,0 +1,161 @@
+"""What runs will take, before anything is spent: from finished runs of the same kind, or by a formula where there are none.
+
+Runs are of a kind when model, processor, processes and CPU threads agree; their seconds are scaled by tokens trained and
+samples answered. Called by the launcher and the dry run; the ledger keeps each run's estimate beside which the summary
+sets what it took.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.records.result import RunResult, read_result
+from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.runs.plan import Plan
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.format import clock
+
+_NEWEST = 200  # results that are looked at
+# The formula's rates, operations per second: a GPU as LoRA at small batches uses it, a CPU thread with AVX2 or AVX-512.
+_GPU_RATE, _CPU_RATES = 6e13, {"fp32": 5e10, "bf16": 2e11}
+_STEP_SECONDS, _SAMPLE_SECONDS, _RUN_SECONDS, _JOB_SECONDS = 0.01, 0.004, 1.0, 20.0  # what no model's size changes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    seconds: from its start to its result. memory_bytes: at its peak, of a GPU or the process. gpu_hours, cpu_hours: what is
+    occupied. runs: finished ones of the kind that it is drawn from. basis: that in words.
+    """
+
+    seconds: float
+    memory_bytes: int
+    gpu_hours: float
+    cpu_hours: float
+    runs: int
+    basis: str
+
+
+def estimates(runs: Sequence[tuple[RunConfig, Plan]], sweep_dir: Path) -> list[Estimate]:
+    """The estimate of each run of a sweep.
+
+    Args:
+        sweep_dir: where its runs lie; the finished runs of all experiments beside it count.
+    """
+    earlier = list(_finished(sweep_dir, runs[0][0].experiment.name)) if runs else []
+    return [_estimate(config, plan, [r for r in earlier if _of_kind(r, config, plan)]) for config, plan in runs]
+
+
+def total(found: Iterable[Estimate]) -> dict[str, float]:
+    """seconds one after another, gpu_hours and cpu_hours of all, and the most memory that one needs."""
+    found = list(found)
+    sums = {name: sum(getattr(e, name) for e in found) for name in ("seconds", "gpu_hours", "cpu_hours")}
+    return sums | {"memory_bytes": max((e.memory_bytes for e in found), default=0)}
+
+
+def check_budget(config: RunConfig, found: Sequence[Estimate], before: float = 0.0) -> None:
+    """Refuse what is estimated above `max_gpu_hours` unless a person approved it.
+
+    Args:
+        before: GPU-hours of the sweep's runs that were started already.
+    Raises:
+        UserError: with the estimate, and what to type.
+    """
+    hours = total(found)["gpu_hours"] + before
+    if config.max_gpu_hours is None or config.approved or hours <= config.max_gpu_hours:
+        return
+    raise UserError(
+        f"{len(found)} run{'s' * (len(found) != 1)} would take about {hours:.3g} GPU-hours ({found[0].basis}), above "
+        f"max_gpu_hours={config.max_gpu_hours:g}, so nothing was started; a person who agrees adds approved=true"
+    )
+
+
+def in_words(found: Sequence[Estimate]) -> str:
+    """The sweep's estimate in a line."""
+    sums, bases = total(found), dict.fromkeys(e.basis for e in found)
+    hours = f"{sums['gpu_hours']:.3g} GPU-hours" if sums["gpu_hours"] else f"{sums['cpu_hours']:.3g} CPU-hours"
+    return f"estimate: {clock(sums['seconds'])} one after another, {hours} ({'; '.join(bases)})"
+
+
+def _finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
+    """The newest finished runs of all experiments; of this sweep alone where its folder lies elsewhere."""
+    sweep_dir = sweep_dir.absolute()
+    named = [above for above in list(sweep_dir.parents)[:2] if above.name == experiment]  # a single run lies deeper
+    root = named[0].parent if named else sweep_dir
+    files = [run / "result.json" for run in folders_below(root, "result.json")]
+    for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True)[:_NEWEST]:
+        try:
+            result = read_result(file)
+        except UserError:  # of an older version
+            continue
+        if result.status == "done" and result.training.get("tokens") and not result.resumed_at_step:
+            yield result
+
+
+def _of_kind(result: RunResult, config: RunConfig, plan: Plan) -> bool:
+    device, threads = result.machine.get("device"), result.machine.get("threads")
+    same = (
+        device == "cpu" and threads == plan.machine["threads"] if plan.machine["device"] == "cpu" else device != "cpu"
+    )
+    same = same and (_unknown_dtype(config) or result.machine.get("dtype") == plan.machine["dtype"])
+    return same and result.model == config.model.name and result.settings.get("processes") == config.processes
+
+
+def _unknown_dtype(config: RunConfig) -> bool:
+    """What a node's processor computes in shows only there."""
+    return config.slurm.submit and config.dtype == "auto"
+
+
+def _estimate(config: RunConfig, plan: Plan, earlier: list[RunResult]) -> Estimate:
+    seconds = _from(earlier, config, plan) if earlier else _by_formula(config, plan)
+    like = [r.training["peak_memory_bytes"] for r in earlier if r.settings["batch_size"] == config.batch_size]
+    memory = max(like) if like else plan.memory_bytes
+    gpus, cpus = _occupied(config, plan)
+    some = f"from {len(earlier)} finished run{'s' * (len(earlier) != 1)} of this kind"
+    basis = some if earlier else "by a formula, for want of finished runs of this kind"
+    hours = seconds / 3600
+    return Estimate(round(seconds, 1), memory, hours * gpus, hours * cpus, len(earlier), basis)
+
+
+def _occupied(config: RunConfig, plan: Plan) -> tuple[int, int]:
+    """GPUs and CPU cores that a run holds."""
+    if config.slurm.submit:
+        on_gpu = plan.machine["device"] != "cpu"
+        return config.slurm.gpus or (config.processes if on_gpu else 0), config.slurm.cpus or 1
+    return (config.processes if plan.machine["device"] != "cpu" else 0), plan.machine["threads"]
+
+
+def _cells(config: RunConfig) -> int:
+    """How often each task is answered; the untrained model's answers count too, though they may be there already."""
+    return len(config.evaluated_epochs) + config.eval.baseline if config.eval.tasks else 0
+
+
+def _from(earlier: list[RunResult], config: RunConfig, plan: Plan) -> float:
+    """Seconds, by the median of what finished runs took a token and a sample."""
+    of_a_token = statistics.median(r.seconds["train"] / r.training["tokens"] for r in earlier)
+    answered = [(e.seconds, e.samples) for r in earlier for e in r.evaluation if e.samples]
+    of_a_sample = statistics.median(s / n for s, n in answered) if answered else _SAMPLE_SECONDS
+    setup = statistics.median(r.seconds.get("setup", 0) for r in earlier)
+    return of_a_token * plan.tokens + of_a_sample * sum(plan.samples.values()) * _cells(config) + setup
+
+
+def _by_formula(config: RunConfig, plan: Plan) -> float:
+    """Seconds, by counting operations: 2 a weight and token forward, 2 backward (the base is frozen), 2 to recompute."""
+    gpu = plan.machine["device"] != "cpu"
+    dtype = "fp32" if _unknown_dtype(config) else plan.machine["dtype"]
+    rate = _GPU_RATE if gpu else _CPU_RATES[dtype] * plan.machine["threads"]
+    rate *= config.processes if gpu else 1
+    weights = plan.total_parameters
+    trained = (6 if config.enable_activation_checkpointing else 4) * weights * plan.tokens / rate
+    asked = sum(n * (2 * weights * plan.sample_tokens[t] / rate + _SAMPLE_SECONDS) for t, n in plan.samples.items())
+    fixed = _JOB_SECONDS if config.slurm.submit else _RUN_SECONDS
+    return trained + _STEP_SECONDS * plan.steps["total"] + asked * _cells(config) + fixed
+
+
+def as_dict(estimate: Estimate) -> dict[str, Any]:
+    """For JSON and the ledger."""
+    return asdict(estimate)

@@ -1,0 +1,110 @@
+"""Leaks between the splits that a run uses."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cruijff_kit.data.conversations import Conversation, conversations
+from cruijff_kit.util.errors import UserError
+
+if TYPE_CHECKING:
+    from cruijff_kit.config.groups import DatasetConfig
+from cruijff_kit.data.leaks import REFUSED, Leak, find_leaks, targets_in_prompts, unit_of
+
+
+def number_units(data: "DatasetConfig", split: str, limit: int | None, rows: list[int]) -> list[int]:
+    """For each of these rows of a split a number that rows of one unit (dataset.unit_column) share; it names nobody.
+
+    Raises:
+        UserError: as `unit_of`.
+    """
+    units = {row.row: unit_of(row, data.unit_column, split) for row in _used(data, split, limit)}
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(units[row], len(numbers)) for row in rows]
+
+
+def check_units(data: "DatasetConfig", splits: list[str]) -> None:
+    """Raises UserError as `unit_of` where a row of these test splits has no unit, and dataset.unit_column asks for one."""
+    if data.unit_column is not None:
+        for split in splits:
+            for row in _used(data, split, data.max_test_samples):
+                unit_of(row, data.unit_column, split)
+
+
+def used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conversation]]:
+    """The rows that a run uses, by split, the training split first.
+
+    Args:
+        data: the data set and what is used of it.
+        tests: splits that evaluation asks.
+    Raises:
+        UserError: malformed data.
+    """
+    limits = {data.train_split: data.max_samples}
+    if data.validation_split is not None:
+        limits.setdefault(data.validation_split, data.max_validation_samples)
+    for split in tests:
+        limits.setdefault(split, data.max_test_samples)
+    return {split: _used(data, split, limit) for split, limit in limits.items()}
+
+
+def _used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversation]:
+    how = {"format": data.format, "split_column": data.split_column, "type": data.type, "sample_seed": data.sample_seed}
+    return conversations(data.path, split, data.column_map, data.prompt, data.system_prompt, limit, **how)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run's data came to."""
+
+    leaks: list[Leak]
+    """Between its splits."""
+    targets: dict[str, int]
+    """Split -> rows that hold their answer in the prompt."""
+    conversations: bool
+    """Whether rows are whole conversations, which no prompt words."""
+
+    def counts(self) -> dict[str, int]:
+        """Rows by what is the matter with them, where there are any: "exact train test", "target train"."""
+        found = {f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in self.leaks}
+        return found | {f"target {split}": count for split, count in self.targets.items() if count}
+
+
+_checked: dict[str, Checked] = {}
+
+
+def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Checked:
+    """Look for leaks in what a run uses; once per process for the same data.
+
+    Args:
+        data: the data set and what is used of it.
+        tests: splits that evaluation asks.
+        data_hash: of the data set's files.
+    Raises:
+        UserError: there are some that stop a run, and dataset.allow_leaks does not name them.
+    """
+    settings = dataclasses.asdict(data)
+    del settings["allow_leaks"]
+    key = json.dumps([settings, tests, data_hash], sort_keys=True, default=str)
+    if key not in _checked:
+        used = used_splits(data, tests)
+        targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
+        leaks = find_leaks(used, within=False, unit_column=data.unit_column)
+        _checked[key] = Checked(leaks, targets, used[data.train_split][0].whole)
+    if "exact" not in data.allow_leaks:
+        _refuse_trained_on(data, tests)
+    for leak in _checked[key].leaks:
+        if leak.kind in REFUSED and leak.kind not in data.allow_leaks:
+            raise UserError(f"{leak}; {leak.advice()}")
+    return _checked[key]
+
+
+def _refuse_trained_on(data: "DatasetConfig", tests: list[str]) -> None:
+    held_out = {split: "eval.tasks: split " if split != data.test_split else "dataset.test_split=" for split in tests}
+    for split, name in ({data.validation_split: "dataset.validation_split="} | held_out).items():
+        if split == data.train_split:
+            raise UserError(
+                f"{name}{split} is what is trained on; choose another, or allow it on purpose: "
+                "dataset.allow_leaks=[exact]"
+            )

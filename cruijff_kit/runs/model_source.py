@@ -1,0 +1,183 @@
+"""Which model a command means: a run's folder (its adapter), an adapter's, a base model's, or settings that name one.
+
+Called by commands that look at models: evaluate, embed, compare. No torch at import.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cruijff_kit.config import data_policy
+from cruijff_kit.config.explain import explained
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.data import tiers
+from cruijff_kit.records.archive_manifest import refuse_archived, saved_epochs
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.util.errors import UserError
+
+_MACHINE = ("device", "dtype", "threads", "gpus")  # what may differ from the run's own
+_WHO = ("agent", "dataset.permission")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is there.
+
+    config: of the run, or composed; its dataset says which rows are asked by default. adapter: its folder; None for the
+    base model alone. ours: whether a run of ours saved it (else PEFT did). epoch: counted from 0, of a run's adapter.
+    """
+
+    config: RunConfig
+    adapter: Path | None = None
+    ours: bool = True
+    epoch: int | None = None
+
+    @property
+    def place(self) -> str | None:
+        """The adapter's folder as text, for reports."""
+        return str(self.adapter) if self.adapter else None
+
+    def admit(self, file: Path | None = None) -> str:
+        """Refuse what the tier of the run's data, or of a file with texts, forbids, before it is read; the tier.
+
+        Raises:
+            UserError: a coding agent without permission, or a wrong TIER file.
+        """
+        tier = tiers.strictest([self.config.dataset.tier, *([tiers.marked(file)] if file else [])])
+        data_policy.handle(tier)
+        data_policy.admit_agent(tier, self.config.dataset.permission, self.config.agent)
+        return tier
+
+    def in_words(self) -> str:
+        """In a few words."""
+        if self.adapter is None:
+            return f"{self.config.model.name}, untrained"
+        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
+        return f"{self.config.model.name} with {self.config.run_name}{epoch}"
+
+
+def source_of(
+    where: Path | None,
+    overrides: list[str],
+    config_dir: str | None = None,
+    epoch: int | None = None,
+    untrained: bool = False,
+) -> Source:
+    """The model that a command line names.
+
+    Args:
+        where: a run's folder, an adapter's or a model's; None: `overrides` name a base model.
+        overrides: of a run device, dtype, threads and gpus; else as for cruijff_kit.train.
+        config_dir: folder with YAML of the user's.
+        epoch: of a run's adapter, counted from 0; None: the last one that was saved.
+        untrained: the base model alone.
+    Raises:
+        UserError: there is no such model, or it cannot be told which one is meant.
+    """
+    if where is not None and not where.is_dir():
+        raise UserError(f"no such folder: {where}")
+    if where is not None and ((where / "result.json").is_file() or (where / "config.yaml").is_file()):
+        return _of_run(where, overrides, epoch, untrained)
+    if epoch is not None:
+        raise UserError("--epoch chooses among the adapters of a run; give a run's folder")
+    if where is not None and (where / "adapter_config.json").is_file():
+        return _of_adapter(where.absolute(), overrides, config_dir, untrained)
+    if where is not None and (where / "config.json").is_file():
+        overrides = [*model_at(where, overrides), *overrides]
+    elif where is not None:
+        raise UserError(f"{where} holds no run, no adapter and no model; give the folder of one")
+    elif not typed(overrides, "model") and not typed(overrides, "model.path"):
+        raise UserError("name a model: a run's folder, an adapter's, model=NAME, or model=hf_llama model.path=DIR")
+    return Source(_composed(overrides, config_dir))
+
+
+def _of_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool) -> Source:
+    folder, config = RunFolder(run), _on_machine(run, overrides)
+    result = read_result(folder.result) if folder.result.exists() else None
+    if result:
+        config.dataset.tier = tiers.strictest([config.dataset.tier, result.tier])
+    from_elsewhere = result.paths.get("adapter") if result else None
+    if untrained or (result and result.settings.get("lora.rank") is None):
+        return Source(config)
+    if from_elsewhere:
+        return Source(config, Path(from_elsewhere), ours=False)
+    saved = saved_epochs(folder)
+    if epoch is not None and epoch not in saved:
+        refuse_archived(folder.path, [epoch])
+        there = ", ".join(map(str, saved))
+        raise UserError(f"{folder.path} holds no adapter of epoch {epoch}; there: {there} (counted from 0)")
+    epoch = saved[-1] if epoch is None else epoch
+    return Source(config, folder.epoch(epoch), epoch=epoch)
+
+
+def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
+    """A run's config with what was typed of the machine."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from cruijff_kit.records.saved_config import frozen
+
+    config = frozen(run)
+    with explained():
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    chosen = {o.key_or_group: o.value() for o in parsed}
+    config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)
+    if strange := [key for key in chosen if key not in (*_MACHINE, *_WHO)]:
+        raise UserError(f"{strange[0]}: the run is what it is; here {', '.join(_MACHINE)} can differ")
+    for key in ("threads", "gpus"):
+        if not isinstance(chosen.get(key, 1), int):
+            raise UserError(f"{key}={chosen[key]} is not a whole number")
+    processes = {"nproc_per_node": chosen["gpus"]} if chosen.get("gpus") else {}
+    cfg = config.torchtune | {k: v for k, v in chosen.items() if k not in ("gpus", "agent")} | processes
+    return dataclasses.replace(config, **chosen, torchtune=cfg)
+
+
+def _of_adapter(adapter: Path, overrides: list[str], config_dir: str | None, untrained: bool) -> Source:
+    named = [] if typed(overrides, "run_name") else [f"run_name={quoted_text(adapter.name)}"]
+    config = _composed([*settings_of(adapter, overrides), *named, *overrides], config_dir)
+    return Source(config, None if untrained else adapter, ours=False)
+
+
+def _composed(overrides: list[str], config_dir: str | None) -> RunConfig:
+    from cruijff_kit.config.compose import compose
+
+    return compose(overrides, config_dir)
+
+
+def settings_of(adapter: Path, overrides: list[str]) -> list[str]:
+    """Overrides that an adapter's own files make: the lora group, and the model it names if none is typed.
+
+    Raises:
+        UserError: it names no model that is here, or rank, alpha or modules were typed.
+    """
+    from cruijff_kit.models.external_adapter import base_of, lora_settings
+
+    if theirs := [o for o in overrides if o.lstrip("+").startswith("lora")]:
+        raise UserError(f"{theirs[0]}: rank, alpha and modules are the adapter's own; leave lora out")
+    lora = [f"lora.{k}={json.dumps(v).replace(' ', '')}" for k, v in lora_settings(adapter).items()]
+    if typed(overrides, "model") or typed(overrides, "model.path"):
+        return lora
+    named = base_of(adapter)
+    if not Path(named).expanduser().is_dir():
+        raise UserError(
+            f"{adapter} names {named or 'no model'} as its base model, which is no folder here; "
+            "say which it is: model=NAME, or model=hf_llama model.path=DIR"
+        )
+    return [*lora, *model_at(Path(named).expanduser(), overrides)]
+
+
+def model_at(folder: Path, overrides: list[str]) -> list[str]:
+    """Overrides that choose the model in a folder."""
+    chosen = [] if typed(overrides, "model") else ["model=hf_llama"]
+    return [*chosen, f"model.path={quoted_text(str(folder.absolute()))}"]
+
+
+def typed(overrides: list[str], key: str) -> bool:
+    """Whether a key is among the overrides."""
+    return any(o.lstrip("+").startswith(f"{key}=") for o in overrides)
+
+
+def quoted_text(text: str) -> str:
+    """Text as Hydra's grammar quotes it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

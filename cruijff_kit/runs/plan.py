@@ -1,0 +1,322 @@
+"""What a run will do, worked out before any weights are read: every check, the steps, the tokens, the estimates.
+
+Imports torch only inside `check`; called by run, by the launcher (all runs of a sweep first) and by the dry run.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cruijff_kit.config.data_policy import admit
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.data.dataset_files import file_hash
+from cruijff_kit.data.generators import generate
+from cruijff_kit.data.packing import rows_of
+from cruijff_kit.data.rows import read_split
+from cruijff_kit.data.tiers import LONGEST_GROUP, RED
+from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
+from cruijff_kit.models import download
+from cruijff_kit.records.result import flat_metrics
+from cruijff_kit.runs.leak_check import check_leaks, check_units
+from cruijff_kit.runs.memory_estimate import _disk, _memory
+from cruijff_kit.training.schedule import Steps
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.progress import say
+from cruijff_kit.util.redaction import quoted_names
+from cruijff_kit.util.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Plan(EvaluationPlan):
+    """What a run will do.
+
+    steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). validation_rows:
+    of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
+    disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
+    sample_tokens: task -> of the longest prompt and answer.
+    accuracy_tasks: the tasks whose answers are right or wrong. error_tasks: whose answers are numbers.
+    machine: device, dtype, threads. leaks: "exact train test"
+    -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
+    whole conversations, which dataset.prompt does not word. warnings: what to know before it
+    starts.
+    """
+
+    rows: int
+    validation_rows: int
+    effective_batch: int
+    steps: dict[str, int]
+    tokens: int
+    cut_rows: int
+    trainable_parameters: int
+    total_parameters: int
+    memory_bytes: int
+    disk_bytes: int
+    packed_rows: int | None
+    samples: dict[str, int]
+    sample_tokens: dict[str, int]
+    accuracy_tasks: list[str]
+    error_tasks: list[str]
+    machine: dict[str, str | int]
+    leaks: dict[str, int]
+    conversations: bool
+    warnings: list[str]
+
+    def in_words(self) -> str:
+        """What was derived, in a line: rows, rows per step, steps, warm-up."""
+        steps = self.steps
+        split = f" ({steps['processes']} processes)" if steps["processes"] > 1 else ""
+        return (
+            f"{self.rows} rows, {self.effective_batch} per step{split}: {steps['total']} steps, "
+            f"{steps['warmup']} of warm-up"
+        )
+
+
+_checked: dict[str, Plan] = {}
+
+
+def check(config: RunConfig) -> Plan:
+    """Check everything that can be checked without weights, making the model's folder and the data if need be.
+
+    Raises:
+        UserError: whatever cannot work, in one line.
+    """
+    admit(config)
+    data_hash = _make_ready(config, (config.dataset.train_split, config.dataset.validation_split, *config.test_splits))
+    # The same settings on the same data need no second look.
+    key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
+    if key not in _checked:
+        _checked[key] = _work_out(config, data_hash)
+    return _checked[key]
+
+
+def _make_ready(config: RunConfig, splits: tuple[str | None, ...]) -> str:
+    """Fetch the model and the data if need be, read the splits, and return the data's hash."""
+    data = config.dataset
+    if data.generator is not None:
+        generate(data.generator, data.arguments)
+    download.fetch(config.model)
+    for split in dict.fromkeys(splits):
+        if split is not None:
+            read_split(data.path, split, data.format, data.split_column)
+    if data.tier == RED:
+        _check_group_columns(config)
+    return file_hash(data.path, data.format)
+
+
+def _check_group_columns(config: RunConfig) -> None:
+    """Refuse a column that could tell people apart where it is to stay in the logs of red data."""
+    data = config.dataset
+    for split in config.test_splits:
+        rows = read_split(data.path, split, data.format, data.split_column)
+        for column in data.group_columns:
+            name = f"dataset.group_columns: {column}"
+            values = [str(row[column]) for row in rows if row.get(column) is not None]
+            if not values:
+                there = quoted_names(rows[0])
+                raise UserError(f"{name} is no column of split {split!r}; {did_you_mean(column, there)}")
+            longest = max(range(len(values)), key=lambda i: len(values[i]))
+            if len(values[longest]) > LONGEST_GROUP:
+                raise UserError(
+                    f"{name} has values of more than {LONGEST_GROUP} letters (split {split!r}, row {longest}), which are "
+                    "texts and not groups; take it out"
+                )
+            if 2 * len({*values}) > len(values):
+                raise UserError(
+                    f"{name} has {len({*values})} different values in {len(values)} rows of split {split!r}, so that it "
+                    "tells rows apart and not groups; take it out"
+                )
+
+
+def check_evaluation(config: RunConfig) -> EvaluationPlan:
+    """Check what evaluation alone needs, training left aside.
+
+    Raises:
+        UserError: whatever cannot work, in one line.
+    """
+    admit(config)
+    data_hash = _make_ready(config, tuple(config.test_splits))
+    check_units(config.dataset, config.test_splits)
+    _say_loading()
+    from cruijff_kit.models import base_model
+    from cruijff_kit.training import process_cache
+
+    cfg = config.torchtune
+    chosen = _machine_of(config)
+    _check_quantization(cfg, chosen.device.type)
+    base_model.weight_files(cfg["checkpointer"])
+    context = process_cache.skeleton(cfg["model"], chosen.dtype).max_seq_len
+    rehearsals = _rehearsals(config, data_hash, context)
+    for warning in (w for r in rehearsals.values() for w in r.warnings):
+        say(f"warning: {warning}")
+    return EvaluationPlan(data_hash, {name: r.prompts for name, r in rehearsals.items()})
+
+
+def _say_loading() -> None:
+    if "torch" not in sys.modules:
+        say("loading torch, torchtune and inspect-ai")
+
+
+def _rehearsals(config: RunConfig, data_hash: str, context: int) -> dict[str, Any]:
+    """Task -> what it did when it was rehearsed."""
+    from cruijff_kit.evaluation.prompt_check import rehearse
+    from cruijff_kit.evaluation.run_tasks import check_tasks
+
+    check_tasks(config)
+    found = {name.label: rehearse(name, config, data_hash) for name in config.eval.names}
+    for name, r in found.items():
+        _check_answers(name, config, r.longest, r.max_tokens, context)
+    return found
+
+
+def _work_out(config: RunConfig, data_hash: str) -> Plan:
+    leaks = check_leaks(config.dataset, config.test_splits, data_hash)
+    _say_loading()
+    from cruijff_kit.models import base_model
+    from cruijff_kit.models.device import short_name
+    from cruijff_kit.training import process_cache
+    from cruijff_kit.training.component_checks import check_components
+    from cruijff_kit.training.custom_metrics import check_custom_metrics
+
+    cfg = config.torchtune
+    check_components(cfg)
+    chosen = _machine_of(config)
+    _check_memory_options(cfg, chosen.device.type)
+    _check_quantization(cfg, chosen.device.type)
+    model = process_cache.skeleton(cfg["model"], chosen.dtype)
+    files = base_model.weight_files(cfg["checkpointer"])
+    examples = list(process_cache.dataset(cfg["dataset"], cfg["tokenizer"]))
+    held_out = (
+        [] if cfg["dataset_val"]["split"] is None else list(process_cache.dataset(cfg["dataset_val"], cfg["tokenizer"]))
+    )
+    rows = [row for e in examples for row in rows_of(e)]
+    custom = check_custom_metrics(cfg["custom_metrics"], process_cache.tokenizer(cfg["tokenizer"]), examples)
+    steps = Steps.of(cfg, len(examples))
+    _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
+    trainable, total = base_model.count_parameters(model)
+    rehearsals = _rehearsals(config, data_hash, model.max_seq_len)
+    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()}, custom)
+    rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
+    lengths = [len(e.tokens) for e in examples]
+    return Plan(
+        data_hash=data_hash,
+        rows=len(examples),
+        validation_rows=len(held_out),
+        effective_batch=steps.rows_per_update,
+        steps=dataclasses.asdict(steps),
+        tokens=round(sum(lengths) / len(lengths) * rows_used * cfg["epochs"]),
+        cut_rows=sum(e.cut > 0 for e in rows),
+        trainable_parameters=trainable,
+        total_parameters=total,
+        memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
+        disk_bytes=_disk(cfg, trainable, files),
+        prompts_checked={name: r.prompts for name, r in rehearsals.items()},
+        packed_rows=len(rows) if config.dataset.packed else None,
+        samples={name: r.samples for name, r in rehearsals.items()},
+        sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
+        accuracy_tasks=_tasks_with("accuracy", rehearsals),
+        error_tasks=_tasks_with("mae", rehearsals),
+        machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
+        leaks=leaks.counts(),
+        conversations=leaks.conversations,
+        warnings=[
+            *_short(steps),
+            *_cut(config, rows, held_out),
+            *(warning for r in rehearsals.values() for warning in r.warnings),
+            *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
+        ],
+    )
+
+
+def _short(steps: Any) -> list[str]:
+    if steps.total >= 3 * steps.warmup:
+        return []
+    few = f"warm-up takes {steps.warmup} of {steps.total} steps"
+    return [f"{few}; a third at most is usual: num_warmup_steps={steps.total // 3}"]
+
+
+def _cut(config: RunConfig, examples: list, held_out: list) -> list[str]:
+    """Lines about what max_seq_len cuts off."""
+    lines = []
+    for split, rows in ((config.dataset.train_split, examples), (config.dataset.validation_split, held_out)):
+        cut = [e.cut for e in rows if e.cut]
+        if cut:
+            lines.append(
+                f"{len(cut)} of {len(rows)} rows of split {split!r} are cut by dataset.max_seq_len="
+                f"{config.dataset.max_seq_len}, the worst by {max(cut)} tokens; their ends are not learnt"
+            )
+    return lines
+
+
+def _machine_of(config: RunConfig) -> Any:
+    """Where the run will compute: here, or on a node of the cluster, which cannot be looked at from here."""
+    from cruijff_kit.models import device
+
+    cfg, slurm = config.torchtune, config.slurm
+    if not slurm.submit:
+        chosen = device.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+        device.check_devices(chosen.device, config.processes)
+        return chosen
+    gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
+    if cfg["device"].startswith("cuda") and not gpu:
+        raise UserError(f"device={cfg['device']} needs a GPU, and none is asked for; add slurm.gpus=1")
+    return device.expect("cuda" if gpu and cfg["device"] == "auto" else cfg["device"], cfg["dtype"], slurm.cpus or 1)
+
+
+def _check_memory_options(cfg: dict[str, Any], device: str) -> None:
+    if cfg["enable_activation_offloading"] and device != "cuda":
+        raise UserError("enable_activation_offloading=true needs CUDA; set it to false")
+    if cfg["enable_activation_offloading"] and not cfg["enable_activation_checkpointing"]:
+        raise UserError("enable_activation_offloading=true needs enable_activation_checkpointing=true")
+
+
+def _check_quantization(cfg: dict[str, Any], device: str) -> None:
+    if cfg["model"].get("quantize_base") and device != "cuda":
+        raise UserError("lora.quantize_base=true (QLoRA) needs a GPU, and the run would be on a CPU; set it to false")
+    if cfg["model"].get("quantize_base") and cfg["nproc_per_node"] > 1:
+        raise UserError(
+            f"lora.quantize_base=true (QLoRA) trains on one GPU, not on {cfg['nproc_per_node']}; set gpus=1, or it to false"
+        )
+
+
+def _check_lengths(config: RunConfig, longest: int, model: Any) -> None:
+    context = model.max_seq_len
+    if longest > context:
+        what = "pack" if config.dataset.packed else "row"
+        why = " (from there on its sliding window takes effect, which torchtune does not have)"
+        why = why if getattr(model, "window", None) == context else ""
+        raise UserError(
+            f"the longest {what} has {longest} tokens, {config.model.name} reads at most {context}{why}; "
+            f"set dataset.max_seq_len={context}"
+        )
+
+
+def _check_answers(name: str, config: RunConfig, prompt: int, answer: int, context: int) -> None:
+    if prompt >= context:
+        raise UserError(
+            f"the longest prompt of {name} has {prompt} tokens, {config.model.name} reads at most {context}; shorten it"
+        )
+    if prompt + answer > context:
+        raise UserError(
+            f"eval.max_tokens={answer}: with prompts of {prompt} tokens in {name}, {config.model.name} "
+            f"has room for {context - prompt}; set eval.max_tokens={max(1, context - prompt)}"
+        )
+
+
+def _tasks_with(metric: str, rehearsals: dict[str, Any]) -> list[str]:
+    return [n for n, r in rehearsals.items() if any(metric in m for m in (r.metrics or {}).values())]
+
+
+def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | None], custom: list[str]) -> None:
+    validated = config.torchtune["dataset_val"]["split"] is not None
+    losses = ["loss", *(["validation_loss", *(f"validation_{name}" for name in custom)] if validated else custom)]
+    known = {t: scorers for t, scorers in tasks.items() if scorers is not None}
+    names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in known.items()}
+    measured = [*losses, *flat_metrics(names)]
+    if len(known) < len(tasks) or config.objective_name is None:
+        return  # what a task measures may show when it has run
+    if config.objective_name not in measured:
+        raise UserError(
+            f"objective={config.objective_name} is not measured; {did_you_mean(config.objective_name, measured)}"
+        )

@@ -1,0 +1,278 @@
+"""Under what conditions a run was made, and which of them differ now: code, packages, data, base model, tasks, machine.
+
+And which of the differences can change a number: what computes, samples or decides what the model reads.
+"""
+
+import platform
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cruijff_kit.config.identity import config_hash
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.data.dataset_files import file_hash
+from cruijff_kit.data.generators import generate
+from cruijff_kit.evaluation.cells import cell_key
+from cruijff_kit.models.download import download_command
+from cruijff_kit.models.fingerprint import fingerprint
+from cruijff_kit.records.archive_manifest import archived_data
+from cruijff_kit.records.environment import installed_packages, read_environment, system
+from cruijff_kit.records.own_code import normalise
+from cruijff_kit.records.result import RunResult
+from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.records.sweep_manifest import Ledger, read_ledger
+from cruijff_kit.records.versions import code_hash, git_commit
+from cruijff_kit.slurm.run_states import known_below, owner
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import sha256_of
+
+SAME, DIFFERS, MISSING, UNKNOWN = "the same", "differs", "missing", "unknown"
+_COMPUTING = {
+    "cruijff-kit", "torch", "torchtune", "torchao", "torchdata", "triton", "numpy", "scipy", "scikit-learn", "statsmodels",
+    "pandas", "pyarrow", "safetensors", "tokenizers", "jinja2", "inspect-ai", "hydra-core", "omegaconf",
+}  # fmt: skip
+_COMPUTING_FAMILIES = ("nvidia-", "cuda-", "intel-", "mkl", "pytorch-")
+_SHOWN = 5  # packages that are named, of those that compute nothing
+
+
+@dataclass
+class Condition:
+    """One thing that was there when the run was made."""
+
+    what: str
+    then: str
+    now: str
+    state: str
+    fix: str | None = None
+    """What to do where a new run would say nothing; None where it can go on."""
+    matters: bool = True
+    """Whether another one can change numbers."""
+
+
+@dataclass
+class Conditions:
+    """All of them, and what a new run must be told: settings as they were resolved then, and where files lie now."""
+
+    rows: list[Condition] = field(default_factory=list)
+    changed: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def add(
+        self, what: str, then: Any, now: Any, state: str | None = None, fix: str | None = None, matters: bool = True
+    ) -> None:
+        """A row; its state follows from then and now unless it is said."""
+        state = state or (UNKNOWN if then is None or now is None else SAME if then == now else DIFFERS)
+        then, now = ("not recorded" if v is None else str(v) for v in (then, now))
+        self.rows.append(Condition(what, then, now, state, fix if state != SAME else None, matters))
+
+    @property
+    def refusals(self) -> list[Condition]:
+        """Those that keep the run from being made again."""
+        return [r for r in self.rows if r.fix is not None]
+
+
+def conditions_of(run: Path, result: RunResult) -> Conditions:
+    """Compare what a run recorded with what is here. Data that is drawn from a seed is drawn if it is not there.
+
+    Raises:
+        UserError: the run's config cannot be read.
+    """
+    config, found = frozen(run), Conditions()
+    ledger = _ledger_of(run)
+    then = read_environment(run) or {}
+    _code(found, result, ledger)
+    _own_code(found, then)
+    _packages(found, result, then)
+    _system(found, result, then)
+    found.add("configuration", result.config_hash, config_hash(config))
+    began = began_in(run, ledger)
+    _data(found, run, result, config, began)
+    _model(found, result, config, began)
+    _tasks(found, result, config)
+    _machine(found, result, config, then)
+    if result.changes:
+        shown = ", ".join(f"{k}={v}" for k, v in result.changes.items())
+        found.add("changed by retries", shown, "as configured", DIFFERS)
+    return found
+
+
+def _ledger_of(run: Path) -> Ledger | None:
+    known = next((k for k in known_below(run) if k.folder == run.absolute()), None)
+    place = owner(known).sweep_dir if known else None
+    return read_ledger(place) if place else None
+
+
+def began_in(run: Path, ledger: Ledger | None = None) -> Path | None:
+    """Where a run's command was given, from which relative paths count; None where that is not known.
+
+    Args:
+        ledger: of its sweep; None: looked for.
+    """
+    ledger = ledger or _ledger_of(run)
+    if ledger is not None:
+        return Path(ledger.cwd)
+    try:
+        return Path(OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.cwd)
+    except Exception:  # made from Python, or a file of Hydra's that is another version's
+        return None
+
+
+def located(path: str, began_in: Path | None) -> str:
+    """A path, or where it led when the run was made, if it leads nowhere here."""
+    there = began_in / path if began_in else None
+    return str(there) if there and not Path(path).expanduser().exists() and there.exists() else path
+
+
+def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
+    """A path; where nothing is there, the archive's copy of it, if it has one."""
+    return path if Path(path).expanduser().exists() else kept.get(typed, path)
+
+
+def _code(found: Conditions, result: RunResult, ledger: Ledger | None) -> None:
+    then, now = result.git_commit, git_commit()
+    hashed = result.code_hash or (ledger.code if ledger else None)
+    edited = "+changes" in f"{then}{now}"
+    # The same commit, edited: that the edits are the same, too, only the hash of the files can tell.
+    found.add("code, commit", then, now, UNKNOWN if edited and then == now and hashed != code_hash() else None)
+    found.add("code, hash of the files", hashed, code_hash())
+
+
+def _own_code(found: Conditions, then: dict[str, Any]) -> None:
+    """The user's Python files, a row each."""
+    files = then.get("own_code", {}).get("files", [])
+    names = Counter(Path(file["path"]).name for file in files)
+    for file in files:
+        path, digest = Path(file["path"]), file["sha256"]
+        now = sha256_of(path) if path.is_file() else None
+        kept = f"kept as {file['copy']}" if file["copy"] else f"in commit {file['commit']}" if file["commit"] else None
+        state = SAME if now == digest else DIFFERS
+        where = f"{digest[:16]}{f' ({kept})' if kept else ''}"
+        name = path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}"
+        found.add(f"own code {name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
+
+
+def _packages(found: Conditions, result: RunResult, then: dict[str, Any]) -> None:
+    """A row for each package that differs and can matter, one for all others, one for those that are the same."""
+    recorded = {normalise(n): v for n, v in result.versions.items() if n != "python"} | then.get("packages", {})
+    now, used = installed_packages(), then.get("own_code", {}).get("packages", [])
+    # A package that is here and was not there counts where all were written down.
+    names = {*recorded, *(now if "packages" in then else ())}
+    apart = sorted(name for name in names if recorded.get(name) != now.get(name))
+    weighty = [name for name in apart if computes(name) or name in used]
+    for name in weighty:
+        found.add(f"package {name}", *(v.get(name, "not installed") for v in (recorded, now)), DIFFERS)
+    rest = [name for name in apart if name not in weighty]
+    if rest:
+        shown = rest[:_SHOWN] + [f"{len(rest) - _SHOWN} more"] * (len(rest) > _SHOWN)
+        before, after = (", ".join(f"{n} {v.get(n, '-')}" if n in apart else n for n in shown) for v in (recorded, now))
+        found.add("packages that compute nothing", before, after, DIFFERS, matters=False)
+    same = len(names) - len(apart)
+    found.add("packages", f"{same} versions", f"{same} versions")
+
+
+def computes(package: str) -> bool:
+    """Whether another version of a package can change what a run comes to: it computes, samples, scores, reads data or
+    words what the model is asked.
+    """
+    return package in _COMPUTING or package.startswith(_COMPUTING_FAMILIES)
+
+
+def _system(found: Conditions, result: RunResult, then: dict[str, Any]) -> None:
+    """Python, the operating system and its C library (whose functions round)."""
+    was, is_now = then.get("python", {}).get("version") or result.versions.get("python"), platform.python_version()
+    same_minor = was is not None and was.split(".")[:2] == is_now.split(".")[:2]
+    found.add("Python", was, is_now, matters=not same_minor)
+    before, now = then.get("system", {}), system()
+    for key, matters in (("libc", True), ("architecture", True), ("distribution", False), ("release", False)):
+        if before.get(key) is not None or now[key] is not None:
+            found.add(f"system, {key}", before.get(key), now[key], matters=matters)
+
+
+def _hardware(found: Conditions, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Processor, GPU, driver, and what torch was built for. On a GPU the processor only feeds it."""
+    gpu = now["gpu"] is not None
+    rows = [("processor", "model", not gpu), ("processor", "instructions", not gpu), ("torch_build", "cuda", gpu)]
+    rows += [("gpu", "compute_capability", True), ("torch_build", "cudnn", True)] if gpu else []
+    for part, key, matters in rows:
+        before, here = (v.get(part) or {} for v in (then, now))
+        if before.get(key) is not None or here.get(key) is not None:
+            found.add(f"{part.replace('_build', ', built for')} {key}".replace("_", " "), before.get(key), here.get(key),
+                      matters=matters)  # fmt: skip
+    if then.get("nvidia_driver") or now["nvidia_driver"]:
+        found.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
+
+
+def _data(found: Conditions, run: Path, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
+    data, fix = config.dataset, f"put back what was there at {config.dataset.path}"
+    path: Any = data.path
+    if data.generator is not None:  # in this machine's cache
+        path = str(generate(data.generator, data.arguments))
+        fix = f"delete {path}, so that it is drawn again; if it differs still, take the code of {result.git_commit}"
+        found.places |= {data.path: path} if path != data.path else {}
+    else:
+        kept = archived_data(run, result.data_hash)
+        typed = [path] if isinstance(path, str) else [*path.values()]
+        now_at = {p: _in_archive(located(p, began_in), p, kept) for p in typed}
+        found.places |= {p: place for p, place in now_at.items() if place != p}
+        path = now_at[path] if isinstance(path, str) else {split: now_at[p] for split, p in path.items()}
+    try:
+        now = file_hash(path, data.format)
+    except (UserError, OSError):
+        found.add("data", result.data_hash, f"not at {path}", MISSING, fix)
+    else:
+        found.add("data", result.data_hash, now, fix=fix)
+
+
+def _model(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
+    model, place = config.model, located(config.model.path, began_in)
+    if place != model.path:
+        found.places[model.path] = place
+    folder = Path(place).expanduser()
+    gone = [f for f in ("config.json", *model.checkpoint_files) if not (folder / f).is_file()]
+    then = result.model_hash
+    if gone and model.download is not None:
+        found.add("base model", then, "is fetched when the run is made", UNKNOWN)
+    elif gone:
+        get = f"get it again: {download_command(model)}" if model.hub else f"put the model's files back into {folder}"
+        found.add("base model", then, f"no {gone[0]} in {folder}", MISSING, get)
+    else:
+        now, fix = fingerprint(folder), f"put the files back that {folder} held when the run was made"
+        found.add("base model", then, now, fix=fix if then is not None else None)
+
+
+def _tasks(found: Conditions, result: RunResult, config: RunConfig) -> None:
+    keys = {e.task: e.key for e in result.evaluation}
+    for name in config.eval.names:
+        if name.file is not None and not name.file.is_file():
+            found.add(f"task {name.label}", name.file, "no such file", MISSING, f"put {name.file} back")
+        elif name.label in keys:
+            found.add(f"task {name.label}", keys[name.label], cell_key(name, config))
+
+
+def _machine(found: Conditions, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
+    """Precision, threads and processes are those of then, whatever this machine would choose."""
+    from cruijff_kit.models.device import check_devices, choose, describe, describe_hardware
+
+    then, processes = result.machine, result.settings.get("processes") or 1
+    if processes != (config.gpus or 1):  # it was submitted with as many GPUs
+        found.changed["gpus"] = processes
+    try:
+        machine = choose(config.device, config.dtype, config.threads)
+        own = describe(machine)
+        found.changed |= {k: then[k] for k in ("dtype", "threads") if then.get(k) not in (None, own[k])}
+        if found.changed:
+            machine = choose(
+                config.device, found.changed.get("dtype", config.dtype), found.changed.get("threads", config.threads)
+            )
+        check_devices(machine.device, processes)
+    except UserError as error:
+        what, _, fix = str(error).partition("; ")
+        found.add("device", then.get("device"), what, MISSING, fix or "make it on a machine like that of then")
+        return
+    now = describe(machine)
+    for key in ("device", "dtype", "threads"):
+        found.add(key, then.get(key), now[key])
+    _hardware(found, made_with, describe_hardware(machine))

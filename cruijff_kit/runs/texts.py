@@ -1,0 +1,110 @@
+"""The texts that a model is to read: typed, from a file, or the rows of a data set as evaluation asks them. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.data.conversations import Conversation, conversations
+from cruijff_kit.data.dataset_files import locate
+from cruijff_kit.data.generators import generate
+from cruijff_kit.data.readers import read
+from cruijff_kit.data.rows import text as cell
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as the model reads it.
+
+    id: the row's number in its split or file, counted from 0. shown: what people see. ids: tokens. answer: tokens of the
+    answer that is wanted behind them, of a row of a data set.
+    """
+
+    id: int
+    shown: str
+    ids: list[int]
+    answer: list[int]
+
+
+def given_texts(texts: list[str], tokenizer: Any) -> list[Text]:
+    """Plain texts, with the tokens that the tokenizer adds to any text (as transformers' tokenizer(text)).
+
+    Raises:
+        UserError: one that has no token.
+    """
+    found = [Text(n, t, tokenizer.encode(t, add_special_tokens=True), []) for n, t in enumerate(texts)]
+    for t in found:
+        if not t.shown.strip() or not t.ids:
+            raise UserError(f"text {t.id} (counted from 0) is empty; leave it out")
+    return found
+
+
+def texts_of_file(file: Path, column: str | None) -> list[str]:
+    """The texts of a file: its lines, but for empty ones, or a column of a table.
+
+    Raises:
+        UserError: no such file or column, a cell that is no text, or nothing in it.
+    """
+    if not file.is_file():
+        raise UserError(f"--file: no such file {file}")
+    if file.suffix in ("", ".txt", ".text"):
+        if column is not None:
+            raise UserError(f"--column {column}: {file} is plain text, a text a line; leave --column out")
+        found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        found = _column(file, column)
+    if not found:
+        raise UserError(f"{file} holds no text")
+    return found
+
+
+def _column(file: Path, column: str | None) -> list[str]:
+    content = read(locate(str(file), None).whole)
+    if isinstance(content, dict):
+        raise UserError(f"{file} holds splits; train on it with dataset.path={file}, then --split chooses one")
+    columns = [*content[0]] if content else []
+    if column is None and len(columns) > 1 and "text" not in columns:
+        raise UserError(f"{file} has the columns {', '.join(columns)}; --column NAME says which holds the texts")
+    column = column or ("text" if "text" in columns else next(iter(columns), ""))
+    if columns and column not in columns:
+        raise UserError(f"{file} has no column {column!r}; {did_you_mean(column, columns)}")
+    return [cell(row, column, f"{file}, row {n}") for n, row in enumerate(content)]
+
+
+def texts_of_split(config: RunConfig, split: str | None, most: int | None, tokenizer: Any) -> list[Text]:
+    """Rows of the config's data set, asked in the very tokens of evaluation.
+
+    Args:
+        split: None: the test split. most: of the chosen rows, only the first so many.
+    Raises:
+        UserError: the data is missing or malformed.
+    """
+    found = rows_of_split(config, split)[:most]
+    if found[0].whole and tokenizer.kind == "base":
+        raise UserError(f"{config.dataset.path} holds conversations, which a base model has no template for")
+    return [_asked(c, tokenizer) for c in found]
+
+
+def _asked(c: Conversation, tokenizer: Any) -> Text:
+    whole, length = tokenizer.example(c.messages, c.answer)
+    return Text(c.row, tokenizer.decode(whole[:length], skip_special_tokens=False), whole[:length], whole[length:])
+
+
+def rows_of_split(config: RunConfig, split: str | None) -> list[Conversation]:
+    """The rows of a split that evaluation would ask; a drawn data set is drawn if need be."""
+    data = config.dataset  # what is drawn lies in this machine's cache, wherever it was when the run was made
+    path = data.path if data.generator is None else str(generate(data.generator, data.arguments))
+    return conversations(
+        path, split or data.test_split, data.column_map, data.prompt, data.system_prompt, data.max_test_samples,
+        format=data.format, split_column=data.split_column, type=data.type, sample_seed=data.sample_seed,
+    )  # fmt: skip
+
+
+def refuse_long(texts: list[Text], context: int, name: str, answers: bool) -> None:
+    """Raises UserError where a text (with its answer, if `answers`) has more tokens than the model reads."""
+    for t in texts:
+        length = len(t.ids) + len(t.answer) * answers
+        if length > context:
+            raise UserError(f"text {t.id} has {length} tokens, {name} reads at most {context}; shorten it")

@@ -1,0 +1,296 @@
+"""What state every run below a folder is in: what the runs say themselves (status.json) and what SLURM says, as one."""
+
+import dataclasses
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cruijff_kit.records import failures
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.run_status import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PLANNED,
+    QUEUED,
+    RUNNING,
+    SILENT_SECONDS,
+    UNDER_WAY,
+    RunStatus,
+    read_status,
+    seconds_since,
+    write_status,
+)
+from cruijff_kit.records.sweep_manifest import Attempt, Entry, find_ledgers, read_ledger, run_folder
+from cruijff_kit.slurm import client
+from cruijff_kit.slurm.client import JobInfo
+from cruijff_kit.util.errors import ClusterError, UserError
+from cruijff_kit.util.files import require_folder
+from cruijff_kit.util.suggest import did_you_mean
+
+_CAUSES = {
+    "TIMEOUT": (failures.TIME_LIMIT, "the time limit was reached before its state could be saved"),
+    "OUT_OF_MEMORY": (failures.OUT_OF_MEMORY, "out of host memory"),
+    "NODE_FAIL": (failures.NODE_FAILURE, "its node failed"),
+    "BOOT_FAIL": (failures.NODE_FAILURE, "its node did not start"),
+    "PREEMPTED": (failures.STOPPED, "preempted"),
+    "DEADLINE": (failures.TIME_LIMIT, "its deadline has passed"),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A run and where it is written down; entry and sweep_dir are None for a run without a ledger."""
+
+    folder: Path
+    entry: Entry | None = None
+    sweep_dir: Path | None = None
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """Its newest submission."""
+        return self.entry.attempts[-1] if self.entry and self.entry.attempts else None
+
+
+@dataclass
+class RunView:
+    """One row of `status`; seconds and bytes, losses per labelled token.
+
+    left: of training, as its speed so far tells. silent: since the last heartbeat, of a run that is under way.
+    slurm_state: SLURM's own word.
+    """
+
+    name: str
+    folder: str
+    state: str
+    reason: str | None = None
+    cause: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    loss: float | None = None
+    elapsed: float | None = None
+    left: float | None = None
+    silent: float | None = None
+    node: str | None = None
+    job_id: str | None = None
+    slurm_state: str | None = None
+    restarts: int = 0
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    log: str | None = None
+
+
+def known_below(folder: Path) -> list[Known]:
+    """The runs of a run's folder, of a sweep's, or of any folder above them.
+
+    Raises:
+        UserError: no such folder, or no run in it.
+    """
+    require_folder(folder)
+    found = {k.folder: k for sweep_dir in find_ledgers(folder) for k in _of_ledger(sweep_dir)}
+    for run in folders_below(folder, "status.json", "result.json", "swept.json"):
+        if run not in found:
+            found[run] = _in_ledger_above(run)
+    if not found:
+        raise UserError(f"{folder} holds no runs; give a run's or a sweep's folder")
+    return list(found.values())
+
+
+def _of_ledger(sweep_dir: Path) -> list[Known]:
+    return [Known(run_folder(sweep_dir, e), e, sweep_dir.absolute()) for e in read_ledger(sweep_dir).runs]
+
+
+def _in_ledger_above(run: Path) -> Known:
+    for above in [run, *run.parents][:4]:
+        if (above / "sweep.json").exists():
+            return next((k for k in _of_ledger(above) if k.folder == run and not k.entry.reused), Known(run))
+    return Known(run)
+
+
+def survey(runs: list[Known], ask_slurm: bool = True) -> tuple[list[RunView], str | None]:
+    """The state of each run, and why SLURM could not be asked, if it could not.
+
+    What only SLURM knows, which forgets, is written into status.json: that a run died, and how.
+
+    Args:
+        runs: `known_below`.
+        ask_slurm: False: go by what the runs say themselves.
+    """
+    runs = [owner(k) for k in runs]
+    statuses = [_status(k) for k in runs]
+    ids = [_job_id(k, s) for k, s in zip(runs, statuses, strict=True)]
+    open_ids = {i for i, s in zip(ids, statuses, strict=True) if i and s.state not in (DONE, FAILED, CANCELLED)}
+    infos: dict[str, JobInfo] | None = None
+    trouble = None
+    try:
+        infos = client.job_infos(open_ids) if ask_slurm else None
+    except ClusterError as error:
+        trouble = str(error)
+    views = []
+    for known, status, job_id in zip(runs, statuses, ids, strict=True):
+        asked = infos is not None and job_id in open_ids
+        info = infos.get(job_id) if asked else None
+        if asked and (info is None or info.ended):
+            status = _status(known)  # it may have ended between our look at it and SLURM's
+        merged = _merge(status, info, job_id) if asked else _alone(status, job_id)
+        silent = seconds_since(status.heartbeat) or 0
+        if merged.state in (FAILED, CANCELLED) and merged != status and silent > SILENT_SECONDS:
+            write_status(known.folder, merged)
+        views.append(_view(known, merged, job_id, info))
+    return views, trouble
+
+
+def owner(known: Known) -> Known:
+    """A run with the ledger that submitted a run, where this one only reuses it."""
+    return _in_ledger_above(known.folder) if known.entry and known.entry.reused else known
+
+
+def _status(known: Known) -> RunStatus:
+    status = read_status(known.folder)
+    if status is not None:
+        return status
+    path = known.folder / "result.json"
+    if path.exists():
+        result = read_result(path)
+        reason = f"{result.error.type}: {result.error.message}" if result.error else None
+        return RunStatus(result.status, reason, started=result.started, heartbeat=result.finished or result.started)
+    return RunStatus(QUEUED if known.attempt else PLANNED)
+
+
+def _job_id(known: Known, status: RunStatus) -> str | None:
+    attempt = known.attempt
+    if attempt is None:
+        return None
+    if attempt.job_id is None and status.job_id is None and status.state == QUEUED:
+        try:
+            base = client.job_of_script(attempt.script)
+        except ClusterError:
+            return None
+        return f"{base}_{attempt.task}" if base and attempt.task is not None else base
+    return attempt.job_id or status.job_id
+
+
+def _merge(status: RunStatus, info: JobInfo | None, job_id: str) -> RunStatus:
+    """What a run says, corrected by what SLURM says about its job."""
+    if status.state in (DONE, FAILED, CANCELLED):
+        return status
+    if info is None:
+        if status.state == INTERRUPTED:
+            return status
+        if status.state == QUEUED:
+            return dataclasses.replace(status, state=CANCELLED, reason=f"job {job_id} left the queue and never began")
+        gone = f"job {job_id} is gone, and the cluster keeps no record of it"
+        return dataclasses.replace(status, state=FAILED, reason=gone, cause=failures.KILLED)
+    if info.ended:
+        return _after_end(status, info)
+    if info.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
+        restarted = "restarted by SLURM" if status.state in UNDER_WAY else status.reason
+        reason = "; ".join(r for r in (restarted, info.reason) if r)
+        return dataclasses.replace(status, state=QUEUED, reason=reason or None)
+    if status.state == QUEUED and info.state == "RUNNING" and status.job_id == job_id:
+        return status  # in a pack, for its turn
+    if status.state in (QUEUED, INTERRUPTED) and info.state == "RUNNING":
+        return dataclasses.replace(status, state=RUNNING, reason="starting", host=info.node)
+    silent = seconds_since(status.heartbeat) or 0
+    if status.state in UNDER_WAY and silent > SILENT_SECONDS:
+        return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s (SLURM: {info.state.lower()})")
+    return status
+
+
+def _after_end(status: RunStatus, info: JobInfo) -> RunStatus:
+    if info.state == "CANCELLED":
+        return dataclasses.replace(status, state=CANCELLED, reason=f"cancelled {info.reason or ''}".strip(), cause=None)
+    if status.state == INTERRUPTED:
+        return status
+    if status.state == QUEUED and status.job_id is not None and not status.started:
+        return dataclasses.replace(status, state=INTERRUPTED, reason="its pack's job ended before its turn came")
+    cause, reason = _CAUSES.get(info.state, (failures.KILLED, None))
+    if reason is None:
+        reason = f"ended without a result ({failures.how_it_ended(info.exit_code or 0)})"
+    return dataclasses.replace(status, state=FAILED, reason=reason, cause=cause)
+
+
+def _alone(status: RunStatus, job_id: str | None) -> RunStatus:
+    """A run that SLURM was not asked about: one of this machine, or any while SLURM does not answer."""
+    if status.state not in (QUEUED, *UNDER_WAY) or job_id is not None:
+        return status
+    if status.host == socket.gethostname() and status.pid is not None and not _alive(status.pid):
+        if status.state == QUEUED:
+            return dataclasses.replace(status, state=INTERRUPTED, reason="the sweep ended before its turn came")
+        reason = f"its process {status.pid} is gone"
+        return dataclasses.replace(status, state=FAILED, reason=reason, cause=failures.KILLED)
+    silent = seconds_since(status.heartbeat) or 0
+    if status.state in UNDER_WAY and silent > SILENT_SECONDS:
+        return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s")
+    return status
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody's
+        return True
+    return True
+
+
+def _view(known: Known, status: RunStatus, job_id: str | None, info: JobInfo | None) -> RunView:
+    under_way = status.state in UNDER_WAY
+    end = None if under_way else seconds_since(status.heartbeat)
+    begun = seconds_since(status.started)
+    return RunView(
+        name=known.entry.name if known.entry else known.folder.name,
+        folder=str(known.folder),
+        state=status.state,
+        reason=status.reason,
+        cause=status.cause,
+        step=status.step,
+        total_steps=status.total_steps,
+        epoch=status.epoch,
+        epochs=status.epochs,
+        loss=status.loss,
+        elapsed=None if begun is None or status.state == QUEUED else round(begun - (end or 0)),
+        left=_left(status) if status.state == RUNNING else None,
+        silent=seconds_since(status.heartbeat) if under_way else None,
+        node=(info.node if info and under_way else None) or (None if status.state == QUEUED else status.host),
+        job_id=job_id,
+        slurm_state=info.state if info else None,
+        restarts=status.restarts,
+        changes=status.changes,
+        notes=status.notes,
+        log=str(log) if (log := log_of(known, job_id)) else None,
+    )
+
+
+def _left(status: RunStatus) -> float | None:
+    if status.training_since is None or not status.total_steps or (status.step or 0) <= status.first_step:
+        return None
+    spent = seconds_since(status.training_since) - seconds_since(status.heartbeat)
+    return round(spent / (status.step - status.first_step) * (status.total_steps - status.step))
+
+
+def log_of(known: Known, job_id: str | None) -> Path | None:
+    """The file that a submitted run's output goes to."""
+    if known.attempt is None or job_id is None or known.sweep_dir is None:
+        return None
+    return known.sweep_dir / ".submitit" / f"{job_id}_0_log.out"
+
+
+def chosen_runs(runs: list[Known], names: list[str]) -> list[Known]:
+    """The runs of these names; all of them if none is named.
+
+    Raises:
+        UserError: no run has that name.
+    """
+    by_name = {(k.entry.name if k.entry else k.folder.name): k for k in runs}
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"no run is called {name}; {did_you_mean(name, [*by_name])}")
+    return [by_name[n] for n in names] if names else runs

@@ -1,0 +1,224 @@
+"""The facts about a cluster and about the folder where runs will be written; `slurm/diagnosis.py` judges them.
+
+Everything is asked for in SLURM's parsable forms, which have been the same since 20.11.
+"""
+
+import fcntl
+import os
+import pwd
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cruijff_kit.slurm import client
+from cruijff_kit.slurm.probe_job import NodeReport
+from cruijff_kit.util.errors import ClusterError
+
+# File systems that other machines can see too.
+_SHARED = (
+    "nfs", "lustre", "gpfs", "beegfs", "ceph", "afs", "cifs", "smb", "panfs", "wekafs", "pvfs2", "orangefs", "gfs2",
+)  # fmt: skip
+_ASSOCIATION = ("MaxJobs", "MaxSubmit", "MaxWall", "MaxTRES", "GrpJobs", "GrpSubmit", "GrpTRES")
+_QOS = (
+    "MaxWall", "MaxTRES", "MaxTRESPU", "MaxJobsPU", "MaxJobsPA", "MaxSubmitPU", "MaxSubmitPA", "GrpJobs", "GrpSubmit",
+    "GrpTRES",
+)  # fmt: skip
+
+
+@dataclass
+class Partition:
+    """A partition. Its nodes differ: cpus and memory_mb list what there is, gpus counts each type, "" where it has no name.
+
+    qos: whose limits its jobs have too. allow_accounts None: all.
+    """
+
+    name: str
+    default: bool
+    state: str
+    max_time: str
+    nodes: int = 0
+    nodes_up: int = 0
+    nodes_idle: int = 0
+    cpus: list[int] = field(default_factory=list)
+    memory_mb: list[int] = field(default_factory=list)
+    gpus: dict[str, int] = field(default_factory=dict)
+    features: list[str] = field(default_factory=list)
+    preempt_mode: str | None = None
+    priority: int = 0
+    grace_s: int = 0
+    qos: str | None = None
+    allow_accounts: list[str] | None = None
+    deny_accounts: list[str] = field(default_factory=list)
+
+    def refuses(self, account: str | None) -> str | None:
+        """Why jobs of this account may not go there; None when they may."""
+        if account and self.allow_accounts is not None and account not in self.allow_accounts:
+            return f"is for the accounts {', '.join(self.allow_accounts)}"
+        return f"is not for the account {account}" if account in self.deny_accounts else None
+
+
+@dataclass
+class Account:
+    """An account that the user may charge. limits: those that are set, by sacctmgr's names, for the user or all of it."""
+
+    name: str
+    partition: str | None
+    qos: list[str]
+    default_qos: str | None
+    limits: dict[str, str]
+
+
+@dataclass
+class Folder:
+    """A folder as this machine sees it. shared: whether its file system is of a kind that other machines see."""
+
+    path: str
+    file_system: str
+    shared: bool
+    writable: bool
+    locks: bool
+
+
+@dataclass
+class Site:
+    """A cluster as one user sees it.
+
+    accounting: whether sacct answers; accounting_error: what sacct, or else sacctmgr, says instead. qos: their limits, by
+    sacctmgr's names, of those that matter here. preempted_qos: those whose jobs others may preempt -> seconds of grace.
+    """
+
+    name: str
+    version: str
+    user: str
+    max_array_size: int
+    preempt_type: str
+    accounting: bool
+    accounting_error: str | None
+    enforced: list[str]
+    partitions: list[Partition]
+    folder: Folder
+    default_account: str | None = None
+    accounts: list[Account] = field(default_factory=list)
+    qos: dict[str, dict[str, str]] = field(default_factory=dict)
+    preempted_qos: dict[str, int] = field(default_factory=dict)
+    node: NodeReport | None = None
+
+    def partition(self, name: str | None) -> Partition | None:
+        """The partition of that name."""
+        return next((p for p in self.partitions if p.name == name), None)
+
+
+def read_site(folder: Path) -> Site:
+    """What SLURM says about itself and about this user.
+
+    Raises:
+        ClusterError: there is no SLURM here, or it does not answer.
+    """
+    config = client.config()
+    site = Site(
+        name=config["ClusterName"],
+        version=config["SLURM_VERSION"],
+        user=pwd.getpwuid(os.getuid()).pw_name,
+        max_array_size=_number(config.get("MaxArraySize")),
+        preempt_type=config.get("PreemptType", "preempt/none"),
+        accounting=False,
+        accounting_error=None,
+        enforced=config.get("AccountingStorageEnforce", "none").split(","),
+        partitions=_partitions(),
+        folder=look_at(folder),
+    )
+    try:
+        client.call("sacct", "-n", "-X", "-P", "-o", "JobID", "-S", "now")
+        site.accounting = True
+        _read_accounts(site)
+    except ClusterError as error:  # sacctmgr may be closed to users
+        site.accounting_error = str(error)
+    return site
+
+
+def _number(text: str | None) -> int:
+    """The number that a value such as `300 sec` begins with; 0 if there is none."""
+    word = (text or "").partition(" ")[0]
+    return int(word) if word.isdigit() else 0
+
+
+def _partitions() -> list[Partition]:
+    """Those that this user sees; SLURM hides those that are for other groups."""
+    found: dict[str, Partition] = {}
+    for line in client.call("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%F|%c|%m|%G|%f").splitlines():
+        name, state, max_time, nodes, cpus, memory, gres, features = line.split("|")
+        allocated, idle, _, total = map(int, nodes.split("/"))
+        p = found.setdefault(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), state, max_time))
+        p.nodes, p.nodes_up, p.nodes_idle = p.nodes + total, p.nodes_up + allocated + idle, p.nodes_idle + idle
+        if total:
+            p.cpus, p.memory_mb = sorted({*p.cpus, int(cpus)}), sorted({*p.memory_mb, int(memory)})
+        for kind, number in gpus_of(gres).items():
+            p.gpus[kind] = p.gpus.get(kind, 0) + total * number
+        p.features = list(dict.fromkeys([*p.features, *_names(features)]))
+    for fields in map(client.key_values, client.call("scontrol", "--oneliner", "show", "partition").splitlines()):
+        if p := found.get(fields.get("PartitionName", "")):
+            p.preempt_mode, p.qos = fields.get("PreemptMode"), next(iter(_names(fields.get("QoS"))), None)
+            p.priority, p.grace_s = _number(fields.get("PriorityTier")), _number(fields.get("GraceTime"))
+            p.allow_accounts = _names(fields.get("AllowAccounts")) or None
+            p.deny_accounts = _names(fields.get("DenyAccounts"))
+    return list(found.values())
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text in (None, "", "(null)", "N/A", "NONE", "ALL") else text.split(",")
+
+
+def gpus_of(gres: str) -> dict[str, int]:
+    """Type -> number of GPUs on a node, from SLURM's `gpu:a100:4(S:0-1),shard:8`; the type is "" where it has none."""
+    found: dict[str, int] = {}
+    # A type holds something other than digits: gpu:4, gpu:a100:4, gpu:1g.5gb:4
+    for kind, number in re.findall(r"(?:^|,)gpu\b(?::([^:,(]*[^\d:,(][^:,(]*))?(?::(\d+))?", gres):
+        found[kind] = found.get(kind, 0) + int(number or 1)
+    return found
+
+
+def _read_accounts(site: Site) -> None:
+    here = f"cluster={site.name}"
+    mine = _ask("assoc", f"user={site.user}", here, fields=("Account", "Partition", "QOS", "DefaultQOS", *_ASSOCIATION))
+    names = ",".join(sorted({row["Account"] for row in mine}))
+    rows = _ask("assoc", f"account={names}", "user=", here, fields=("Account", "User", *_ASSOCIATION)) if names else []
+    of_all = {row["Account"]: _limits(row, _ASSOCIATION) for row in rows if not row["User"]}
+    for row in mine:
+        allowed = [q for q in row["QOS"].split(",") if q]
+        usual = row["DefaultQOS"] or (allowed[0] if len(allowed) == 1 else "normal" if "normal" in allowed else None)
+        limits = of_all.get(row["Account"], {}) | _limits(row, _ASSOCIATION)
+        site.accounts.append(Account(row["Account"], row["Partition"] or None, allowed, usual, limits))
+    users = _ask("user", site.user, fields=("DefaultAccount",))
+    site.default_account = users[0]["DefaultAccount"] or None if users else None
+    known = {q for a in site.accounts for q in a.qos} | {p.qos for p in site.partitions}
+    rows = _ask("qos", fields=("Name", "Preempt", "GraceTime", *_QOS))
+    site.qos = {row["Name"]: _limits(row, _QOS) for row in rows if row["Name"] in known}
+    preempted = {name for row in rows for name in row["Preempt"].split(",") if name in known}
+    grace = {row["Name"]: client.seconds(row["GraceTime"]) or 0 for row in rows}
+    site.preempted_qos = {name: grace[name] for name in preempted}
+
+
+def _ask(*what: str, fields: tuple[str, ...]) -> list[dict[str, str]]:
+    text = client.call("sacctmgr", "-nP", "show", *what, f"format={','.join(fields)}")
+    return [dict(zip(fields, line.split("|"), strict=True)) for line in text.splitlines()]
+
+
+def _limits(row: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: row[name] for name in names if row[name]}
+
+
+def look_at(folder: Path) -> Folder:
+    """What can be said about a folder without a job."""
+    said = subprocess.run(["df", "--output=fstype", folder.absolute()], capture_output=True, text=True).stdout.split()
+    kind = said[-1] if said else "unknown"
+    writable = locks = False
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            writable = True
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks = True
+    except OSError:
+        pass
+    return Folder(str(folder.absolute()), kind, kind.startswith(_SHARED), writable, locks)

@@ -1,0 +1,29 @@
+"""What happens before a single run's folder is made: every check. And when a sweep ends: results.csv,
+experiment_summary.md, the report, the table, and the command's exit code.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from cruijff_kit.sweep.finish import show_end
+
+
+class RunStart(Callback):
+    """Hydra callback, set in conf/config.yaml: a run that is refused, or only shown, leaves no folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """As task.check_alone. (The runs of a sweep are checked by the launcher.)"""
+        from cruijff_kit.sweep.single_run import check_alone
+
+        check_alone(config)
+
+
+class SweepEnd(Callback):
+    """Hydra callback, set in conf/config.yaml."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """As show_end. (Hydra swallows a callback's exceptions, but for SystemExit.)"""
+        show_end(Path(str(config.hydra.sweep.dir)), bool(config.report))

@@ -1,0 +1,223 @@
+"""What a command would do, worked out and shown without reading any weights (dry_run=true)."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
+from cruijff_kit.config.identity import configuration_hash
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.runs.estimate import Estimate, check_budget, estimates, in_words, total
+from cruijff_kit.runs.multi_lora_runs import PlannedPack, packs_of
+from cruijff_kit.runs.plan import Plan, check
+from cruijff_kit.sweep.slurm_jobs import submissions
+from cruijff_kit.util import json_output
+from cruijff_kit.util.errors import ClusterError, UserError
+from cruijff_kit.util.format import clock, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that nobody starts: its config, what distinguishes it in its sweep, what the checks came to, its estimate."""
+
+    config: RunConfig
+    swept: dict[str, Any]
+    plan: Plan
+    estimate: Estimate
+
+    def as_data(self) -> dict[str, Any]:
+        """As --json has it: name, folder, swept, all of plan.Plan, the estimate, and what the recipe would receive."""
+        where = {"name": self.config.run_name, "folder": self.config.output_dir, "swept": self.swept}
+        found = dataclasses.asdict(self.plan) | {"estimate": dataclasses.asdict(self.estimate)}
+        return where | found | {"torchtune": self.config.torchtune}
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """A job array that nobody submits: what it asks for, its sbatch script, what `sbatch --test-only` says to that, and the
+    error, where it refuses.
+    """
+
+    what: str
+    script: str
+    test_only: str
+    error: ClusterError | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """As --json has it."""
+        answers = {"test_only": self.test_only, "refused": self.error is not None}
+        return {"what": self.what, "script": self.script} | answers
+
+
+def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
+    """Print (or record, for a program) every run with what differs, its steps, tokens and estimates; the torchtune configs;
+    and what would be submitted to SLURM.
+
+    Args:
+        runs: config and swept values of each run.
+        folder: where the runs would lie.
+    Raises:
+        UserError: a run that cannot work.
+        ClusterError: SLURM would refuse an array.
+    """
+    checked = [(config, check(config)) for config, _ in runs]
+    found = estimates(checked, folder)
+    planned = [PlannedRun(*c, plan, e) for c, (_, plan), e in zip(runs, checked, found, strict=True)]
+    packs = packs_of([config for config, _ in runs], [e.seconds for e in found]) if len(runs) > 1 else []
+    there = [n for n, (config, _) in enumerate(runs) if config.slurm.submit]
+    arrays = planned_arrays([runs[n][0] for n in there], folder.absolute(), [found[n] for n in there])
+    detectable = detectable_differences(planned)
+    if json_output.wanted():
+        json_output.record(detectable_difference={task: d.as_data() for task, d in detectable.items()})
+        json_output.record(
+            dry_run=True, folder=str(folder.absolute()), estimate=total(found) | budget(runs[0][0], found)
+        )
+        json_output.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
+        names = [run.config.run_name for run in planned]
+        json_output.extend(
+            packs=[{"runs": [names[n] for n in p.runs], "at_once": p.at_once, "why": p.why} for p in packs]
+        )
+    else:
+        _print(planned, arrays, packs, detectable)
+    for array in arrays:
+        if array.error is not None:
+            raise array.error
+
+
+def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estimate | None]) -> list[PlannedArray]:
+    """The arrays that the runs of these configs would be submitted as; SLURM is asked about each.
+
+    Raises:
+        ClusterError: SLURM does not answer.
+    """
+    if not configs:
+        return []
+    from cruijff_kit.slurm import submit
+
+    runs = submissions(configs, [Path(c.output_dir) for c in configs], expected)
+    planned = []
+    for array in submit.arrays_of(runs):
+        try:
+            said, refusal = submit.test_only(array, folder, os.getcwd()), None
+        except ClusterError as error:
+            said, refusal = f"refused: {error}", error
+        planned.append(PlannedArray(array.what, submit.script(array, folder), said, refusal))
+    return planned
+
+
+def detectable_differences(runs: list[PlannedRun]) -> dict[str, DetectableDifference]:
+    """Task -> the smallest difference that comparisons of these runs could find."""
+    seeds = Counter(configuration_hash(run.config) for run in runs)
+    found = {}
+    plan, compared, of_each = runs[0].plan, max(2, len(seeds)), min(seeds.values())
+    for task in (*plan.accuracy_tasks, *plan.error_tasks):
+        find = detectable_difference if task in plan.accuracy_tasks else detectable_error
+        items = min(run.plan.samples.get(task, 0) for run in runs)
+        if items:
+            found[task] = find(items, compared, seeds=of_each)
+    return found
+
+
+def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
+    """max_gpu_hours, and whether it would stop these runs."""
+    try:
+        check_budget(config, found)
+    except UserError:
+        return {"max_gpu_hours": config.max_gpu_hours, "stopped": True}
+    return {"max_gpu_hours": config.max_gpu_hours, "stopped": False}
+
+
+def _print(
+    runs: list[PlannedRun],
+    arrays: list[PlannedArray],
+    packs: list[PlannedPack],
+    detectable: dict[str, DetectableDifference],
+) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    _print_runs(runs, console)
+    for task, difference in detectable.items():
+        console.print(f"{task}: {difference}", markup=False, soft_wrap=True)
+    if len(runs) > 1 and len({configuration_hash(run.config) for run in runs}) == len(runs):
+        further = [run.estimate for run in runs for _ in {1, 2, 3} - {run.config.seed}]
+        more = clock(total(further)["seconds"])
+        console.print(f"each configuration has one seed, so that runs are compared; seed=1,2,3 would take {more} more")
+    for pack in packs:
+        names = [runs[n].config.run_name for n in pack.runs]
+        together = f"{pack.in_words(len(runs))}: {'; '.join(names)}"
+        console.print(f"{names[0]} trains alone: {pack.why}" if pack.why else together, markup=False, soft_wrap=True)
+    first = dict(_leaves(runs[0].config.torchtune))
+    for number, run in enumerate(runs):
+        differs = ", where it differs" if number else ""
+        console.print(f"\n# torchtune config of {run.config.run_name}{differs}", markup=False)
+        whole = run.config.torchtune
+        shown = {k: v for k, v in _leaves(whole) if first.get(k) != v} if number else whole
+        console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
+    for number, array in enumerate(arrays, 1):
+        console.print(f"\n# array {number} of {len(arrays)}: {array.what}", markup=False, soft_wrap=True)
+        console.print(array.script.rstrip(), markup=False, soft_wrap=True)
+        console.print(f"# sbatch --test-only: {array.test_only}", markup=False, soft_wrap=True)
+
+
+def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{len(runs)} run{'s' * (len(runs) > 1)}; nothing is started", title_justify="left")
+    of_plan = ["rows", "batch", "steps/epoch", "steps", "warm-up", "tokens", "trained", "memory", "disk", "time"]
+    for column in ["run", *runs[0].swept, *of_plan]:
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for run in runs:
+        table.add_row(run.config.run_name, *map(str, run.swept.values()), *_cells(run))
+    console.print(table)
+    found = [run.estimate for run in runs]
+    console.print(in_words(found), markup=False, soft_wrap=True)
+    if budget(runs[0].config, found)["stopped"]:
+        console.print("above max_gpu_hours: without approved=true nothing of it starts", markup=False, soft_wrap=True)
+    for run in runs:
+        for note in _notes(run.plan):
+            console.print(f"{run.config.run_name}: {note}", markup=False, soft_wrap=True)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _cells(run: PlannedRun) -> list[str]:
+    plan, steps = run.plan, run.plan.steps
+    return [
+        f"{plan.rows}",
+        f"{plan.effective_batch}",
+        f"{steps['per_epoch']}",
+        f"{steps['total']}",
+        f"{steps['warmup']}",
+        f"{plan.tokens}",
+        f"{plan.trainable_parameters} ({plan.trainable_parameters / plan.total_parameters:.2%})",
+        size(run.estimate.memory_bytes),
+        size(plan.disk_bytes),
+        clock(run.estimate.seconds),
+    ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = list(plan.warnings)
+    for found, count in plan.leaks.items():
+        if found.startswith("target "):
+            notes.append(f"in {count} rows of split {found.removeprefix('target ')!r} the answer stands in the prompt")
+    if plan.packed_rows is not None:
+        notes.append(f"{plan.packed_rows} rows in {plan.rows} packs; a pack counts as a row")
+    return notes

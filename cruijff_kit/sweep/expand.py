@@ -1,0 +1,164 @@
+"""From what a sweep varies to its runs: grids, values that go in pairs, runs that are listed one by one.
+
+    hydra.sweeper.params   {lora.rank: "8,16", lr: [1e-4, 5e-5]}      every combination; the shell's lists likewise
+    hydra.sweeper.paired   [[lora.rank, lr]]                          these go side by side: the first with the first, ...
+    hydra.sweeper.runs     [{lora.rank: 8}, {lora.rank: 64, lr: 1e-5}]    these, each in every combination of the rest
+
+What the shell sets wins over all of them. Called by our sweeper.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from cruijff_kit.config.overrides import parse_override, without_breaks
+from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.suggest import did_you_mean
+
+Run = dict[str, str]
+"""Key, with its plus where there is one -> the override that sets it."""
+
+
+def as_override(key: str, value: Any) -> str:
+    """An override that gives a key this value, as plain YAML has it; text is text, whatever stands in it."""
+    return without_breaks(f"{key}={Override._get_value_element_as_str(_quoted(value))}")
+
+
+def as_params(params: Mapping[str, Any]) -> list[str]:
+    """`hydra.sweeper.params` as overrides: text is in Hydra's grammar, a list is that many values.
+
+    Raises:
+        UserError: an empty list.
+    """
+    if empty := [key for key, value in params.items() if value == []]:
+        raise UserError(f"hydra.sweeper.params.{empty[0]} is an empty list; give it values, or leave it out")
+    return [
+        f"{key}={','.join(as_override('', v)[1:] for v in value)}" if isinstance(value, list) else f"{key}={value}"
+        for key, value in params.items()
+    ]
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_quoted(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _quoted(v) for k, v in value.items()}
+    return QuotedString(value, Quote.double) if isinstance(value, str) else value
+
+
+def expand(
+    swept: Sequence[Override], typed: Sequence[Override], paired: Any = None, runs: Any = None
+) -> list[list[str]]:
+    """The overrides of each run, in order: listed runs outermost, the last key fastest.
+
+    Args:
+        swept: `hydra.sweeper.params`. typed: on the shell.
+        paired: `hydra.sweeper.paired`, a list of keys or several such lists.
+        runs: `hydra.sweeper.runs`, a list of {key: value}, or of lists of overrides.
+    Raises:
+        UserError: what cannot be expanded, and why.
+    """
+    by_hand = {_name(o): _values(o) for o in typed}
+    if len(by_hand.get("experiment", [])) > 1:
+        raise UserError("an experiment brings a sweep of its own; give one command for each")
+    listed = _listed(runs, {*by_hand})
+    of_runs = {_bare(key) for run in listed for key in run}
+    grid = {_name(o): _values(o) for o in swept} | by_hand
+    for key in grid:
+        if _bare(key) in of_runs:
+            raise UserError(
+                f"{_bare(key)} stands in hydra.sweeper.params and in hydra.sweeper.runs; leave it in one of them"
+            )
+    axes: list[list[Run]] = [listed] if listed else []
+    for keys in _groups(paired, grid):
+        axes.append(_side_by_side({key: grid[key] for key in keys}))
+        grid = {key: values for key, values in grid.items() if key not in keys}
+    axes += [[{key: value} for value in values] for key, values in grid.items()]
+    combined = ({k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes))
+    return [list(run.values()) for run in combined]
+
+
+def _bare(key: str) -> str:
+    return key.lstrip("+~")
+
+
+def _name(override: Override) -> str:
+    return override.get_key_element()
+
+
+def _values(override: Override) -> list[str]:
+    """Every override that this one stands for."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        kind = override.value_type.name.lower().removesuffix("_sweep")
+        raise UserError(
+            f"{_bare(key)}: {kind}() has no list of values; give some, {_bare(key)}=1,2, or take hydra/sweeper=optuna"
+        )
+    return [_readable(key, value) for value in override.sweep_iterator()]
+
+
+def _readable(key: str, value: Any) -> str:
+    """One value of a list as an override. choice() drops the quotes of its texts, and may then not be read again."""
+    text = f"{key}={Override._get_value_element_as_str(value)}"
+    try:
+        parse_override(text)
+    except HydraException:
+        return as_override(key, value)
+    return text
+
+
+def _listed(runs: Any, fixed: set[str]) -> list[Run]:
+    """The runs of the list without what the shell sets; those that this makes equal once."""
+    if runs is not None and not isinstance(runs, list):
+        raise UserError("hydra.sweeper.runs is a list of runs such as [{lora.rank: 8}, {lora.rank: 64, lr: 1e-5}]")
+    found = [_run(run, number) for number, run in enumerate(runs or [], 1)]
+    names = {_bare(key) for key in fixed}
+    kept = [{k: v for k, v in run.items() if _bare(k) not in names} for run in found]
+    return [run for number, run in enumerate(kept) if run not in kept[:number]]
+
+
+def _run(run: Any, number: int) -> Run:
+    if isinstance(run, Mapping):
+        texts: Iterable[str] = [as_override(str(key), value) for key, value in run.items()]
+    elif isinstance(run, list) and all(isinstance(text, str) for text in run):
+        texts = run
+    else:
+        raise UserError(f"run {number} of hydra.sweeper.runs is {run!r}; write {{lora.rank: 8, lr: 1e-4}}")
+    parsed = [parse_override(text) for text in texts]
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"run {number} of hydra.sweeper.runs sweeps itself ({override.input_line}); "
+                "put what every run varies into hydra.sweeper.params"
+            )
+    return {_name(o): _values(o)[0] for o in parsed}
+
+
+def _groups(paired: Any, grid: Mapping[str, list[str]]) -> list[list[str]]:
+    """Lists of keys that go side by side, as the grid spells them."""
+    groups = [paired] if paired and all(isinstance(key, str) for key in paired) else paired or []
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
+        raise UserError("hydra.sweeper.paired is a list of keys such as [lora.rank,lr], or several such lists")
+    spelled = {_bare(key): key for key in grid}
+    for key in itertools.chain.from_iterable(groups):
+        if key not in spelled:
+            raise UserError(f"hydra.sweeper.paired: {key} has no values in this sweep; {did_you_mean(key, [*spelled])}")
+    named = [*itertools.chain.from_iterable(groups)]
+    if twice := [key for key in named if named.count(key) > 1]:
+        raise UserError(f"hydra.sweeper.paired: {twice[0]} stands there twice; a key goes with one list")
+    return [[spelled[key] for key in group] for group in groups]
+
+
+def _side_by_side(values: dict[str, list[str]]) -> list[Run]:
+    """The first of each, the second of each, ...; one value goes with all."""
+    lengths = {len(v) for v in values.values()} - {1}
+    if len(lengths) > 1:
+        counts = ", ".join(f"{_bare(key)} has {len(v)} values" for key, v in values.items())
+        raise UserError(f"hydra.sweeper.paired: {counts}; give them equally many, or one that goes with all")
+    count = max(lengths, default=1)
+    return [{key: v[i if len(v) > 1 else 0] for key, v in values.items()} for i in range(count)]

@@ -1,0 +1,72 @@
+"""The end of a sweep: results.csv, experiment_summary.md, the report, the table, and the exit code."""
+
+from pathlib import Path
+
+from cruijff_kit.records.result import RunResult
+from cruijff_kit.util import json_output
+from cruijff_kit.util.errors import one_line
+from cruijff_kit.util.progress import say
+
+
+def show_end(folder: Path, report: bool = True) -> None:
+    """Write and show the results of a sweep (or of a single run), if there are any yet.
+
+    Args:
+        report: whether the page with figures is wanted too.
+
+    Raises:
+        SystemExit: with code 1, after the table, if a run failed.
+    """
+    from cruijff_kit.records.run_status import CANCELLED, FAILED
+    from cruijff_kit.slurm.run_states import known_below, survey
+
+    if not folder.is_dir():
+        return
+    write_and_show(folder, report)
+    _refresh_above(folder, report)
+    views, _ = survey(known_below(folder))
+    failed = [v for v in views if v.state in (FAILED, CANCELLED)]
+    if failed:
+        fix = f"cruijff-kit status {folder} says why; cruijff-kit resume {folder} tries them again"
+        json_output.record(error=json_output.error("run", f"{len(failed)} of {len(views)} runs failed", fix, 1))
+        say(f"{len(failed)} of {len(views)} runs failed; why: {folder}/*/result.json")
+        raise SystemExit(1)
+
+
+def write_and_show(sweep_dir: Path, report: bool = True) -> list[RunResult]:
+    """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a
+    program that waits for them), and return the results, if any.
+    """
+    from cruijff_kit.analysis.results_frame import unfinished_runs
+    from cruijff_kit.analysis.results_table import answer_or_show
+    from cruijff_kit.analysis.summary import write_overviews
+
+    results = write_overviews(sweep_dir)
+    if not results:
+        return []
+    answer_or_show(sweep_dir, results)
+    # Of runs that are submitted or were interrupted it would be early.
+    if report and not (sweep_dir / "result.json").exists() and not unfinished_runs(sweep_dir):
+        _report(sweep_dir)
+    return results
+
+
+def _refresh_above(folder: Path, report: bool) -> None:
+    """Bring up to date what a command wrote earlier into the folders above, such as the experiment's: all of it at once."""
+    from cruijff_kit.analysis.summary import write_overviews
+
+    for above in [*folder.absolute().parents][:2]:
+        if (above / "results.csv").exists():
+            write_overviews(above)
+            if report and (above / "report.html").exists():
+                _report(above)
+
+
+def _report(sweep_dir: Path) -> None:
+    """Write the report; whatever goes wrong with it is said, and the sweep is as it was."""
+    from cruijff_kit.analysis.report.build import write_report
+
+    try:
+        say(f"report: {write_report(sweep_dir).html}")
+    except Exception as error:
+        say(f"no report: {type(error).__name__}: {one_line(error)}; cruijff-kit report {sweep_dir} tries again")

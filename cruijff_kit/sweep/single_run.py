@@ -1,0 +1,106 @@
+"""From Hydra's composed config to one run: what the command, the launcher and a job on a cluster all call."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cruijff_kit.analysis.results_table import answer_or_show
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.records.run_folder import RunFolder, discard_unused
+from cruijff_kit.runs.estimate import check_budget, estimates
+from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.run import train_then_eval
+from cruijff_kit.sweep.dry_run import show
+from cruijff_kit.sweep.on_slurm import submit_alone
+from cruijff_kit.sweep.scaffold import scaffold_alone
+from cruijff_kit.sweep.task_config import begin_answer, load_task, swept, warn_of_ignored
+from cruijff_kit.util.errors import PastHydra, UserError
+
+if TYPE_CHECKING:
+    from cruijff_kit.runs.plan import Plan
+
+
+def check_alone(cfg: DictConfig) -> None:
+    """Check a single run, or show it (dry_run), before Hydra makes its folder.
+
+    Args:
+        cfg: as composed, with the ``hydra`` node.
+    Raises:
+        PastHydra: carries a UserError: the run cannot work.
+        SystemExit: with code 0, after a dry run, and after a run that was submitted to SLURM.
+    """
+    try:
+        HydraConfig.instance().set_config(cfg)  # for what refers to ${hydra:...}
+        _refuse_sweep_alone(cfg)
+        config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
+        warn_of_ignored(config, list(cfg.hydra.overrides.task))
+        if config.dry_run:
+            _show(config, Path(config.output_dir))
+        elif config.scaffold:
+            scaffold_alone(config)
+        elif config.slurm.submit:
+            submit_alone(config)
+        else:
+            _check_budget(config, check(config))
+            return
+    except Exception as error:
+        raise PastHydra(error) from error
+    raise SystemExit(0)
+
+
+def _check_budget(config: RunConfig, plan: "Plan") -> None:
+    if config.max_gpu_hours is not None:
+        check_budget(config, estimates([(config, plan)], Path(config.output_dir)))
+
+
+def _refuse_sweep_alone(cfg: DictConfig) -> None:
+    """An experiment without -m is one run only if the shell fixes all that it sweeps."""
+    chosen = cfg.hydra.runtime.choices.get("experiment")
+    if chosen is None:
+        return
+    sweeper = OmegaConf.to_container(cfg.hydra.sweeper)
+    typed = {o.lstrip("+~").partition("=")[0] for o in OmegaConf.to_container(cfg.hydra.overrides.task)}
+    swept = [key for key in sweeper.get("params") or {} if key not in typed]
+    if swept or sweeper.get("runs"):
+        what = f"sweeps over {', '.join(swept)}" if swept else f"lists {len(sweeper['runs'])} runs"
+        raise UserError(f"experiment={chosen} {what}; add -m" + (f", or set {swept[0]}=VALUE" if swept else ""))
+
+
+def run_task(cfg: DictConfig) -> float | None:
+    """One run in the folder that Hydra made for it; returns its objective.
+
+    Raises:
+        UserError: the config cannot work (in a sweep; a single run's error is carried past Hydra).
+        Exception: whatever failed in the run; its result.json says more.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        return _run(load_task(cfg, hydra.runtime.output_dir), Path(str(hydra.sweep.dir)))
+    try:
+        return _run_alone(load_task(cfg, hydra.runtime.output_dir))
+    except Exception as error:
+        raise PastHydra(error) from error
+    finally:
+        discard_unused(hydra.runtime.output_dir)
+
+
+def _run(config: RunConfig, folder: Path) -> float | None:
+    if config.dry_run:  # under a launcher that is not ours
+        return _show(config, folder)
+    begin_answer(folder)
+    return train_then_eval(config, swept.get()).objective
+
+
+def _show(config: RunConfig, folder: Path) -> None:
+    show([(config, {})], folder)
+
+
+def _run_alone(config: RunConfig) -> float | None:
+    try:
+        return _run(config, Path(config.output_dir))
+    finally:
+        if RunFolder(config.output_dir).result.exists():
+            answer_or_show(Path(config.output_dir))

@@ -1,0 +1,49 @@
+"""From Hydra's composed config to the typed config of a run."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict, read_write
+
+from cruijff_kit.analysis.results_frame import no_data
+from cruijff_kit.config.loading import load
+from cruijff_kit.config.run import RunConfig
+from cruijff_kit.util import json_output
+from cruijff_kit.util.progress import say
+
+# The launcher knows what varies in the sweep; Hydra's task function takes the config alone.
+swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", default={})  # noqa: B039 (never written)
+
+
+@contextlib.contextmanager
+def swept_by(values: dict[str, Any]) -> Iterator[None]:
+    """Within this context, runs are told that these values distinguish them in their sweep."""
+    token = swept.set(values)
+    try:
+        yield
+    finally:
+        swept.reset(token)
+
+
+def warn_of_ignored(config: RunConfig, typed: list[str]) -> None:
+    """Say so where something of the slurm group was typed for a run that is made here."""
+    keys = [o.lstrip("+").partition("=")[0] for o in typed]
+    asked = [k for k in keys if k.startswith("slurm.") and k != "slurm.submit"]
+    if asked and not config.slurm.submit:
+        say(f"{', '.join(asked)}: without effect, because the run is made here; slurm=cluster submits it")
+
+
+def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
+    """The typed config of a run whose folder is known. Raises UserError as config.load."""
+    with read_write(cfg), open_dict(cfg):
+        cfg.output_dir = str(Path(output_dir).absolute())
+    return load(cfg)
+
+
+def begin_answer(folder: Path) -> None:
+    """What the command answers to a program has these keys whatever comes of the runs. (Once per batch of a sweep.)"""
+    json_output.record(folder=str(folder.absolute()), **no_data())
+    json_output.extend(submitted=[], existing=[])

@@ -1,0 +1,84 @@
+"""What a model computes differently on a CPU.
+
+Attention goes over rows that may stand one behind the other: each sees the prefix that they share, and itself. It is
+computed in fp32: in bf16 torch's kernel takes up to three times as long and is less exact; most of it is the way back.
+
+An activation's last bit does not depend on where a token stands. torch computes in vectors, and what is left over at the
+end of a thread's share one by one, with another exponential function; so here nothing is left over.
+
+What flows back to the input of a linear map with an adapter is summed for that map first, then with that of other maps of
+the same input: the order in which a pack sums (training/pack), and a fused map by itself (training/lora).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cruijff_kit.data.batches import Spans
+from cruijff_kit.models.compat import DoRALinear, FeedForward, LoRALinear, TransformerDecoder
+from cruijff_kit.training.fused_lora import FusedLoRALinear
+
+_AT_A_TIME = 64  # elements: two vectors of the shortest type
+_GRAIN = 32768  # elements: torch gives no thread less (at::internal::GRAIN_SIZE)
+
+
+def arrange_for_cpu(model: TransformerDecoder) -> None:
+    """Teach a model to compute so; its attention then takes Spans where it takes a mask. Safe to call again."""
+    if getattr(model, "arranged_for_cpu", False):
+        return
+    for layer in model.layers:
+        layer.attn._attention_call = functools.partial(_attend, layer.attn._attention_call)
+        if isinstance(layer.mlp, FeedForward):
+            layer.mlp.activation = _WholeVectors(layer.mlp.activation)
+        for module in layer.modules():
+            if isinstance(module, LoRALinear | DoRALinear) and not isinstance(module, FusedLoRALinear):
+                module.register_forward_pre_hook(_view)
+    model.arranged_for_cpu = True
+
+
+def _view(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (inputs[0].view_as(inputs[0]),)
+
+
+class _WholeVectors(nn.Module):
+    """An activation, element by element, over as many tokens as make whole vectors for each thread."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., dim], the same shape."""
+        if torch.compiler.is_compiling():  # it has loops of its own
+            return self.activation(x)
+        dim, count = x.shape[-1], x.numel() // x.shape[-1]
+        at_a_time = _AT_A_TIME * min(torch.get_num_threads(), -(-x.numel() // _GRAIN))
+        more = -count % (at_a_time // math.gcd(dim, at_a_time))
+        if not more:
+            return self.activation(x)
+        return self.activation(F.pad(x.reshape(count, dim), (0, 0, 0, more)))[:count].view_as(x)
+
+
+def _attend(plain: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, **settings) -> torch.Tensor:
+    dtype, q, k, v = q.dtype, q.float(), k.float(), v.float()
+    if isinstance(mask, Spans):
+        return _by_rows(q, k, v, mask).to(dtype)
+    return plain(q, k, v, mask=mask, **settings).to(dtype)
+
+
+def _by_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans) -> torch.Tensor:
+    sizes = [spans.prefix, *spans.own]
+    (q_prefix, *q), (k_prefix, *k), (v_prefix, *v) = (x.split(sizes, dim=2) for x in (q, k, v))
+    if not spans.prefix:
+        rows = [F.scaled_dot_product_attention(*row, is_causal=True) for row in zip(q, k, v, strict=True)]
+        return torch.cat(rows, dim=2)
+    rows = [F.scaled_dot_product_attention(q_prefix, k_prefix, v_prefix, is_causal=True)]
+    for query, key, value in zip(q, k, v, strict=True):
+        keys, values = torch.cat([k_prefix, key], dim=2), torch.cat([v_prefix, value], dim=2)
+        seen = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool).tril(spans.prefix)
+        rows.append(F.scaled_dot_product_attention(query, keys, values, attn_mask=seen))
+    return torch.cat(rows, dim=2)

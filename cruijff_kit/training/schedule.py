@@ -1,0 +1,70 @@
+"""How many updates a run makes, derived from its config and its rows. No torch: the dry run and the checks use it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cruijff_kit.util.errors import UserError
+
+# Where nothing is said: a tenth of the updates, as far as this many; 5 updates have none, 50 have 5, 5,000 have 100.
+_WARMUP_SHARE, _MOST_WARMUP = 10, 100
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Updates of the optimiser, and the rows that each takes, which `processes` share."""
+
+    per_epoch: int
+    total: int
+    warmup: int
+    rows_per_update: int
+    processes: int
+
+    @classmethod
+    def of(cls, cfg: dict[str, Any], rows: int) -> "Steps":
+        """From a torchtune config and the number of training rows. No row is dropped: what is left over is an update.
+
+        Raises:
+            UserError: warm-up that would never end.
+        """
+        processes = cfg["nproc_per_node"]
+        each = cfg["batch_size"] * cfg["gradient_accumulation_steps"] * processes
+        per_epoch = math.ceil(rows / each)
+        if cfg["max_steps_per_epoch"] is not None:
+            per_epoch = min(per_epoch, cfg["max_steps_per_epoch"])
+        total = per_epoch * cfg["epochs"]
+        warmup = cfg["lr_scheduler"].get("num_warmup_steps", 0)
+        if warmup is None:
+            warmup = min(total // _WARMUP_SHARE, _MOST_WARMUP)
+        steps = cls(per_epoch, total, warmup, each, processes)
+        if steps.warmup >= steps.total:
+            raise UserError(
+                f"num_warmup_steps={steps.warmup} never ends: training has {steps.total} steps "
+                f"({rows} rows, {each} per step, "
+                f"{cfg['epochs']} epochs); set num_warmup_steps to at most {max(0, steps.total // 3)}"
+            )
+        return steps
+
+
+def lr_scheduler_of(cfg: dict[str, Any], warmup: int) -> dict[str, Any]:
+    """The config of the learning-rate schedule with so many updates of warm-up in the place of null."""
+    node = cfg["lr_scheduler"]
+    return node | {"num_warmup_steps": warmup} if node.get("num_warmup_steps", 0) is None else node
+
+
+def smaller_micro_batch(batch_size: int, rows_per_update: int) -> dict[str, int] | None:
+    """Half the rows per forward pass, for when memory has run out; None if one row is left.
+
+    An odd batch is divided by its smallest divisor.
+
+    Args:
+        batch_size: rows per forward pass until now.
+        rows_per_update: of one process; they stay.
+    Returns:
+        batch_size and gradient_accumulation_steps.
+    """
+    divisor = next((d for d in range(2, batch_size + 1) if batch_size % d == 0), None)
+    if divisor is None:
+        return None
+    size = batch_size // divisor
+    return {"batch_size": size, "gradient_accumulation_steps": rows_per_update // size}
