@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complete(argv: list[str]) -> int:
-    """Tab completion: Hydra's script for the shell, which calls us with what was typed; settings of train come from Hydra."""
+    """Tab completion, called by Hydra's script for the shell: names of commands; settings of train come from Hydra."""
     typed = os.environ.get("COMP_LINE", "").split(" ")
     if argv[1].startswith("query=") and typed[1:2] != ["train"]:
         print(" ".join(dict.fromkeys(name.split()[0] for name in COMMANDS)))
