@@ -25,10 +25,11 @@ from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.records.run_status import CANCELLED, cancel_asked
 from cruijff_kit.training.checkpoint import random_state
-from cruijff_kit.training.coroutine import Pass, Passed, Story, forget, out_of_memory
+from cruijff_kit.training.coroutine import Pass, Passed, Story
 from cruijff_kit.training.fused_lora import fuse_lora
 from cruijff_kit.training.group_size import PackSize
 from cruijff_kit.training.multi_lora import PackedModel, Part
+from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
 _SHARE = 0.8  # of the memory that can be taken
@@ -309,7 +310,7 @@ class Pack:
                 found += self._pass(group)
             except Exception as error:
                 failed = error
-                forget(error)
+                free_exception_frames(error)
             self._share(group, time.perf_counter() - started)
             if failed is None:
                 continue
@@ -317,7 +318,7 @@ class Pack:
                 one.by.rewind(mark)
             if len(group) > 1:  # out of memory; or something that one of them will have to explain by itself
                 most = len(group) // 2
-                if out_of_memory(failed):
+                if is_out_of_memory(failed):
                     device.free_memory(group[0].by.machine.device)
                     self.size.out_of_memory(len(group))
                     say(f"out of memory with {len(group)} runs in one pass; on with {most}, the same rows per update")

@@ -46,9 +46,10 @@ from cruijff_kit.models.merge import merge
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.training import process_cache
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
-from cruijff_kit.training.coroutine import Pass, Passed, Story, out_of_memory, told
+from cruijff_kit.training.coroutine import Pass, Passed, Story, told
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import attention_cost, batch_loss
+from cruijff_kit.training.out_of_memory import is_out_of_memory
 from cruijff_kit.training.schedule import Steps, lr_scheduler_of, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
 from cruijff_kit.training.validation import RowLosses, evaluating, validation_batches, validation_sums
@@ -292,7 +293,7 @@ class LoRAFinetuneRecipeSingleDevice:
             try:
                 return (yield from self._backward(rows))
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 smaller = smaller_micro_batch(self.batch_size, self.steps.rows_per_update // self.steps.processes)
                 if smaller is None:

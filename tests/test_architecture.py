@@ -43,6 +43,7 @@ ALLOWED = {
     "wandb": ("cruijff_kit.training.trackers",),
     "mlflow": ("cruijff_kit.training.trackers",),
     "h5py": ("cruijff_kit.models.embedding_file",),
+    "greenlet": ("cruijff_kit.recipes.lora_multi",),
     "sklearn": ("cruijff_kit.evaluation.metrics", "cruijff_kit.analysis.report."),
     "matplotlib": ("cruijff_kit.commands.heterogeneity", "cruijff_kit.analysis.report."),
 }  # fmt: skip

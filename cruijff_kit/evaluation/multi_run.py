@@ -31,7 +31,7 @@ from cruijff_kit.evaluation.run_tasks import (
     tell,
 )
 from cruijff_kit.records.result import Evaluation
-from cruijff_kit.training.coroutine import forget
+from cruijff_kit.training.out_of_memory import free_exception_frames
 from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.progress import progress, say
 
@@ -77,7 +77,7 @@ def _alone(cell: Cell) -> Evaluation | Exception:
     try:
         return evaluate_cell(**vars(cell))
     except Exception as error:
-        forget(error)
+        free_exception_frames(error)
         return error
 
 
@@ -94,7 +94,7 @@ def _together(cells: list[Cell]) -> list[Evaluation | Exception]:
     try:
         ended |= _evaluations(asked, tasks) if len(asked) > 1 else {n: _alone(cell) for n, cell in asked.items()}
     except Exception as error:  # not a task's own, which its log would have: each may show by itself whose it is
-        forget(error)
+        free_exception_frames(error)
         say(f"{len(asked)} runs cannot be evaluated together ({one_line(error)}); one after another")
         ended |= {n: _alone(cell) for n, cell in asked.items()}
     return [ended[n] for n in range(len(cells))]

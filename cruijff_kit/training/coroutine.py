@@ -4,12 +4,11 @@ A recipe's story is a generator: it yields a Pass and is sent what came of it. O
 tells many stories side by side and computes together what they ask for (recipes/lora_multi.py).
 """
 
-import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cruijff_kit.records.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, cause_of
+from cruijff_kit.training.out_of_memory import free_exception_frames
 
 if TYPE_CHECKING:
     import torch
@@ -48,18 +47,7 @@ def told(story: Story[T], compute: Callable[[Any], Any]) -> T:
                 found = compute(asked)
             except BaseException as error:
                 failed = error
-                forget(error)
+                free_exception_frames(error)
             asked = story.send(found) if failed is None else story.throw(failed)
     except StopIteration as ended:
         return ended.value
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether fewer rows at once might do."""
-    return cause_of(error) in (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY)
-
-
-def forget(error: BaseException) -> None:
-    """Let go of what an error for want of memory keeps in memory: the variables of where it was raised."""
-    if out_of_memory(error):
-        traceback.clear_frames(error.__traceback__)

@@ -27,9 +27,9 @@ from cruijff_kit.models.compat import (
     set_activation_checkpointing,
 )
 from cruijff_kit.models.master_weights import cast_weight
-from cruijff_kit.training.coroutine import out_of_memory
 from cruijff_kit.training.cpu_kernels import arrange_for_cpu
 from cruijff_kit.training.fused_lora import AdaptedLinear, FusedLoRALinear, Span
+from cruijff_kit.training.out_of_memory import is_out_of_memory
 
 _ADAPTER = (".lora_a", ".lora_b")
 
@@ -123,7 +123,7 @@ class PackedModel:
                 with part.drawing("output") if part.drawing else contextlib.nullcontext():  # it may have an adapter
                     found[place] = part.loss(own[at], part.batch.targets, part.output)
             except Exception as error:
-                if out_of_memory(error):
+                if is_out_of_memory(error):
                     raise
                 found[place] = error
         return found

@@ -30,8 +30,8 @@ from cruijff_kit.models.compat import (
     get_adapter_params,
 )
 from cruijff_kit.models.dora import BiasedDoRALinear
-from cruijff_kit.training.coroutine import forget, out_of_memory
 from cruijff_kit.training.fused_lora import FusedLoRALinear
+from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
 _ADAPTER = (".lora_a", ".lora_b")
@@ -200,14 +200,14 @@ class SharedPasses:
                 found = compute([one for _, one in group], self._laid_out(group))
             except Exception as error:
                 failed = error
-                forget(error)
+                free_exception_frames(error)
             if failed is None:
                 yield from zip((session for session, _ in group), found, strict=True)
             elif len(group) == 1:
                 yield group[0][0], failed
             else:
                 most = len(group) // 2
-                if out_of_memory(failed):
+                if is_out_of_memory(failed):
                     device.free_memory(self.chats[0].machine.device)
                     self.together = most
                     say(f"out of memory with {len(group)} runs in one pass; on with {most}")
