@@ -15,10 +15,10 @@ test: slurm browser $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
 slurm:
-	@sh tests/slurm/packages.sh
+	@sh tests/helpers/slurm.sh
 
 browser:
-	@sh tests/browser.sh
+	@sh tests/helpers/browser.sh
 
 bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/startup.py

@@ -29,7 +29,8 @@ TINY = Path(__file__).parent / "tiny" / "llama"
 
 
 # What takes longest together comes first, so that with several workers none is left alone with it in the end.
-LONGEST = ("tests/slurm/", "tests/test_main_job.py", "tests/training/", "tests/test_", "tests/launch/")
+LONGEST = ("tests/slurm/", "tests/sweep/test_main_job.py", "tests/recipes/", "tests/training/", "tests/commands/",
+           "tests/architecture/", "tests/sweep/", "tests/config/", "tests/data/test_tiers.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -153,7 +154,7 @@ def smollm2(cache) -> Path:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The browser's command. Fails, with the line to type, when there is none."""
-    check = ["sh", str(Path(__file__).parent / "browser.sh"), "--check"]
+    check = ["sh", str(Path(__file__).parent / "helpers" / "browser.sh"), "--check"]
     found = subprocess.run(check, capture_output=True, text=True)
     if found.returncode:
         pytest.fail(found.stderr.strip(), pytrace=False)

@@ -1,6 +1,6 @@
 """Composing many runs that differ in values only: Hydra composes once per choice of groups, values are set on copies.
 
-The result is what Hydra's own load_sweep_config gives (tests/launch/test_composing.py), in a fraction of the time.
+The result is what Hydra's own load_sweep_config gives (tests/sweep/test_composer.py), in a fraction of the time.
 """
 
 import pickle

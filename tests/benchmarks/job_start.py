@@ -2,8 +2,8 @@
 
     python tests/benchmarks/job_start.py --repeat 3              one to two minutes
 
-A tiny run (tests/tiny) is submitted to a private SLURM on this machine (tests/slurm/cluster.py); then the same run is made
-here by the same command with slurm=local. They take turns. Nothing is asserted.
+A tiny run (tests/tiny) is submitted to a private SLURM on this machine (tests/helpers/cluster.py); then the same run is
+made here by the same command with slurm=local. They take turns. Nothing is asserted.
 
 The times are those of files: sweep.json is written when sbatch has answered, status.json when the run begins, when its
 checks are over and when training begins, metrics.jsonl after the first step, which is the only one. The job's shell and

@@ -4,7 +4,7 @@
     python tests/benchmarks/submitting.py --runs 50 --repeat 3   fewer runs, three pairs
     python tests/benchmarks/submitting.py --phases               and where the time of ours goes, in one more process
 
-Both submit the same runs of the same program to a private SLURM on this machine (tests/slurm/cluster.py), as one array
+Both submit the same runs of the same program to a private SLURM on this machine (tests/helpers/cluster.py), as one array
 that is held, so that nothing runs. Ours has ended when the time is taken; the plain launcher, which would stay until the
 last run has ended, is killed as soon as everything that its jobs need is in place. Nothing is asserted.
 """
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS / "slurm"))
+sys.path.insert(0, str(TESTS / "helpers"))
 
 from cluster import Cluster  # noqa: E402 (a file of the tests, not a package)
 

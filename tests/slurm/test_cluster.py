@@ -109,7 +109,7 @@ with Cluster(accounting=False, max_array_size=5) as cluster:
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
     killed = subprocess.run(
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, timeout=60
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from conftest import LONG, TINY, Shell
+from slurm_shell import LONG, TINY, Shell
 
 HOLD = "slurm.additional_parameters.hold=true"
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import LONG, TINY
+from slurm_shell import LONG, TINY
 
 from cruijff_kit.records.result import read_result
 

@@ -3,7 +3,7 @@
 import json
 import time
 
-from conftest import TINY
+from slurm_shell import TINY
 
 from cruijff_kit.records.sweep_manifest import read_ledger
 

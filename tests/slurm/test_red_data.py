@@ -5,7 +5,7 @@ import stat
 
 import canaries
 import pytest
-from conftest import TINY
+from slurm_shell import TINY
 
 from cruijff_kit.records.result import read_result
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 import torch
-from conftest import LONG, TINY
+from slurm_shell import LONG, TINY
 
 from cruijff_kit.records.result import read_result
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from conftest import LONG, TINY, Shell
+from slurm_shell import LONG, TINY, Shell
 
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.sweep_manifest import read_ledger

@@ -7,8 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from cruijff_kit.commands.data_convert import convert
-from cruijff_kit.data.__main__ import main
+from cruijff_kit.commands.data_convert import convert, main
 from cruijff_kit.data.dataset_files import file_hash
 from cruijff_kit.data.rows import read_splits
 from cruijff_kit.util.errors import UserError
@@ -55,12 +54,12 @@ def test_from_a_saved_data_set(tmp_path, capsys):
     rows = {s: [{"input": f"{s} {n}", "output": n} for n in range(5)] for s in ("train", "validation")}
     DatasetDict({s: Dataset.from_list(r) for s, r in rows.items()}).save_to_disk(tmp_path / "saved")
     capsys.readouterr()
-    assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "out"), "--json"]) == 0
+    assert main([str(tmp_path / "saved"), str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == {"train": 5, "validation": 5}
     assert pyarrow.parquet.read_table(tmp_path / "out" / "train.parquet").to_pylist() == rows["train"]
-    assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "out")]) == 2
+    assert main([str(tmp_path / "saved"), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/out is there already; name a folder that does not exist\n"
-    assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "more"), "--to", "json"]) == 0
+    assert main([str(tmp_path / "saved"), str(tmp_path / "more"), "--to", "json"]) == 0
     assert "train.json  5 rows of split 'train'" in capsys.readouterr().out
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TINY
+from slurm_shell import TINY
 
 HOLD = "slurm.additional_parameters.hold=true"
 

@@ -39,7 +39,7 @@ from cruijff_kit.records.result import RunResult
 from cruijff_kit.slurm.run_states import RunView
 from cruijff_kit.sweep.finish import write_and_show
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = ROOT / "tests" / "tiny" / "llama"
 SAMPLED = """
 from inspect_ai import Task, task

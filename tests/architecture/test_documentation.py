@@ -20,7 +20,7 @@ import cruijff_kit
 from cruijff_kit.commands.main import COMMANDS
 from cruijff_kit.commands.main import main as cruijff_kit_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SKILLS = sorted((ROOT / ".claude" / "skills").glob("*/SKILL.md"))
 TASKS = """

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Folder of the tree -> package it is in the wheel.
 PACKAGES = {"cruijff_kit": "cruijff_kit", "conf": "cruijff_kit/conf", "recipes": "cruijff_kit/recipes"}
-MOVED = {"cruijff_kit/launch/hydra_plugin": "hydra_plugins/cruijff_kit_launcher"}
+MOVED = {"cruijff_kit/sweep/hydra_plugin": "hydra_plugins/cruijff_kit_launcher"}
 SUFFIXES = {".py", ".yaml", ".txt", ".html", ".js"}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cruijff_kit.commands.main import COMMANDS, main, module_of
 
-ROOT = Path(__file__).parents[1] / "cruijff_kit"
+ROOT = Path(__file__).parents[2] / "cruijff_kit"
 SCRIPT = Path(sys.executable).with_name("cruijff-kit")
 # Modules with a main that are not for people: the command itself, and the program that jobs are.
 INSIDE = {"cruijff_kit.commands.main", "cruijff_kit.sweep.job"}

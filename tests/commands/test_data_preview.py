@@ -10,8 +10,8 @@ from rich.console import Console
 
 import cruijff_kit
 from cruijff_kit.commands import data_preview_view
-from cruijff_kit.commands.data_preview import preview
-from cruijff_kit.data.__main__ import main
+from cruijff_kit.commands.data_preview import main, preview
+from cruijff_kit.commands.main import main as cruijff_kit_command
 from cruijff_kit.training import process_cache
 
 ROWS = ["split,id,input,output", "train,1,two é漢 words,yes", "train,2,more,no", "train,3,it says maybe so,maybe",
@@ -38,7 +38,7 @@ def test_tokens_are_those_of_training(settings, tmp_path):
 
 
 def test_what_is_odd_is_reported(settings, capsys):
-    assert main(["preview", *settings, "--json", "--rows", "1", "--split", "test", "dataset.packed=true"]) == 0
+    assert main([*settings, "--json", "--rows", "1", "--split", "test", "dataset.packed=true"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [(r["split"], r["row"], r["answer"], r["cut"]) for r in report["rows"]] == [("test", 0, "yes", 0)]
     assert {(k["kind"], k["first"], k["second"], k["rows"]) for k in report["leaks"]} == {
@@ -51,7 +51,7 @@ def test_what_is_odd_is_reported(settings, capsys):
 
 
 def test_as_text(settings, capsys):
-    assert main(["preview", *settings, "--rows=2"]) == 0
+    assert main([*settings, "--rows=2"]) == 0
     out = capsys.readouterr().out
     assert "train row 0: " in out and "Say: two é漢 words<|im_end|>↵\n" in out and "⟦yes<|im_end|>⟧" in out
     assert out[out.index("│ no ") :].split()[:8] == ["│", "no", "│", "2", "(50%)", "│", "0", "(0%)"]
@@ -77,16 +77,20 @@ def test_errors_are_one_line(settings, capsys):
         ([*settings, "dataset.max_seq_len=9"], "so dataset.max_seq_len=9 cuts off the whole answer; raise it to"),
         ([*settings, "--split=dev"], "has no split 'dev'; valid: test, train, validation"),
     ]:
-        assert main(["preview", *arguments]) == 2
+        assert main([*arguments]) == 2
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1
-    assert main([]) == main(["preveiw"]) == 2 and "convert SOURCE FOLDER" in capsys.readouterr().err
+    assert cruijff_kit_command(["data"]) == cruijff_kit_command(["data", "preveiw"]) == 2
+    assert capsys.readouterr().err.count("did you mean cruijff-kit data preview?") == 2
 
 
 def test_torch_is_not_needed(settings, environment, tmp_path):
-    code = (
-        "import sys; from cruijff_kit.data.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    )
-    command = [sys.executable, "-c", code, "preview", *settings]
+    code = """
+import sys
+from cruijff_kit.commands.data_preview import main
+main(sys.argv[1:])
+assert 'torch' not in sys.modules
+"""
+    command = [sys.executable, "-c", code, *settings]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "⟦yes" in done.stdout, done.stderr

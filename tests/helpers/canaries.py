@@ -1,6 +1,6 @@
-"""What tests/test_tiers.py starts: everything that our commands do, on data whose every cell holds a canary.
+"""What tests/data/test_tiers.py starts: everything that our commands do, on data whose every cell holds a canary.
 
-python tests/canaries.py TINY_MODEL [COMMAND ...]     in an empty folder; HOME and the caches belong to the test
+python tests/helpers/canaries.py TINY_MODEL [COMMAND ...]     in an empty folder; HOME and the caches belong to the test
 """
 
 import dataclasses

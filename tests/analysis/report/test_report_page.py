@@ -12,7 +12,7 @@ from browser import Page, look
 import cruijff_kit
 from cruijff_kit.analysis.report.build import write_report
 
-LOOKS = (Path(__file__).parent / "looks.js").read_text()
+LOOKS = (Path(__file__).parents[2] / "helpers" / "looks.js").read_text()
 DARK, LIGHT = "rgb(20, 23, 28)", "rgb(255, 255, 255)"
 SORT = """(() => {{
   const table = document.querySelector('#{id}').parentElement.querySelector('table');

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What costs start-up time, from 12 milliseconds (safetensors) to seconds (torch); a function imports nothing else.
 HEAVY = (
     "torch", "torchtune", "torchao", "inspect_ai", "submitit", "transformers", "peft", "hydra", "hydra_plugins",

@@ -5,8 +5,8 @@ import os
 import signal
 
 import pytest
-from conftest import LONG, TINY
 from exactness import assert_same_adapters
+from slurm_shell import LONG, TINY
 
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_status import read_status

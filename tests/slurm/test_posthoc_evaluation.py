@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import TINY
+from slurm_shell import TINY
 
 from cruijff_kit.records.result import read_result
 

@@ -1,9 +1,9 @@
 #!/bin/sh
 # The Debian or Ubuntu packages of the SLURM that the tests start: installs what is missing, and starts none of it.
 #
-#     packages.sh              for root, or where sudo asks for no password; else prints the line to type, exit code 1
-#     packages.sh --check      installs nothing: prints that line when some are missing
-#     packages.sh --dry-run    prints the commands that would install them
+#     slurm.sh                 for root, or where sudo asks for no password; else prints the line to type, exit code 1
+#     slurm.sh --check         installs nothing: prints that line when some are missing
+#     slurm.sh --dry-run       prints the commands that would install them
 set -eu
 
 packages=
@@ -27,7 +27,7 @@ need mariadb-server mariadbd mariadb-install-db mariadb-admin
 
 missing="The tests need a real SLURM ($(echo $packages) missing)"
 without_apt="The tests need a real SLURM; this machine has no apt-get to install$packages with"
-. "$(dirname "$0")/../apt.sh"
+. "$(dirname "$0")/apt.sh"
 
 # Debian starts the daemons that it installs, unless this file forbids it; the tests start their own
 policy=/usr/sbin/policy-rc.d

@@ -1,8 +1,8 @@
 """A private SLURM on one machine, for tests: real daemons on loopback, everything in one folder, no systemd.
 
-    python tests/slurm/cluster.py start --state /tmp/s1 --port 21000     # what runs there already is stopped first
-    eval "$(python tests/slurm/cluster.py env --state /tmp/s1)"          # now sinfo, sbatch, ... talk to it
-    python tests/slurm/cluster.py stop --state /tmp/s1                   # the logs stay
+    python tests/helpers/cluster.py start --state /tmp/s1 --port 21000     # what runs there already is stopped first
+    eval "$(python tests/helpers/cluster.py env --state /tmp/s1)"          # now sinfo, sbatch, ... talk to it
+    python tests/helpers/cluster.py stop --state /tmp/s1                   # the logs stay
 
     nodes       c1 c2 c3 (8 CPUs, 16 GB each), g1 g2 (the same, 2 stand-in GPUs and the feature a100 each)
     partitions  cpu (default), gpu, preempt (all nodes; its jobs are requeued for jobs of the other two)
@@ -367,7 +367,7 @@ def _listens(port: int) -> bool:
 def _path(daemon: str) -> str:
     found = shutil.which(daemon, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if not found:
-        raise ClusterError(f"{daemon} is not installed; tests/slurm/packages.sh installs what is needed")
+        raise ClusterError(f"{daemon} is not installed; tests/helpers/slurm.sh installs what is needed")
     return found
 
 
