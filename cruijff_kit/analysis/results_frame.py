@@ -9,7 +9,7 @@ from cruijff_kit.analysis.comparisons import columns
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.records.result import Evaluation, RunResult, read_result
 from cruijff_kit.records.run_folder import folders_below
-from cruijff_kit.records.sweep_manifest import find_ledgers, read_ledger, run_folder
+from cruijff_kit.records.sweep_manifest import find_sweep_manifests, read_sweep_manifest, resolve_folder
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import require_folder, write_text
 
@@ -36,15 +36,17 @@ def read_results(folder: str | Path) -> list[RunResult]:
 
 def find_results(folder: Path) -> list[Path]:
     """Every result.json below a folder, and of the runs that a sweep there took over from an earlier one."""
-    reused = (run_folder(d, e) for d in find_ledgers(folder) for e in read_ledger(d).runs if e.reused)
+    reused = (
+        resolve_folder(d, e) for d in find_sweep_manifests(folder) for e in read_sweep_manifest(d).runs if e.reused
+    )
     runs = dict.fromkeys([*folders_below(folder, "result.json"), *reused])
     return [run / "result.json" for run in runs if (run / "result.json").exists()]
 
 
 def unfinished_runs(folder: Path) -> list[str]:
     """Names of the runs of a sweep that have no result yet."""
-    entries = ((d, e) for d in find_ledgers(folder) for e in read_ledger(d).runs)
-    return [e.name for d, e in entries if not (run_folder(d, e) / "result.json").exists()]
+    entries = ((d, e) for d in find_sweep_manifests(folder) for e in read_sweep_manifest(d).runs)
+    return [e.name for d, e in entries if not (resolve_folder(d, e) / "result.json").exists()]
 
 
 def read_sweep(folder: str | Path) -> "pandas.DataFrame":

@@ -82,8 +82,8 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     for r in results:
         if r.error:
             console.print(f"{r.name} {r.status} in {r.error.phase}: {r.error.type}: {r.error.message}", markup=False)
-        if r.late_error:
-            why = f"{r.late_error.type}: {r.late_error.message}"
+        if r.posthoc_error:
+            why = f"{r.posthoc_error.type}: {r.posthoc_error.message}"
             console.print(f"{r.name}: what was to be evaluated later is missing: {why}", markup=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cruijff_kit.records.run_status import ACTIVE
-from cruijff_kit.slurm.run_states import Known, RunView, survey
+from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states
 from cruijff_kit.util import json_output
 from cruijff_kit.util.progress import say
 
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LOOKS = 3.0
 _WIDE = 130  # columns in which the reasons have room
 
 
-def status_table(title: str, views: list[RunView], trouble: str | None, width: int) -> "RenderableType":
+def status_table(title: str, infos: list[RunInfo], trouble: str | None, width: int) -> "RenderableType":
     """The rows as people see them, and how many runs are in which state.
 
     Args:
@@ -35,25 +35,25 @@ def status_table(title: str, views: list[RunView], trouble: str | None, width: i
     from rich.text import Text
 
     narrow = width < _WIDE
-    rows = [_cells(v) for v in views]
+    rows = [_cells(v) for v in infos]
     heads = [h for h in rows[0] if not narrow or (h != "reason" and any(row[h] for row in rows))]
     table = Table(title=title, title_justify="left")
     for head in heads:
         justify = "right" if head in ("step", "loss", "elapsed", "left") else "left"
         table.add_column(head, overflow="fold", justify=justify, no_wrap=head not in ("run", "reason"))
-    for view, row in zip(views, rows, strict=True):
-        table.add_row(*(Text(row[h]) for h in heads), style=_COLOURS.get(view.state))
-    counts = Counter(v.state for v in views)
+    for info, row in zip(infos, rows, strict=True):
+        table.add_row(*(Text(row[h]) for h in heads), style=_COLOURS.get(info.state))
+    counts = Counter(v.state for v in infos)
     lines = [Text(f"{row['run']}: {row['reason']}") for row in rows if narrow and row["reason"]]
     lines.append(
-        Text(f"{len(views)} run{'s' * (len(views) != 1)}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
+        Text(f"{len(infos)} run{'s' * (len(infos) != 1)}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
     )
     if trouble:
         lines.append(Text(f"SLURM cannot be asked, so this is what the runs said last: {trouble}", style="yellow"))
     return Group(table, *lines)
 
 
-def _cells(v: RunView) -> dict[str, str]:
+def _cells(v: RunInfo) -> dict[str, str]:
     return {
         "run": v.name,
         "state": v.state,
@@ -80,13 +80,13 @@ def _clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _reason(view: RunView) -> str:
-    restarts = f"started again {view.restarts} time{'s' * (view.restarts > 1)}" if view.restarts else None
-    changes = ", ".join(f"{k}={v}" for k, v in view.changes.items()) or None
-    return "; ".join(filter(None, [view.reason, restarts, changes, *view.notes]))
+def _reason(info: RunInfo) -> str:
+    restarts = f"started again {info.restarts} time{'s' * (info.restarts > 1)}" if info.restarts else None
+    changes = ", ".join(f"{k}={v}" for k, v in info.changes.items()) or None
+    return "; ".join(filter(None, [info.reason, restarts, changes, *info.notes]))
 
 
-def watch(title: str, runs: list[Known], until: Callable[[list[RunView]], bool]) -> list[RunView]:
+def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]) -> list[RunInfo]:
     """Show the table, and again every few seconds, until a condition holds; in place in a terminal, else on change.
 
     Returns:
@@ -97,23 +97,23 @@ def watch(title: str, runs: list[Known], until: Callable[[list[RunView]], bool])
 
         with Live(auto_refresh=False) as live:
             while True:
-                views, trouble = survey(runs)
-                live.update(status_table(title, views, trouble, live.console.width), refresh=True)
-                if until(views):
-                    return views
+                infos, trouble = collect_states(runs)
+                live.update(status_table(title, infos, trouble, live.console.width), refresh=True)
+                if until(infos):
+                    return infos
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     shown = None
     while True:
-        views, trouble = survey(runs)
-        counts = Counter(v.state for v in views)
+        infos, trouble = collect_states(runs)
+        counts = Counter(v.state for v in infos)
         if counts != shown:
             shown = counts
             say(", ".join(f"{n} {state}" for state, n in counts.items()) + (f" ({trouble})" if trouble else ""))
-        if until(views):
-            return views
+        if until(infos):
+            return infos
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def none_active(views: list[RunView]) -> bool:
+def none_active(infos: list[RunInfo]) -> bool:
     """Whether every run has ended."""
-    return not any(v.state in ACTIVE for v in views)
+    return not any(v.state in ACTIVE for v in infos)

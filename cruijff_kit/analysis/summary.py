@@ -1,6 +1,6 @@
 """experiment_summary.md: a sweep for people, from its plan to its findings.
 
-Written again whenever a run ends, never read back. Everything comes from the ledger and the runs' status.json and
+Written again whenever a run ends, never read back. Everything comes from the manifest and the runs' status.json and
 result.json.
 """
 
@@ -26,8 +26,8 @@ from cruijff_kit.analysis.table_cells import (
 )
 from cruijff_kit.records.result import RunResult, notice, read_result
 from cruijff_kit.records.run_status import ACTIVE, DONE, PLANNED
-from cruijff_kit.records.sweep_manifest import Entry, Ledger, lock_of, read_ledger, repeating_command
-from cruijff_kit.slurm.run_states import Known, RunView, known_below, survey
+from cruijff_kit.records.sweep_manifest import RunEntry, SweepManifest, format_command, lock_path, read_sweep_manifest
+from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import write_text
 from cruijff_kit.util.format import clock, now
@@ -44,15 +44,15 @@ _SETTINGS = {
 
 
 def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
-    """Write a sweep's summary as things stand now; under a launcher that is not ours it has no ledger, and no plan.
+    """Write a sweep's summary as things stand now; under a launcher that is not ours it has no manifest, and no plan.
 
     Args:
         ask_slurm: False where a job writes it, which would trouble the cluster each time.
     """
-    ledger = read_ledger(sweep_dir)
+    manifest = read_sweep_manifest(sweep_dir)
     # Who writes last has read last: two runs that end together would else leave the older view.
-    with FileLock(lock_of(sweep_dir)) if ledger else contextlib.nullcontext():
-        write_text(sweep_dir / NAME, _summary(sweep_dir, ledger, ask_slurm))
+    with FileLock(lock_path(sweep_dir)) if manifest else contextlib.nullcontext():
+        write_text(sweep_dir / NAME, _summary(sweep_dir, manifest, ask_slurm))
 
 
 def write_overviews(folder: Path) -> list[RunResult]:
@@ -70,19 +70,19 @@ def write_overviews(folder: Path) -> list[RunResult]:
     return results
 
 
-def _summary(sweep_dir: Path, ledger: Ledger | None, ask_slurm: bool) -> str:
-    runs = known_below(sweep_dir)
-    views, _ = survey(runs, ask_slurm)
-    runs = [k if k.entry else replace(k, entry=Entry(k.folder.name, str(k.folder), "", None)) for k in runs]
+def _summary(sweep_dir: Path, manifest: SweepManifest | None, ask_slurm: bool) -> str:
+    runs = find_runs(sweep_dir)
+    infos, _ = collect_states(runs, ask_slurm)
+    runs = [k if k.entry else replace(k, entry=RunEntry(k.folder.name, str(k.folder), "", None)) for k in runs]
     results = {k.folder: read_result(k.folder / "result.json") for k in runs if (k.folder / "result.json").exists()}
     name = next((r.experiment for r in results.values()), sweep_dir.absolute().parent.name)
-    ledger = ledger or Ledger(name, [], "")
+    manifest = manifest or SweepManifest(name, [], "")
     made = [*results.values()]
-    is_final = not any(v.state in ACTIVE for v in views)
+    is_final = not any(v.state in ACTIVE for v in infos)
     analysis = (analyse if is_final else analyse_briefly)(made)
-    parts = [_head(ledger, views, made), _runs(runs, views, results, analysis), _findings(made, analysis, is_final)]
-    parts.append(_failures(views))
-    return "\n".join(filter(None, [*parts, _resources(runs, results), _again(ledger, sweep_dir, views)]))
+    parts = [_head(manifest, infos, made), _runs(runs, infos, results, analysis), _findings(made, analysis, is_final)]
+    parts.append(_failures(infos))
+    return "\n".join(filter(None, [*parts, _resources(runs, results), _again(manifest, sweep_dir, infos)]))
 
 
 def refresh_above(run: Path) -> None:
@@ -95,16 +95,16 @@ def refresh_above(run: Path) -> None:
         say(f"{NAME} could not be written: {one_line(error)}")
 
 
-def _head(ledger: Ledger, views: list[RunView], results: list[RunResult]) -> str:
-    told = {"Question": ledger.question, "Hypothesis": ledger.hypothesis, "Evaluation plan": ledger.evaluation}
+def _head(manifest: SweepManifest, infos: list[RunInfo], results: list[RunResult]) -> str:
+    told = {"Question": manifest.question, "Hypothesis": manifest.hypothesis, "Evaluation plan": manifest.evaluation}
     about = "".join(f"**{title}.** {' '.join(text.split())}\n\n" for title, text in told.items() if text)
-    counts = ", ".join(f"{n} {state}" for state, n in Counter(v.state for v in views).items())
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(v.state for v in infos).items())
     line = notice(results)
     said = f"\n{line[0].upper()}{line[1:]}.\n" if line else ""
-    return f"# {ledger.experiment}\n\n{about}{len(views)} run{'s' * (len(views) != 1)}: {counts} ({now()}).\n{said}"
+    return f"# {manifest.experiment}\n\n{about}{len(infos)} run{'s' * (len(infos) != 1)}: {counts} ({now()}).\n{said}"
 
 
-def _runs(runs: list[Known], views: list[RunView], results: dict[Path, RunResult], analysis: Analysis) -> str:
+def _runs(runs: list[RunRef], infos: list[RunInfo], results: dict[Path, RunResult], analysis: Analysis) -> str:
     """Every run with its settings and status, and of those that have ended what they came to."""
     made = list(results.values())
     header, rows = table_cells(made, analysis) if made else ([], [])
@@ -113,20 +113,20 @@ def _runs(runs: list[Known], views: list[RunView], results: dict[Path, RunResult
     ended = dict(zip(results, rows, strict=True))
     swept = [] if made else [k for k in dict.fromkeys(k for r in runs for k in r.entry.swept) if k not in told]
     body = []
-    for known, view in zip(runs, views, strict=True):
+    for known, info in zip(runs, infos, strict=True):
         result, cells = results.get(known.folder), ended.get(known.folder)
         settings = result.settings if result else known.entry.settings
-        name = f"**{view.name}**" if result is not None and analysis.is_best(result) else view.name
-        shown = [name, *(cell(settings.get(key)) for key in _SETTINGS.values()), _state(view)]
+        name = f"**{info.name}**" if result is not None and analysis.is_best(result) else info.name
+        shown = [name, *(cell(settings.get(key)) for key in _SETTINGS.values()), _state(info)]
         shown += [cell(known.entry.swept.get(k)) for k in swept]
         body.append([*shown, *(cells[i] if cells else "" for i in extra)])
     head = ["Run Name", *_SETTINGS, "Status", *swept, *(header[i] for i in extra)]
     return f"## Runs\n\n{markdown(head, body)}"
 
 
-def _state(view: RunView) -> str:
-    at = f" (step {view.step} of {view.total_steps})" if view.state in ACTIVE and view.step and view.total_steps else ""
-    return view.state + at
+def _state(info: RunInfo) -> str:
+    at = f" (step {info.step} of {info.total_steps})" if info.state in ACTIVE and info.step and info.total_steps else ""
+    return info.state + at
 
 
 def _findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> str:
@@ -144,14 +144,14 @@ def _findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> s
     return text
 
 
-def _failures(views: list[RunView]) -> str:
+def _failures(infos: list[RunInfo]) -> str:
     lines = [
-        f"- {v.name}: {v.state}{f', {v.reason}' if v.reason else ''}" for v in views if v.reason and v.state != DONE
+        f"- {v.name}: {v.state}{f', {v.reason}' if v.reason else ''}" for v in infos if v.reason and v.state != DONE
     ]
     return "\n".join(["## What did not go as planned", "", *lines, ""]) if lines else ""
 
 
-def _resources(runs: list[Known], results: dict[Path, RunResult]) -> str:
+def _resources(runs: list[RunRef], results: dict[Path, RunResult]) -> str:
     """Estimate and fact side by side, for each run and in all."""
     rows, sums = [], Counter()
     for known in runs:
@@ -174,7 +174,7 @@ def _resources(runs: list[Known], results: dict[Path, RunResult]) -> str:
     return f"## Resources\n\n{basis}{markdown(header, rows)}"
 
 
-def _spent(entry: Entry, result: RunResult | None, sums: Counter) -> Cells:
+def _spent(entry: RunEntry, result: RunResult | None, sums: Counter) -> Cells:
     """The cells of a run; adds to the sums."""
     estimate, took = entry.estimate, result.seconds.get("total") if result else None
     hours = result.gpu_hours() if result else None
@@ -197,16 +197,18 @@ def _gigabytes(size: float | None) -> str:
     return f"{size / 1e9:.2f} GB" if size else ""
 
 
-def _again(ledger: Ledger, sweep_dir: Path, views: list[RunView]) -> str:
-    if not ledger.cwd:
+def _again(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> str:
+    if not manifest.cwd:
         return ""
     folder = shlex.quote(str(sweep_dir.absolute()))
-    lines = [f"cd {shlex.quote(ledger.cwd)}", repeating_command(ledger)]
-    if any(v.state == PLANNED for v in views):
+    lines = [f"cd {shlex.quote(manifest.cwd)}", format_command(manifest)]
+    if any(v.state == PLANNED for v in infos):
         lines.append(f"cruijff-kit resume {folder}               # starts what is planned")
     lines.append(f"cruijff-kit reproduce {folder}/RUN               # one run again, compared with this one")
-    code = f"Code: commit {ledger.git_commit}." if ledger.git_commit else f"Code: {ledger.code}."
-    return "## How to repeat it\n\n" + "".join(f"    {line}\n" for line in lines) + f"\n{code} Made {ledger.created}.\n"
+    code = f"Code: commit {manifest.git_commit}." if manifest.git_commit else f"Code: {manifest.code}."
+    return (
+        "## How to repeat it\n\n" + "".join(f"    {line}\n" for line in lines) + f"\n{code} Made {manifest.created}.\n"
+    )
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

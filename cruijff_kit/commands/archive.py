@@ -23,7 +23,7 @@ from cruijff_kit.commands.ro_crate import NAME as CRATE
 from cruijff_kit.commands.ro_crate import read_runs, write_crate
 from cruijff_kit.data.tiers import write_tier
 from cruijff_kit.records.archive_manifest import DELETING, DONE, NAME, Deleted, Manifest, read_manifest, write_manifest
-from cruijff_kit.slurm.run_states import known_below
+from cruijff_kit.slurm.run_states import find_runs
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import sha256_of
 from cruijff_kit.util.format import size
@@ -67,7 +67,7 @@ def archive(
             write_tier(target / DATA / copy.hash, copy.tier)
     manifest.state = DELETING
     write_manifest(manifest, root)
-    refuse_unfinished(known_below(root), root)  # one may have begun to go on meanwhile
+    refuse_unfinished(find_runs(root), root)  # one may have begun to go on meanwhile
     for path in plan.delete:
         shutil.rmtree(root / path)
     manifest.state = DONE

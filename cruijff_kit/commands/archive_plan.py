@@ -10,7 +10,7 @@ from cruijff_kit.commands.ro_crate import NAME as CRATE
 from cruijff_kit.records.archive_manifest import NAME
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_status import ACTIVE, DONE, FAILED
-from cruijff_kit.slurm.run_states import Known, known_below, survey
+from cruijff_kit.slurm.run_states import RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import ClusterError, UserError
 
 BEST, ALL, NONE = "best", "all", "none"
@@ -46,7 +46,7 @@ def plan_for(root: Path, keep: str) -> Plan:
     Raises:
         UserError: it holds no runs, or one that is not finished; or which run is best cannot be told.
     """
-    known = known_below(root)
+    known = find_runs(root)
     refuse_unfinished(known, root)
     own = [k.folder for k in known if k.folder.is_dir() and k.folder.is_relative_to(root)]
     plan = Plan(root, own)
@@ -89,26 +89,26 @@ def _best(runs: list[Path], keep: str) -> list[Path]:
     return [run for run, result in done.items() if any(result is r for r in best.runs)]
 
 
-def refuse_unfinished(known: list[Known], root: Path) -> None:
+def refuse_unfinished(known: list[RunRef], root: Path) -> None:
     """Raises UserError for a run below `root` that is neither done nor failed, ClusterError where that cannot be told."""
-    views, trouble = survey(known)
-    pairs = [(k, v) for k, v in zip(known, views, strict=True) if k.folder.is_dir() and k.folder.is_relative_to(root)]
+    infos, trouble = collect_states(known)
+    pairs = [(k, v) for k, v in zip(known, infos, strict=True) if k.folder.is_dir() and k.folder.is_relative_to(root)]
     if not pairs:
         raise UserError(f"{root} holds no run of its own; give a run's or a sweep's folder")
     if trouble and any(v.state in ACTIVE and v.job_id for _, v in pairs):
         raise ClusterError(trouble)
-    for k, view in pairs:
+    for k, info in pairs:
         if (k.folder / "evaluate.json").exists():
-            raise UserError(f"{view.name} waits for an evaluation; finish it first: cruijff-kit resume {k.folder}")
-        if view.state not in (DONE, FAILED):
-            how = "status" if view.state in ACTIVE else "resume"
+            raise UserError(f"{info.name} waits for an evaluation; finish it first: cruijff-kit resume {k.folder}")
+        if info.state not in (DONE, FAILED):
+            how = "status" if info.state in ACTIVE else "resume"
             raise UserError(
-                f"{view.name} is {view.state}, and only what is done or failed can be archived; "
+                f"{info.name} is {info.state}, and only what is done or failed can be archived; "
                 f"cruijff-kit {how} {root}"
             )
         if (k.folder / "result.json").is_file():
             read_result(k.folder / "result.json")
-        elif view.state == DONE:
+        elif info.state == DONE:
             raise UserError(f"{k.folder} is done but has no result.json; put it back before archiving")
 
 

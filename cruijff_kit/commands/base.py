@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cruijff_kit.util import json_output, redaction
-from cruijff_kit.util.errors import ClusterError, PastHydra, UserError, one_line
+from cruijff_kit.util.errors import ClusterError, InnerError, UserError, one_line
 from cruijff_kit.util.process import collect_rarely
 from cruijff_kit.util.suggest import suggest_flag
 
@@ -24,7 +24,7 @@ _TYPES = {RUN_FAILED: "run", USER_ERROR: "user", CLUSTER_ERROR: "cluster", INTER
 
 
 @dataclass
-class Answer:
+class CommandResult:
     """What a command has to say and how it ends, where that is not 0: a table of runs of which one failed."""
 
     data: Any
@@ -90,7 +90,7 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         returned = command()
-        said = returned if isinstance(returned, Answer) else Answer(returned)
+        said = returned if isinstance(returned, CommandResult) else CommandResult(returned)
         return said.exit_code, said.data
     except SystemExit as end:  # of argparse's and Hydra's --help, of dry runs, and after a table with failed runs
         return end.code if isinstance(end.code, int) else int(end.code is not None), None
@@ -100,7 +100,7 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
         return _end("interrupted; finished runs and their results are kept", INTERRUPTED, fix)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
         sys.stderr.close()
-    except PastHydra as carried:
+    except InnerError as carried:
         return _explain(carried.error)
     except Exception as error:
         return _explain(error)

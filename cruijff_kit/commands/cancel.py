@@ -11,23 +11,23 @@ from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.records.run_status import ACTIVE
 from cruijff_kit.slurm.cancel import cancel_jobs
-from cruijff_kit.slurm.run_states import RunView, chosen_runs, known_below, survey
+from cruijff_kit.slurm.run_states import RunInfo, collect_states, find_runs, select_runs
 from cruijff_kit.util import errors, json_output
 from cruijff_kit.util.errors import UserError
 
 
-def cancel(folder: Path, names: list[str], sure: bool) -> list[RunView]:
+def cancel(folder: Path, names: list[str], sure: bool) -> list[RunInfo]:
     """Cancel the runs of these names (none: all) that are queued or running, and return those that were cancelled.
 
     Raises:
         UserError: no such run; or `sure` is False and there is no terminal to ask at.
         ClusterError: SLURM does not answer.
     """
-    runs = chosen_runs(known_below(folder), names)
-    views, trouble = survey(runs)
+    runs = select_runs(find_runs(folder), names)
+    infos, trouble = collect_states(runs)
     if trouble:
         raise errors.ClusterError(trouble)
-    active = [(k, v) for k, v in zip(runs, views, strict=True) if v.state in ACTIVE]
+    active = [(k, v) for k, v in zip(runs, infos, strict=True) if v.state in ACTIVE]
     here = [v for _, v in active if v.job_id is None]
     submitted = [(k, v) for k, v in active if v.job_id is not None]
     if here:
@@ -45,11 +45,11 @@ def cancel(folder: Path, names: list[str], sure: bool) -> list[RunView]:
     return [v for _, v in submitted]
 
 
-def _confirmed(views: list[RunView]) -> bool:
-    names = ", ".join(v.name for v in views[:5]) + (", ..." if len(views) > 5 else "")
+def _confirmed(infos: list[RunInfo]) -> bool:
+    names = ", ".join(v.name for v in infos[:5]) + (", ..." if len(infos) > 5 else "")
     if not json_output.at_terminal():
-        raise UserError(f"{len(views)} runs would be cancelled ({names}); add --yes")
-    return json_output.agreed(f"cancel {len(views)} runs ({names})?")
+        raise UserError(f"{len(infos)} runs would be cancelled ({names}); add --yes")
+    return json_output.agreed(f"cancel {len(infos)} runs ({names})?")
 
 
 def main(argv: list[str] | None = None) -> int:

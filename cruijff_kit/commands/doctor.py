@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cruijff_kit.commands.base import DONE, RUN_FAILED, Answer, Parser
+from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.diagnosis import OK, PROBLEM, WARNING, Choice, Verdict, choose, gpu_text, verdicts
 from cruijff_kit.slurm.probe_job import run_probe_job
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     return parser.run(argv, _examine)
 
 
-def _examine(asked: argparse.Namespace) -> Answer:
+def _examine(asked: argparse.Namespace) -> CommandResult:
     if asked.gpus and not asked.job:
         raise UserError("--gpus goes with --job")
     if not asked.folder.is_dir():
@@ -53,7 +53,7 @@ def _examine(asked: argparse.Namespace) -> Answer:
     if not asked.json:
         show(site, found, yaml)
     data = asdict(site) | {"verdicts": [asdict(v) for v in found], "yaml": yaml}
-    return Answer(data, RUN_FAILED if any(v.level == PROBLEM for v in found) else DONE)
+    return CommandResult(data, RUN_FAILED if any(v.level == PROBLEM for v in found) else DONE)
 
 
 def site_yaml(site: Site, choice: Choice) -> str:

@@ -31,7 +31,7 @@ from cruijff_kit.records.sweep_manifest import is_done
 from cruijff_kit.runs import posthoc_evaluation
 from cruijff_kit.runs.model_source import model_at, quoted_text, settings_of, typed
 from cruijff_kit.runs.posthoc_evaluation import NAME
-from cruijff_kit.slurm.run_states import Known, known_below, owner, survey
+from cruijff_kit.slurm.run_states import RunRef, collect_states, find_origin, find_runs
 from cruijff_kit.sweep.start_posthoc import Changes, show, start
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import ClusterError, UserError
@@ -63,10 +63,10 @@ def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = 
 
 
 def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | None:
-    known = known_below(where)
-    views, _ = survey(known)
-    finished = [(k, v) for k, v in zip(known, views, strict=True) if is_done(k.folder)]
-    others = [v.name for v in views if v.folder not in {str(k.folder) for k, _ in finished}]
+    known = find_runs(where)
+    infos, _ = collect_states(known)
+    finished = [(k, v) for k, v in zip(known, infos, strict=True) if is_done(k.folder)]
+    others = [v.name for v in infos if v.folder not in {str(k.folder) for k, _ in finished}]
     if not finished:
         raise UserError(f"{where} has no finished run; cruijff-kit status {where}")
     if busy := [v.name for _, v in finished if v.state in ACTIVE]:
@@ -120,9 +120,9 @@ def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | N
         raise
 
 
-def _submissions(run: Known) -> int:
-    known = owner(next(k for k in known_below(run.folder) if k.folder == run.folder))
-    return len(known.entry.attempts) if known.entry else 0
+def _submissions(run: RunRef) -> int:
+    known = find_origin(next(k for k in find_runs(run.folder) if k.folder == run.folder))
+    return len(known.entry.submissions) if known.entry else 0
 
 
 def _require_tasks(config: RunConfig) -> None:
@@ -166,7 +166,7 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
     posthoc_evaluation.write_request(folder.path, request)
     json_output.record(folder=str(folder.path), made=[], submitted=[], **no_data())
     try:
-        return start(folder.path, [(Known(folder.path), config)])
+        return start(folder.path, [(RunRef(folder.path), config)])
     except Exception:
         if not folder.result.exists():  # nothing began
             shutil.rmtree(folder.path, ignore_errors=True)

@@ -13,39 +13,39 @@ from typing import Any
 
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.records.run_status import ACTIVE
-from cruijff_kit.slurm.run_states import Known, RunView, chosen_runs, known_below, survey
+from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs, select_runs
 from cruijff_kit.util.errors import UserError
 
 
-def find_log(folder: Path, name: str | None, follow: bool) -> tuple[list[Known], RunView]:
+def find_log(folder: Path, name: str | None, follow: bool) -> tuple[list[RunRef], RunInfo]:
     """The run of this name, as a list of one, and its row.
 
     Raises:
         UserError: no such run, several and none was named, or it has no log (with `follow`: and will have none).
     """
-    runs = chosen_runs(known_below(folder), [name] if name else [])
+    runs = select_runs(find_runs(folder), [name] if name else [])
     if len(runs) > 1:
         names = ", ".join(k.entry.name if k.entry else k.folder.name for k in runs[:5])
         raise UserError(f"{folder} has {len(runs)} runs; name one: {names}" + (", ..." if len(runs) > 5 else ""))
-    view = survey(runs)[0][0]
-    if view.log is None:
+    info = collect_states(runs)[0][0]
+    if info.log is None:
         raise UserError(
-            f"{view.name} was not submitted to SLURM; what it printed went to the terminal it was started in"
+            f"{info.name} was not submitted to SLURM; what it printed went to the terminal it was started in"
         )
-    if not Path(view.log).exists() and not (follow and view.state in ACTIVE):
+    if not Path(info.log).exists() and not (follow and info.state in ACTIVE):
         raise UserError(
-            f"{view.name} has no log yet: it is {view.state}" + (f" ({view.reason})" if view.reason else ""),
+            f"{info.name} has no log yet: it is {info.state}" + (f" ({info.reason})" if info.reason else ""),
             fix=f"cruijff-kit status {folder} shows when it begins; --follow waits for it",
         )
-    return runs, view
+    return runs, info
 
 
-def log_text(runs: list[Known], view: RunView, follow: bool) -> Iterator[str]:
+def log_text(runs: list[RunRef], info: RunInfo, follow: bool) -> Iterator[str]:
     """What the log of a run holds, piece by piece; with `follow` until the run has ended."""
     at, last, decoder = 0, False, codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        ended = view.state not in ACTIVE
-        log = Path(view.log)
+        ended = info.state not in ACTIVE
+        log = Path(info.log)
         if log.exists():
             with log.open("rb") as file:
                 file.seek(at)
@@ -56,15 +56,15 @@ def log_text(runs: list[Known], view: RunView, follow: bool) -> Iterator[str]:
             return
         last = ended  # what is printed behind a run's end is shown too
         time.sleep(2.0)
-        view = survey(runs)[0][0]
+        info = collect_states(runs)[0][0]
 
 
 def _show(options: argparse.Namespace) -> dict[str, Any] | None:
-    runs, view = find_log(options.folder, options.run, options.follow)
+    runs, info = find_log(options.folder, options.run, options.follow)
     if options.json:
-        text = "".join(log_text(runs, view, options.follow))
-        return {"run": view.name, "log": view.log, "lines": text.removesuffix("\n").split("\n") if text else []}
-    for text in log_text(runs, view, options.follow):
+        text = "".join(log_text(runs, info, options.follow))
+        return {"run": info.name, "log": info.log, "lines": text.removesuffix("\n").split("\n") if text else []}
+    for text in log_text(runs, info, options.follow):
         sys.stdout.write(text)
         sys.stdout.flush()
     return None

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complete(argv)
     for words in (2, 1):
         if (name := " ".join(argv[:words])) in COMMANDS:
-            sys.argv[1:] = argv[words:]  # Hydra, and the ledger of a sweep, read it there
+            sys.argv[1:] = argv[words:]  # Hydra, and the manifest of a sweep, read it there
             return importlib.import_module(module_of(name)).main(argv[words:])
     return run_command(lambda: _about(argv), json_asked(argv))
 

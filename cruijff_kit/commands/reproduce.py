@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.analysis.reproduction import DIFFERENT, Agreement, compare_results
-from cruijff_kit.commands.base import DONE, RUN_FAILED, Answer, Parser
+from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder, folders_below
 from cruijff_kit.records.saved_config import frozen_anew
@@ -28,7 +28,7 @@ NAME = "reproduction.json"
 _MATTERS = "can change results"
 
 
-def reproduce(run: Path, to: Path | None, check_only: bool) -> Answer:
+def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     """Check, make again, compare; what --json prints, with the exit code.
 
     Raises:
@@ -46,7 +46,7 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> Answer:
     if check_only:
         check(config)
         print("it can be made again")
-        return Answer(report | {"ready": True})
+        return CommandResult(report | {"ready": True})
 
     say(f"making it again in {new}")
     again = train_then_eval(config, result.swept)
@@ -54,7 +54,7 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> Answer:
     report |= {"new": str(new)} | agreement.as_dict()
     RunFolder(new).write(NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     show_agreement(agreement, new)
-    return Answer(report, RUN_FAILED if agreement.verdict == DIFFERENT else DONE)
+    return CommandResult(report, RUN_FAILED if agreement.verdict == DIFFERENT else DONE)
 
 
 def _finished(run: Path) -> RunResult:

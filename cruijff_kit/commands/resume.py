@@ -23,15 +23,15 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import ACTIVE, DONE
 from cruijff_kit.records.saved_config import frozen, frozen_swept, permit
-from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 from cruijff_kit.runs.multi_lora_runs import PackedRun, packs_of, run_pack
 from cruijff_kit.runs.posthoc_evaluation import read_request, write_request
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.slurm.request import more_memory
-from cruijff_kit.slurm.run_states import Known, RunView, known_below, survey
-from cruijff_kit.sweep.finish import show_end
-from cruijff_kit.sweep.on_slurm import refuse_rest, report
-from cruijff_kit.sweep.slurm_jobs import submissions
+from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
+from cruijff_kit.sweep.finish import print_summary
+from cruijff_kit.sweep.on_slurm import reject_remaining, report
+from cruijff_kit.sweep.slurm_jobs import make_job_requests
 from cruijff_kit.sweep.start_posthoc import show, start
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import ClusterError, UserError, one_line
@@ -47,12 +47,12 @@ def resume(folder: Path, overrides: list[str]) -> None:
         SystemExit: with code 1, after the table, if a run failed again.
     """
     changed, said = _overrides(overrides)
-    runs = known_below(folder)
-    views, trouble = survey(runs)
-    if trouble and any(v.state in ACTIVE and v.job_id for v in views):
+    runs = find_runs(folder)
+    infos, trouble = collect_states(runs)
+    if trouble and any(v.state in ACTIVE and v.job_id for v in infos):
         raise ClusterError(f"whether the submitted runs are still on their way cannot be told: {trouble}")
-    active = [v for v in views if v.state in ACTIVE]
-    left = [(k, v) for k, v in zip(runs, views, strict=True) if v.state not in (DONE, *ACTIVE)]
+    active = [v for v in infos if v.state in ACTIVE]
+    left = [(k, v) for k, v in zip(runs, infos, strict=True) if v.state not in (DONE, *ACTIVE)]
     on_their_way = f"; {len(active)} on their way" if active else ""
     say(
         (f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done")
@@ -64,15 +64,15 @@ def resume(folder: Path, overrides: list[str]) -> None:
         _finish(folder, left, changed, said)
     finally:
         if json_output.wanted():
-            json_output.record(states=_states(known_below(folder)))
+            json_output.record(states=_states(find_runs(folder)))
 
 
-def _states(runs: list[Known]) -> list[dict[str, Any]]:
+def _states(runs: list[RunRef]) -> list[dict[str, Any]]:
     keys = ("name", "folder", "state", "reason", "job_id")
-    return [{key: getattr(view, key) for key in keys} for view in survey(runs)[0]]
+    return [{key: getattr(info, key) for key in keys} for info in collect_states(runs)[0]]
 
 
-def _finish(folder: Path, left: list[tuple[Known, RunView]], changed: dict[str, Any], said: dict[str, Any]) -> None:
+def _finish(folder: Path, left: list[tuple[RunRef, RunInfo]], changed: dict[str, Any], said: dict[str, Any]) -> None:
     waiting = [(k, v) for k, v in left if read_request(k.folder)]
     left = [w for w in left if w not in waiting]
     if waiting:
@@ -107,16 +107,16 @@ def _write_permission(runs: Iterable[Path], said: dict[str, Any]) -> None:
 
 
 def _evaluate_again(
-    folder: Path, waiting: list[tuple[Known, RunView]], changed: dict[str, Any], said: dict[str, Any]
+    folder: Path, waiting: list[tuple[RunRef, RunInfo]], changed: dict[str, Any], said: dict[str, Any]
 ) -> None:
-    """Go on with late evaluations, as cruijff-kit evaluate asked for them."""
+    """Go on with post-hoc evaluations, as cruijff-kit evaluate asked for them."""
     configs = []
     for known, _ in waiting:
         _admitted(known.folder, read_request(known.folder).config(known.folder), said)
     _write_permission([known.folder for known, _ in waiting], said)
-    for known, view in waiting:
+    for known, info in waiting:
         request = read_request(known.folder)
-        mem = _more_memory(view, request.slurm["mem"])
+        mem = _more_memory(info, request.slurm["mem"])
         request.slurm |= ({"mem": mem} if mem else {}) | changed
         write_request(known.folder, request)
         configs.append((known, request.config(known.folder)))
@@ -142,36 +142,36 @@ def _overrides(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return changed, said
 
 
-def _submit_again(sweep_dir: Path, runs: list[tuple[Known, RunView]], configs: dict[Path, RunConfig]) -> None:
+def _submit_again(sweep_dir: Path, runs: list[tuple[RunRef, RunInfo]], configs: dict[Path, RunConfig]) -> None:
     from cruijff_kit.slurm.submit import submit
 
-    changes = [_changes(view, configs[known.folder]) for known, view in runs]
-    mem = [(view.changes | change).get("slurm.mem") for (_, view), change in zip(runs, changes, strict=True)]
+    changes = [_changes(info, configs[known.folder]) for known, info in runs]
+    mem = [(info.changes | change).get("slurm.mem") for (_, info), change in zip(runs, changes, strict=True)]
     jobs = []
     for asked in dict.fromkeys(mem):  # runs of a pack ask for the same
         some = [n for n, m in enumerate(mem) if m == asked]
         folders = [runs[n][0].folder for n in some]
-        for job in submissions([configs[f] for f in folders], folders, [None] * len(some)):
+        for job in make_job_requests([configs[f] for f in folders], folders, [None] * len(some)):
             job.options |= {"mem": asked} if asked else {}
             job.reason, job.changes = "resume", changes[some[folders.index(job.folder)]]
             jobs.append(job)
-    outcome = submit(jobs, sweep_dir, read_ledger(sweep_dir).cwd)
+    outcome = submit(jobs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
     report(outcome, sweep_dir)
     write_summary(sweep_dir)
-    refuse_rest(outcome, sweep_dir)
+    reject_remaining(outcome, sweep_dir)
 
 
-def _changes(view: RunView, config: RunConfig) -> dict[str, Any]:
-    mem = _more_memory(view, view.changes.get("slurm.mem") or config.slurm.mem)
+def _changes(info: RunInfo, config: RunConfig) -> dict[str, Any]:
+    mem = _more_memory(info, info.changes.get("slurm.mem") or config.slurm.mem)
     return {"slurm.mem": mem} if mem else {}
 
 
-def _more_memory(view: RunView, mem: str | None) -> str | None:
+def _more_memory(info: RunInfo, mem: str | None) -> str | None:
     """What a run that failed for want of memory is given; None for any other."""
-    return more_memory(mem, None) if view.cause == failures.OUT_OF_MEMORY else None
+    return more_memory(mem, None) if info.cause == failures.OUT_OF_MEMORY else None
 
 
-def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -> None:
+def _run_here(folder: Path, runs: list[RunRef], configs: dict[Path, RunConfig]) -> None:
     folders = [known.folder for known in runs]
     try:
         for pack in packs_of([configs[run] for run in folders]):
@@ -190,7 +190,7 @@ def _run_here(folder: Path, runs: list[Known], configs: dict[Path, RunConfig]) -
         for sweep_dir in () if interrupted else sweeps:
             write_overviews(sweep_dir)
         try:
-            show_end(folder)
+            print_summary(folder)
         except SystemExit:
             if not interrupted:
                 raise

@@ -1,7 +1,7 @@
 """How the runs below a folder are doing: `cruijff-kit status DIR [--watch] [--json]`.
 
 What the runs say themselves and what SLURM says, as one row a run. Runs of this machine are shown too. --json: a list, a
-row (survey.RunView) for each run; with --watch that of the last look.
+row (RunInfo) for each run; with --watch that of the last look.
 """
 
 import argparse
@@ -10,28 +10,28 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cruijff_kit.analysis.status_table import none_active, status_table, watch
-from cruijff_kit.commands.base import DONE, RUN_FAILED, Answer, Parser
+from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
 from cruijff_kit.records.run_status import CANCELLED, FAILED
-from cruijff_kit.slurm.run_states import known_below, survey
+from cruijff_kit.slurm.run_states import collect_states, find_runs
 from cruijff_kit.util.progress import say
 
 
-def _show(options: argparse.Namespace) -> Answer:
-    runs = known_below(options.folder)
+def _show(options: argparse.Namespace) -> CommandResult:
+    runs = find_runs(options.folder)
     code, trouble = DONE, None
     if options.watch:
-        views = watch(str(options.folder), runs, none_active)
-        code = RUN_FAILED if any(v.state in (FAILED, CANCELLED) for v in views) else DONE
+        infos = watch(str(options.folder), runs, none_active)
+        code = RUN_FAILED if any(v.state in (FAILED, CANCELLED) for v in infos) else DONE
     else:
-        views, trouble = survey(runs)
+        infos, trouble = collect_states(runs)
     if options.json and trouble:
         say(f"SLURM cannot be asked: {trouble}")
     elif not options.json and not (options.watch and sys.stdout.isatty()):
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-        console.print(status_table(str(options.folder), views, trouble, console.width))
-    return Answer([asdict(v) for v in views], code)
+        console.print(status_table(str(options.folder), infos, trouble, console.width))
+    return CommandResult([asdict(v) for v in infos], code)
 
 
 def main(argv: list[str] | None = None) -> int:

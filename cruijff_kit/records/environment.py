@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cruijff_kit.config.run import RunConfig
     from cruijff_kit.models.device import Machine
 
-NAME, LATE = "environment.json", "environment_evaluate.json"
+NAME, POSTHOC = "environment.json", "environment_evaluate.json"
 FOLDER, PATCH = "provenance", "code.patch"
 _MOST = 1 << 20  # bytes of a patch; a larger one is no edit
 

@@ -42,12 +42,12 @@ def cause_of(error: BaseException) -> str:
     return NOT_FINITE if isinstance(error, FloatingPointError) else ERROR
 
 
-def how_it_ended(exit_code: int) -> str:
+def describe_exit(exit_code: int) -> str:
     """An exit code in words; 128 + N stands for signal N."""
     return f"killed by signal {exit_code - 128}" if exit_code > 128 else f"exit code {exit_code}"
 
 
-def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+def apply_retry_overrides(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """The config with the micro-batch that memory allowed before, in both places where it stands."""
     changed = {k: v for k, v in changes.items() if k in ("batch_size", "gradient_accumulation_steps")}
     return dataclasses.replace(config, **changed, torchtune={**config.torchtune, **changed}) if changed else config

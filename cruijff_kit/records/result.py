@@ -104,7 +104,7 @@ class RunResult:
     """The untrained model, one entry per task."""
     evaluation: list[Evaluation] = field(default_factory=list)
     """The trained model, one entry per task and evaluated epoch; of a task, in the order of epochs."""
-    late_error: Failure | None = None
+    posthoc_error: Failure | None = None
     """Why cells that were asked for after the run (cruijff-kit evaluate) are not there."""
     machine: dict[str, Any] = field(default_factory=dict)
     """host, device, dtype, threads, processor; environment.json has more."""
@@ -211,7 +211,7 @@ def read_result(path: Path) -> RunResult:
         tree = json.loads(path.read_text(encoding="utf-8"))
         tree["baseline"] = [Evaluation(**e) for e in tree["baseline"]]
         tree["evaluation"] = [Evaluation(**e) for e in tree["evaluation"]]
-        for name in ("error", "late_error"):
+        for name in ("error", "posthoc_error"):
             tree[name] = Failure(**tree[name]) if tree.get(name) else None
         result = RunResult(**tree)
         if result.tier == "red":

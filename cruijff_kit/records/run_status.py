@@ -28,7 +28,7 @@ ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
 SECONDS_BETWEEN_BEATS = 3.0
 _SECONDS_BETWEEN_SAMPLES = 0.3  # of memory, which grows by hundreds of megabytes a second while torch is imported
 _CANCEL = ".cancel"
-SILENT_SECONDS = 25.0  # without a heartbeat for so long, something is wrong
+HEARTBEAT_TIMEOUT = 25.0  # without a heartbeat for so long, something is wrong
 
 
 @dataclass
@@ -114,7 +114,7 @@ def slurm_job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def queued_again(
+def mark_queued(
     run: Path, reason: str | None = None, changes: dict[str, Any] | None = None, before: RunStatus | None = None
 ) -> None:
     """Say that a run waits for its start; what it was before goes into its history.
@@ -143,7 +143,7 @@ def _next(before: RunStatus | None) -> RunStatus:
         QUEUED,
         **{k: getattr(before, k) for k in kept},
         changes=dict(before.changes),
-        restarts=before.restarts + (before.state != DONE),  # what is done starts for a late evaluation
+        restarts=before.restarts + (before.state != DONE),  # what is done starts for a post-hoc evaluation
         history=[*before.history, past],
     )
 

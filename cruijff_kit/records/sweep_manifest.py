@@ -1,7 +1,7 @@
-"""sweep.json: the ledger of a sweep. Which runs it has, where they are, what identifies them, and every submission.
+"""sweep.json: the manifest of a sweep. Which runs it has, where they are, what identifies them, and every submission.
 
 The launcher and the commands `resume` and `cancel` write it, the whole file at a time and under a lock; the runs
-themselves never do (they keep status.json). A single run that was submitted has a ledger in its own folder.
+themselves never do (they keep status.json). A single run that was submitted has a manifest in its own folder.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from typing import Any
 from filelock import FileLock
 
 from cruijff_kit.config.experiment import ExperimentConfig
-from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
+from cruijff_kit.config.identity import config_hash
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import folders_below
 from cruijff_kit.records.versions import code_hash, git_commit
@@ -30,7 +30,7 @@ NAME = "sweep.json"
 
 
 @dataclass
-class Attempt:
+class Submission:
     """One submission of a run.
 
     script: what was submitted. task: the run's number in the array, None for a job of one run. job_id: SLURM's, such as
@@ -49,10 +49,10 @@ class Attempt:
 
 
 @dataclass
-class Entry:
+class RunEntry:
     """One run of the sweep.
 
-    folder: relative to the ledger's, or absolute for a run that an earlier sweep made (reused). settings: as in
+    folder: relative to the manifest's, or absolute for a run that an earlier sweep made (reused). settings: as in
     result.json. estimate: what it was expected to take (cruijff_kit.runs.estimate).
     """
 
@@ -64,11 +64,11 @@ class Entry:
     reused: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     estimate: dict[str, Any] = field(default_factory=dict)
-    attempts: list[Attempt] = field(default_factory=list)
+    submissions: list[Submission] = field(default_factory=list)
 
 
 @dataclass
-class Ledger:
+class SweepManifest:
     """A sweep."""
 
     experiment: str
@@ -86,68 +86,68 @@ class Ledger:
     """What is expected."""
     evaluation: str = ""
     """What will be compared, and how: the evaluation plan."""
-    runs: list[Entry] = field(default_factory=list)
+    runs: list[RunEntry] = field(default_factory=list)
     version: int = 1
 
 
-def new_ledger(experiment: ExperimentConfig, command: list[str]) -> Ledger:
-    """A ledger without runs, of the code and the folder of this moment."""
+def create_sweep_manifest(experiment: ExperimentConfig, command: list[str]) -> SweepManifest:
+    """A manifest without runs, of the code and the folder of this moment."""
     about = dataclasses.asdict(experiment)
-    return Ledger(about.pop("name"), command, os.getcwd(), git_commit=git_commit(), code=code_hash(), **about)
+    return SweepManifest(about.pop("name"), command, os.getcwd(), git_commit=git_commit(), code=code_hash(), **about)
 
 
-def repeating_command(ledger: Ledger) -> str:
-    """The command line that makes a ledger's runs again, from the folder `cwd`."""
-    alone = len(ledger.runs) == 1 and not ledger.runs[0].swept and ledger.runs[0].folder in (".", "")
-    return f"python -m cruijff_kit.train {'' if alone else '-m '}{shlex.join(ledger.command)}".rstrip()
+def format_command(manifest: SweepManifest) -> str:
+    """The command line that makes a manifest's runs again, from the folder `cwd`."""
+    alone = len(manifest.runs) == 1 and not manifest.runs[0].swept and manifest.runs[0].folder in (".", "")
+    return f"python -m cruijff_kit.train {'' if alone else '-m '}{shlex.join(manifest.command)}".rstrip()
 
 
-def read_ledger(folder: Path) -> Ledger | None:
-    """The ledger in a folder; None if there is none.
+def read_sweep_manifest(folder: Path) -> SweepManifest | None:
+    """The manifest in a folder; None if there is none.
 
     Raises:
-        UserError: the file is not a ledger of this version.
+        UserError: the file is not a sweep manifest of this version.
     """
     path = folder / NAME
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        runs = [Entry(**{**e, "attempts": [Attempt(**a) for a in e["attempts"]]}) for e in tree.pop("runs")]
-        return Ledger(**tree, runs=runs)
+        runs = [RunEntry(**{**e, "submissions": [Submission(**a) for a in e["submissions"]]}) for e in tree.pop("runs")]
+        return SweepManifest(**tree, runs=runs)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a ledger of this version of cruijff_kit: {error}") from error
+        raise UserError(f"{path} is not a sweep manifest of this version of cruijff_kit: {error}") from error
 
 
 @contextmanager
-def editing(folder: Path, new: Ledger | None = None) -> Iterator[Ledger]:
-    """The ledger of a folder, locked against other commands, and written when the context ends without an error.
+def edit_sweep_manifest(folder: Path, new: SweepManifest | None = None) -> Iterator[SweepManifest]:
+    """The manifest of a folder, locked against other commands, and written when the context ends without an error.
 
     Args:
         folder: the sweep's.
         new: begin with this one if there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock_of(folder)):
-        ledger = read_ledger(folder) or new
-        if ledger is None:
+    with FileLock(lock_path(folder)):
+        manifest = read_sweep_manifest(folder) or new
+        if manifest is None:
             raise UserError(f"{folder} holds no {NAME}")
-        yield ledger
-        write_text(folder / NAME, json.dumps(dataclasses.asdict(ledger), indent=1) + "\n")
+        yield manifest
+        write_text(folder / NAME, json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
 
 
-def lock_of(folder: Path) -> Path:
+def lock_path(folder: Path) -> Path:
     """What a command locks that writes a sweep's files."""
     return folder / f".{NAME}.lock"
 
 
-def run_folder(sweep_dir: Path, entry: Entry) -> Path:
+def resolve_folder(sweep_dir: Path, entry: RunEntry) -> Path:
     """Where a run lies now."""
     return (sweep_dir / entry.folder).absolute()
 
 
-def find_ledgers(folder: Path) -> list[Path]:
-    """Folders of the ledgers in and below a folder."""
+def find_sweep_manifests(folder: Path) -> list[Path]:
+    """Folders of the manifests in and below a folder."""
     return folders_below(folder, NAME)
 
 
@@ -157,6 +157,6 @@ def is_done(run: Path) -> bool:
     return path.exists() and read_result(path).status == "done"
 
 
-def identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]:
+def run_identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]:
     """What makes two runs the same run."""
     return config_hash(config), data_hash

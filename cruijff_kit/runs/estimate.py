@@ -1,7 +1,7 @@
 """What runs will take, before anything is spent: from finished runs of the same kind, or by a formula where there are none.
 
 Runs are of a kind when model, processor, processes and CPU threads agree; their seconds are scaled by tokens trained and
-samples answered. Called by the launcher and the dry run; the ledger keeps each run's estimate beside which the summary
+samples answered. Called by the launcher and the dry run; the manifest keeps each run's estimate beside which the summary
 sets what it took.
 """
 
@@ -157,5 +157,5 @@ def _by_formula(config: RunConfig, plan: Plan) -> float:
 
 
 def as_dict(estimate: Estimate) -> dict[str, Any]:
-    """For JSON and the ledger."""
+    """For JSON and the manifest."""
     return asdict(estimate)

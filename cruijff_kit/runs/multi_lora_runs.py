@@ -164,18 +164,18 @@ def run_pack(
     def evaluate(cells: list[Any]) -> list[Any]:
         from cruijff_kit.evaluation.multi_run import evaluate_together
 
-        with stop.leaving():
+        with stop.interrupting():
             return evaluate_together(cells)
 
     size = PackSize(at_once or min(len(runs), MOST), measured=at_once is None)
     with progress(f"training {len(runs)} runs", sum(_updates(run.config) for run in runs)) as bar:
         pack = Pack(bar, size, evaluate)
-        stop.listen()
+        stop.install()
         try:
             ended = pack.tell([_story(run, pack, stop, begun) for run in runs])
         finally:
             if ours:
-                stop.let_go()
+                stop.uninstall()
     for interrupted in (e for e in ended if isinstance(e, KeyboardInterrupt)):
         raise interrupted
     return ended

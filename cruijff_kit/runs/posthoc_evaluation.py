@@ -1,4 +1,4 @@
-"""Late evaluation: cells that finished runs lack, adapters from elsewhere, base models alone.
+"""Post-hoc evaluation: cells that finished runs lack, adapters from elsewhere, base models alone.
 
 What is asked for stands in the run's folder (evaluate.json) until it is done, so a job on a cluster, or `resume`, can go on
 with it. `cruijff-kit evaluate` is the command.
@@ -24,8 +24,8 @@ from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation.cells import Cells, missing_cells, with_cell
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
 from cruijff_kit.records.archive_manifest import refuse_archived
-from cruijff_kit.records.environment import LATE, write_environment
 from cruijff_kit.records.environment import NAME as ENVIRONMENT
+from cruijff_kit.records.environment import POSTHOC, write_environment
 from cruijff_kit.records.failures import STOPPED, failure_of
 from cruijff_kit.records.result import Evaluation, Failure, RunResult, read_result, to_json
 from cruijff_kit.records.run_folder import RunFolder
@@ -209,7 +209,7 @@ def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
     heartbeat = start.heartbeat if start else Heartbeat(run)
     began, failure = time.monotonic(), None
     if stop:
-        stop.listen()
+        stop.install()
     try:
         with heartbeat:
             heartbeat.set(state=EVALUATING)
@@ -220,17 +220,18 @@ def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
                 raise
             except Exception as error:
                 failure = failure_of(error, "evaluate")
-            result.seconds["late"] = round(result.seconds.get("late", 0) + time.monotonic() - began, 3)
+            spent = result.seconds.get("posthoc_evaluation", 0) + time.monotonic() - began
+            result.seconds["posthoc_evaluation"] = round(spent, 3)
             _conclude(folder, request, result, failure, heartbeat)
     finally:
         if stop:
-            stop.let_go()
+            stop.uninstall()
     if failure is not None:
-        raise LateError(f"{failure.type}: {failure.message}")
+        raise EvaluationJobError(f"{failure.type}: {failure.message}")
     return result
 
 
-class LateError(RuntimeError):
+class EvaluationJobError(RuntimeError):
     """Cells that were asked for could not be made."""
 
 
@@ -238,16 +239,16 @@ def _conclude(
     folder: RunFolder, request: Request, result: RunResult, failure: Failure | None, heartbeat: Heartbeat
 ) -> None:
     if request.of == RUN:  # what was finished stays so
-        result.late_error = failure
+        result.posthoc_error = failure
     else:
         result.status, result.error, result.finished = (FAILED if failure else DONE), failure, now()
-        result.seconds["total"] = result.seconds["late"]
+        result.seconds["total"] = result.seconds["posthoc_evaluation"]
     folder.write("result.json", to_json(result))
     if failure is None:
         (folder.path / NAME).unlink()
         heartbeat.set(state=DONE, reason=None, cause=None)
     else:
-        reason = f"late evaluation: {failure.type}: {failure.message}"
+        reason = f"post-hoc evaluation: {failure.type}: {failure.message}"
         heartbeat.set(state=FAILED, reason=reason, cause=failure.cause)
 
 
@@ -293,7 +294,7 @@ class _Maker:
         self.chat_model = ChatModel(model, process_cache.tokenizer(config.torchtune["tokenizer"]), machine)
         described = {"host": socket.gethostname(), **describe(machine), "processor": processor()}
         result.machine = result.machine or described
-        write_environment(config, machine, LATE if request.of == RUN else ENVIRONMENT)
+        write_environment(config, machine, POSTHOC if request.of == RUN else ENVIRONMENT)
         self._held: int | None = None
 
     def make(self, name: TaskName, epoch: int | None) -> Evaluation:

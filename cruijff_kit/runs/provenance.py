@@ -23,9 +23,9 @@ from cruijff_kit.records.environment import installed_packages, read_environment
 from cruijff_kit.records.own_code import normalise
 from cruijff_kit.records.result import RunResult
 from cruijff_kit.records.saved_config import frozen
-from cruijff_kit.records.sweep_manifest import Ledger, read_ledger
+from cruijff_kit.records.sweep_manifest import SweepManifest, read_sweep_manifest
 from cruijff_kit.records.versions import code_hash, git_commit
-from cruijff_kit.slurm.run_states import known_below, owner
+from cruijff_kit.slurm.run_states import find_origin, find_runs
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import sha256_of
 
@@ -81,14 +81,14 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
         UserError: the run's config cannot be read.
     """
     config, found = frozen(run), Conditions()
-    ledger = _ledger_of(run)
+    manifest = _manifest_folder(run)
     then = read_environment(run) or {}
-    _code(found, result, ledger)
+    _code(found, result, manifest)
     _own_code(found, then)
     _packages(found, result, then)
     _system(found, result, then)
     found.add("configuration", result.config_hash, config_hash(config))
-    began = began_in(run, ledger)
+    began = began_in(run, manifest)
     _data(found, run, result, config, began)
     _model(found, result, config, began)
     _tasks(found, result, config)
@@ -99,21 +99,21 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
     return found
 
 
-def _ledger_of(run: Path) -> Ledger | None:
-    known = next((k for k in known_below(run) if k.folder == run.absolute()), None)
-    place = owner(known).sweep_dir if known else None
-    return read_ledger(place) if place else None
+def _manifest_folder(run: Path) -> SweepManifest | None:
+    known = next((k for k in find_runs(run) if k.folder == run.absolute()), None)
+    place = find_origin(known).sweep_dir if known else None
+    return read_sweep_manifest(place) if place else None
 
 
-def began_in(run: Path, ledger: Ledger | None = None) -> Path | None:
+def began_in(run: Path, manifest: SweepManifest | None = None) -> Path | None:
     """Where a run's command was given, from which relative paths count; None where that is not known.
 
     Args:
-        ledger: of its sweep; None: looked for.
+        manifest: of its sweep; None: looked for.
     """
-    ledger = ledger or _ledger_of(run)
-    if ledger is not None:
-        return Path(ledger.cwd)
+    manifest = manifest or _manifest_folder(run)
+    if manifest is not None:
+        return Path(manifest.cwd)
     try:
         return Path(OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.cwd)
     except Exception:  # made from Python, or a file of Hydra's that is another version's
@@ -131,9 +131,9 @@ def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
     return path if Path(path).expanduser().exists() else kept.get(typed, path)
 
 
-def _code(found: Conditions, result: RunResult, ledger: Ledger | None) -> None:
+def _code(found: Conditions, result: RunResult, manifest: SweepManifest | None) -> None:
     then, now = result.git_commit, git_commit()
-    hashed = result.code_hash or (ledger.code if ledger else None)
+    hashed = result.code_hash or (manifest.code if manifest else None)
     edited = "+changes" in f"{then}{now}"
     # The same commit, edited: that the edits are the same, too, only the hash of the files can tell.
     found.add("code, commit", then, now, UNKNOWN if edited and then == now and hashed != code_hash() else None)

@@ -15,7 +15,7 @@ from cruijff_kit.config import data_policy
 from cruijff_kit.config.identity import config_hash, configuration_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.environment import write_environment
-from cruijff_kit.records.failures import failure_of, with_changes
+from cruijff_kit.records.failures import apply_retry_overrides, failure_of
 from cruijff_kit.records.result import RunResult, read_result, to_json
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import CANCELLED, DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat, cancel_asked
@@ -79,8 +79,8 @@ def run_story(
     status = start.heartbeat.status
     result.restarts, result.changes = status.restarts, dict(status.changes)
     result.effective_batch = config.effective_batch
-    chosen, config = config, with_changes(config, status.changes)
-    start.stop.listen()
+    chosen, config = config, apply_retry_overrides(config, status.changes)
+    start.stop.install()
     try:
         with start.heartbeat:
             try:
@@ -101,7 +101,7 @@ def run_story(
                 _note_status(result, start)
     finally:
         if not start.shared:
-            start.stop.let_go()
+            start.stop.uninstall()
     return result
 
 
@@ -228,7 +228,7 @@ def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResul
     start.heartbeat.set(first_step=recipe.global_step, training_since=now())
     start.heartbeat.follow(lambda: _progress_of(recipe, result))
     try:
-        with start.stop.asking(recipe):
+        with start.stop.stopping(recipe):
             yield from recipe.training()
         if then_evaluate:
             recipe.save_state()

@@ -14,18 +14,24 @@ from cruijff_kit.records.run_status import (
     CANCELLED,
     DONE,
     FAILED,
+    HEARTBEAT_TIMEOUT,
     INTERRUPTED,
     PLANNED,
     QUEUED,
     RUNNING,
-    SILENT_SECONDS,
     UNDER_WAY,
     RunStatus,
     read_status,
     seconds_since,
     write_status,
 )
-from cruijff_kit.records.sweep_manifest import Attempt, Entry, find_ledgers, read_ledger, run_folder
+from cruijff_kit.records.sweep_manifest import (
+    RunEntry,
+    Submission,
+    find_sweep_manifests,
+    read_sweep_manifest,
+    resolve_folder,
+)
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.client import JobInfo
 from cruijff_kit.util.errors import ClusterError, UserError
@@ -43,21 +49,21 @@ _CAUSES = {
 
 
 @dataclass(frozen=True)
-class Known:
-    """A run and where it is written down; entry and sweep_dir are None for a run without a ledger."""
+class RunRef:
+    """A run and where it is written down; entry and sweep_dir are None for a run without a manifest."""
 
     folder: Path
-    entry: Entry | None = None
+    entry: RunEntry | None = None
     sweep_dir: Path | None = None
 
     @property
-    def attempt(self) -> Attempt | None:
+    def submission(self) -> Submission | None:
         """Its newest submission."""
-        return self.entry.attempts[-1] if self.entry and self.entry.attempts else None
+        return self.entry.submissions[-1] if self.entry and self.entry.submissions else None
 
 
 @dataclass
-class RunView:
+class RunInfo:
     """One row of `status`; seconds and bytes, losses per labelled token.
 
     left: of training, as its speed so far tells. silent: since the last heartbeat, of a run that is under way.
@@ -86,34 +92,34 @@ class RunView:
     log: str | None = None
 
 
-def known_below(folder: Path) -> list[Known]:
+def find_runs(folder: Path) -> list[RunRef]:
     """The runs of a run's folder, of a sweep's, or of any folder above them.
 
     Raises:
         UserError: no such folder, or no run in it.
     """
     require_folder(folder)
-    found = {k.folder: k for sweep_dir in find_ledgers(folder) for k in _of_ledger(sweep_dir)}
+    found = {k.folder: k for sweep_dir in find_sweep_manifests(folder) for k in _runs_of_manifest(sweep_dir)}
     for run in folders_below(folder, "status.json", "result.json", "swept.json"):
         if run not in found:
-            found[run] = _in_ledger_above(run)
+            found[run] = _find_in_manifest(run)
     if not found:
         raise UserError(f"{folder} holds no runs; give a run's or a sweep's folder")
     return list(found.values())
 
 
-def _of_ledger(sweep_dir: Path) -> list[Known]:
-    return [Known(run_folder(sweep_dir, e), e, sweep_dir.absolute()) for e in read_ledger(sweep_dir).runs]
+def _runs_of_manifest(sweep_dir: Path) -> list[RunRef]:
+    return [RunRef(resolve_folder(sweep_dir, e), e, sweep_dir.absolute()) for e in read_sweep_manifest(sweep_dir).runs]
 
 
-def _in_ledger_above(run: Path) -> Known:
+def _find_in_manifest(run: Path) -> RunRef:
     for above in [run, *run.parents][:4]:
         if (above / "sweep.json").exists():
-            return next((k for k in _of_ledger(above) if k.folder == run and not k.entry.reused), Known(run))
-    return Known(run)
+            return next((k for k in _runs_of_manifest(above) if k.folder == run and not k.entry.reused), RunRef(run))
+    return RunRef(run)
 
 
-def survey(runs: list[Known], ask_slurm: bool = True) -> tuple[list[RunView], str | None]:
+def collect_states(runs: list[RunRef], ask_slurm: bool = True) -> tuple[list[RunInfo], str | None]:
     """The state of each run, and why SLURM could not be asked, if it could not.
 
     What only SLURM knows, which forgets, is written into status.json: that a run died, and how.
@@ -122,7 +128,7 @@ def survey(runs: list[Known], ask_slurm: bool = True) -> tuple[list[RunView], st
         runs: `known_below`.
         ask_slurm: False: go by what the runs say themselves.
     """
-    runs = [owner(k) for k in runs]
+    runs = [find_origin(k) for k in runs]
     statuses = [_status(k) for k in runs]
     ids = [_job_id(k, s) for k, s in zip(runs, statuses, strict=True)]
     open_ids = {i for i, s in zip(ids, statuses, strict=True) if i and s.state not in (DONE, FAILED, CANCELLED)}
@@ -140,18 +146,18 @@ def survey(runs: list[Known], ask_slurm: bool = True) -> tuple[list[RunView], st
             status = _status(known)  # it may have ended between our look at it and SLURM's
         merged = _merge(status, info, job_id) if asked else _alone(status, job_id)
         silent = seconds_since(status.heartbeat) or 0
-        if merged.state in (FAILED, CANCELLED) and merged != status and silent > SILENT_SECONDS:
+        if merged.state in (FAILED, CANCELLED) and merged != status and silent > HEARTBEAT_TIMEOUT:
             write_status(known.folder, merged)
         views.append(_view(known, merged, job_id, info))
     return views, trouble
 
 
-def owner(known: Known) -> Known:
-    """A run with the ledger that submitted a run, where this one only reuses it."""
-    return _in_ledger_above(known.folder) if known.entry and known.entry.reused else known
+def find_origin(known: RunRef) -> RunRef:
+    """A run with the manifest that submitted a run, where this one only reuses it."""
+    return _find_in_manifest(known.folder) if known.entry and known.entry.reused else known
 
 
-def _status(known: Known) -> RunStatus:
+def _status(known: RunRef) -> RunStatus:
     status = read_status(known.folder)
     if status is not None:
         return status
@@ -160,20 +166,20 @@ def _status(known: Known) -> RunStatus:
         result = read_result(path)
         reason = f"{result.error.type}: {result.error.message}" if result.error else None
         return RunStatus(result.status, reason, started=result.started, heartbeat=result.finished or result.started)
-    return RunStatus(QUEUED if known.attempt else PLANNED)
+    return RunStatus(QUEUED if known.submission else PLANNED)
 
 
-def _job_id(known: Known, status: RunStatus) -> str | None:
-    attempt = known.attempt
-    if attempt is None:
+def _job_id(known: RunRef, status: RunStatus) -> str | None:
+    submission = known.submission
+    if submission is None:
         return None
-    if attempt.job_id is None and status.job_id is None and status.state == QUEUED:
+    if submission.job_id is None and status.job_id is None and status.state == QUEUED:
         try:
-            base = client.job_of_script(attempt.script)
+            base = client.job_of_script(submission.script)
         except ClusterError:
             return None
-        return f"{base}_{attempt.task}" if base and attempt.task is not None else base
-    return attempt.job_id or status.job_id
+        return f"{base}_{submission.task}" if base and submission.task is not None else base
+    return submission.job_id or status.job_id
 
 
 def _merge(status: RunStatus, info: JobInfo | None, job_id: str) -> RunStatus:
@@ -198,7 +204,7 @@ def _merge(status: RunStatus, info: JobInfo | None, job_id: str) -> RunStatus:
     if status.state in (QUEUED, INTERRUPTED) and info.state == "RUNNING":
         return dataclasses.replace(status, state=RUNNING, reason="starting", host=info.node)
     silent = seconds_since(status.heartbeat) or 0
-    if status.state in UNDER_WAY and silent > SILENT_SECONDS:
+    if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
         return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s (SLURM: {info.state.lower()})")
     return status
 
@@ -212,7 +218,7 @@ def _after_end(status: RunStatus, info: JobInfo) -> RunStatus:
         return dataclasses.replace(status, state=INTERRUPTED, reason="its pack's job ended before its turn came")
     cause, reason = _CAUSES.get(info.state, (failures.KILLED, None))
     if reason is None:
-        reason = f"ended without a result ({failures.how_it_ended(info.exit_code or 0)})"
+        reason = f"ended without a result ({failures.describe_exit(info.exit_code or 0)})"
     return dataclasses.replace(status, state=FAILED, reason=reason, cause=cause)
 
 
@@ -226,7 +232,7 @@ def _alone(status: RunStatus, job_id: str | None) -> RunStatus:
         reason = f"its process {status.pid} is gone"
         return dataclasses.replace(status, state=FAILED, reason=reason, cause=failures.KILLED)
     silent = seconds_since(status.heartbeat) or 0
-    if status.state in UNDER_WAY and silent > SILENT_SECONDS:
+    if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
         return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s")
     return status
 
@@ -241,11 +247,11 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _view(known: Known, status: RunStatus, job_id: str | None, info: JobInfo | None) -> RunView:
+def _view(known: RunRef, status: RunStatus, job_id: str | None, info: JobInfo | None) -> RunInfo:
     under_way = status.state in UNDER_WAY
     end = None if under_way else seconds_since(status.heartbeat)
     begun = seconds_since(status.started)
-    return RunView(
+    return RunInfo(
         name=known.entry.name if known.entry else known.folder.name,
         folder=str(known.folder),
         state=status.state,
@@ -265,7 +271,7 @@ def _view(known: Known, status: RunStatus, job_id: str | None, info: JobInfo | N
         restarts=status.restarts,
         changes=status.changes,
         notes=status.notes,
-        log=str(log) if (log := log_of(known, job_id)) else None,
+        log=str(log) if (log := log_path(known, job_id)) else None,
     )
 
 
@@ -276,14 +282,14 @@ def _left(status: RunStatus) -> float | None:
     return round(spent / (status.step - status.first_step) * (status.total_steps - status.step))
 
 
-def log_of(known: Known, job_id: str | None) -> Path | None:
+def log_path(known: RunRef, job_id: str | None) -> Path | None:
     """The file that a submitted run's output goes to."""
-    if known.attempt is None or job_id is None or known.sweep_dir is None:
+    if known.submission is None or job_id is None or known.sweep_dir is None:
         return None
     return known.sweep_dir / ".submitit" / f"{job_id}_0_log.out"
 
 
-def chosen_runs(runs: list[Known], names: list[str]) -> list[Known]:
+def select_runs(runs: list[RunRef], names: list[str]) -> list[RunRef]:
     """The runs of these names; all of them if none is named.
 
     Raises:

@@ -17,8 +17,8 @@ from typing import Any
 import submitit
 
 from cruijff_kit.config.slurm import SlurmConfig
-from cruijff_kit.records.run_status import INTERRUPTED, RunStatus, queued_again, read_status, write_status
-from cruijff_kit.records.sweep_manifest import Attempt, editing, read_ledger, run_folder
+from cruijff_kit.records.run_status import INTERRUPTED, RunStatus, mark_queued, read_status, write_status
+from cruijff_kit.records.sweep_manifest import Submission, edit_sweep_manifest, read_sweep_manifest, resolve_folder
 from cruijff_kit.records.versions import code_hash
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.request import describe, grouped, shares, split
@@ -46,11 +46,11 @@ _CURES = {
 
 
 @dataclass
-class Submission:
+class JobRequest:
     """A run that is to be submitted: its folder, sbatch's options, slurm.max_parallel, why, and what is changed.
 
-    together: runs (this one among them) that are one job: their late evaluation, or, with a number in `at_once` (0: as many
-    as measuring finds best), a pack that trains there.
+    together: runs (this one among them) that are one job: their post-hoc evaluation, or, with a number in `at_once` (0: as
+    many as measuring finds best), a pack that trains there.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class Array:
     """Runs that share a job array."""
 
     options: dict[str, Any]
-    runs: list[Submission]
+    runs: list[JobRequest]
     parallel: int | None = None
     after: "Array | None" = None
     job_id: str | None = None
@@ -107,15 +107,15 @@ def _runs(number: int) -> str:
 
 
 @dataclass
-class Outcome:
+class SubmitResult:
     """What became of a submission: the arrays in the queue, the runs that did not fit, and SLURM's words about those."""
 
     arrays: list[Array]
-    left: list[Submission] = field(default_factory=list)
+    left: list[JobRequest] = field(default_factory=list)
     why: str | None = None
 
 
-def arrays_of(runs: list[Submission]) -> list[Array]:
+def arrays_of(runs: list[JobRequest]) -> list[Array]:
     """The arrays that runs make, before anything is submitted.
 
     Raises:
@@ -177,20 +177,20 @@ def script(array: Array, sweep_dir: Path) -> str:
     return _script(array, sweep_dir, sweep_dir / ".submitit" / "runs.json")
 
 
-def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
+def submit(runs: list[JobRequest], sweep_dir: Path, cwd: str) -> SubmitResult:
     """Submit runs whose configs are frozen in their folders.
 
     Args:
-        runs: all of them in the ledger of `sweep_dir`.
+        runs: all of them in the manifest of `sweep_dir`.
         sweep_dir: logs go to its `.submitit`.
         cwd: the jobs' working directory.
     Raises:
         ClusterError: SLURM refused an array, in its own words with the setting to change; those before it are submitted,
-            entered in the ledger, and named.
+            entered in the manifest, and named.
     """
     sweep_dir = sweep_dir.absolute()
     (sweep_dir / ".submitit").mkdir(parents=True, exist_ok=True)  # before any job may start and want its log there
-    waiting, outcome = arrays_of(runs), Outcome([])
+    waiting, outcome = arrays_of(runs), SubmitResult([])
     try:
         for array in waiting:
             _check_time(array)
@@ -223,11 +223,11 @@ def submit(runs: list[Submission], sweep_dir: Path, cwd: str) -> Outcome:
     return outcome
 
 
-def _with_submitted(error: ClusterError, outcome: Outcome) -> ClusterError:
+def _with_submitted(error: ClusterError, outcome: SubmitResult) -> ClusterError:
     if not outcome.arrays:
         return ClusterError(f"{error}; nothing was submitted", error.fix)
     ids = ", ".join(a.job_id for a in outcome.arrays)
-    return ClusterError(f"{error}; submitted before that and in the ledger: job {ids}", error.fix)
+    return ClusterError(f"{error}; submitted before that and in sweep.json: job {ids}", error.fix)
 
 
 def _not_submitted(run: Path, why: str) -> None:
@@ -244,12 +244,12 @@ def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
     write_text(path, _script(array, sweep_dir, runs_file))
     for run in array.runs:
         for folder in run.folders:
-            queued_again(folder, run.reason, run.changes)
+            mark_queued(folder, run.reason, run.changes)
     _enter(array, sweep_dir, path)
     try:
         said = client.call("sbatch", "--parsable", f"--chdir={cwd}", str(path), seconds=_SECONDS_TO_SUBMIT)
     except ClusterError as error:
-        if "did not answer" not in str(error):  # then it may have been taken: the ledger keeps its script
+        if "did not answer" not in str(error):  # then it may have been taken: the manifest keeps its script
             _strike_out(array, sweep_dir, path)
             path.unlink()
             runs_file.unlink()
@@ -262,29 +262,31 @@ def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
 def _as_data(array: Array, sweep_dir: Path) -> list[dict[str, Any]]:
     """The runs of an array that was submitted, as --json names them."""
     folders = {folder for run in array.runs for folder in run.folders}
-    entries = [(e, run_folder(sweep_dir, e)) for e in read_ledger(sweep_dir).runs]
-    return [{"name": e.name, "folder": str(f), "job_id": e.attempts[-1].job_id} for e, f in entries if f in folders]
+    entries = [(e, resolve_folder(sweep_dir, e)) for e in read_sweep_manifest(sweep_dir).runs]
+    return [{"name": e.name, "folder": str(f), "job_id": e.submissions[-1].job_id} for e, f in entries if f in folders]
 
 
 def _enter(array: Array, sweep_dir: Path, path: Path) -> None:
-    """Write the attempt of each run into the ledger, or complete it with the job's id."""
+    """Write the attempt of each run into the manifest, or complete it with the job's id."""
     many = len(array.runs) > 1
-    with editing(sweep_dir) as ledger:
-        entries = {run_folder(sweep_dir, e): e for e in ledger.runs}
+    with edit_sweep_manifest(sweep_dir) as manifest:
+        entries = {resolve_folder(sweep_dir, e): e for e in manifest.runs}
         for task, run, folder in ((n, r, f) for n, r in enumerate(array.runs) for f in r.folders):
-            attempts = entries[folder].attempts
-            if not attempts or attempts[-1].script != str(path):
+            submissions = entries[folder].submissions
+            if not submissions or submissions[-1].script != str(path):
                 number = task if many else None
-                new = Attempt(now(), str(path), number, request=array.options, reason=run.reason, changes=run.changes)
-                attempts.append(new)
+                new = Submission(
+                    now(), str(path), number, request=array.options, reason=run.reason, changes=run.changes
+                )
+                submissions.append(new)
             if array.job_id is not None:
-                attempts[-1].job_id = f"{array.job_id}_{task}" if many else array.job_id
+                submissions[-1].job_id = f"{array.job_id}_{task}" if many else array.job_id
 
 
 def _strike_out(array: Array, sweep_dir: Path, path: Path) -> None:
-    with editing(sweep_dir) as ledger:
-        for entry in ledger.runs:
-            entry.attempts = [a for a in entry.attempts if a.script != str(path)]
+    with edit_sweep_manifest(sweep_dir) as manifest:
+        for entry in manifest.runs:
+            entry.submissions = [a for a in entry.submissions if a.script != str(path)]
 
 
 def _script(array: Array, sweep_dir: Path, runs_file: Path) -> str:

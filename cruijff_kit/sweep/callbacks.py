@@ -8,7 +8,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from cruijff_kit.sweep.finish import show_end
+from cruijff_kit.sweep.finish import print_summary
 
 
 class RunStart(Callback):
@@ -26,4 +26,4 @@ class SweepEnd(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """As show_end. (Hydra swallows a callback's exceptions, but for SystemExit.)"""
-        show_end(Path(str(config.hydra.sweep.dir)), bool(config.report))
+        print_summary(Path(str(config.hydra.sweep.dir)), bool(config.report))

@@ -16,7 +16,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.runs.estimate import Estimate, check_budget, estimates, in_words, total
 from cruijff_kit.runs.multi_lora_runs import PlannedPack, packs_of
 from cruijff_kit.runs.plan import Plan, check
-from cruijff_kit.sweep.slurm_jobs import submissions
+from cruijff_kit.sweep.slurm_jobs import make_job_requests
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import ClusterError, UserError
 from cruijff_kit.util.format import clock, size
@@ -103,7 +103,7 @@ def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estima
         return []
     from cruijff_kit.slurm import submit
 
-    runs = submissions(configs, [Path(c.output_dir) for c in configs], expected)
+    runs = make_job_requests(configs, [Path(c.output_dir) for c in configs], expected)
     planned = []
     for array in submit.arrays_of(runs):
         try:

@@ -8,7 +8,7 @@ from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.progress import say
 
 
-def show_end(folder: Path, report: bool = True) -> None:
+def print_summary(folder: Path, report: bool = True) -> None:
     """Write and show the results of a sweep (or of a single run), if there are any yet.
 
     Args:
@@ -18,22 +18,22 @@ def show_end(folder: Path, report: bool = True) -> None:
         SystemExit: with code 1, after the table, if a run failed.
     """
     from cruijff_kit.records.run_status import CANCELLED, FAILED
-    from cruijff_kit.slurm.run_states import known_below, survey
+    from cruijff_kit.slurm.run_states import collect_states, find_runs
 
     if not folder.is_dir():
         return
-    write_and_show(folder, report)
+    write_and_print(folder, report)
     _refresh_above(folder, report)
-    views, _ = survey(known_below(folder))
-    failed = [v for v in views if v.state in (FAILED, CANCELLED)]
+    infos, _ = collect_states(find_runs(folder))
+    failed = [v for v in infos if v.state in (FAILED, CANCELLED)]
     if failed:
         fix = f"cruijff-kit status {folder} says why; cruijff-kit resume {folder} tries them again"
-        json_output.record(error=json_output.error("run", f"{len(failed)} of {len(views)} runs failed", fix, 1))
-        say(f"{len(failed)} of {len(views)} runs failed; why: {folder}/*/result.json")
+        json_output.record(error=json_output.error("run", f"{len(failed)} of {len(infos)} runs failed", fix, 1))
+        say(f"{len(failed)} of {len(infos)} runs failed; why: {folder}/*/result.json")
         raise SystemExit(1)
 
 
-def write_and_show(sweep_dir: Path, report: bool = True) -> list[RunResult]:
+def write_and_print(sweep_dir: Path, report: bool = True) -> list[RunResult]:
     """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a
     program that waits for them), and return the results, if any.
     """

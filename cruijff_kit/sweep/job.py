@@ -1,7 +1,7 @@
 """What a SLURM job runs; the script that `submit` wrote calls it:
 
     srun python -m cruijff_kit.sweep.job RUNS.json              the run of this array task, a pack of runs (pack_job), or
-                                                                  late evaluations (evaluation_job)
+                                                                  post-hoc evaluations (evaluation_job)
     python -m cruijff_kit.sweep.job RUNS.json --ended CODE      afterwards, if that failed: why, and whether to go again
 
 Retries, by cause: over host memory is requeued with twice the memory; what a signal stopped is requeued and goes on from
@@ -23,7 +23,7 @@ from cruijff_kit.records.run_status import (
     QUEUED,
     UNDER_WAY,
     Heartbeat,
-    queued_again,
+    mark_queued,
     read_status,
     slurm_job_id,
     write_status,
@@ -52,8 +52,8 @@ from cruijff_kit.util.signals import StopSignals
 def main(argv: list[str] | None = None) -> int:
     """The job's program; returns its exit code."""
     stop = StopSignals(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    stop.leave = lambda: None
-    stop.listen()  # before anything slow: without a handler these signals kill; with this one they wait for `_run`
+    stop.interrupt_now = lambda: None
+    stop.install()  # before anything slow: without a handler these signals kill; with this one they wait for `_run`
     parser = argparse.ArgumentParser("python -m cruijff_kit.sweep.job")
     parser.add_argument("runs", type=Path)
     parser.add_argument("--ended", type=int)
@@ -137,7 +137,7 @@ def _after_signal(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
                 "cruijff-kit resume DIR slurm.time=HH:MM:SS"
             )
             return code
-        queued_again(run, f"goes on from step {status.step or 0} ({name})")
+        mark_queued(run, f"goes on from step {status.step or 0} ({name})")
         client.requeue(os.environ["SLURM_JOB_ID"])
     except ClusterError as error:
         heartbeat.set(state=INTERRUPTED, reason=f"{reason}, and SLURM would not requeue it: {error}")
@@ -153,7 +153,7 @@ def _after_death(run: Path, code: int) -> int:
         return 0
     if status.state in UNDER_WAY and status.job_id != slurm_job_id():
         return 0
-    how = failures.how_it_ended(code)
+    how = failures.describe_exit(code)
     if code == 128 + signal.SIGKILL and was_over_memory(status.memory_bytes):
         return _ask_for_more_memory(run)
     if (
@@ -162,7 +162,7 @@ def _after_death(run: Path, code: int) -> int:
         and may_requeue()
     ):
         status.retries += 1  # it came before Python could listen
-        queued_again(run, f"{how} before it began; again", before=status)
+        mark_queued(run, f"{how} before it began; again", before=status)
         client.requeue(os.environ["SLURM_JOB_ID"])
         return 0
     began = "" if status.started else " before it began; see its log"
@@ -182,7 +182,7 @@ def _ask_for_more_memory(run: Path) -> int:
         return 0
     status.retries += 1
     mem = more_memory(asked, granted)
-    queued_again(run, f"{reason}; again with {mem}", {"slurm.mem": mem}, status)
+    mark_queued(run, f"{reason}; again with {mem}", {"slurm.mem": mem}, status)
     try:
         client.requeue(os.environ["SLURM_JOB_ID"], mem_mb=2 * granted)
     except ClusterError as error:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from cruijff_kit.records.run_status import (
+    HEARTBEAT_TIMEOUT,
     INTERRUPTED,
-    SILENT_SECONDS,
     UNDER_WAY,
     RunStatus,
-    queued_again,
+    mark_queued,
     read_status,
     seconds_since,
     slurm_job_id,
@@ -28,7 +28,7 @@ def is_elsewhere(run: Path) -> bool:
     """Whether another job is at this run."""
     other = read_status(run)
     elsewhere = other is not None and other.state in UNDER_WAY and other.job_id != slurm_job_id()
-    if not elsewhere or (seconds_since(other.heartbeat) or 0) >= SILENT_SECONDS:
+    if not elsewhere or (seconds_since(other.heartbeat) or 0) >= HEARTBEAT_TIMEOUT:
         return False
     say(f"{run} is under way already, as job {other.job_id} on {other.host}")
     return True
@@ -57,7 +57,7 @@ def leave_by(stop: StopSignals, after_signal: Callable[[], int]) -> None:
         sys.stderr.flush()
         os._exit(code)
 
-    stop.leave = leave
+    stop.interrupt_now = leave
     if stop.received is not None:
         leave()
 
@@ -73,7 +73,7 @@ def requeue_all(statuses: dict[Path, RunStatus], most: int, reason: str, goes_on
         if not statuses or not may_requeue() or max(s.retries for s in statuses.values()) > most:
             return
         for run, status in statuses.items():
-            queued_again(run, goes_on(status))
+            mark_queued(run, goes_on(status))
         client.requeue(os.environ["SLURM_JOB_ID"])
     except ClusterError as error:
         for run, status in statuses.items():

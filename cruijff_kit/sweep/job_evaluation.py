@@ -63,6 +63,6 @@ def after_death(runs: list[Path], code: int) -> int:
             continue
         killed = code == 128 + signal.SIGKILL and was_over_memory(status.memory_bytes)
         status.state, status.cause = FAILED, failures.OUT_OF_MEMORY if killed else failures.KILLED
-        status.reason = f"late evaluation: {failures.how_it_ended(code)}"
+        status.reason = f"post-hoc evaluation: {failures.describe_exit(code)}"
         write_status(run, status)
     return 0

@@ -20,7 +20,7 @@ from cruijff_kit.records.run_status import (
     Heartbeat,
     RunStatus,
     cancel_asked,
-    queued_again,
+    mark_queued,
     read_status,
     slurm_job_id,
     write_status,
@@ -92,7 +92,7 @@ def _has_ended(run: Path) -> bool:
 def _await_turn(run: Path, code: str) -> None:
     status = read_status(run) or RunStatus(QUEUED)
     if status.state != QUEUED:  # SLURM started the job again
-        queued_again(run, before=status)
+        mark_queued(run, before=status)
         status = read_status(run)
     note_changed_code(status, code)
     status.job_id, status.reason = slurm_job_id(), "its turn in the pack comes"
@@ -149,11 +149,11 @@ def after_death(runs: list[Path], code: int) -> int:
         return _ask_for_more_memory(left)
     most = min(frozen(run).slurm.max_retries for run in left)
     again = code - 128 in (signal.SIGUSR2, signal.SIGTERM) and max(s.retries for s in left.values()) < most
-    how = failures.how_it_ended(code)
+    how = failures.describe_exit(code)
     if again and may_requeue():
         for run, status in left.items():
             status.retries += 1  # it came before Python could listen
-            queued_again(run, f"{how} before it began; again", before=status)
+            mark_queued(run, f"{how} before it began; again", before=status)
         client.requeue(os.environ["SLURM_JOB_ID"])
         return 0
     for run, status in left.items():
@@ -179,7 +179,7 @@ def _ask_for_more_memory(left: dict[Path, RunStatus]) -> int:
             continue
         status.retries += 1
         asked = more_memory(mem[run], granted)
-        queued_again(run, f"{status.reason}; again with {asked}", {"slurm.mem": asked}, status)
+        mark_queued(run, f"{status.reason}; again with {asked}", {"slurm.mem": asked}, status)
     if granted is None or not more:
         return 0
     try:

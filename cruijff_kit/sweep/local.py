@@ -14,17 +14,17 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cruijff_kit.analysis.summary import refresh_above
-from cruijff_kit.records.run_status import queued_again, read_status, write_status
+from cruijff_kit.records.run_status import mark_queued, read_status, write_status
 from cruijff_kit.runs.multi_lora_runs import PackedRun, PlannedPack, packs_of, run_pack
-from cruijff_kit.sweep.prepare import Job
-from cruijff_kit.sweep.task_config import swept_by
+from cruijff_kit.sweep.prepare import SweepRun
+from cruijff_kit.sweep.task_config import set_swept
 from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.progress import say
 
 _OUR_CALLBACKS = {"run_start", "sweep_end"}
 
 
-def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
+def run_here(launcher, jobs: list[SweepRun]) -> dict[int, float | None]:
     """Run the jobs; their objectives by place.
 
     A failed run's is NaN, so that the rest of the sweep, and a sweeper that optimises, can go on; the failure stands in its
@@ -44,7 +44,7 @@ def run_here(launcher, jobs: list[Job]) -> dict[int, float | None]:
     return objectives
 
 
-def _packs(jobs: list[Job]) -> list[PlannedPack]:
+def _packs(jobs: list[SweepRun]) -> list[PlannedPack]:
     """As packs_of; a run that Hydra itself has to do something for, while it goes on, is alone."""
     own = [n for n, job in enumerate(jobs) if _is_hydras(job.composed.hydra)]
     others = [n for n in range(len(jobs)) if n not in own]
@@ -58,7 +58,7 @@ def _is_hydras(hydra: DictConfig) -> bool:
     return bool(hydra.job.chdir or hydra.job.env_set or {*hydra.callbacks} - _OUR_CALLBACKS)
 
 
-def _run_pack(chosen: list[Job], places: list[str], at_once: int | None) -> dict[int, float | None]:
+def _run_pack(chosen: list[SweepRun], places: list[str], at_once: int | None) -> dict[int, float | None]:
     runs = [
         PackedRun(job.config, job.swept, place, functools.partial(_begin_as_hydra, job))
         for job, place in zip(chosen, places, strict=True)
@@ -69,7 +69,7 @@ def _run_pack(chosen: list[Job], places: list[str], at_once: int | None) -> dict
     }
 
 
-def _begin_as_hydra(job: Job) -> None:
+def _begin_as_hydra(job: SweepRun) -> None:
     """What Hydra leaves in a run's folder before it starts the run (hydra.core.utils.run_job)."""
     config, place = job.composed, job.folder / str(job.composed.hydra.output_subdir)
     with read_write(config), open_dict(config), read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
@@ -85,16 +85,16 @@ def _begin_as_hydra(job: Job) -> None:
             (place / f"{name}.yaml").write_text(OmegaConf.to_yaml(node), encoding="utf-8")
 
 
-def _queue(job: Job) -> None:
-    queued_again(job.folder)
+def _queue(job: SweepRun) -> None:
+    mark_queued(job.folder)
     status = read_status(job.folder)
     status.host, status.pid = socket.gethostname(), os.getpid()  # while this process lives, their turn may come
     write_status(job.folder, status)
 
 
-def _run(launcher, job: Job, place: int, total: int) -> float | None:
+def _run(launcher, job: SweepRun, place: int, total: int) -> float | None:
     say(f"[{place}/{total}] {job.name}")
-    with swept_by(job.swept):
+    with set_swept(job.swept):
         returned: JobReturn = run_job(
             hydra_context=launcher.hydra_context,
             task_function=launcher.task_function,

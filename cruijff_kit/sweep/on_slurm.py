@@ -15,19 +15,19 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import discard_unused
 from cruijff_kit.records.run_status import DONE, read_status
-from cruijff_kit.records.sweep_manifest import editing, is_done, read_ledger, run_folder
+from cruijff_kit.records.sweep_manifest import edit_sweep_manifest, is_done, read_sweep_manifest, resolve_folder
 from cruijff_kit.runs.plan import check
-from cruijff_kit.sweep.finish import show_end
-from cruijff_kit.sweep.prepare import Job, estimate, find_earlier, write_down
-from cruijff_kit.sweep.slurm_jobs import submissions
-from cruijff_kit.sweep.task_config import begin_answer
+from cruijff_kit.sweep.finish import print_summary
+from cruijff_kit.sweep.prepare import SweepRun, estimate, find_existing, save_manifest
+from cruijff_kit.sweep.slurm_jobs import make_job_requests
+from cruijff_kit.sweep.task_config import start_output
 from cruijff_kit.sweep.wait import wait_for
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import ClusterError
 from cruijff_kit.util.progress import say
 
 if TYPE_CHECKING:
-    from cruijff_kit.slurm.submit import Outcome
+    from cruijff_kit.slurm.submit import SubmitResult
 
 # What a submission that came to nothing leaves in its folder.
 _MADE = (
@@ -40,37 +40,37 @@ _MADE = (
 )
 
 
-def submit_jobs(jobs: list[Job], sweep_dir: Path) -> dict[int, float | None]:
+def submit_jobs(jobs: list[SweepRun], sweep_dir: Path) -> dict[int, float | None]:
     """Submit those of the jobs that do not exist yet; with slurm.wait=true stay until all have ended.
 
     Args:
-        jobs: in the ledger of `sweep_dir`.
+        jobs: in the manifest of `sweep_dir`.
     Returns:
         The objectives of runs that are known to have ended, by id of the job.
     Raises:
-        ClusterError: SLURM refused; what was submitted before is in the ledger, and what was made for the rest is gone.
+        ClusterError: SLURM refused; what was submitted before is in the manifest, and what was made for the rest is gone.
     """
     from cruijff_kit.slurm.submit import submit
 
-    new = [j for j in jobs if j.earlier is None]
+    new = [j for j in jobs if j.existing is None]
     _warn_of_little_memory(new)
-    runs = submissions([j.config for j in new], [j.folder.absolute() for j in new], [j.estimate for j in new])
+    runs = make_job_requests([j.config for j in new], [j.folder.absolute() for j in new], [j.estimate for j in new])
     if runs:
         try:
-            outcome = submit(runs, sweep_dir, read_ledger(sweep_dir).cwd)
+            outcome = submit(runs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
         except ClusterError:
             _discard(new, sweep_dir)
             raise
         report(outcome, sweep_dir)
-    folders = {id(j): (j.earlier or j.folder).absolute() for j in jobs}
+    folders = {id(j): (j.existing or j.folder).absolute() for j in jobs}
     if jobs[0].config.slurm.wait:
         wait_for(sweep_dir, [*folders.values()])
     if runs:
-        refuse_rest(outcome, sweep_dir)
+        reject_remaining(outcome, sweep_dir)
     return {key: _objective(folder) for key, folder in folders.items()} if jobs[0].config.slurm.wait else {}
 
 
-def _warn_of_little_memory(jobs: list[Job]) -> None:
+def _warn_of_little_memory(jobs: list[SweepRun]) -> None:
     for job in jobs:
         asked = job.config.slurm.mem_bytes
         if asked is not None and not job.config.slurm.gpus and asked < job.plan.memory_bytes:
@@ -80,26 +80,26 @@ def _warn_of_little_memory(jobs: list[Job]) -> None:
 
 
 def submit_alone(config: RunConfig) -> None:
-    """Submit a single run; its ledger lies in its own folder.
+    """Submit a single run; its manifest lies in its own folder.
 
     Raises:
         ClusterError: as submit_jobs.
         SystemExit: with slurm.wait=true, with code 1 if the run failed.
     """
     folder = Path(config.output_dir)
-    job = Job(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
-    find_earlier([job], folder)
-    begin_answer(job.earlier or folder)
-    if job.earlier is None:
+    job = SweepRun(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
+    find_existing([job], folder)
+    start_output(job.existing or folder)
+    if job.existing is None:
         estimate([job], folder)
-        write_down([job], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
+        save_manifest([job], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
         write_summary(folder)
-    submit_jobs([job], job.earlier or folder)
-    if config.slurm.wait or job.earlier_state == DONE:
-        show_end(job.earlier or folder)
+    submit_jobs([job], job.existing or folder)
+    if config.slurm.wait or job.existing_state == DONE:
+        print_summary(job.existing or folder)
 
 
-def report(outcome: "Outcome", sweep_dir: Path) -> None:
+def report(outcome: "SubmitResult", sweep_dir: Path) -> None:
     """Say what was submitted, and what to type next. (A program is told by the submission itself.)"""
     if json_output.wanted():
         return
@@ -115,7 +115,7 @@ def report(outcome: "Outcome", sweep_dir: Path) -> None:
         print(f"results: cruijff-kit table {where}", flush=True)
 
 
-def refuse_rest(outcome: "Outcome", sweep_dir: Path) -> None:
+def reject_remaining(outcome: "SubmitResult", sweep_dir: Path) -> None:
     """Raises ClusterError if there are runs that did not fit into the queue."""
     if outcome.left:
         raise ClusterError(
@@ -128,14 +128,14 @@ def _objective(run: Path) -> float | None:
     return read_result(run / "result.json").objective if is_done(run) else None
 
 
-def _discard(jobs: list[Job], sweep_dir: Path) -> None:
+def _discard(jobs: list[SweepRun], sweep_dir: Path) -> None:
     """Remove what was made for runs of which none was submitted; a run that has been somewhere before is kept."""
-    with editing(sweep_dir) as ledger:
-        submitted = {run_folder(sweep_dir, e) for e in ledger.runs if e.attempts}
+    with edit_sweep_manifest(sweep_dir) as manifest:
+        submitted = {resolve_folder(sweep_dir, e) for e in manifest.runs if e.submissions}
         gone = {j.folder.absolute() for j in jobs} - submitted
         gone = {f for f in gone if (status := read_status(f)) is None or not (status.started or status.history)}
-        ledger.runs = [e for e in ledger.runs if run_folder(sweep_dir, e) not in gone]
-        empty = not ledger.runs
+        manifest.runs = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in gone]
+        empty = not manifest.runs
     for folder in gone - {sweep_dir.absolute()}:
         shutil.rmtree(folder, ignore_errors=True)
     if empty:

@@ -17,19 +17,19 @@ from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import ACTIVE, DONE
 from cruijff_kit.records.saved_config import frozen
 from cruijff_kit.records.sweep_manifest import (
-    Entry,
-    editing,
-    find_ledgers,
-    identity,
+    RunEntry,
+    create_sweep_manifest,
+    edit_sweep_manifest,
+    find_sweep_manifests,
     is_done,
-    new_ledger,
-    read_ledger,
-    run_folder,
+    read_sweep_manifest,
+    resolve_folder,
+    run_identity,
 )
 from cruijff_kit.runs.estimate import Estimate, check_budget, estimates, in_words
 from cruijff_kit.runs.plan import Plan, check
 from cruijff_kit.runs.run import settings_of
-from cruijff_kit.slurm.run_states import Known, RunView, survey
+from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states
 from cruijff_kit.sweep.composer import Composer
 from cruijff_kit.sweep.run_names import differing, run_name, swept_keys, swept_values
 from cruijff_kit.sweep.task_config import load_task
@@ -40,7 +40,7 @@ from cruijff_kit.util.progress import progress, say
 
 
 @dataclass
-class Job:
+class SweepRun:
     """One run of the sweep.
 
     composed: as Hydra composed it, with the ``hydra`` node. config: typed. plan: what the checks came to. earlier: the
@@ -52,8 +52,8 @@ class Job:
     composed: DictConfig
     config: RunConfig | None = None
     plan: Plan | None = None
-    earlier: Path | None = None
-    earlier_state: str | None = None
+    existing: Path | None = None
+    existing_state: str | None = None
     estimate: Estimate | None = None
 
     @property
@@ -71,24 +71,24 @@ class Job:
             with read_write(self.composed.hydra):
                 self.composed.hydra.sweep.subdir = folder.name
 
-    def entry(self, sweep_dir: Path) -> Entry:
-        """The run in the ledger."""
-        place = self.earlier or self.folder
+    def entry(self, sweep_dir: Path) -> RunEntry:
+        """The run in the manifest."""
+        place = self.existing or self.folder
         inside = place.absolute().is_relative_to(sweep_dir.absolute())
         folder = str(place.absolute().relative_to(sweep_dir.absolute())) if inside else str(place.absolute())
-        hashes = identity(self.config, self.plan.data_hash)
-        return Entry(
+        hashes = run_identity(self.config, self.plan.data_hash)
+        return RunEntry(
             self.name,
             folder,
             *hashes,
             swept=self.swept,
-            reused=self.earlier is not None,
+            reused=self.existing is not None,
             settings=settings_of(self.config),
             estimate=asdict(self.estimate) if self.estimate else {},
         )
 
 
-def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep_dir: Path) -> list[Job]:
+def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep_dir: Path) -> list[SweepRun]:
     """Compose and check every run.
 
     Raises:
@@ -110,7 +110,7 @@ def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
     return jobs
 
 
-def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[Job]:
+def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> list[SweepRun]:
     typed = OmegaConf.to_container(launcher.config.hydra.overrides.task)
     for_hydra = OmegaConf.to_container(launcher.config.hydra.overrides.hydra)
     keys = swept_keys(job_overrides, typed)
@@ -136,12 +136,12 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
                 config.hydra.sweep.subdir = name
         if chosen_by_user:
             HydraConfig.instance().set_config(config)  # for a subdir that refers to ${hydra:...}
-        jobs.append(Job(sweep_dir / str(config.hydra.sweep.subdir), swept, config))
+        jobs.append(SweepRun(sweep_dir / str(config.hydra.sweep.subdir), swept, config))
     return jobs
 
 
 @contextlib.contextmanager
-def _naming(job: Job) -> Iterator[None]:
+def _naming(job: SweepRun) -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -150,7 +150,7 @@ def _naming(job: Job) -> Iterator[None]:
         raise UserError(f"{error} (in run {job.name}; nothing was started)", error.fix) from error
 
 
-def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
+def find_existing(jobs: list[SweepRun], sweep_dir: Path) -> None:
     """Mark the jobs that the experiment's folder holds already, done or on their way; `force=true` marks none.
 
     The experiment's folder is the one above the sweep's (or two above a single run's) if it bears the experiment's name,
@@ -162,80 +162,85 @@ def find_earlier(jobs: list[Job], sweep_dir: Path) -> None:
     wanted = [j for j in jobs if not j.config.force]
     if not scope.is_dir() or not wanted:
         return
-    same = _same_runs(scope, {identity(j.config, j.plan.data_hash) for j in wanted})
+    same = _same_runs(scope, {run_identity(j.config, j.plan.data_hash) for j in wanted})
     for job in wanted:
-        for view in sorted(same.get(identity(job.config, job.plan.data_hash), []), key=lambda v: v.state != DONE):
-            folder = Path(view.folder)
+        for info in sorted(same.get(run_identity(job.config, job.plan.data_hash), []), key=lambda v: v.state != DONE):
+            folder = Path(info.folder)
             if _shows_samples(job, folder):
                 continue
-            if view.state in (DONE, *ACTIVE) or is_done(folder):  # or only a late evaluation did not end well
-                job.earlier, job.earlier_state = folder, view.state if view.state in ACTIVE else DONE
-                json_output.extend(existing=[{"name": view.name, "folder": str(folder), "state": job.earlier_state}])
+            if info.state in (DONE, *ACTIVE) or is_done(folder):  # or only a post-hoc evaluation did not end well
+                job.existing, job.existing_state = folder, info.state if info.state in ACTIVE else DONE
+                json_output.extend(existing=[{"name": info.name, "folder": str(folder), "state": job.existing_state}])
                 break
             if folder.is_relative_to(sweep_dir.absolute()):
                 job.move(folder)
                 break
-    _say_found([j for j in wanted if j.earlier], len(jobs))
+    _report_existing([j for j in wanted if j.existing], len(jobs))
 
 
-def _shows_samples(job: Job, folder: Path) -> bool:
+def _shows_samples(job: SweepRun, folder: Path) -> bool:
     """Whether a run was made when its data was not red yet: its logs hold what this one's must not."""
     path = folder / "result.json"
     return withholds_samples(job.config) and path.exists() and not read_result(path).redacted
 
 
-def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tuple[str, str | None], list[RunView]]:
-    """The runs in the ledgers below a folder that have one of these identities, with their state."""
+def _same_runs(scope: Path, identities: set[tuple[str, str | None]]) -> dict[tuple[str, str | None], list[RunInfo]]:
+    """The runs in the manifests below a folder that have one of these identities, with their state."""
     found = {}
-    for sweep_dir in find_ledgers(scope):
-        for entry in read_ledger(sweep_dir).runs:
+    for sweep_dir in find_sweep_manifests(scope):
+        for entry in read_sweep_manifest(sweep_dir).runs:
             key = (entry.config_hash, entry.data_hash)
             if key in identities and not entry.reused:
-                found[run_folder(sweep_dir, entry)] = (key, Known(run_folder(sweep_dir, entry), entry, sweep_dir))
-    views, _ = survey([known for _, known in found.values()])
-    by_identity: dict[tuple[str, str | None], list[RunView]] = {}
-    for (key, _), view in zip(found.values(), views, strict=True):
-        by_identity.setdefault(key, []).append(view)
+                found[resolve_folder(sweep_dir, entry)] = (
+                    key,
+                    RunRef(resolve_folder(sweep_dir, entry), entry, sweep_dir),
+                )
+    infos, _ = collect_states([known for _, known in found.values()])
+    by_identity: dict[tuple[str, str | None], list[RunInfo]] = {}
+    for (key, _), info in zip(found.values(), infos, strict=True):
+        by_identity.setdefault(key, []).append(info)
     return by_identity
 
 
-def _say_found(found: list[Job], total: int) -> None:
+def _report_existing(found: list[SweepRun], total: int) -> None:
     if not found:
         return
-    done = sum(j.earlier_state == DONE for j in found)
+    done = sum(j.existing_state == DONE for j in found)
     parts = [f"{done} done"] * (done > 0) + [f"{len(found) - done} queued or running"] * (done < len(found))
-    where = sorted({str(j.earlier.parent) for j in found})
+    where = sorted({str(j.existing.parent) for j in found})
     place = where[0] if len(where) == 1 else f"{len(where)} sweeps"
     say(f"{len(found)} of {total} runs exist already ({', '.join(parts)}) in {place}; force=true runs them again")
 
 
-def estimate(jobs: list[Job], sweep_dir: Path) -> None:
+def estimate(jobs: list[SweepRun], sweep_dir: Path) -> None:
     """Estimate what is to run, and say it.
 
     Raises:
         UserError: it is above max_gpu_hours, and nobody approved it.
     """
-    new = [job for job in jobs if job.earlier is None]
+    new = [job for job in jobs if job.existing is None]
     if not new:
         return
     found = estimates([(job.config, job.plan) for job in new], sweep_dir)
     for job, one in zip(new, found, strict=True):
         job.estimate = one
-    ledger = read_ledger(sweep_dir)
+    manifest = read_sweep_manifest(sweep_dir)
     folders = {job.folder.absolute() for job in new}
-    others = [e for e in ledger.runs if run_folder(sweep_dir, e) not in folders] if ledger else []
+    others = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in folders] if manifest else []
     check_budget(new[0].config, found, sum(e.estimate.get("gpu_hours", 0) for e in others if not e.reused))
     say(in_words(found))
 
 
-def write_down(jobs: list[Job], sweep_dir: Path, command: list[str]) -> None:
-    """Freeze what is to run, and enter all jobs into the sweep's ledger; a run that it has already stays as it is."""
+def save_manifest(jobs: list[SweepRun], sweep_dir: Path, command: list[str]) -> None:
+    """Freeze what is to run, and enter all jobs into the sweep's manifest; a run that it has already stays as it is."""
     for job in jobs:
-        if job.earlier is None:
+        if job.existing is None:
             # Frozen, so that a run that the sweep never comes to can be resumed too.
             RunFolder(job.folder).freeze(replace(job.config, scaffold=False), job.swept)
     if any(job.config.dataset.tier == RED for job in jobs):
         close_folder(sweep_dir)
-    with editing(sweep_dir, new_ledger(jobs[0].config.experiment, command)) as ledger:
-        folders = {run_folder(sweep_dir, e) for e in ledger.runs}
-        ledger.runs += [e for e in (job.entry(sweep_dir) for job in jobs) if run_folder(sweep_dir, e) not in folders]
+    with edit_sweep_manifest(sweep_dir, create_sweep_manifest(jobs[0].config.experiment, command)) as manifest:
+        folders = {resolve_folder(sweep_dir, e) for e in manifest.runs}
+        manifest.runs += [
+            e for e in (job.entry(sweep_dir) for job in jobs) if resolve_folder(sweep_dir, e) not in folders
+        ]

@@ -16,8 +16,8 @@ from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.sweep.dry_run import show
 from cruijff_kit.sweep.on_slurm import submit_alone
 from cruijff_kit.sweep.scaffold import scaffold_alone
-from cruijff_kit.sweep.task_config import begin_answer, load_task, swept, warn_of_ignored
-from cruijff_kit.util.errors import PastHydra, UserError
+from cruijff_kit.sweep.task_config import load_task, start_output, swept, warn_ignored_overrides
+from cruijff_kit.util.errors import InnerError, UserError
 
 if TYPE_CHECKING:
     from cruijff_kit.runs.plan import Plan
@@ -36,7 +36,7 @@ def check_alone(cfg: DictConfig) -> None:
         HydraConfig.instance().set_config(cfg)  # for what refers to ${hydra:...}
         _refuse_sweep_alone(cfg)
         config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
-        warn_of_ignored(config, list(cfg.hydra.overrides.task))
+        warn_ignored_overrides(config, list(cfg.hydra.overrides.task))
         if config.dry_run:
             _show(config, Path(config.output_dir))
         elif config.scaffold:
@@ -47,7 +47,7 @@ def check_alone(cfg: DictConfig) -> None:
             _check_budget(config, check(config))
             return
     except Exception as error:
-        raise PastHydra(error) from error
+        raise InnerError(error) from error
     raise SystemExit(0)
 
 
@@ -82,7 +82,7 @@ def run_task(cfg: DictConfig) -> float | None:
     try:
         return _run_alone(load_task(cfg, hydra.runtime.output_dir))
     except Exception as error:
-        raise PastHydra(error) from error
+        raise InnerError(error) from error
     finally:
         discard_unused(hydra.runtime.output_dir)
 
@@ -90,7 +90,7 @@ def run_task(cfg: DictConfig) -> float | None:
 def _run(config: RunConfig, folder: Path) -> float | None:
     if config.dry_run:  # under a launcher that is not ours
         return _show(config, folder)
-    begin_answer(folder)
+    start_output(folder)
     return train_then_eval(config, swept.get()).objective
 
 

@@ -11,18 +11,20 @@ from cruijff_kit.util.format import clock
 from cruijff_kit.util.progress import say
 
 if TYPE_CHECKING:
-    from cruijff_kit.slurm.submit import Submission
+    from cruijff_kit.slurm.submit import JobRequest
 
 
-def submissions(configs: list[RunConfig], folders: list[Path], expected: list[Estimate | None]) -> "list[Submission]":
+def make_job_requests(
+    configs: list[RunConfig], folders: list[Path], expected: list[Estimate | None]
+) -> "list[JobRequest]":
     """The jobs that runs make: those of a pack are one."""
-    from cruijff_kit.slurm.submit import Submission
+    from cruijff_kit.slurm.submit import JobRequest
 
     seconds = [e.seconds if e else 0.0 for e in expected]
     jobs = []
     for pack in packs_of(configs, seconds):
         first, config = folders[pack.runs[0]], configs[pack.runs[0]]
-        jobs.append(Submission(first, sbatch_options(config), config.slurm.max_parallel))
+        jobs.append(JobRequest(first, sbatch_options(config), config.slurm.max_parallel))
         if len(pack.runs) > 1:
             jobs[-1].together, jobs[-1].at_once = [folders[n] for n in pack.runs], pack.at_once or 0
             _warn_of_little_time([configs[n] for n in pack.runs], sum(seconds[n] for n in pack.runs))

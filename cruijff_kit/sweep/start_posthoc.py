@@ -22,11 +22,17 @@ from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import CANCELLED, FAILED
-from cruijff_kit.records.sweep_manifest import Entry, editing, find_ledgers, new_ledger, read_ledger
-from cruijff_kit.runs.posthoc_evaluation import LateError, Request, base_identity, evaluate_pending
+from cruijff_kit.records.sweep_manifest import (
+    RunEntry,
+    create_sweep_manifest,
+    edit_sweep_manifest,
+    find_sweep_manifests,
+    read_sweep_manifest,
+)
+from cruijff_kit.runs.posthoc_evaluation import EvaluationJobError, Request, base_identity, evaluate_pending
 from cruijff_kit.slurm.request import sbatch_options
-from cruijff_kit.slurm.run_states import Known, owner, survey
-from cruijff_kit.sweep.on_slurm import refuse_rest, report
+from cruijff_kit.slurm.run_states import RunRef, collect_states, find_origin
+from cruijff_kit.sweep.on_slurm import reject_remaining, report
 from cruijff_kit.sweep.wait import wait_for
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import UserError, one_line
@@ -96,7 +102,7 @@ class Changes:
             return asdict(OmegaConf.to_object(checked[name]))
 
 
-def start(where: Path, waiting: list[tuple[Known, RunConfig]]) -> Path | None:
+def start(where: Path, waiting: list[tuple[RunRef, RunConfig]]) -> Path | None:
     """Start what waits in the folders of runs: submit it, or do it here.
 
     Args:
@@ -117,7 +123,7 @@ def start(where: Path, waiting: list[tuple[Known, RunConfig]]) -> Path | None:
     failed = _do([run for run, _ in here])
     if there and not there[0][1].slurm.wait:
         return None
-    failed += sum(v.state in (FAILED, CANCELLED) for v in survey([run for run, _ in there])[0])
+    failed += sum(v.state in (FAILED, CANCELLED) for v in collect_states([run for run, _ in there])[0])
     if failed:
         show(where)
         fix = f"cruijff-kit status {where} says why; cruijff-kit resume {where} tries again"
@@ -128,39 +134,39 @@ def start(where: Path, waiting: list[tuple[Known, RunConfig]]) -> Path | None:
     return where
 
 
-def _do(runs: list[Known]) -> int:
+def _do(runs: list[RunRef]) -> int:
     """Evaluate here, one run after another; how many failed."""
     failed = 0
     for place, known in enumerate(runs, 1):
         say(f"[{place}/{len(runs)}] {known.folder.name}")
         try:
             evaluate_pending(known.folder)
-        except LateError as error:
+        except EvaluationJobError as error:
             failed += 1
             say(f"[{place}/{len(runs)}] {known.folder.name} failed: {one_line(error)}")
     return failed
 
 
-def _submit(waiting: list[tuple[Known, RunConfig]]) -> None:
-    from cruijff_kit.slurm.submit import Submission, submit
+def _submit(waiting: list[tuple[RunRef, RunConfig]]) -> None:
+    from cruijff_kit.slurm.submit import JobRequest, submit
 
-    ledgers: dict[Path, dict[str, list[tuple[Known, RunConfig]]]] = {}
+    manifests: dict[Path, dict[str, list[tuple[RunRef, RunConfig]]]] = {}
     for known, config in waiting:
-        ledger = _ledger_of(known, config)
+        manifest = _manifest_folder(known, config)
         key = json.dumps([base_identity(config), sbatch_options(config)], default=str)
-        ledgers.setdefault(ledger, {}).setdefault(key, []).append((known, config))
-    for ledger, groups in ledgers.items():
-        submissions = [
-            Submission(part[0], sbatch_options(config), config.slurm.max_parallel, "evaluate", together=part)
+        manifests.setdefault(manifest, {}).setdefault(key, []).append((known, config))
+    for manifest, groups in manifests.items():
+        make_job_requests = [
+            JobRequest(part[0], sbatch_options(config), config.slurm.max_parallel, "evaluate", together=part)
             for group in groups.values()
             for config in [group[0][1]]
             for part in _parts([k.folder for k, _ in group], config.slurm.max_parallel or 1)
         ]
-        outcome = submit(submissions, ledger, read_ledger(ledger).cwd)
-        report(outcome, ledger)
+        outcome = submit(make_job_requests, manifest, read_sweep_manifest(manifest).cwd)
+        report(outcome, manifest)
         if waiting[0][1].slurm.wait:
-            wait_for(ledger, [folder for s in submissions for folder in s.folders])
-        refuse_rest(outcome, ledger)
+            wait_for(manifest, [folder for s in make_job_requests for folder in s.folders])
+        reject_remaining(outcome, manifest)
 
 
 def _parts(folders: list[Path], most: int) -> Iterator[list[Path]]:
@@ -170,22 +176,22 @@ def _parts(folders: list[Path], most: int) -> Iterator[list[Path]]:
         yield folders[n * len(folders) // number : (n + 1) * len(folders) // number]
 
 
-def _ledger_of(known: Known, config: RunConfig) -> Path:
-    """The ledger that a run stands in; one is made in its own folder if there is none."""
-    known = owner(known)
+def _manifest_folder(known: RunRef, config: RunConfig) -> Path:
+    """The manifest that a run stands in; one is made in its own folder if there is none."""
+    known = find_origin(known)
     if known.sweep_dir is not None:
         return known.sweep_dir
     result = RunFolder(known.folder).result
     made = read_result(result) if result.exists() else None
     identity = (made.config_hash, made.data_hash) if made else ("", None)  # of an evaluation alone: like no run
-    with editing(known.folder, new_ledger(config.experiment, sys.argv[1:])) as ledger:
-        ledger.runs.append(Entry(config.run_name, ".", *identity))
+    with edit_sweep_manifest(known.folder, create_sweep_manifest(config.experiment, sys.argv[1:])) as manifest:
+        manifest.runs.append(RunEntry(config.run_name, ".", *identity))
     return known.folder
 
 
 def show(where: Path) -> None:
     """Bring each results.csv up to date and print the table (or record the results)."""
     above = [place for place in (where, *[*where.absolute().parents][:2]) if (place / "results.csv").exists()]
-    for place in dict.fromkeys(p.absolute() for p in (*find_ledgers(where), *above)):
+    for place in dict.fromkeys(p.absolute() for p in (*find_sweep_manifests(where), *above)):
         write_overviews(place)
     answer_or_show(where)

@@ -19,7 +19,7 @@ swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", 
 
 
 @contextlib.contextmanager
-def swept_by(values: dict[str, Any]) -> Iterator[None]:
+def set_swept(values: dict[str, Any]) -> Iterator[None]:
     """Within this context, runs are told that these values distinguish them in their sweep."""
     token = swept.set(values)
     try:
@@ -28,7 +28,7 @@ def swept_by(values: dict[str, Any]) -> Iterator[None]:
         swept.reset(token)
 
 
-def warn_of_ignored(config: RunConfig, typed: list[str]) -> None:
+def warn_ignored_overrides(config: RunConfig, typed: list[str]) -> None:
     """Say so where something of the slurm group was typed for a run that is made here."""
     keys = [o.lstrip("+").partition("=")[0] for o in typed]
     asked = [k for k in keys if k.startswith("slurm.") and k != "slurm.submit"]
@@ -43,7 +43,7 @@ def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
     return load(cfg)
 
 
-def begin_answer(folder: Path) -> None:
+def start_output(folder: Path) -> None:
     """What the command answers to a program has these keys whatever comes of the runs. (Once per batch of a sweep.)"""
     json_output.record(folder=str(folder.absolute()), **no_data())
     json_output.extend(submitted=[], existing=[])

@@ -5,7 +5,7 @@ from pathlib import Path
 from cruijff_kit.analysis.status_table import none_active, watch
 from cruijff_kit.records.run_status import ACTIVE
 from cruijff_kit.slurm.cancel import cancel_jobs
-from cruijff_kit.slurm.run_states import known_below, survey
+from cruijff_kit.slurm.run_states import collect_states, find_runs
 from cruijff_kit.util import json_output
 from cruijff_kit.util.progress import say
 
@@ -17,11 +17,11 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
         KeyboardInterrupt: on Ctrl-C; asked in a terminal, the jobs are cancelled or left; without one they are left.
     """
     wanted = set(folders)
-    runs = [k for k in known_below(sweep_dir) if k.folder in wanted]
+    runs = [k for k in find_runs(sweep_dir) if k.folder in wanted]
     try:
         watch(str(sweep_dir), runs, none_active)
     except KeyboardInterrupt:
-        active = [(k, v) for k, v in zip(runs, survey(runs)[0], strict=True) if v.state in ACTIVE and v.job_id]
+        active = [(k, v) for k, v in zip(runs, collect_states(runs)[0], strict=True) if v.state in ACTIVE and v.job_id]
         if active and _asked_to_cancel(len(active)):
             cancel_jobs(active)
             say(f"{len(active)} runs cancelled")

@@ -32,7 +32,7 @@ class ClusterError(UserError):
     """SLURM refused, or did not answer; the message holds its own words."""
 
 
-class PastHydra(BaseException):
+class InnerError(BaseException):
     """Carries a run's error through Hydra, which would print a report of its own for any Exception."""
 
     def __init__(self, error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: Ctrl-C, and on a cluster USR2 (time limit, preemption) and TERM (preemption, scancel).
+"""Signals that stop a run: Ctrl-C, and on a cluster USR2 (time limit, preemption) and TERM (preemption, scancel).
 
-While a recipe trains, a signal asks it to stop after its step, when its state is saved; at any other time there is nothing
-to save, and the run ends at once. Only the process that listened acts: signals of a cluster reach its forked children too.
+While a recipe trains, a signal makes it stop after its step and save its state. At any other time there is nothing to save,
+and the run ends at once. Only the process that installed the handlers acts: a cluster signals its forked children too.
 """
 
 import os
@@ -13,41 +13,41 @@ from typing import Any, NoReturn
 
 
 class Cancelled(Exception):
-    """Somebody cancelled this run, and not the others that it shares a process with."""
+    """Somebody cancelled this run, but not the others of its process."""
 
 
 class StopSignals:
-    """Listens for signals from `listen` on; `received` is the first one.
-
-    leave: called when there is nothing to save; raises KeyboardInterrupt unless it is set to something that ends the
-    process (an exception is lost where a callback of some library happens to be under way).
-    """
+    """Handlers of signals, from `install` on."""
 
     def __init__(self, *signals: signal.Signals) -> None:
         self.signals = signals
-        self.leave: Callable[[], None] = self._interrupt
+        self.interrupt_now: Callable[[], None] = self._interrupt
+        """Called when there is nothing to save. It raises KeyboardInterrupt; a job sets a function that ends the process,
+        because an exception is lost where a callback of some library happens to run.
+        """
         self.received: signal.Signals | None = None
+        """The first signal."""
         self._recipes: list[Any] = []
-        self._saved = False
+        self._is_saved = False
         self._pid = os.getpid()
-        self._usual: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
-        """Take the signals over. Safe to call again, and without effect outside the main thread."""
-        if threading.current_thread() is threading.main_thread() and not self._usual:
-            self._usual = {s: signal.signal(s, self._act) for s in self.signals}
+    def install(self) -> None:
+        """Install the handlers. Safe to call again, and without effect outside the main thread."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:
+            self._previous = {s: signal.signal(s, self._handle) for s in self.signals}
 
-    def let_go(self) -> None:
-        """Give the signals back."""
-        for number, usual in self._usual.items():
-            signal.signal(number, usual)
-        self._usual = {}
+    def uninstall(self) -> None:
+        """Restore the handlers that were there before."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
     @contextmanager
-    def asking(self, recipe: Any) -> Iterator[None]:
-        """Within this context a signal sets the recipe's `stop_reason`; a second Ctrl-C acts at once.
+    def stopping(self, recipe: Any) -> Iterator[None]:
+        """Within this context a signal sets the recipe's `stop_reason`; a second Ctrl-C interrupts at once.
 
-        (The runs of a pack train side by side.)
+        The recipes of several runs that train together may be registered at the same time.
         """
         self._recipes.append(recipe)
         if self.received is not None:
@@ -58,23 +58,23 @@ class StopSignals:
             self._recipes.remove(recipe)
 
     @contextmanager
-    def leaving(self) -> Iterator[None]:
-        """Within this context there is nothing to wait for: the recipes that train have saved their states."""
-        self._saved = True
+    def interrupting(self) -> Iterator[None]:
+        """Within this context a signal interrupts at once: the recipes that train have saved their states."""
+        self._is_saved = True
         try:
             yield
         finally:
-            self._saved = False
+            self._is_saved = False
 
-    def _act(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             return
-        again, self.received = self.received is not None, self.received or signal.Signals(number)
-        if self._recipes and not self._saved and not (again and number == signal.SIGINT):
+        is_repeated, self.received = self.received is not None, self.received or signal.Signals(number)
+        if self._recipes and not self._is_saved and not (is_repeated and number == signal.SIGINT):
             for recipe in self._recipes:
                 recipe.stop_reason = recipe.stop_reason or _reason(self.received)
-        elif not again or number == signal.SIGINT:  # what a cluster repeats must not cut the saving short
-            self.leave()
+        elif not is_repeated or number == signal.SIGINT:  # what a cluster repeats must not cut the saving short
+            self.interrupt_now()
 
     def _interrupt(self) -> NoReturn:
         raise KeyboardInterrupt(_reason(self.received))

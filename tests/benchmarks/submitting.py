@@ -63,8 +63,8 @@ PHASES = (
     (("first check: torch, data, prompts", "other checks"), "cruijff_kit.sweep.prepare", "check"),
     (("identities",), "cruijff_kit.sweep.prepare", "identity"),
     (("looking for earlier runs",), "cruijff_kit.sweep.launch", "find_earlier"),
-    (("frozen configs, ledger",), "cruijff_kit.sweep.launch", "write_down"),
-    (("statuses, script, ledger",), "cruijff_kit.sweep.on_slurm", "submit_jobs"),
+    (("frozen configs, manifest",), "cruijff_kit.sweep.launch", "write_down"),
+    (("statuses, script, manifest",), "cruijff_kit.sweep.on_slurm", "submit_jobs"),
     (("sbatch, scontrol, squeue",), "cruijff_kit.slurm.client", "_run"),
     (("what the sweep came to so far",), "cruijff_kit.sweep.callbacks", "show_end"),
 )

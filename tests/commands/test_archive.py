@@ -17,7 +17,7 @@ from cruijff_kit.commands.reproduce import main as reproduce
 from cruijff_kit.commands.status import main as status
 from cruijff_kit.commands.table import main as table
 from cruijff_kit.records.archive_manifest import read_manifest
-from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 from cruijff_kit.util.files import write_text
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "epochs=2", "eval.limit=6"]
@@ -108,7 +108,7 @@ def test_a_copy_that_stands_alone(sweep, archive, tmp_path, capsys):
     results = json.loads(capsys.readouterr().out)
     assert [len(r["comparisons"]) > 0 for r in results["runs"]] == [True, True], "the logs are found where they lie now"
     assert status([str(kept)]) == 0 and "2 done" in capsys.readouterr().out
-    assert len(read_ledger(kept).runs) == 2
+    assert len(read_sweep_manifest(kept).runs) == 2
     assert evaluate([str(kept / "lr=1e-06"), "eval=match"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "was archived away" in said and f"cruijff-kit reproduce {kept / 'lr=1e-06'}" in said

@@ -178,7 +178,7 @@ def test_a_cell_that_fails(runs, tmp_path, capsys):
     assert main(asked) == RUN_FAILED
     result = read_result(runs / "four" / "result.json")
     assert cells(runs / "four") == [("sums", 1)] and result.status == "done"
-    assert "the scorer broke" in result.late_error.message and result.late_error.phase == "evaluate"
+    assert "the scorer broke" in result.posthoc_error.message and result.posthoc_error.phase == "evaluate"
     status = read_status(runs / "four")
     assert status.state == "failed" and "the scorer broke" in status.reason
     assert "the scorer broke" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_a_cell_that_fails(runs, tmp_path, capsys):
     (tmp_path / "broken").unlink()
     assert resume([str(runs / "four")]) == 0
     assert cells(runs / "four") == [("sums", 1), ("mood", 1)]
-    assert read_result(runs / "four" / "result.json").late_error is None
+    assert read_result(runs / "four" / "result.json").posthoc_error is None
     assert read_status(runs / "four").state == "done" and read_request(runs / "four") is None
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from cruijff_kit.commands.base import run_command
 from cruijff_kit.commands.main import COMMANDS, main
-from cruijff_kit.records.sweep_manifest import Attempt, editing
+from cruijff_kit.records.sweep_manifest import Submission, edit_sweep_manifest
 from cruijff_kit.util import json_output
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=4"]
@@ -140,19 +140,19 @@ def test_commands_that_look(sweep, call, documented):
 
 
 def test_logs(sweep, call, documented):
-    """Of a run that was submitted, as its ledger says."""
+    """Of a run that was submitted, as its manifest says."""
     folder = sweep[3]
     log = folder / ".submitit" / "7_0_log.out"
     log.parent.mkdir(exist_ok=True)
     log.write_text("one\ntwo é\n")
-    with editing(folder) as ledger:
-        ledger.runs[0].attempts = [Attempt("2026-01-01T00:00:00+00:00", "x.sh", job_id="7")]
+    with edit_sweep_manifest(folder) as manifest:
+        manifest.runs[0].submissions = [Submission("2026-01-01T00:00:00+00:00", "x.sh", job_id="7")]
     for more in ([], ["--follow"]):
-        code, document, _ = call("logs", str(folder), ledger.runs[0].name, *more)
+        code, document, _ = call("logs", str(folder), manifest.runs[0].name, *more)
         documented("logs", document)
         assert code == 0 and document["lines"] == ["one", "two é"] and document["log"] == str(log)
-    with editing(folder) as ledger:
-        ledger.runs[0].attempts = []
+    with edit_sweep_manifest(folder) as manifest:
+        manifest.runs[0].submissions = []
 
 
 def test_evaluate(sweep, call, documented):

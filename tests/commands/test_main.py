@@ -87,10 +87,10 @@ def test_as_data(capsys, documented):
 
 
 def test_train_under_this_name(tiny, environment, tmp_path):
-    """A sweep of real runs; what was typed stands in its ledger without the command's name."""
+    """A sweep of real runs; what was typed stands in its manifest without the command's name."""
     small = ["dataset.max_samples=8", "num_warmup_steps=0", "device=cpu", "dtype=fp32", "eval=none"]
     line = ["train", "-m", "lora.rank=2,4", *small, "model=hf_llama", f"model.path={tiny}", "hydra.sweep.dir=out"]
     done = subprocess.run([str(SCRIPT), *line], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "rank=4" in done.stdout, done.stderr
-    ledger = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert ledger["command"] == [a for a in line[2:] if not a.startswith("hydra.")]
+    manifest = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert manifest["command"] == [a for a in line[2:] if not a.startswith("hydra.")]

@@ -5,7 +5,7 @@ import time
 
 from slurm_shell import TINY
 
-from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 
 SUMMARY = "experiment_summary.md"
 
@@ -34,8 +34,8 @@ def test_from_plan_to_summary(shell):
     while "2 runs: 2 done" not in (text := (folder / SUMMARY).read_text()) and time.monotonic() < end:
         time.sleep(0.5)
     assert "2 runs: 2 done" in text and "Means over seeds" in text and text.count("| done |") == 2
-    assert [len(e.attempts) for e in read_ledger(folder).runs] == [1, 1]
-    assert all(e.estimate["seconds"] > 0 for e in read_ledger(folder).runs)
+    assert [len(e.submissions) for e in read_sweep_manifest(folder).runs] == [1, 1]
+    assert all(e.estimate["seconds"] > 0 for e in read_sweep_manifest(folder).runs)
 
 
 def test_what_costs_too_much_is_not_submitted(shell):

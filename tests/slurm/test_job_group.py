@@ -29,8 +29,8 @@ def without_times(run) -> list[dict]:
 
 def test_packs_are_jobs_and_leave_what_runs_leave(shell):
     folder = shell.submit("out", *TINY, "seed=1,2,3,4,5", "pack=2")
-    attempts = [e["attempts"][-1] for e in json.loads((folder / "sweep.json").read_text())["runs"]]
-    assert len({a["job_id"] for a in attempts}) == 3
+    submissions = [e["submissions"][-1] for e in json.loads((folder / "sweep.json").read_text())["runs"]]
+    assert len({a["job_id"] for a in submissions}) == 3
     views = shell.wait_all(folder, "done")
     assert len(views) == 5
     packs = [read_result(folder / f"seed={n}" / "result.json").pack for n in (1, 2, 3, 4, 5)]

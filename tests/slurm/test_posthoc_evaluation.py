@@ -1,4 +1,4 @@
-"""Late evaluation on a cluster: one job for the runs of a base model, which goes on wherever it is stopped."""
+"""Post-hoc evaluation on a cluster: one job for the runs of a base model, which goes on wherever it is stopped."""
 
 import json
 
@@ -22,7 +22,7 @@ def trained(shell, *more: str):
 
 
 def test_where_the_sweep_ran(shell):
-    """Both runs in one job; status, logs and the ledger know of it; twice is once."""
+    """Both runs in one job; status, logs and the manifest know of it; twice is once."""
     folder = trained(shell)
     done = shell.run("evaluate", folder, *LATE)
     assert done.returncode == 0, done.stderr
@@ -34,8 +34,8 @@ def test_where_the_sweep_ran(shell):
     assert [made(folder / name) for name in ("rank=2", "rank=4")] == [
         [("capitalization", 0), ("capitalization", 1)]
     ] * 2
-    ledger = json.loads((folder / "sweep.json").read_text())
-    assert [e["attempts"][-1]["reason"] for e in ledger["runs"]] == ["evaluate"] * 2
+    manifest = json.loads((folder / "sweep.json").read_text())
+    assert [e["submissions"][-1]["reason"] for e in manifest["runs"]] == ["evaluate"] * 2
     log = shell.run("logs", folder, "rank=4")
     assert "2 of 2 runs evaluated" in log.stdout
     nothing = shell.run("evaluate", folder, *LATE)
@@ -79,7 +79,7 @@ def test_stopped_in_the_middle(shell):
         assert made(folder / name) == expected
         assert len(list((folder / name / "eval").glob("*.eval"))) == 4
     restarted = read_result(folder / "rank=2" / "result.json")
-    assert restarted.status == "done" and restarted.late_error is None
+    assert restarted.status == "done" and restarted.posthoc_error is None
 
 
 def test_an_adapter_and_a_base_model(shell):

@@ -15,7 +15,7 @@ from cluster import Cluster
 from slurm_shell import LONG, TINY, Shell
 
 from cruijff_kit.records.result import read_result
-from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 
 HOLD = "slurm.additional_parameters.hold=true"
 
@@ -44,8 +44,8 @@ def test_the_one_line(shell):
     assert all(v["step"] == v["total_steps"] == 2 and Path(v["log"]).read_text() for v in views.values())
     table = shell.run("table", folder)
     assert table.returncode == 0 and all(name in table.stdout for name in views)
-    ledger = read_ledger(folder)
-    assert [len(e.attempts) for e in ledger.runs] == [1] * 4 and ledger.git_commit and ledger.code
+    manifest = read_sweep_manifest(folder)
+    assert [len(e.submissions) for e in manifest.runs] == [1] * 4 and manifest.git_commit and manifest.code
     logs = shell.run("logs", folder, "rank=4,lr=0.001")
     assert "done: validation_loss" in logs.stdout and logs.returncode == 0
     several = shell.run("logs", folder)
@@ -190,8 +190,8 @@ def test_arrays_above_the_limit_are_split(tmp_path, environment, slurm_packages)
     with Cluster(accounting=False, max_array_size=3) as cluster:
         shell = Shell(cluster, tmp_path, environment)
         folder = shell.submit("out", *TINY, "seed=range(1,9)", HOLD)
-        sizes = [len(e.attempts) for e in read_ledger(folder).runs]
-        arrays = [e.attempts[0].job_id.partition("_")[0] for e in read_ledger(folder).runs]
+        sizes = [len(e.submissions) for e in read_sweep_manifest(folder).runs]
+        arrays = [e.submissions[0].job_id.partition("_")[0] for e in read_sweep_manifest(folder).runs]
         assert sizes == [1] * 8 and [arrays.count(a) for a in dict.fromkeys(arrays)] == [3, 3, 2]
 
 
@@ -297,15 +297,15 @@ def test_ctrl_c_at_a_terminal_asks(shell):
 
 
 def test_two_commands_at_once(shell):
-    """Two sweeps into one folder: the ledger has every run, each once."""
+    """Two sweeps into one folder: the manifest has every run, each once."""
     lines = [
         ["train", "-m", "slurm=cluster", *TINY, HOLD, f"seed={s}", "hydra.sweep.dir=out"] for s in ("1,2,3", "4,5")
     ]
     both = [shell.start(*line) for line in lines]
     assert [p.wait(timeout=90) for p in both] == [0, 0]
-    ledger = read_ledger(shell.cwd / "out")
-    assert sorted(e.name for e in ledger.runs) == [f"seed={i}" for i in range(1, 6)]
-    assert all(len(e.attempts) == 1 and e.attempts[0].job_id for e in ledger.runs)
+    manifest = read_sweep_manifest(shell.cwd / "out")
+    assert sorted(e.name for e in manifest.runs) == [f"seed={i}" for i in range(1, 6)]
+    assert all(len(e.submissions) == 1 and e.submissions[0].job_id for e in manifest.runs)
 
 
 def test_a_launcher_that_dies(shell):
@@ -324,7 +324,7 @@ def test_a_launcher_that_dies(shell):
     launcher.kill()
     subprocess.run(["pkill", "-f", str(slow)])
     folder = shell.cwd / "out"
-    assert all(a.job_id is None for e in read_ledger(folder).runs for a in e.attempts)
+    assert all(a.job_id is None for e in read_sweep_manifest(folder).runs for a in e.submissions)
     views = shell.wait_all(folder, "done")
     assert all(v["job_id"] for v in views.values())
 

@@ -14,7 +14,7 @@ from cruijff_kit import conf
 from cruijff_kit.analysis.report.load import read_runs
 from cruijff_kit.analysis.report.overview import commands
 from cruijff_kit.records.result import read_result
-from cruijff_kit.records.sweep_manifest import read_ledger
+from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 from cruijff_kit.runs.leak_check import used_splits
 
 SHIPPED = sorted(p.stem for p in (Path(conf.__path__[0]) / "experiment").glob("*.yaml"))
@@ -94,10 +94,10 @@ def test_a_scaffold_is_a_plan(scaffold):
     done, folder, planned = scaffold
     assert "4 runs checked and planned" in done.stdout and "cruijff-kit resume" in done.stdout
     names = ["small,seed=1", "small,seed=2", "large,seed=1", "large,seed=2"]
-    ledger = read_ledger(folder)
-    assert [e.name for e in ledger.runs] == names and ledger.experiment == "mine"
+    manifest = read_sweep_manifest(folder)
+    assert [e.name for e in manifest.runs] == names and manifest.experiment == "mine"
     assert all((folder / n / "config.yaml").exists() and not (folder / n / "result.json").exists() for n in names)
-    assert [e.swept for e in ledger.runs][2] == {"lora.rank": 4, "seed": 1, "lr": 0.001}
+    assert [e.swept for e in manifest.runs][2] == {"lora.rank": 4, "seed": 1, "lr": 0.001}
     assert "**Question.** Does a larger rank | help?" in planned and "**Hypothesis.** No. Not here." in planned
     assert "4 runs: 4 planned" in planned and planned.count("| planned |") == 4
     assert "| small,seed=1 | llama | 2 | 0.0001 | 8 | 1 | planned |" in planned
@@ -120,7 +120,7 @@ def test_resume_starts_what_is_planned(scaffold, mine, shell):
     assert "| in all |" in summary and "versus untrained" in summary
     again = shell(mine, "-m", "--config-dir", "my_conf", "experiment=mine")
     assert again.returncode == 0 and "4 of 4 runs exist already (4 done)" in again.stderr
-    estimates = [e.estimate for e in read_ledger(folder).runs]
+    estimates = [e.estimate for e in read_sweep_manifest(folder).runs]
     assert all(e["runs"] == 0 and e["seconds"] > 0 and "formula" in e["basis"] for e in estimates)
 
 
@@ -140,7 +140,7 @@ def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_pa
         again = shell(tmp_path, *words[3:], "dry_run=true", "--json")
         assert again.returncode == 0, again.stderr
         assert [r["name"] for r in json.loads(again.stdout)["runs"]][: names - 1] == [
-            e.name for e in read_runs(folder).ledgers[0].runs
+            e.name for e in read_runs(folder).manifests[0].runs
         ][: names - 1]
         assert len(json.loads(again.stdout)["runs"]) == names
 

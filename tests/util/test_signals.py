@@ -18,14 +18,14 @@ class Recipe:
 @pytest.fixture
 def stop():
     signals = StopSignals(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    signals.listen()
+    signals.install()
     yield signals
-    signals.let_go()
+    signals.uninstall()
 
 
 def test_a_training_recipe_is_asked(stop):
     recipe = Recipe()
-    with stop.asking(recipe):
+    with stop.stopping(recipe):
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGTERM)  # what a cluster repeats cuts nothing short
         assert recipe.stop_reason == "stopped by SIGUSR2" and stop.received is signal.SIGUSR2
@@ -37,13 +37,13 @@ def test_elsewhere_it_ends_at_once(stop):
     with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
     recipe = Recipe()
-    with stop.asking(recipe):  # had the exception been lost, training would not begin
+    with stop.stopping(recipe):  # had the exception been lost, training would not begin
         assert recipe.stop_reason == "stopped by SIGTERM"
 
 
 def test_a_way_out_of_ones_own(stop):
     left = []
-    stop.leave = lambda: left.append(stop.received)
+    stop.interrupt_now = lambda: left.append(stop.received)
     os.kill(os.getpid(), signal.SIGUSR2)
     os.kill(os.getpid(), signal.SIGUSR2)
     assert left == [signal.SIGUSR2]
@@ -52,7 +52,7 @@ def test_a_way_out_of_ones_own(stop):
 def test_forked_workers_do_not_act(stop):
     """The signals of a cluster reach a run's forked children too, which have inherited the handlers."""
     recipe = Recipe()
-    with stop.asking(recipe):
+    with stop.stopping(recipe):
         child = os.fork()
         if child == 0:
             time.sleep(1)
@@ -66,7 +66,7 @@ def test_forked_workers_do_not_act(stop):
 def test_the_signals_are_given_back():
     usual = signal.getsignal(signal.SIGTERM)
     signals = StopSignals(signal.SIGTERM)
-    signals.listen()
+    signals.install()
     assert signal.getsignal(signal.SIGTERM) != usual
-    signals.let_go()
+    signals.uninstall()
     assert signal.getsignal(signal.SIGTERM) == usual

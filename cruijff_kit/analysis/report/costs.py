@@ -9,7 +9,7 @@ from cruijff_kit.analysis.report.figures import PALETTE, chart, figure, fitted
 from cruijff_kit.analysis.report.load import Run, Runs, finite
 from cruijff_kit.records.run_status import read_status
 
-_PHASES = ("setup", "baseline", "train", "evaluate", "late")
+_PHASES = ("setup", "baseline", "train", "evaluate", "posthoc_evaluation")
 _NAMED = 40  # bars that get their run's name
 _GB = 1e9
 

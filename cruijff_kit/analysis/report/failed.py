@@ -7,7 +7,7 @@ from cruijff_kit.analysis.report.load import Run, Runs
 
 
 def failed(runs: Runs) -> Section:
-    """Failed, cancelled and interrupted runs, those under way, and late evaluations that are missing."""
+    """Failed, cancelled and interrupted runs, those under way, and post-hoc evaluations that are missing."""
     section = Section("failures", "Failures and unfinished runs")
     rows = [row for r in runs.all for row in _rows(r)]
     if not rows:
@@ -32,17 +32,17 @@ def failed(runs: Runs) -> Section:
 
 
 def _rows(run: Run) -> list[list[Any]]:
-    view, result = run.view, run.result
+    info, result = run.info, run.result
     rows = []
-    changes = ", ".join(f"{k}={v}" for k, v in view.changes.items()) or None
-    end = [view.step, view.total_steps, view.restarts, changes, view.folder]
+    changes = ", ".join(f"{k}={v}" for k, v in info.changes.items()) or None
+    end = [info.step, info.total_steps, info.restarts, changes, info.folder]
     if run.unreadable:
-        rows.append([run.label, view.state, None, "unreadable result", run.unreadable, None, *end])
-    elif view.state != "done":
+        rows.append([run.label, info.state, None, "unreadable result", run.unreadable, None, *end])
+    elif info.state != "done":
         error = result.error if result else None
-        why = [error.phase, error.type, error.message, error.cause] if error else [None, None, view.reason, view.cause]
-        rows.append([run.label, view.state, *why, *end])
-    if result and result.late_error:
-        late = result.late_error
+        why = [error.phase, error.type, error.message, error.cause] if error else [None, None, info.reason, info.cause]
+        rows.append([run.label, info.state, *why, *end])
+    if result and result.posthoc_error:
+        late = result.posthoc_error
         rows.append([run.label, "done, evaluation missing", late.phase, late.type, late.message, late.cause, *end])
     return rows

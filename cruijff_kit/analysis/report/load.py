@@ -1,4 +1,4 @@
-"""What a report is about, read once: the runs below a folder with their states and results, their ledgers, and the best.
+"""What a report is about, read once: the runs below a folder with their states and results, their manifests, and the best.
 
 A folder that was moved or copied is read where it lies: its own logs come before those that its results name.
 """
@@ -18,8 +18,8 @@ from cruijff_kit.analysis.rankings import Ranking
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.records.result import Evaluation, RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.sweep_manifest import Entry, Ledger, find_ledgers, read_ledger
-from cruijff_kit.slurm.run_states import Known, RunView, known_below, survey
+from cruijff_kit.records.sweep_manifest import RunEntry, SweepManifest, find_sweep_manifests, read_sweep_manifest
+from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import UserError
 
 SEED = "seed"
@@ -30,14 +30,14 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Run:
     """One run. label: its name, with its folder where names repeat. result: None while (or because) there is none.
 
-    unreadable: what is wrong with its result.json. entry: what its sweep's ledger says of it.
+    unreadable: what is wrong with its result.json. entry: what its sweep's manifest says of it.
     """
 
     label: str
     folder: Path
-    view: RunView
+    info: RunInfo
     result: RunResult | None = None
-    entry: Entry | None = None
+    entry: RunEntry | None = None
     unreadable: str = ""
 
     @cached_property
@@ -114,7 +114,7 @@ class Runs:
 
     folder: Path
     all: list[Run]
-    ledgers: list[Ledger]
+    manifests: list[SweepManifest]
     trouble: str | None = None
 
     @cached_property
@@ -156,7 +156,7 @@ class Runs:
 
     def states(self) -> Counter[str]:
         """State -> runs."""
-        return Counter(r.view.state for r in self.all)
+        return Counter(r.info.state for r in self.all)
 
 
 def objective_name(objective: str, source: tuple[str, str, str] | None) -> str:
@@ -177,17 +177,17 @@ def read_runs(folder: Path) -> Runs:
     Raises:
         UserError: no such folder, or no run in it.
     """
-    known = known_below(folder)
-    views, trouble = survey(known)
-    runs = [_read(k, v) for k, v in zip(known, views, strict=True)]
+    known = find_runs(folder)
+    infos, trouble = collect_states(known)
+    runs = [_read(k, v) for k, v in zip(known, infos, strict=True)]
     runs.sort(key=lambda r: (r.result.started if r.result else "~", r.label))
     for label, times in Counter(r.label for r in runs).items():
         for r in runs:
             if times > 1 and r.label == label:
                 r.label = _place(r.folder, folder)
-    places = dict.fromkeys([*find_ledgers(folder), *(k.sweep_dir for k in known if k.sweep_dir)])
-    ledgers = [ledger for place in places if (ledger := read_ledger(place))]
-    return Runs(folder, runs, ledgers, trouble)
+    places = dict.fromkeys([*find_sweep_manifests(folder), *(k.sweep_dir for k in known if k.sweep_dir)])
+    manifests = [manifest for place in places if (manifest := read_sweep_manifest(place))]
+    return Runs(folder, runs, manifests, trouble)
 
 
 def _place(run: Path, folder: Path) -> str:
@@ -195,9 +195,9 @@ def _place(run: Path, folder: Path) -> str:
     return str(run.relative_to(folder.absolute())) if within else f"{run.parent.name}/{run.name}"
 
 
-def _read(known: Known, view: RunView) -> Run:
+def _read(known: RunRef, info: RunInfo) -> Run:
     path = RunFolder(known.folder).result
-    run = Run(view.name, known.folder, view, entry=known.entry)
+    run = Run(info.name, known.folder, info, entry=known.entry)
     if path.exists():
         try:
             run.result = read_result(path)

@@ -96,7 +96,7 @@ def _count(values: list[int]) -> str:
 def _finished(runs: Runs) -> str:
     states = runs.states()
     if len(runs.all) == 1:
-        return "" if states["done"] else f"The run is {runs.all[0].view.state}."
+        return "" if states["done"] else f"The run is {runs.all[0].info.state}."
     others = [f"{number} {state}" for state, number in states.items() if state != "done"]
     return (
         f"Of {len(runs.all)} runs {states['done']} finished ({listed(others)})."

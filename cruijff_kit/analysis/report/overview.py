@@ -12,7 +12,7 @@ from cruijff_kit.analysis.report.document import Section, Table, listed, plain, 
 from cruijff_kit.analysis.report.load import Run, Runs
 from cruijff_kit.analysis.report.wording import percent, range_in_words
 from cruijff_kit.config.overrides import typed_arguments
-from cruijff_kit.records.sweep_manifest import repeating_command
+from cruijff_kit.records.sweep_manifest import format_command
 
 _ORDER = ("done", "running", "evaluating", "queued", "interrupted", "cancelled", "failed")
 
@@ -20,13 +20,13 @@ _ORDER = ("done", "running", "evaluating", "queued", "interrupted", "cancelled",
 def overview(runs: Runs) -> Section:
     """Question, hypothesis and plan of each sweep where they were written down; the runs by state."""
     section = Section("overview", "What was run")
-    asked = [(ledger, name) for ledger in runs.ledgers for name in ("question", "hypothesis", "evaluation")]
+    asked = [(manifest, name) for manifest in runs.manifests for name in ("question", "hypothesis", "evaluation")]
     words = {"question": "Question", "hypothesis": "Hypothesis", "evaluation": "Evaluation plan"}
     section.text = list(dict.fromkeys(f"{words[n]}: {getattr(led, n)}" for led, n in asked if getattr(led, n)))
     if runs.trouble:
         section.text.append(f"SLURM cannot be asked, so this is what the runs said last: {runs.trouble}")
     keys = varied(runs.all)
-    rows = [[r.label, r.view.state, *(plain(r.value(k)) for k in keys), *_outcome(runs, r)] for r in runs.all]
+    rows = [[r.label, r.info.state, *(plain(r.value(k)) for k in keys), *_outcome(runs, r)] for r in runs.all]
     header = ["run", "state", *keys, "objective", "value", "value: 95%", "loss", "validation loss",
               "validation loss: 95%", "started (UTC)", "folder"]  # fmt: skip
     optional = ("objective", "value", "value: 95%", "validation loss", "validation loss: 95%")
@@ -49,8 +49,8 @@ def states_in_words(runs: Runs) -> str:
 
 
 def commands(runs: Runs) -> list[str]:
-    """The command lines that made the runs; a single run that left no ledger is repeated from its config."""
-    lines = [repeating_command(ledger) for ledger in runs.ledgers]
+    """The command lines that made the runs; a single run that left no manifest is repeated from its config."""
+    lines = [format_command(manifest) for manifest in runs.manifests]
     if not lines and len(runs.all) == 1:
         lines = [line for line in [_typed(runs.all[0])] if line]
     return list(dict.fromkeys(lines))
@@ -69,7 +69,7 @@ def _typed(run: Run) -> str | None:
 def title(runs: Runs) -> str:
     """The experiments' names."""
     names = dict.fromkeys(r.result.experiment for r in runs.with_result)
-    names |= dict.fromkeys(ledger.experiment for ledger in runs.ledgers)
+    names |= dict.fromkeys(manifest.experiment for manifest in runs.manifests)
     return listed([*names][:3]) + (" and others" if len(names) > 3 else "") if names else runs.folder.absolute().name
 
 
@@ -82,7 +82,7 @@ def _outcome(runs: Runs, run: Run) -> list[Any]:
     """Objective, losses, start and folder; with intervals over other rows, of those of the test split as everywhere."""
     r = run.result
     if r is None:
-        return [None, None, None, run.view.loss, None, None, None, str(run.folder)]
+        return [None, None, None, run.info.loss, None, None, None, str(run.folder)]
     of_rows = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
     source, over = source_of(r), None
     if source is not None:

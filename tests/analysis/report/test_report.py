@@ -36,8 +36,8 @@ from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.commands.report import main
 from cruijff_kit.models.fingerprint import fingerprint
 from cruijff_kit.records.result import RunResult
-from cruijff_kit.slurm.run_states import RunView
-from cruijff_kit.sweep.finish import write_and_show
+from cruijff_kit.slurm.run_states import RunInfo
+from cruijff_kit.sweep.finish import write_and_print
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "tests" / "tiny" / "llama"
@@ -324,7 +324,7 @@ def test_methods_name_dora_decoding_and_code_without_a_commit(sweep, tmp_path, t
 def test_hours_and_estimates(sweep, tmp_path):
     folder = copies(sweep, tmp_path / "s", [{}, {"machine": {"device": "NVIDIA H200"}, "settings": {"processes": 2}}])
     total = json.loads((folder / "run0" / "result.json").read_text())["seconds"]["total"]
-    entry = {"name": "run0", "folder": "run0", "config_hash": "0", "data_hash": None, "attempts": [],
+    entry = {"name": "run0", "folder": "run0", "config_hash": "0", "data_hash": None, "submissions": [],
              "estimate": {"seconds": total / 2, "memory_bytes": 1e9, "gpu_hours": 0, "basis": "guess"}}  # fmt: skip
     more = {"question": "Which rank?", "hypothesis": NASTY, "evaluation": "McNemar"}
     (folder / "sweep.json").write_text(
@@ -397,7 +397,7 @@ def test_samples_come_through_one_function():
 def test_a_report_that_fails_does_not_fail_the_sweep(sweep, tmp_path, capsys):
     folder = copies(sweep, tmp_path / "s", grid(2))
     (folder / "report.html").mkdir()
-    assert len(write_and_show(folder)) == 2
+    assert len(write_and_print(folder)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("no report: IsADirectoryError: ") and said.endswith(
         f"cruijff-kit report {folder} tries again"
@@ -432,7 +432,7 @@ def runs_with(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -
             name, "done", "e", "m", swept, settings | {"seed": 1234 if seed is None else seed}, name, repr(settings),
             objective=score, objective_name="accuracy",
         )  # fmt: skip
-        found.append(Run(name, Path(name), RunView(name, name, "done"), result))
+        found.append(Run(name, Path(name), RunInfo(name, name, "done"), result))
     return Runs(Path("x"), found, [])
 
 
