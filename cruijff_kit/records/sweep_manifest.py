@@ -17,8 +17,8 @@ from typing import Any
 from filelock import FileLock
 
 from cruijff_kit.config.experiment import ExperimentConfig
-from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.identity import config_hash
+from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import folders_below
 from cruijff_kit.records.versions import code_hash, git_commit

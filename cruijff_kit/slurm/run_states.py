@@ -125,7 +125,7 @@ def collect_states(runs: list[RunRef], ask_slurm: bool = True) -> tuple[list[Run
     What only SLURM knows, which forgets, is written into status.json: that a run died, and how.
 
     Args:
-        runs: `known_below`.
+        runs: `find_runs`.
         ask_slurm: False: go by what the runs say themselves.
     """
     runs = [find_origin(k) for k in runs]

@@ -25,5 +25,5 @@ class SweepEnd(Callback):
     """Hydra callback, set in conf/config.yaml."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """As show_end. (Hydra swallows a callback's exceptions, but for SystemExit.)"""
+        """As print_summary. (Hydra swallows a callback's exceptions, but for SystemExit.)"""
         print_summary(Path(str(config.hydra.sweep.dir)), bool(config.report))

@@ -29,7 +29,7 @@ def check_alone(cfg: DictConfig) -> None:
     Args:
         cfg: as composed, with the ``hydra`` node.
     Raises:
-        PastHydra: carries a UserError: the run cannot work.
+        InnerError: carries a UserError: the run cannot work.
         SystemExit: with code 0, after a dry run, and after a run that was submitted to SLURM.
     """
     try:

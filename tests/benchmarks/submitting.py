@@ -61,12 +61,12 @@ PHASES = (
     (("composing",), "cruijff_kit.sweep.prepare", "_compose"),
     (("resolving, types",), "cruijff_kit.sweep.prepare", "load_task"),
     (("first check: torch, data, prompts", "other checks"), "cruijff_kit.sweep.prepare", "check"),
-    (("identities",), "cruijff_kit.sweep.prepare", "identity"),
-    (("looking for earlier runs",), "cruijff_kit.sweep.launch", "find_earlier"),
-    (("frozen configs, manifest",), "cruijff_kit.sweep.launch", "write_down"),
+    (("identities",), "cruijff_kit.sweep.prepare", "run_identity"),
+    (("looking for existing runs",), "cruijff_kit.sweep.launch", "find_existing"),
+    (("frozen configs, manifest",), "cruijff_kit.sweep.launch", "save_manifest"),
     (("statuses, script, manifest",), "cruijff_kit.sweep.on_slurm", "submit_jobs"),
     (("sbatch, scontrol, squeue",), "cruijff_kit.slurm.client", "_run"),
-    (("what the sweep came to so far",), "cruijff_kit.sweep.callbacks", "show_end"),
+    (("what the sweep came to so far",), "cruijff_kit.sweep.callbacks", "print_summary"),
 )
 
 
