@@ -13,6 +13,8 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from cruijff_kit.commands.main import module_of
+
 _IMPORTED = ("cruijff_kit.evaluation.multi_run", "cruijff_kit.evaluation.prompt_check", "cruijff_kit.models.base_model",
              "cruijff_kit.training.component_checks", "cruijff_kit.recipes.lora_multi", "cruijff_kit.slurm.submit",
              "cruijff_kit.train", "inspect_ai.agent._acp.server", "scipy.special")  # fmt: skip
@@ -29,20 +31,20 @@ def import_all() -> None:
 
 
 def forked(
-    module: str, arguments: list[str], cwd: Path, environment: dict[str, str]
+    command: str, arguments: list[str], cwd: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m cruijff_kit.MODULE ARGUMENTS` in a folder."""
+    """`cruijff-kit COMMAND ARGUMENTS` in a folder."""
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-        process = _SERVER.Process(target=_become, args=(module, arguments, cwd, environment, out.name, err.name))
+        process = _SERVER.Process(target=_become, args=(command, arguments, cwd, environment, out.name, err.name))
         process.start()
         process.join(_SECONDS)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired([module, *arguments], _SECONDS, out.read(), err.read())
-        return subprocess.CompletedProcess([module, *arguments], process.exitcode, out.read(), err.read())
+            raise subprocess.TimeoutExpired([command, *arguments], _SECONDS, out.read(), err.read())
+        return subprocess.CompletedProcess([command, *arguments], process.exitcode, out.read(), err.read())
 
 
-def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: str, err: str) -> NoReturn:
+def _become(command: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: str, err: str) -> NoReturn:
     """Be a command, to the end of this process."""
     code = 1
     try:
@@ -53,8 +55,8 @@ def _become(module: str, arguments: list[str], cwd: Path, environment: dict[str,
         os.environ.clear()
         os.environ.update(environment)
         sys.path[:0] = environment.get("PYTHONPATH", "").split(":") if "PYTHONPATH" in environment else []
-        sys.argv = [module, *arguments]
-        code = importlib.import_module(f"cruijff_kit.{module}").main()
+        sys.argv = [command, *arguments]
+        code = importlib.import_module(module_of(command)).main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:

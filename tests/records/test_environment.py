@@ -191,8 +191,8 @@ def checkout(tmp_path, monkeypatch) -> Path:
     git(root.parent, "init", "-q", str(root))
     git(root, "add", ".")
     git(root, "commit", "-qm", "x")
-    for holder in (result, module):
-        monkeypatch.setattr(holder, "__file__", str(root / "cruijff_kit" / "a.py"))
+    for holder in (versions, module):
+        monkeypatch.setattr(holder, "PACKAGE", root / "cruijff_kit")
     versions.git_commit.cache_clear(), module._edits.cache_clear()
     yield root
     versions.git_commit.cache_clear(), module._edits.cache_clear()
