@@ -26,10 +26,12 @@ def sums(most: int = 3):
 """
 
 
-def commands(module: str) -> list[list[str]]:
+def commands(name: str) -> list[list[str]]:
     """The arguments of each call of a command of ours."""
-    joined, begin = re.sub(r" \\\n\s+", " ", SECTIONS), f"    python -m cruijff_kit.{module} "
-    return [shlex.split(line, comments=True)[3:] for line in joined.splitlines() if line.startswith(begin)]
+    begin = {"train": "python -m cruijff_kit.train "}.get(name, f"cruijff-kit {name} ")
+    joined = re.sub(r" \\\n\s+", " ", SECTIONS)
+    lines = (line[4:].removeprefix(begin) for line in joined.splitlines() if line.startswith(f"    {begin}"))
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("command", commands("train"), ids=str)
@@ -79,7 +81,7 @@ def test_every_late_evaluation_can_be_typed(command, trained, tiny, tmp_path, mo
 
 
 def test_there_are_commands_and_every_data_set_is_named():
-    assert len(commands("train")) == 12 and len(commands("evaluate")) == 4
+    assert len(commands("train")) == 14 and len(commands("evaluate")) == 5
     shipped = {p.stem for p in (Path(__file__).parents[2] / "conf/dataset").glob("*.yaml")} - {"files", "json"}
     assert set(re.findall(r"^\| `(\w+)`", DATA, flags=re.MULTILINE)) == shipped
     first_cells = "".join(re.findall(r"^\| (`[^|]*`) \|", EVALUATION, flags=re.MULTILINE))
