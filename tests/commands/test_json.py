@@ -323,7 +323,8 @@ def test_the_fix_in_a_message(message, fix):
 @pytest.mark.parametrize("ours", [(False, False), (True, False), (False, True), (True, True)])
 def test_only_a_terminal_is_asked(ours):
     """stdin and stdout must both be one; a program that waits for JSON is never asked."""
-    code = "from cruijff_kit.util import json_output as out; import sys; print('asks' if out.at_terminal() else 'does not')\n"
+    code = "import sys; from cruijff_kit.util import json_output as out\n"
+    code += "print('asks' if out.at_terminal() else 'does not')\n"
     code += "with out.gathering(): sys.exit(7 * out.at_terminal())"
     main, terminal = pty.openpty()
     stdin, stdout = (
