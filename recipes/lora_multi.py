@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of several adapters at once, on one frozen base model (`pack=auto`, `pack=N`).
+"""LoRA fine-tuning of several adapters at once, on one frozen base model (`multi_lora=auto`, `multi_lora=N`).
 
 Each run of the pack is told by its own recipe, a `Member`: lora_single_device's, with its own data, order of rows, updates,
 optimiser, schedule, validation, checkpoints and metrics. What members ask of the model at the same time, `Pack` computes in

@@ -14,7 +14,7 @@ _NOT_COMPUTED = (
     "experiment",
     "objective",
     "dry_run",
-    "pack",
+    "multi_lora",
     "report",
     "scaffold",
     "max_gpu_hours",

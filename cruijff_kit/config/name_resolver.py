@@ -7,7 +7,7 @@ from cruijff_kit.config.overrides import parse_override
 
 # Where a run goes, whether it is shown or made, and what is told of it: the name does not change with these.
 _APART = ("hydra", "run_name", "output_dir", "slurm", "agent", "report", "dry_run", "scaffold", "approved",
-          "max_gpu_hours", "force", "pack", "resume_from_checkpoint", "trackers")  # fmt: skip
+          "max_gpu_hours", "force", "multi_lora", "resume_from_checkpoint", "trackers")  # fmt: skip
 
 
 def readable_name(overrides: Sequence[str], seed: int) -> str:

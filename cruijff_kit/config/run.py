@@ -102,9 +102,9 @@ class RunConfig:
     """Metric that picks the best configuration and that Hydra's sweepers get: validation_loss, loss, accuracy,
     match/accuracy. null: the validation loss where there is a validation split, else none is picked. A metric of a task
     picks on the test split, which flatters what it picks; tables and reports say so."""
-    pack: Any = AUTO
+    multi_lora: Any = AUTO
     """Runs of a sweep that train together in one process, on one base model in memory: auto (as many as measuring finds
-    fastest), off, or how many, such as 4. On SLURM a pack is one job; there auto packs what asks for GPUs."""
+    fastest), off, or how many, such as 4. On SLURM such a group is one job; there auto groups runs that ask for GPUs."""
     report: bool = True
     """Write report.html at the end of a sweep that was made here (`cruijff-kit report DIR` does at any time)."""
     dry_run: bool = False
@@ -139,10 +139,10 @@ class RunConfig:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
-        self.pack = "off" if self.pack is False or self.pack is None else self.pack  # YAML reads off as false
+        self.multi_lora = "off" if self.multi_lora in (False, None) else self.multi_lora  # YAML reads off as false
         require(
-            self.pack in (AUTO, "off") or type(self.pack) is int and self.pack > 1,
-            f"pack={self.pack} is neither auto nor off nor a number of runs from 2 on; set pack=4, for example",
+            self.multi_lora in (AUTO, "off") or type(self.multi_lora) is int and self.multi_lora > 1,
+            f"multi_lora={self.multi_lora} is not auto, off or a number of runs from 2 on; set multi_lora=4, for example",
         )
         for name in self.trackers:
             one_of("trackers", name, TRACKERS)

@@ -88,10 +88,10 @@ class RunResult:
     """What the best is chosen by: validation_loss, or what the user named; None: neither."""
     objective: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a pack's runs computed together, a run has its
+    """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a group's runs computed together, a run has its
     share by tokens."""
-    pack: dict[str, Any] | None = None
-    """Of the pack that the run was trained in: id, size (runs at a time), why so many, and what was measured of other sizes
+    multi_lora: dict[str, Any] | None = None
+    """The group that the run was trained in: id, size (runs at a time), why so many, and what was measured of other sizes
     (seconds for 1000 tokens); None for a run by itself."""
     steps: dict[str, int] = field(default_factory=dict)
     """Steps of training/schedule.py: per_epoch, total, warmup, rows_per_update, processes."""

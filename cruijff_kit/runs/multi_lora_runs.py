@@ -1,4 +1,4 @@
-"""Packs: runs of a sweep that train together on one base model in memory (`pack=auto`, `pack=N`).
+"""Packs: runs of a sweep that train together on one base model in memory (`multi_lora=auto`, `multi_lora=N`).
 
 Which runs can share one is worked out here, without torch; how they train is recipes/lora_multi.py. Each run is told by
 run.run_story, so that it writes what it would write by itself. Called by launch (sweeps made here or submitted, and their
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cruijff_kit.recipes.lora_multi import Pack
 
 _ONE_RUN_AT_A_TIME = ("wandb", "mlflow")  # what their libraries can do in one process
-_MOST_IN_A_JOB = 8  # with pack=auto
+_MOST_IN_A_JOB = 8  # with multi_lora=auto
 _OF_THE_TIME = 0.8  # of slurm.time, that the runs of a job may take if they gain nothing from each other
 
 
@@ -74,7 +74,7 @@ def packs_of(configs: Sequence[RunConfig], seconds: Sequence[float] | None = Non
 
 def _planned(runs: list[int], config: RunConfig, why: str, parts: int) -> PlannedPack:
     if len(runs) > 1:
-        return PlannedPack(runs, None if config.pack == AUTO else min(config.pack, len(runs)))
+        return PlannedPack(runs, None if config.multi_lora == AUTO else min(config.multi_lora, len(runs)))
     others = "no other run shares its base model and machine"
     return PlannedPack(runs, why=why or (others if parts == 1 else "it is what is left when the others are in jobs"))
 
@@ -82,8 +82,8 @@ def _planned(runs: list[int], config: RunConfig, why: str, parts: int) -> Planne
 def _jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float] | None) -> list[list[int]]:
     """Runs that can share a job, in jobs."""
     first = configs[runs[0]]
-    if first.pack != AUTO:
-        return [runs[i : i + first.pack] for i in range(0, len(runs), first.pack)]
+    if first.multi_lora != AUTO:
+        return [runs[i : i + first.multi_lora] for i in range(0, len(runs), first.multi_lora)]
     limit = first.slurm.time_seconds
     jobs: list[list[int]] = []
     taken = 0.0
@@ -104,9 +104,9 @@ def alone_because(config: RunConfig) -> str:
     single = next((name for name in config.trackers if name in _ONE_RUN_AT_A_TIME), "")
     on_cpus = config.slurm.submit and (config.device == "cpu" or not (config.slurm.gpus or config.slurm.gres))
     reasons = {
-        "pack=off": config.pack == "off",
-        "on a cluster's CPUs jobs side by side end sooner than a pack (pack=4 makes packs)": on_cpus
-        and config.pack == AUTO,
+        "multi_lora=off": config.multi_lora == "off",
+        "on a cluster's CPUs jobs side by side end sooner than a group (multi_lora=4 makes groups)": on_cpus
+        and config.multi_lora == AUTO,
         f"it trains on {config.processes} processes": config.processes > 1,
         "compile=true": config.compile,
         f"{single} follows one run at a time": bool(single),
@@ -123,7 +123,7 @@ def _shared(config: RunConfig) -> str:
     builder = {k: cfg["model"].get(k) for k in ("_component_", "checkpoint_dir", "quantize_base")}
     machine = [cfg[k] for k in ("device", "dtype", "threads", "enable_activation_checkpointing")]
     asked = dataclasses.asdict(config.slurm) if config.slurm.submit else None
-    return json.dumps([base, builder, machine, config.pack, asked], sort_keys=True)
+    return json.dumps([base, builder, machine, config.multi_lora, asked], sort_keys=True)
 
 
 @dataclass(frozen=True)

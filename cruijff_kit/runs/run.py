@@ -96,7 +96,7 @@ def run_story(
                 _note_end(result, error, clock.phase, start.stop)
                 raise
             finally:
-                result.finished, result.seconds["total"], result.pack = now(), clock.total(), pack()
+                result.finished, result.seconds["total"], result.multi_lora = now(), clock.total(), pack()
                 folder.write("result.json", to_json(result))
                 _note_status(result, start)
     finally:

@@ -84,7 +84,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
         json_output.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
         names = [run.config.run_name for run in planned]
         json_output.extend(
-            packs=[{"runs": [names[n] for n in p.runs], "at_once": p.at_once, "why": p.why} for p in packs]
+            groups=[{"runs": [names[n] for n in p.runs], "at_once": p.at_once, "why": p.why} for p in packs]
         )
     else:
         _print(planned, arrays, packs, detectable)

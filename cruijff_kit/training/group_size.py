@@ -31,7 +31,7 @@ class PackSize:
         self, most: int, measured: bool = False, room: Callable[[int, int], bool] = lambda now, then: True
     ) -> None:
         self.best, self.most, self.room = (1 if measured else most), most, room
-        self.why = "" if measured else f"pack={most}"
+        self.why = "" if measured else f"multi_lora={most}"
         self.seconds: dict[int, float] = {}
         """For 1000 tokens, by size: medians."""
         self._pair = (1, 2) if measured and most > 1 else None

@@ -5,7 +5,7 @@
     python tests/benchmarks/packed_passes.py --device cuda       the shapes of Llama 3.2 1B and 3.1 8B
 
 Forward and back, the rows of an update of each run, no optimiser. The sizes take turns on the same rows in one process; a
-ratio is the median over the rounds. What pack=auto compares, and why it packs or does not.
+ratio is the median over the rounds. What multi_lora=auto compares, and why it packs or does not.
 """
 
 import argparse

@@ -43,7 +43,7 @@ def main() -> None:
                 to = Path(folder) / f"{side} {number}"
                 pack = args.pack if side == "packed" else "off"
                 more = [f"lr={rates.partition(',')[0]}"] if side == "one run" else []
-                wall = call([*sweep, *more, f"pack={pack}", f"hydra.sweep.dir={to}"])
+                wall = call([*sweep, *more, f"multi_lora={pack}", f"hydra.sweep.dir={to}"])
                 results = [read_result(p) for p in sorted(to.glob("*/result.json"))]
                 train, evaluate = (sum(seconds(r, phase) for r in results) for phase in ("train", "evaluate"))
                 times[side].append([wall, wall - train - evaluate, train, evaluate])

@@ -101,7 +101,7 @@ def test_ctrl_c_loses_nothing_and_resume_finishes(tiny, tmp_path, environment):
     streams = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A test run that was started in the background ignores SIGINT, and its children would too.
     process = subprocess.Popen(
-        [*command, "seed=1,2", "pack=off", "hydra.sweep.dir=sweep"],
+        [*command, "seed=1,2", "multi_lora=off", "hydra.sweep.dir=sweep"],
         **streams,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

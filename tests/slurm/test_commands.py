@@ -115,7 +115,7 @@ def test_status_of_runs_that_ran_here(shell):
     log = shell.run("logs", "here", "seed=1")
     assert log.returncode == 2 and "was not submitted to SLURM" in log.stderr
     process = shell.start(
-        "train", "-m", *LONG[:-5], *LONG[-3:], "epochs=200", "seed=1,2", "pack=off", "hydra.sweep.dir=killed"
+        "train", "-m", *LONG[:-5], *LONG[-3:], "epochs=200", "seed=1,2", "multi_lora=off", "hydra.sweep.dir=killed"
     )
     folder = shell.cwd / "killed"
     shell.wait_for_file(folder / "seed=1" / "metrics.jsonl")

@@ -28,7 +28,7 @@ def without_times(run) -> list[dict]:
 
 
 def test_packs_are_jobs_and_leave_what_runs_leave(shell):
-    folder = shell.submit("out", *TINY, "seed=1,2,3,4,5", "pack=2")
+    folder = shell.submit("out", *TINY, "seed=1,2,3,4,5", "multi_lora=2")
     submissions = [e["submissions"][-1] for e in json.loads((folder / "sweep.json").read_text())["runs"]]
     assert len({a["job_id"] for a in submissions}) == 3
     views = shell.wait_all(folder, "done")
@@ -42,8 +42,8 @@ def test_packs_are_jobs_and_leave_what_runs_leave(shell):
 
 def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
     """Each as if it had run alone, in a job of its own that nobody stopped."""
-    folder = shell.submit("out", *STEPS, "seed=1,2", "pack=2")
-    whole = shell.submit("whole", *STEPS, "seed=1,2", "pack=off", "force=true")
+    folder = shell.submit("out", *STEPS, "seed=1,2", "multi_lora=2")
+    whole = shell.submit("whole", *STEPS, "seed=1,2", "multi_lora=off", "force=true")
     view = shell.wait(folder, lambda v: (v["seed=1"]["step"] or 0) > 10)["seed=1"]
     shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
     stopped = shell.wait(folder, lambda v: all(r["state"] == "queued" for r in v.values()))
@@ -59,7 +59,7 @@ def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
 
 
 def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
-    folder = shell.submit("out", *LONG, "epochs=6", "seed=1,2,3", "pack=3")
+    folder = shell.submit("out", *LONG, "epochs=6", "seed=1,2,3", "multi_lora=3")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
     done = shell.run("cancel", folder, "seed=2", "--yes")
     assert done.returncode == 0 and "1 run cancelled" in done.stdout
@@ -74,7 +74,9 @@ def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
 
 
 def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
-    folder = shell.submit("out", *LONG, "epochs=4", "seed=1,2", "pack=2", "slurm.additional_parameters.begin=now+1hour")
+    folder = shell.submit(
+        "out", *LONG, "epochs=4", "seed=1,2", "multi_lora=2", "slurm.additional_parameters.begin=now+1hour"
+    )
     done = shell.run("cancel", folder, "seed=2", "--yes")
     assert done.returncode == 0, done.stderr
     views = shell.wait(folder, lambda v: v["seed=2"]["state"] == "cancelled")
@@ -85,7 +87,7 @@ def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
 
 
 def test_cancelling_a_whole_pack_ends_its_job(shell):
-    folder = shell.submit("out", *LONG, "seed=1,2", "pack=2")
+    folder = shell.submit("out", *LONG, "seed=1,2", "multi_lora=2")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
     assert shell.run("cancel", folder, "--yes").returncode == 0
     shell.wait_all(folder, "cancelled")
@@ -93,7 +95,7 @@ def test_cancelling_a_whole_pack_ends_its_job(shell):
 
 
 def test_a_killed_pack_resumes_all_its_runs(shell):
-    folder = shell.submit("out", *STEPS, "checkpoint_every_n_steps=20", "seed=1,2", "pack=2")
+    folder = shell.submit("out", *STEPS, "checkpoint_every_n_steps=20", "seed=1,2", "multi_lora=2")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 60 for r in v.values()))
     os.kill(shell.python_of(folder / "seed=1"), signal.SIGKILL)
     views = shell.wait_all(folder, "failed")
@@ -109,7 +111,7 @@ def test_a_killed_pack_resumes_all_its_runs(shell):
 
 def test_one_that_fails_leaves_the_others_and_is_left(shell):
     """Also when the job starts again."""
-    folder = shell.submit("out", *STEPS, "lr=1e-3,1e30", "pack=2", "num_warmup_steps=0")
+    folder = shell.submit("out", *STEPS, "lr=1e-3,1e30", "multi_lora=2", "num_warmup_steps=0")
     views = shell.wait(folder, lambda v: v["lr=1e+30"]["state"] == "failed" and (v["lr=0.001"]["step"] or 0) > 5)
     assert views["lr=1e+30"]["cause"] == "not_finite" and views["lr=0.001"]["state"] == "running"
     shell.cluster.run("scancel", "--signal=USR2", views["lr=0.001"]["job_id"])
@@ -124,13 +126,13 @@ def test_one_that_fails_leaves_the_others_and_is_left(shell):
     [
         ([], [1, 1, 1], "jobs side by side end sooner"),
         (["slurm.gpus=1", "slurm.partition=gpu", "device=auto"], [3], ""),
-        (["pack=2"], [2, 1], "what is left"),
+        (["multi_lora=2"], [2, 1], "what is left"),
     ],
 )
 def test_a_dry_run_shows_the_jobs(shell, settings, jobs, why):
     """Without being asked, only what wants GPUs is packed."""
     done = shell.run("train", "-m", "slurm=cluster", *TINY, *settings, "seed=1,2,3", "dry_run=true", "--json")
     assert done.returncode == 0, done.stderr
-    packs = json.loads(done.stdout)["packs"]
+    packs = json.loads(done.stdout)["groups"]
     assert [len(p["runs"]) for p in packs] == jobs
     assert why in packs[-1]["why"] and bool(why) == bool(packs[-1]["why"])

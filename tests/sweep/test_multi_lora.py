@@ -1,4 +1,4 @@
-"""A sweep with pack=N: it leaves what the runs by themselves leave, one's failure is its own, and it can be stopped."""
+"""A sweep with multi_lora=N leaves what the runs by themselves leave; a failure is one run's own; it can be stopped."""
 
 import dataclasses
 import json
@@ -39,7 +39,9 @@ def shell(tiny, environment, tmp_path_factory):
 def sweeps(shell):
     """The same four runs in a pack and one by one."""
     runs = ["lora.rank=4,8", "lr=1e-2,2e-3", "epochs=2"]
-    return [shell(folder, *runs, *more) for folder, more in (("packed", ["pack=3"]), ("alone", ["pack=off"]))]
+    return [
+        shell(folder, *runs, *more) for folder, more in (("packed", ["multi_lora=3"]), ("alone", ["multi_lora=off"]))
+    ]
 
 
 def test_every_file_is_as_if_each_had_run_alone(sweeps):
@@ -85,7 +87,7 @@ def test_unasked_a_sweep_measures_how_many_at_a_time(shell):
 
 
 def test_a_run_that_fails_does_not_stop_the_others(shell):
-    done, folder = shell("failing", "lr=1e-2,1e30,2e-3", "pack=3")
+    done, folder = shell("failing", "lr=1e-2,1e30,2e-3", "multi_lora=3")
     assert done.returncode == 1
     results = {p.parent.name: read_result(p) for p in folder.glob("*/result.json")}
     assert {n: r.status for n, r in results.items()} == {"lr=0.01": "done", "lr=1e+30": "failed", "lr=0.002": "done"}
@@ -97,7 +99,7 @@ def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
     """As if they had not been interrupted, and each had run alone."""
     command = [sys.executable, "-m", "cruijff_kit.train", "-m", "model=hf_llama", f"model.path={tiny}", *LITTLE]
     process = subprocess.Popen(
-        [*command, "epochs=20", "lora.rank=4,8,16", "pack=2", "hydra.sweep.dir=out"],
+        [*command, "epochs=20", "lora.rank=4,8,16", "multi_lora=2", "hydra.sweep.dir=out"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     first = tmp_path / "out" / "rank=4"
@@ -119,9 +121,9 @@ def test_ctrl_c_saves_all_and_resume_finishes_all(tiny, environment, tmp_path):
         steps = [
             json.loads(line)["step"] for line in (tmp_path / "out" / run / "metrics.jsonl").read_text().splitlines()
         ]
-        assert sorted(set(steps)) == list(range(1, 41)) and result.pack["size"] == 2
+        assert sorted(set(steps)) == list(range(1, 41)) and result.multi_lora["size"] == 2
         assert bool(result.resumed_at_step) == (run != "rank=16")
-    runs = ["epochs=20", "lora.rank=4,8,16", "pack=off", "eval=none", "force=true", "hydra.sweep.dir=alone"]
+    runs = ["epochs=20", "lora.rank=4,8,16", "multi_lora=off", "eval=none", "force=true", "hydra.sweep.dir=alone"]
     alone = forked("train", [*command[3:], *runs], tmp_path, environment)
     assert alone.returncode == 0, alone.stderr
     for run in states:
@@ -146,7 +148,7 @@ def test_who_can_share(tiny):
         "seed=3",
     ]
     unlike = ["dtype=bf16", "dtype=bf16", "lora.quantize_base=true", "lora.quantize_base=true", "threads=1"]
-    found = packs_of([config(tiny, "pack=4", more) for more in alike + unlike])
+    found = packs_of([config(tiny, "multi_lora=4", more) for more in alike + unlike])
     assert [p.runs for p in found] == [[*range(7)], [7, 8], [9, 10], [11]]
     assert [p.why for p in found] == ["", "", "", "no other run shares its base model and machine"]
 
@@ -154,7 +156,7 @@ def test_who_can_share(tiny):
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
-        (["pack=off"], "pack=off"),
+        (["multi_lora=off"], "multi_lora=off"),
         (["gpus=2"], "it trains on 2 processes"),
         (["compile=true"], "compile=true"),
         (["lora.dropout=0.1", "enable_activation_checkpointing=true", "lora.quantize_base=true"], ""),
@@ -163,24 +165,24 @@ def test_who_can_share(tiny):
     ],
 )
 def test_who_trains_alone(tiny, overrides, why):
-    assert alone_because(config(tiny, "pack=2", *overrides)) == why
+    assert alone_because(config(tiny, "multi_lora=2", *overrides)) == why
 
 
 def test_a_run_whose_data_is_gone_does_not_stop_the_others(tiny, tmp_path):
     """As `resume` may meet it."""
-    small = ["dataset.max_samples=16", "num_warmup_steps=0", "eval=none", "pack=2"]
+    small = ["dataset.max_samples=16", "num_warmup_steps=0", "eval=none", "multi_lora=2"]
     good = config(tiny, *small, f"output_dir={tmp_path / 'good'}")
     gone = config(
         tiny, *small, f"output_dir={tmp_path / 'gone'}", "dataset=files", f"dataset.path={tmp_path / 'no.csv'}"
     )
     lost, done = run_pack([PackedRun(gone, {}), PackedRun(good, {})], 2)
     assert isinstance(lost, UserError) and "no.csv" in str(lost)
-    assert done.status == "done" and done.pack["size"] == 2
+    assert done.status == "done" and done.multi_lora["size"] == 2
 
 
 def test_runs_that_were_cancelled_on_a_cluster_are_finished_here(tiny, tmp_path):
     """As `resume DIR slurm.submit=false` does."""
-    small = ["dataset.max_samples=16", "num_warmup_steps=0", "eval=none", "pack=2"]
+    small = ["dataset.max_samples=16", "num_warmup_steps=0", "eval=none", "multi_lora=2"]
     configs = [config(tiny, *small, f"seed={n}", f"output_dir={tmp_path / str(n)}") for n in (1, 2)]
     for n in (1, 2):
         (tmp_path / str(n)).mkdir()
@@ -190,21 +192,21 @@ def test_runs_that_were_cancelled_on_a_cluster_are_finished_here(tiny, tmp_path)
 
 @pytest.mark.parametrize("value", ["1", "0", "-2", "many", "2.5", "true"])
 def test_what_pack_may_be(tiny, value):
-    with pytest.raises(UserError, match=r"pack=.* is neither auto nor off nor a number of runs"):
-        config(tiny, f"pack={value}")
+    with pytest.raises(UserError, match=r"multi_lora=.* is not auto, off or a number of runs"):
+        config(tiny, f"multi_lora={value}")
 
 
 def test_a_pack_is_no_other_run(tiny):
     """It changes nothing that is computed, so that a sweep recognises its runs."""
     from cruijff_kit.config.identity import config_hash
 
-    chosen = config(tiny, "pack=4")
+    chosen = config(tiny, "multi_lora=4")
     assert config_hash(chosen) == config_hash(dataclasses.replace(chosen, pack="off"))
 
 
 def test_a_dry_run_shows_the_packs(shell):
-    done, _ = shell("dry", "lr=1e-2,1e-3", "compile=false,true", "pack=4", "dry_run=true", "--json")
-    packs = json.loads(done.stdout)["packs"]
+    done, _ = shell("dry", "lr=1e-2,1e-3", "compile=false,true", "multi_lora=4", "dry_run=true", "--json")
+    packs = json.loads(done.stdout)["groups"]
     assert packs == [
         {"runs": ["lr=0.01,compile=false", "lr=0.001,compile=false"], "at_once": 2, "why": ""},
         {"runs": ["lr=0.01,compile=true"], "at_once": 1, "why": "compile=true"},

@@ -83,7 +83,7 @@ def test_memory_ends_the_search():
 def test_a_number_is_taken_as_it_is():
     size = PackSize(3)
     assert rounds(size, {3: 1.0}, 3, count=5) == [3] * 5
-    assert size.as_data() == {"size": 3, "why": "pack=3", "measured": []}
+    assert size.as_data() == {"size": 3, "why": "multi_lora=3", "measured": []}
     size.out_of_memory(3)
     assert size.best == 1
 

@@ -98,7 +98,7 @@ def test_the_other_schedules(compose, tmp_path, schedule):
 
 def test_several_runs_on_one_base(compose, tmp_path):
     """Each has the warm-up of its own training."""
-    asked = [compose(rows, "batch_size=1", "pack=2", name=f"run{rows}") for rows in (1, 40)]
+    asked = [compose(rows, "batch_size=1", "multi_lora=2", name=f"run{rows}") for rows in (1, 40)]
     ended = run_pack([PackedRun(c, {}) for c in asked], 2)
     assert [r.steps["warmup"] for r in ended] == [0, 4] and {r.status for r in ended} == {"done"}
     assert rates(tmp_path / "run40") == pytest.approx([1e-4 * cosine(n, 4, 40) for n in range(40)], abs=1e-12)
