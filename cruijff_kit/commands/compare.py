@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = Parser("compare", "Is a model fine-tuned, and how far: base against adapter, or two adapters.")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("python"))
+    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("cruijff-kit"))
     parser.add_argument("items", metavar="A [B] | KEY=VALUE", nargs="+", help="runs or adapters; settings")
     parser.add_argument(
         "--epoch", type=int, metavar="N", help="of a run's adapter, from 0; default: the last one saved"

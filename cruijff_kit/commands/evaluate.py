@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         "Evaluate what is trained already: finished runs, an adapter from elsewhere, a base model alone.",
         "the cells that were made and every result, as one JSON document",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("python")),
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("cruijff-kit")),
     )
     parser.add_argument(
         "items",

@@ -55,7 +55,9 @@ def test_help_is_light():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_says_what_it_takes(name, capsys):
     assert main([*name.split(), "--help"]) == 0
-    assert "--json" in capsys.readouterr().out or name == "train"
+    shown = capsys.readouterr().out
+    assert "--json" in shown or name == "train"
+    assert "examples:" not in shown or shown.partition("examples:")[2].count(f"cruijff-kit {name} ") > 2
 
 
 @pytest.mark.parametrize(
