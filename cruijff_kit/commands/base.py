@@ -40,6 +40,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(f"cruijff-kit {name}", description=description, allow_abbrev=False, **more)
         self.add_argument("--json", action="store_true", help=json_help)
 
+    def add_examples(self, text: str) -> None:
+        """Show the lines of a text that begin with the command below the help."""
+        lines = [line for line in text.splitlines() if line.startswith(f"{self.prog} ")]
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.epilog = "\n".join(["examples:", *(f"  {line}" for line in lines)])
+
     def error(self, message: str) -> NoReturn:
         """Raises UserError where argparse would print its usage and leave."""
         raise UserError(f"{message}; {suggest_flag(message, self)}{self.prog} --help shows what it takes")

@@ -193,8 +193,7 @@ def _print(report: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = Parser("compare", "Is a model fine-tuned, and how far: base against adapter, or two adapters.")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("cruijff-kit"))
+    parser.add_examples(__doc__)
     parser.add_argument("items", metavar="A [B] | KEY=VALUE", nargs="+", help="runs or adapters; settings")
     parser.add_argument(
         "--epoch", type=int, metavar="N", help="of a run's adapter, from 0; default: the last one saved"

@@ -111,8 +111,7 @@ def _layers(numbers: list[int], blocks: int) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = Parser("embed", "Embeddings and logits of texts, by a base model or with an adapter.")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("cruijff-kit"))
+    parser.add_examples(__doc__)
     parser.add_argument("items", metavar="MODEL | KEY=VALUE", nargs="+", help="a run, an adapter, a model; settings")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="file to write: .h5, .hdf5 or .parquet")
     parser.add_argument(

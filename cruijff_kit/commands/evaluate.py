@@ -206,9 +206,8 @@ def main(argv: list[str] | None = None) -> int:
         "evaluate",
         "Evaluate what is trained already: finished runs, an adapter from elsewhere, a base model alone.",
         "the cells that were made and every result, as one JSON document",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in __doc__.splitlines() if line.startswith("cruijff-kit")),
     )
+    parser.add_examples(__doc__)
     parser.add_argument(
         "items",
         metavar="DIR | KEY=VALUE",
