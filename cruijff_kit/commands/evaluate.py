@@ -22,7 +22,7 @@ from cruijff_kit.analysis.results_frame import no_data
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config.compose import compose
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.evaluation.cells import Cells
+from cruijff_kit.evaluation.cells import EvaluationGrid
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import ACTIVE, DONE, read_status, write_status
@@ -173,9 +173,9 @@ def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -
         raise
 
 
-def _show_missing(rows: list[tuple[str, Cells]]) -> None:
+def _show_missing(rows: list[tuple[str, EvaluationGrid]]) -> None:
     if json_output.wanted():
-        json_output.record(dry_run=True, cells=[{"run": name, **cells.as_data()} for name, cells in rows])
+        json_output.record(dry_run=True, cells=[{"run": name, **cells.to_dict()} for name, cells in rows])
         return
     from rich.console import Console
     from rich.table import Table
@@ -184,7 +184,7 @@ def _show_missing(rows: list[tuple[str, Cells]]) -> None:
     for column in ("run", "cells", "which"):
         table.add_column(column, overflow="fold")
     for name, cells in rows:
-        table.add_row(name, str(len(cells)), cells.in_words())
+        table.add_row(name, str(len(cells)), cells.summary())
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 

@@ -12,7 +12,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.data.dataset_files import digest_of
 from cruijff_kit.data.tiers import RED
-from cruijff_kit.evaluation.cells import cell_key
+from cruijff_kit.evaluation.cells import item_key
 from cruijff_kit.evaluation.chance import constants_of
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
@@ -27,7 +27,7 @@ from cruijff_kit.util.files import close_folder, write_text
 from cruijff_kit.util.progress import say
 
 
-def evaluate_untrained(
+def evaluate_base_model(
     names: list[TaskName], chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder
 ) -> list[Evaluation]:
     """Tasks answered without the adapters; the logs are copied into the run's folder.
@@ -50,13 +50,13 @@ def _one(
         entry = _read(kept / "evaluation.json")
         if entry is None:
             metadata = log_metadata(name, config, plan.data_hash, None, None, None)
-            with chat_model.untrained():
+            with chat_model.without_adapters():
                 entry = run_task(
                     name, chat_model, config, kept, None, metadata, plan.prompts_checked.get(name.label, 0)
                 )
             write_text(kept / "evaluation.json", json.dumps(dataclasses.asdict(entry), indent=2))
         else:
-            entry.cached, entry.key, entry.split = True, cell_key(name, config), config.split_of(name)
+            entry.cached, entry.key, entry.split = True, item_key(name, config), config.split_of(name)
             say(f"{name.label}, untrained model: from the cache")
     logs = folder.eval / "untrained"
     logs.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Cells: a task answered by the adapter of an epoch, or by the untrained model. Which a result has, and which it lacks.
+"""Which evaluations a result has, and which it lacks: a task answered by the adapter of an epoch, or by the base model.
 
-Imported by commands: no torch, no inspect-ai.
+Commands import it: no torch, no inspect-ai.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from cruijff_kit.records.result import Evaluation, RunResult
 
 
 @dataclass
-class Cells:
-    """What is to be evaluated: tasks of the untrained model, and (task, epoch) of the trained one.
-
-    changed: labels of cells that the result has under other settings.
-    """
+class EvaluationGrid:
+    """What is to be evaluated."""
 
     untrained: list[TaskName] = field(default_factory=list)
+    """Tasks of the base model."""
     trained: list[tuple[TaskName, int]] = field(default_factory=list)
+    """Task and epoch of the trained model."""
     changed: list[str] = field(default_factory=list)
+    """Labels of evaluations that the result has under other settings."""
 
     def __len__(self) -> int:
         return len(self.untrained) + len(self.trained)
@@ -32,22 +32,22 @@ class Cells:
         """The tasks, each once."""
         return list({n.label: n for n in [*self.untrained, *(n for n, _ in self.trained)]}.values())
 
-    def as_data(self) -> dict[str, list]:
-        """As --json has it."""
+    def to_dict(self) -> dict[str, list]:
+        """As in --json."""
         trained = [{"task": n.label, "epoch": e} for n, e in self.trained]
         return {"untrained": [n.label for n in self.untrained], "trained": trained}
 
-    def in_words(self) -> str:
-        """In one line."""
+    def summary(self) -> str:
+        """Name all in one line."""
         trained = [f"{n.label} of epoch {e}" for n, e in self.trained]
         return ", ".join([*trained, *(f"{n.label} of the untrained model" for n in self.untrained)])
 
 
-def cell_key(name: TaskName, config: RunConfig) -> str:
-    """What an evaluation depends on besides the model and the data, as 16 hex digits."""
-    chosen, data = config.eval, config.dataset
-    identity = [str(name), chosen.arguments_of(name), chosen.max_tokens, chosen.limit]
-    identity += [chosen.logprobs, chosen.top_logprobs]
+def item_key(name: TaskName, config: RunConfig) -> str:
+    """Hash what an evaluation depends on besides the model and the data; 16 hex digits."""
+    settings, data = config.eval, config.dataset
+    identity = [str(name), settings.arguments_of(name), settings.max_tokens, settings.limit]
+    identity += [settings.logprobs, settings.top_logprobs]
     if name.ships:
         identity += [name.split or data.test_split, data.max_test_samples, data.sample_seed]
     if name.file is not None and name.file.is_file():
@@ -55,37 +55,39 @@ def cell_key(name: TaskName, config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def missing_cells(config: RunConfig, result: RunResult, logs: Path) -> Cells:
-    """The cells that a config asks for and a result does not have; one whose log is gone counts as missing.
+def find_missing(config: RunConfig, result: RunResult, logs: Path) -> EvaluationGrid:
+    """Find the evaluations that a config asks for and a result lacks; one whose log is gone counts as missing.
 
     Args:
         logs: the run's folder of logs.
     """
-    cells = Cells()
+    grid = EvaluationGrid()
     for name in config.eval.names:
-        key = cell_key(name, config)
-        if config.eval.baseline and not _has(result.baseline, name.label, None, key, logs / "untrained", cells):
-            cells.untrained.append(name)
+        key = item_key(name, config)
+        if config.eval.baseline and not _has(result.baseline, name.label, None, key, logs / "untrained", grid):
+            grid.untrained.append(name)
     for epoch in config.evaluated_epochs:
         for name in config.eval.names:
-            if not _has(result.evaluation, name.label, epoch, cell_key(name, config), logs, cells):
-                cells.trained.append((name, epoch))
-    return cells
+            if not _has(result.evaluation, name.label, epoch, item_key(name, config), logs, grid):
+                grid.trained.append((name, epoch))
+    return grid
 
 
-def _has(made: list[Evaluation], label: str, epoch: int | None, key: str, logs: Path, cells: Cells) -> bool:
-    for e in made:
+def _has(
+    evaluations: list[Evaluation], label: str, epoch: int | None, key: str, logs: Path, grid: EvaluationGrid
+) -> bool:
+    for e in evaluations:
         if (e.task, e.epoch) == (label, epoch) and (logs / Path(e.log).name).is_file():
             if e.key != key:
-                cells.changed.append(label if epoch is None else f"{label} of epoch {epoch}")
+                grid.changed.append(label if epoch is None else f"{label} of epoch {epoch}")
             return e.key == key
     return False
 
 
-def with_cell(made: list[Evaluation], new: Evaluation) -> list[Evaluation]:
-    """The cells with a new one in its place, an older one of the same task and epoch gone: by task in the order in which
-    tasks came, then by epoch.
+def with_evaluation(evaluations: list[Evaluation], new: Evaluation) -> list[Evaluation]:
+    """Add an evaluation, in the place of an older one of the same task and epoch. They are sorted by task, in the order in
+    which tasks came, then by epoch.
     """
-    kept = [e for e in made if (e.task, e.epoch) != (new.task, new.epoch)]
-    order = list(dict.fromkeys([*(e.task for e in made), new.task]))
-    return sorted([*kept, new], key=lambda e: (order.index(e.task), e.epoch or 0))
+    others = [e for e in evaluations if (e.task, e.epoch) != (new.task, new.epoch)]
+    order = list(dict.fromkeys([*(e.task for e in evaluations), new.task]))
+    return sorted([*others, new], key=lambda e: (order.index(e.task), e.epoch or 0))

@@ -32,7 +32,7 @@ from cruijff_kit.util.redaction import muted
 from cruijff_kit.util.suggest import did_you_mean
 
 
-def build_foreign(name: TaskName, arguments: dict[str, Any]) -> Task:
+def build_external(name: TaskName, arguments: dict[str, Any]) -> Task:
     """A task of the user's or of a package, with its dataset.
 
     Args:
@@ -60,7 +60,7 @@ def source_files(name: TaskName) -> list[Path]:
     return sorted(file.parent.glob("*.py"))
 
 
-def measured(task: Task) -> dict[str, list[str]] | None:
+def list_metrics(task: Task) -> dict[str, list[str]] | None:
     """scorer -> names of its metrics, as the log will call them; None where that is not known before it has run."""
     found = {}
     for scorer in task.scorer or []:

@@ -2,8 +2,8 @@
 
 A sample costs inspect-ai milliseconds of Python, and one process spends them on one sample at a time: with a model that is
 small or fast, most of an evaluation. Workers are forks of this process, so that the tasks are there already. They prompt,
-score and log; what they ask the model comes here over a pipe. A pass is taken when all workers wait for one: they are as
-few as without workers.
+score and log; their requests to the model come here over a pipe. A step begins when all workers wait for one, so there are
+no more passes than without workers.
 """
 
 import contextlib
@@ -20,277 +20,294 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session, SharedPasses
+from cruijff_kit.evaluation.engine import (
+    AnsweringModel,
+    ChatModel,
+    Completion,
+    CompletionRequest,
+    Engine,
+    MultiLoraEngine,
+    RequestScheduler,
+    Scheduler,
+)
 from cruijff_kit.util.errors import one_line
 
 CAN_FORK = sys.platform == "linux"  # elsewhere a fork of a process with threads may not live
-_SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGUSR2,
-)  # what they mean is for the process that has the model to say
+# What these mean is decided by the process that has the model.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a worker says when it waits. requests: id, whose, what. unwanted: ids that are given up. finished: samples that
-    have been answered since the last time.
-    """
+class WorkerRequest:
+    """What a worker sends when it waits."""
 
-    requests: list[tuple[int, int, Request]]
+    requests: list[tuple[int, int, CompletionRequest]]
+    """(id, number of the model, request)."""
     unwanted: list[int]
-    finished: int
+    """Ids of earlier requests that are dropped."""
+    num_finished: int
+    """Samples that have been answered since the last time."""
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """The last that a worker says: what came of its work, or what it raised."""
+class WorkerDone:
+    """The last that a worker sends."""
 
-    found: Any
+    result: Any
+    """What its job returned."""
     error: BaseException | None
-    finished: int
+    """What its job raised."""
+    num_finished: int
+    """As in WorkerRequest."""
 
 
-class AskingModel:
-    """Stands in a worker for the model of run `number`."""
+class RemoteModel(AnsweringModel):
+    """Stands for model `number` in a worker."""
 
-    def __init__(self, number: int, chat: ChatModel) -> None:
-        self.number, self.tokenizer = number, chat.tokenizer
+    def __init__(self, number: int, chat_model: ChatModel) -> None:
+        self.number, self.tokenizer = number, chat_model.tokenizer
 
     def release(self) -> None:
-        """It has nothing to give back."""
+        """Do nothing: the other process has the memory."""
 
 
 @dataclass(eq=False)
-class _AskingSession:
-    """As Session, of a worker."""
+class _RemoteScheduler(RequestScheduler):
+    """Sends requests to the scheduler of model `number`."""
 
     number: int
-    asked: "AskingPasses"
-    open: dict[int, tuple[Callable[[Answer], object], Callable[[], bool]]] = field(default_factory=dict)
-    tokens: int = 0  # the other side counts them
+    engine: "RemoteEngine"
+    open: dict[int, tuple[Callable[[Completion], object], Callable[[], bool]]] = field(default_factory=dict)
+    """id of an unfinished request -> its on_done and is_wanted."""
+    num_tokens: int = 0  # the other process counts them
 
-    def add(self, request: Request, done: Callable[[Answer], object], wanted: Callable[[], bool]) -> None:
-        id = next(self.asked.ids)
-        self.open[id] = done, wanted
-        self.asked.requests.append((id, self.number, request))
+    def add(
+        self,
+        request: CompletionRequest,
+        on_done: Callable[[Completion], object],
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        id = next(self.engine.ids)
+        self.open[id] = on_done, is_wanted
+        self.engine.requests.append((id, self.number, request))
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         return bool(self.open)
 
     def close(self) -> None:
-        self.asked.unwanted += self.open
+        self.engine.unwanted += self.open
         self.open = {}
 
 
-class AskingPasses:
-    """As SharedPasses, of a worker: asks for passes, and waits."""
+class RemoteEngine(Engine):
+    """Has the process that has the models do the steps, and waits for it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection, self.ids = connection, itertools.count()
-        self.requests: list[tuple[int, int, Request]] = []
+        self.requests: list[tuple[int, int, CompletionRequest]] = []
         self.unwanted: list[int] = []
-        self._finished = 0
+        self._num_finished = 0
 
-    def session(self, chat: AskingModel, most_rows: int | None = None) -> _AskingSession:
-        """As SharedPasses.session."""
-        return _AskingSession(chat.number, self)
+    def open_scheduler(self, chat_model: RemoteModel, max_rows: int | None = None) -> _RemoteScheduler:
+        """As Engine.open_scheduler; the other process knows `max_rows`."""
+        return _RemoteScheduler(chat_model.number, self)
 
-    def finished(self) -> None:
-        """A sample has been answered."""
-        self._finished += 1
+    def count_finished(self) -> None:
+        """Count a sample that has been answered."""
+        self._num_finished += 1
 
-    def step(self, sessions: list[_AskingSession]) -> dict[_AskingSession, Exception]:
-        """As SharedPasses.step, or several of them: until an answer is there."""
-        for session in sessions:
-            for id in [id for id, (_, wanted) in session.open.items() if not wanted()]:
-                del session.open[id]
+    def step(self, schedulers: list[_RemoteScheduler]) -> dict[_RemoteScheduler, Exception]:
+        """As Engine.step, or several steps: until a completion is there."""
+        for scheduler in schedulers:
+            for id in [id for id, (_, is_wanted) in scheduler.open.items() if not is_wanted()]:
+                del scheduler.open[id]
                 self.unwanted.append(id)
-        of = {id: session for session in sessions for id in session.open}
-        if not of:
+        by_id = {id: scheduler for scheduler in schedulers for id in scheduler.open}
+        if not by_id:
             return {}
-        asked = _Asked(self.requests, self.unwanted, self.taken())
+        request = WorkerRequest(self.requests, self.unwanted, self.pop_finished_count())
         self.requests, self.unwanted = [], []
         try:
-            self.connection.send(asked)
-            answers = self.connection.recv()
+            self.connection.send(request)
+            replies = self.connection.recv()
         except (EOFError, ConnectionError):  # the process that has the model is gone
             os._exit(1)
-        failed = {}
-        for id, answer in answers:
-            session = of[id]
-            if isinstance(answer, Exception):
-                failed[session] = answer
+        failures = {}
+        for id, reply in replies:
+            scheduler = by_id[id]
+            if isinstance(reply, Exception):
+                failures[scheduler] = reply
             else:
-                session.open.pop(id)[0](answer)
-        return failed
+                scheduler.open.pop(id)[0](reply)
+        return failures
 
-    def taken(self) -> int:
-        """Samples that were answered since this was asked last."""
-        finished, self._finished = self._finished, 0
-        return finished
+    def pop_finished_count(self) -> int:
+        """Return how many samples have been answered since the last call."""
+        count, self._num_finished = self._num_finished, 0
+        return count
 
 
 @dataclass(eq=False)
 class _Worker:
-    """connection: to it. wanted: ids of what it waits for, and whose each is."""
-
     process: Any
     connection: Connection
-    wanted: dict[int, int] = field(default_factory=dict)
-    replies: list[tuple[int, Answer | Exception]] = field(default_factory=list)
+    open: dict[int, int] = field(default_factory=dict)
+    """id of a request that it waits for -> number of the model."""
+    replies: list[tuple[int, Completion | Exception]] = field(default_factory=list)
+    """That are still to be sent."""
 
-    def hear(self) -> _Asked | _Ended:
+    def receive(self) -> WorkerRequest | WorkerDone:
         try:
             return self.connection.recv()
         except (EOFError, ConnectionError) as error:
             self.process.join(1)
             raise RuntimeError(f"a worker process was lost (exit code {self.process.exitcode})") from error
 
-    def told(self, id: int, answer: Answer | Exception) -> None:
-        if self.wanted.pop(id, None) is not None:
-            self.replies.append((id, answer))
+    def reply(self, id: int, reply: Completion | Exception) -> None:
+        if self.open.pop(id, None) is not None:
+            self.replies.append((id, reply))
 
-    def reply(self) -> None:
+    def send_replies(self) -> None:
         self.connection.send(self.replies)
         self.replies = []
 
 
-def work_apart(
-    works: list[Callable[[AskingPasses], Any]],
-    chats: dict[int, ChatModel],
-    most_rows: dict[int, int],
-    finished: Callable[..., object],
+def run_in_workers(
+    jobs: list[Callable[[RemoteEngine], Any]],
+    chat_models: dict[int, ChatModel],
+    max_rows: dict[int, int],
+    on_done: Callable[..., object],
 ) -> tuple[list[Any], Counter[int]]:
-    """Do each piece of work in a process of its own; here, answer what it asks.
+    """Run each job in a process of its own; here, compute what they request.
 
     Args:
-        works: called with what to ask for passes; their models are AskingModel.
-        chats: the models by number; they share a base. most_rows: as Session's.
-        finished: called with steps=N when samples have been answered.
+        jobs: called with the engine of their models, which are RemoteModel.
+        chat_models: the models by number; they share a base.
+        max_rows: of each model, as Scheduler's.
+        on_done: called with steps=N when N samples have been answered.
     Returns:
-        What each came to, and the tokens that went through each model.
+        What each job returned, and the tokens that went through each model.
     Raises:
-        RuntimeError: a worker was lost. BaseException: what the first of them raised.
+        RuntimeError: a worker was lost. BaseException: what the first failed job raised.
     """
     workers: list[_Worker] = []
     try:
-        for work in works:
-            workers.append(_started(work, [w.connection for w in workers]))
-        answering = _Answering(SharedPasses([*chats.values()]), chats, most_rows)
-        ended = answering.until_ended(workers, finished)
+        for job in jobs:
+            workers.append(_start_worker(job, [w.connection for w in workers]))
+        server = _Server(MultiLoraEngine([*chat_models.values()]), chat_models, max_rows)
+        ends = server.serve(workers, on_done)
     finally:
         for worker in workers:
             worker.connection.close()
             worker.process.kill()
             worker.process.join()
-    for one in ended:
-        if one.error is not None:
-            raise one.error
-    return [one.found for one in ended], answering.tokens
+    for end in ends:
+        if end.error is not None:
+            raise end.error
+    return [end.result for end in ends], server.num_tokens
 
 
-class _Answering:
-    """The side that has the models."""
+class _Server:
+    """Serves workers in the process that has the models."""
 
-    def __init__(self, shared: SharedPasses, chats: dict[int, ChatModel], most_rows: dict[int, int]) -> None:
-        self.shared, self.chats, self.most_rows = shared, chats, most_rows
-        self.tokens: Counter[int] = Counter()
-        self._sessions: dict[int, Session] = {}
-        self._worker: dict[int, _Worker] = {}  # of each run
+    def __init__(self, engine: MultiLoraEngine, chat_models: dict[int, ChatModel], max_rows: dict[int, int]) -> None:
+        self.engine, self.chat_models, self.max_rows = engine, chat_models, max_rows
+        self.num_tokens: Counter[int] = Counter()
+        self._schedulers: dict[int, Scheduler] = {}
+        self._worker_of: dict[int, _Worker] = {}  # number of a model -> who has its task
 
-    def until_ended(self, workers: list[_Worker], finished: Callable[..., object]) -> list[_Ended]:
-        """Answer until all have ended; what they came to, in order."""
-        ended: dict[_Worker, _Ended] = {}
-        working = [*workers]
+    def serve(self, workers: list[_Worker], on_done: Callable[..., object]) -> list[WorkerDone]:
+        """Serve until all workers are done. Returns what each sent last, in order."""
+        ends: dict[_Worker, WorkerDone] = {}
+        running = [*workers]
         try:
-            while len(ended) < len(workers):
-                for worker in working:
-                    heard = worker.hear()
-                    if heard.finished:
-                        finished(steps=heard.finished)
-                    if isinstance(heard, _Ended):
-                        ended[worker] = heard
-                        worker.wanted.clear()
+            while len(ends) < len(workers):
+                for worker in running:
+                    message = worker.receive()
+                    if message.num_finished:
+                        on_done(steps=message.num_finished)
+                    if isinstance(message, WorkerDone):
+                        ends[worker] = message
+                        worker.open.clear()
                     else:
-                        self._add(worker, heard)
+                        self._add(worker, message)
                 self._step()
-                working = [worker for worker in workers if worker.replies]
-                for worker in working:
-                    worker.reply()
+                running = [worker for worker in workers if worker.replies]
+                for worker in running:
+                    worker.send_replies()
         finally:
-            for number in [*self._sessions]:
+            for number in [*self._schedulers]:
                 self._close(number)
-        return [ended[worker] for worker in workers]
+        return [ends[worker] for worker in workers]
 
-    def _add(self, worker: _Worker, asked: _Asked) -> None:
-        for id in asked.unwanted:
-            worker.wanted.pop(id, None)
-        for id, number, request in asked.requests:
-            worker.wanted[id] = number
-            if number not in self._sessions:
-                self._sessions[number] = self.shared.session(self.chats[number], self.most_rows[number])
-                self._worker[number] = worker
+    def _add(self, worker: _Worker, message: WorkerRequest) -> None:
+        for id in message.unwanted:
+            worker.open.pop(id, None)
+        for id, number, request in message.requests:
+            worker.open[id] = number
+            if number not in self._schedulers:
+                self._schedulers[number] = self.engine.open_scheduler(self.chat_models[number], self.max_rows[number])
+                self._worker_of[number] = worker
             try:
-                self._sessions[number].add(
+                self._schedulers[number].add(
                     request,
-                    lambda answer, worker=worker, id=id: worker.told(id, answer),
-                    lambda worker=worker, id=id: id in worker.wanted,
+                    lambda completion, worker=worker, id=id: worker.reply(id, completion),
+                    lambda worker=worker, id=id: id in worker.open,
                 )
             except Exception as error:
-                worker.told(id, _sendable(error))
+                worker.reply(id, _make_sendable(error))
 
     def _step(self) -> None:
-        """A pass of all runs that ask for one."""
-        asking = {number: self._sessions[number] for number in sorted(self._sessions)}
-        if not asking:
+        """Do a step of all schedulers."""
+        schedulers = {number: self._schedulers[number] for number in sorted(self._schedulers)}
+        if not schedulers:
             return
         try:
-            failed = self.shared.step([*asking.values()])
+            failures = self.engine.step([*schedulers.values()])
         except Exception as error:
-            failed = dict.fromkeys(asking.values(), error)
-        for number, session in asking.items():
-            if session in failed:
-                worker, error = self._worker[number], _sendable(failed[session])
-                for id in [id for id, of in worker.wanted.items() if of == number]:
-                    worker.told(id, error)
-            if session in failed or not session.busy:
+            failures = dict.fromkeys(schedulers.values(), error)
+        for number, scheduler in schedulers.items():
+            if scheduler in failures:
+                worker, error = self._worker_of[number], _make_sendable(failures[scheduler])
+                for id in [id for id, of in worker.open.items() if of == number]:
+                    worker.reply(id, error)
+            if scheduler in failures or not scheduler.is_busy:
                 self._close(number)
 
     def _close(self, number: int) -> None:
-        session = self._sessions.pop(number)
-        self.tokens[number] += session.tokens
-        session.close()
+        scheduler = self._schedulers.pop(number)
+        self.num_tokens[number] += scheduler.num_tokens
+        scheduler.close()
 
 
-def _started(work: Callable[[AskingPasses], Any], others: list[Connection]) -> _Worker:
+def _start_worker(job: Callable[[RemoteEngine], Any], others: list[Connection]) -> _Worker:
     context = multiprocessing.get_context("fork")
     ours, its = context.Pipe()
-    process = context.Process(target=_work, args=(work, its, [ours, *others]), daemon=True)
+    process = context.Process(target=_work, args=(job, its, [ours, *others]), daemon=True)
     process.start()
     its.close()
     return _Worker(process, ours)
 
 
-def _work(work: Callable[[AskingPasses], Any], connection: Connection, others: list[Connection]) -> None:
-    """What a worker does."""
+def _work(job: Callable[[RemoteEngine], Any], connection: Connection, others: list[Connection]) -> None:
+    """Run a job, in a worker."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     for other in others:  # else nobody would learn that the other end is gone
         other.close()
     gc.freeze()  # what was there before the fork stays as it is, and in memory that the processes share
-    passes, found, failed = AskingPasses(connection), None, None
+    engine, result, failure = RemoteEngine(connection), None, None
     try:
-        found = work(passes)
+        result = job(engine)
     except BaseException as error:
-        failed = _sendable(error)
+        failure = _make_sendable(error)
     with contextlib.suppress(ConnectionError):
-        connection.send(_Ended(found, failed, passes.taken()))
+        connection.send(WorkerDone(result, failure, engine.pop_finished_count()))
 
 
-def _sendable(error: BaseException) -> BaseException:
-    """The error, if it can go through a pipe, else one that says as much."""
+def _make_sendable(error: BaseException) -> BaseException:
+    """Return the error if it can go through a pipe, else one with its type and message."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:

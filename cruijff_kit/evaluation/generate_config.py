@@ -11,7 +11,7 @@ import hashlib
 from inspect_ai.model import ChatMessage, GenerateConfig
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from cruijff_kit.evaluation.engine import Request, Sampling
+from cruijff_kit.evaluation.engine import CompletionRequest, Sampling
 from cruijff_kit.util.errors import UserError
 
 DEFAULT_MAX_TOKENS = 32
@@ -64,19 +64,19 @@ def sampling_key(ids: list[int], config: GenerateConfig) -> str:
 
 
 def as_requests(
-    ids: list[int], config: GenerateConfig, asked_before: int, options: tuple[int, ...] = ()
-) -> list[Request]:
+    ids: list[int], config: GenerateConfig, num_before: int, options: tuple[int, ...] = ()
+) -> list[CompletionRequest]:
     """A request for each choice.
 
     Args:
         ids: of the prompt.
         config: as `check` lets pass.
-        asked_before: how often the prompt was asked with this seed; another epoch draws other numbers.
+        num_before: how often the prompt was asked with this seed; another epoch draws other numbers.
         options: ids whose logits are asked for with the first choice; they are the prompt's.
     """
     heat, key = temperature(config), sampling_key(ids, config)
     return [
-        Request(
+        CompletionRequest(
             ids,
             config.max_tokens or DEFAULT_MAX_TOKENS,
             top_logprobs=config.top_logprobs or 0,
@@ -88,7 +88,7 @@ def as_requests(
                 config.frequency_penalty or 0.0,
                 config.presence_penalty or 0.0,
                 {int(token): bias for token, bias in (config.logit_bias or {}).items()},
-                f"{key} {asked_before} {choice}" if heat else "",
+                f"{key} {num_before} {choice}" if heat else "",
             ),
             options=() if choice else options,
         )

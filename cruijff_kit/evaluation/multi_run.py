@@ -1,4 +1,4 @@
-"""Runs that are evaluated together: tasks of one eval() whose models share passes, in this process or in several."""
+"""Evaluates several runs together: tasks of one eval() whose models share passes, in this process or in several."""
 
 import copy
 import shutil
@@ -17,184 +17,196 @@ from inspect_ai.model import GenerateConfig
 
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation import log_redaction
-from cruijff_kit.evaluation.engine import ChatModel, SharedPasses, base_of
-from cruijff_kit.evaluation.fork_pool import CAN_FORK, AskingModel, AskingPasses, work_apart
-from cruijff_kit.evaluation.provider import Turns, open_model
+from cruijff_kit.evaluation.engine import AnsweringModel, ChatModel, Engine, MultiLoraEngine, base_of
+from cruijff_kit.evaluation.fork_pool import CAN_FORK, RemoteEngine, RemoteModel, run_in_workers
+from cruijff_kit.evaluation.provider import BatchCollector, open_model
 from cruijff_kit.evaluation.run_tasks import (
-    Cell,
+    EvaluationItem,
     build_task,
     call_inspect,
-    evaluate_cell,
+    evaluate_item,
     evaluation_of,
     generation,
     option_tokens,
-    tell,
+    report_scores,
 )
 from cruijff_kit.records.result import Evaluation
 from cruijff_kit.training.out_of_memory import free_exception_frames
 from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.progress import progress, say
 
-_MOST_WORKERS = 8
-_SAMPLES_OF_A_WORKER = 100  # so many at least: half a second of inspect-ai's own work
+_MAX_WORKERS = 8
+_SAMPLES_PER_WORKER = 100  # at least: half a second of inspect-ai's own work
+
+_Outcome = Evaluation | Exception
 
 
-def evaluate_together(cells: list[Cell]) -> list[Evaluation | Exception]:
-    """Cells of several runs, answered in common passes where their models share a base.
+def evaluate_together(items: list[EvaluationItem]) -> list[Evaluation | Exception]:
+    """Evaluate items of several runs, in common passes where their models share a base.
 
     Returns:
-        Of each cell what `evaluate_cell` would have, or why it failed, in order; one's failure is not another's.
+        Of each item what `evaluate_item` returns, or why it failed, in order; one's failure is not another's.
     """
-    ended: list[Any] = [None] * len(cells)
-    for numbers in _groups(cells):
-        group = [cells[n] for n in numbers]
-        for n, found in zip(numbers, _together(group) if len(group) > 1 else [_alone(group[0])], strict=True):
-            ended[n] = found
-    return ended
+    outcomes: list[Any] = [None] * len(items)
+    for numbers in _group(items):
+        group = [items[n] for n in numbers]
+        for n, outcome in zip(
+            numbers, _evaluate_group(group) if len(group) > 1 else [_evaluate_alone(group[0])], strict=True
+        ):
+            outcomes[n] = outcome
+    return outcomes
 
 
-def _groups(cells: list[Cell]) -> list[list[int]]:
-    """Places of cells that inspect-ai can run as tasks of one eval() and whose models can share passes."""
-    found: dict[Any, list[int]] = {}
-    asked = {}
-    for n, cell in enumerate(cells):
-        round = asked[id(cell.chat_model)] = asked.get(id(cell.chat_model), -1) + 1  # it answers one task at a time
-        settings = cell.config.eval
-        alone = cell.config.dataset.tier == RED
-        key = n if alone else (base_of(cell.chat_model), settings.limit, settings.batch_size, round)
-        found.setdefault(key, []).append(n)
-    return [part for numbers in found.values() for part in _in_memory(numbers, cells[numbers[0]].chat_model)]
+def _group(items: list[EvaluationItem]) -> list[list[int]]:
+    """Group the numbers of items that inspect-ai can run as tasks of one eval() and whose models can share passes."""
+    groups: dict[Any, list[int]] = {}
+    rounds: dict[int, int] = {}
+    for n, item in enumerate(items):
+        model = id(item.chat_model)
+        rounds[model] = rounds.get(model, -1) + 1  # it answers one task at a time
+        settings = item.config.eval
+        is_alone = item.config.dataset.tier == RED
+        key = n if is_alone else (base_of(item.chat_model), settings.limit, settings.batch_size, rounds[model])
+        groups.setdefault(key, []).append(n)
+    return [part for numbers in groups.values() for part in _split_by_memory(numbers, items[numbers[0]].chat_model)]
 
 
-def _in_memory(numbers: list[int], chat_model: ChatModel) -> list[list[int]]:
-    """A group in parts, where memory has no place for what all its models may want beside the base at once."""
-    most = chat_model.copies_at_once()
+def _split_by_memory(numbers: list[int], chat_model: ChatModel) -> list[list[int]]:
+    """Split a group where memory has no place for the copies of all its models beside the base's."""
+    most = chat_model.count_models_with_copies()
     most = len(numbers) if most is None else max(1, most)
     return [numbers[start : start + most] for start in range(0, len(numbers), most)]
 
 
-def _alone(cell: Cell) -> Evaluation | Exception:
+def _evaluate_alone(item: EvaluationItem) -> _Outcome:
     try:
-        return evaluate_cell(**vars(cell))
+        return evaluate_item(item)
     except Exception as error:
         free_exception_frames(error)
         return error
 
 
-def _together(cells: list[Cell]) -> list[Evaluation | Exception]:
-    """Cells of one group, in one eval()."""
-    ended: dict[int, Evaluation | Exception] = {}
+def _evaluate_group(items: list[EvaluationItem]) -> list[_Outcome]:
+    """Evaluate the items of one group in one eval()."""
+    outcomes: dict[int, _Outcome] = {}
     tasks: dict[int, Task] = {}
-    for n, cell in enumerate(cells):
+    for n, item in enumerate(items):
         try:
-            tasks[n] = copy.copy(build_task(cell.name, cell.config))
+            tasks[n] = copy.copy(build_task(item.name, item.config))
         except Exception as error:
-            ended[n] = error
-    asked = {n: cells[n] for n in tasks}
+            outcomes[n] = error
+    rest = {n: items[n] for n in tasks}
     try:
-        ended |= _evaluations(asked, tasks) if len(asked) > 1 else {n: _alone(cell) for n, cell in asked.items()}
+        outcomes |= _evaluate(rest, tasks) if len(rest) > 1 else {n: _evaluate_alone(item) for n, item in rest.items()}
     except Exception as error:  # not a task's own, which its log would have: each may show by itself whose it is
         free_exception_frames(error)
-        say(f"{len(asked)} runs cannot be evaluated together ({one_line(error)}); one after another")
-        ended |= {n: _alone(cell) for n, cell in asked.items()}
-    return [ended[n] for n in range(len(cells))]
+        say(f"{len(rest)} runs cannot be evaluated together ({one_line(error)}); one after another")
+        outcomes |= {n: _evaluate_alone(item) for n, item in rest.items()}
+    return [outcomes[n] for n in range(len(items))]
 
 
-def _evaluations(cells: dict[int, Cell], tasks: dict[int, Task]) -> dict[int, Evaluation | Exception]:
+def _evaluate(items: dict[int, EvaluationItem], tasks: dict[int, Task]) -> dict[int, _Outcome]:
     started = time.monotonic()
-    samples = {n: min(len(task.dataset), cells[n].config.eval.limit or len(task.dataset)) for n, task in tasks.items()}
-    with progress(f"evaluating {len(cells)} runs", sum(samples.values())) as bar:
-        ended, tokens = _answered(cells, tasks, _shares(cells, sum(samples.values())), bar.advance)
+    samples = {n: min(len(task.dataset), items[n].config.eval.limit or len(task.dataset)) for n, task in tasks.items()}
+    with progress(f"evaluating {len(items)} runs", sum(samples.values())) as bar:
+        outcomes, tokens = _answer(items, tasks, _share_out(items, sum(samples.values())), bar.advance)
     seconds = time.monotonic() - started
-    for n, cell in cells.items():
-        if isinstance(ended[n], Evaluation):
-            share = tokens[n] / tokens.total() if tokens.total() else 1 / len(cells)
-            ended[n] = replace(ended[n], seconds=round(seconds * share, 3))
-            tell(ended[n], f"{cell.config.run_name}: ")
-    return ended
+    for n, item in items.items():
+        outcome = outcomes[n]
+        if isinstance(outcome, Evaluation):
+            share = tokens[n] / tokens.total() if tokens.total() else 1 / len(items)
+            outcomes[n] = replace(outcome, seconds=round(seconds * share, 3))
+            report_scores(outcomes[n], f"{item.config.run_name}: ")
+    return outcomes
 
 
-def _shares(cells: dict[int, Cell], samples: int) -> list[list[int]]:
-    """Which cells each worker process takes; one share: there are none.
+def _share_out(items: dict[int, EvaluationItem], samples: int) -> list[list[int]]:
+    """Share items out among worker processes; one share: there are none.
 
-    As many as the run has threads, which rest while inspect-ai works. A task of the user's may use what does not survive a
-    fork: threads, connections, the GPU; so may what is hooked into inspect-ai.
+    There are as many workers as the run has threads, which rest while inspect-ai works. An external task may use what does
+    not survive a fork: threads, connections, the GPU; so may what is hooked into inspect-ai.
     """
-    alone = not CAN_FORK or log_redaction.hooks() or not all(cell.name.ships for cell in cells.values())
-    threads = min(cell.chat_model.machine.threads for cell in cells.values())
-    workers = 1 if alone else max(1, min(threads, len(cells), samples // _SAMPLES_OF_A_WORKER, _MOST_WORKERS))
-    return [[*cells][first::workers] for first in range(workers)]
+    is_alone = not CAN_FORK or log_redaction.hooks() or not all(item.name.ships for item in items.values())
+    threads = min(item.chat_model.machine.threads for item in items.values())
+    workers = 1 if is_alone else max(1, min(threads, len(items), samples // _SAMPLES_PER_WORKER, _MAX_WORKERS))
+    return [[*items][first::workers] for first in range(workers)]
 
 
-def _answered(
-    cells: dict[int, Cell], tasks: dict[int, Task], shares: list[list[int]], finished: Callable[..., object]
-) -> tuple[dict[int, Evaluation | Exception], Counter[int]]:
-    """What came of each cell, and the tokens that went through its model."""
-    chats = {n: cell.chat_model for n, cell in cells.items()}
-    folder = next(iter(cells.values())).folder.eval
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".together-") as place:
-        if len(shares) == 1:
-            return _work(cells, tasks, chats, SharedPasses([*chats.values()]), finished, place)
-
-        def apart(numbers: list[int], passes: AskingPasses) -> dict[int, Evaluation | Exception]:
-            own, models = {n: cells[n] for n in numbers}, {n: AskingModel(n, chats[n]) for n in numbers}
-            return _work(own, tasks, models, passes, passes.finished, place)[0]
-
-        rows = {n: cell.config.eval.batch_size for n, cell in cells.items()}
-        try:
-            found, tokens = work_apart([partial(apart, numbers) for numbers in shares], chats, rows, finished)
-        finally:
-            for chat in chats.values():
-                chat.release()
-    return {n: one for share in found for n, one in share.items()}, tokens
-
-
-def _work(
-    cells: dict[int, Cell],
+def _answer(
+    items: dict[int, EvaluationItem],
     tasks: dict[int, Task],
-    models: dict[int, Any],
-    passes: Any,
-    finished: Callable[..., object],
-    place: str,
-) -> tuple[dict[int, Evaluation | Exception], Counter[int]]:
-    """As `_answered`, in one process. inspect-ai writes the logs of an eval() into one folder, `place`, and reads their
-    samples when they are asked for: they are moved to their runs' folders unread.
+    shares: list[list[int]],
+    on_done: Callable[..., object],
+) -> tuple[dict[int, _Outcome], Counter[int]]:
+    """Evaluate items. Returns the outcome of each, and the tokens that went through its model."""
+    chat_models = {n: item.chat_model for n, item in items.items()}
+    folder = next(iter(items.values())).folder.eval
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".together-") as logs:
+        if len(shares) == 1:
+            return _run_share(items, tasks, chat_models, MultiLoraEngine([*chat_models.values()]), on_done, logs)
+
+        def run_share(numbers: list[int], engine: RemoteEngine) -> dict[int, _Outcome]:
+            own, models = {n: items[n] for n in numbers}, {n: RemoteModel(n, chat_models[n]) for n in numbers}
+            return _run_share(own, tasks, models, engine, engine.count_finished, logs)[0]
+
+        rows = {n: item.config.eval.batch_size for n, item in items.items()}
+        try:
+            results, tokens = run_in_workers(
+                [partial(run_share, numbers) for numbers in shares], chat_models, rows, on_done
+            )
+        finally:
+            for chat_model in chat_models.values():
+                chat_model.release()
+    return {n: outcome for result in results for n, outcome in result.items()}, tokens
+
+
+def _run_share(
+    items: dict[int, EvaluationItem],
+    tasks: dict[int, Task],
+    models: dict[int, AnsweringModel],
+    engine: Engine,
+    on_done: Callable[..., object],
+    logs_folder: str,
+) -> tuple[dict[int, _Outcome], Counter[int]]:
+    """As `_answer`, in one process.
+
+    inspect-ai writes the logs of an eval() into one folder and reads their samples when they are used, so the logs are
+    moved to their runs' folders unread.
 
     Raises:
         KeyboardInterrupt: inspect-ai took it.
     """
-    turns, opened = Turns(passes), {}
-    for n, cell in cells.items():
-        settings, task = cell.config.eval, tasks[n]
+    collector, opened = BatchCollector(engine), {}
+    for n, item in items.items():
+        settings, task = item.config.eval, tasks[n]
         options = option_tokens(task)
-        opened[n] = open_model(models[n], cell.config.model.name, settings.batch_size, finished, turns, options)
+        opened[n] = open_model(models[n], item.config.model.name, settings.batch_size, on_done, collector, options)
         task.model = task.model or opened[n]
-        task.metadata = cell.metadata | (task.metadata or {})
-        task.config = task.config.merge(GenerateConfig(**generation(task, cell.config)))
-    config = next(iter(cells.values())).config
-    asked = [tasks[n] for n in cells]
-    logs = call_inspect(asked, [*opened.values()], config, max_tasks=len(asked), log_dir=place)
-    if len(logs) != len(cells) or any(log.status == "cancelled" for log in logs):
+        task.metadata = item.metadata | (task.metadata or {})
+        task.config = task.config.merge(GenerateConfig(**generation(task, item.config)))
+    config = next(iter(items.values())).config
+    own = [tasks[n] for n in items]
+    logs = call_inspect(own, [*opened.values()], config, max_tasks=len(own), log_dir=logs_folder)
+    if len(logs) != len(items) or any(log.status == "cancelled" for log in logs):
         raise KeyboardInterrupt
-    found = {
-        n: _found(cell, tasks[n], _moved(log, cell.folder.eval))
-        for (n, cell), log in zip(cells.items(), logs, strict=True)
+    outcomes = {
+        n: _read_outcome(item, tasks[n], _move(log, item.folder.eval))
+        for (n, item), log in zip(items.items(), logs, strict=True)
     }
-    return found, Counter({n: model.api.tokens for n, model in opened.items()})
+    return outcomes, Counter({n: model.api.num_tokens for n, model in opened.items()})
 
 
-def _found(cell: Cell, task: Task, log: EvalLog | Path) -> Evaluation | Exception:
-    """What a log comes to."""
+def _read_outcome(item: EvaluationItem, task: Task, log: EvalLog | Path) -> _Outcome:
     try:
         log = read_eval_log(str(log)) if isinstance(log, Path) else log
-        return evaluation_of(cell.name, cell.config, task, log, cell.epoch, 0.0, cell.prompts_checked)
+        return evaluation_of(item.name, item.config, task, log, item.epoch, 0.0, item.prompts_checked)
     except Exception as error:
         return error
 
 
-def _moved(log: EvalLog, folder: Path) -> EvalLog | Path:
-    """Where a log lies now; the log itself if it could not be written, which it says."""
+def _move(log: EvalLog, folder: Path) -> EvalLog | Path:
+    """Move a log. Returns its new path; the log itself if it could not be written, which it says."""
     if not Path(log.location).is_file():
         return log
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A rehearsal of each task before anything is trained: it runs, and asks in the very tokens that training teaches.
+"""Check each task before training: it runs, and its prompts have the same tokens as the training rows.
 
 The task is run through inspect-ai with a recorder in the model's place, so whatever inspect-ai or the task does to a
 message is in what is compared.
@@ -22,10 +22,10 @@ from inspect_ai.model import ChatMessage
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation import metrics
-from cruijff_kit.evaluation.engine import Answer, Request
-from cruijff_kit.evaluation.external_tasks import measured
+from cruijff_kit.evaluation.engine import AnsweringModel, Completion, CompletionRequest, Engine, RequestScheduler
+from cruijff_kit.evaluation.external_tasks import list_metrics
 from cruijff_kit.evaluation.generate_config import as_messages
-from cruijff_kit.evaluation.provider import open_model
+from cruijff_kit.evaluation.provider import BatchCollector, open_model
 from cruijff_kit.evaluation.run_tasks import build_task, option_tokens, run_inspect
 from cruijff_kit.evaluation.targets import check_room, check_targets, most_tokens, targets_within_others
 from cruijff_kit.training import process_cache
@@ -34,28 +34,34 @@ from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.redaction import quoted
 
 _SAMPLES = 32  # prompts compared per task
-_FEW = 2  # samples of a task that is not ours
-_WORDIEST = 8  # further ones, those of most letters, whose tokens are counted
+_FEW = 2  # samples of an external task
+_LONGEST = 8  # further ones, those of most letters, whose tokens are counted
 
 
-class _Recorder:
-    """Stands where the model stands: answers each prompt with the number under which it was recorded."""
+class _Recorder(AnsweringModel, Engine, RequestScheduler):
+    """Stands for model, engine and scheduler: answers each prompt with the number under which it was recorded."""
 
-    tokens = 0
+    num_tokens = 0
+    is_busy = False
 
     def __init__(self, tokenizer) -> None:
         self.tokenizer: _NumberTokenizer = _NumberTokenizer(tokenizer)
         self.prompts: list[list[int]] = []
 
-    def session(self, most_rows: int | None) -> "_Recorder":
+    def open_scheduler(self, chat_model: "_Recorder", max_rows: int | None = None) -> "_Recorder":
         return self
 
-    def add(self, request: Request, done: Callable[[Answer], object], wanted: Callable[[], bool]) -> None:
+    def add(
+        self,
+        request: CompletionRequest,
+        on_done: Callable[[Completion], object],
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.prompts.append(request.ids)
-        done(Answer([len(self.prompts) - 1], option_logits=[0.0] * len(request.options)))
+        on_done(Completion([len(self.prompts) - 1], option_logits=[0.0] * len(request.options)))
 
-    def step(self) -> bool:
-        return False
+    def step(self, schedulers: list["_Recorder"]) -> dict["_Recorder", Exception]:
+        return {}
 
     def close(self) -> None:
         pass
@@ -76,134 +82,140 @@ class _NumberTokenizer:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a task did with the recorder.
+class PromptCheck:
+    """What a task's dry run showed."""
 
-    prompts: how many were compared with training. longest: tokens of the longest one. metrics: scorer -> its metrics; None
-    where they are not known before the task has run. max_tokens: the longest answer. samples: how many will be asked.
-    warnings: what to know of the scorers before anything is trained.
-    """
-
-    prompts: int
+    num_compared: int
+    """Prompts that were compared with training."""
     longest: int
+    """Tokens of the longest prompt."""
     metrics: dict[str, list[str]] | None
+    """Scorer -> its metrics; None where they are not known before the task has run."""
     max_tokens: int
-    samples: int
+    """Of the longest answer."""
+    num_samples: int
+    """How many the evaluation will have."""
     warnings: tuple[str, ...] = ()
+    """What to know of the scorers before training."""
 
 
-_rehearsed: dict[str, Rehearsal] = {}
+_checks: dict[str, PromptCheck] = {}
 
 
-def rehearse(name: TaskName, config: RunConfig, data_hash: str) -> Rehearsal:
+def check_prompts(name: TaskName, config: RunConfig, data_hash: str) -> PromptCheck:
     """Run a task without the model and compare its prompts with the same rows as training would read them.
 
     Once per process for the same task, data, prompts and tokenizer: ranks and learning rates change no prompt.
 
     Raises:
-        UserError: as `_rehearse`.
+        UserError: as `_check_own`.
     """
     nodes = [config.torchtune["dataset"], config.torchtune["tokenizer"]]
     settings = [dataclasses.asdict(config.dataset), dataclasses.asdict(config.eval), config.model.name, data_hash]
     key = json.dumps([str(name), nodes, settings], sort_keys=True)
-    if key not in _rehearsed:
-        _rehearsed[key] = _rehearse(name, config) if name.ships else _rehearse_foreign(name, config)
-    return _rehearsed[key]
+    if key not in _checks:
+        _checks[key] = _check_own(name, config) if name.ships else _check_external(name, config)
+    return _checks[key]
 
 
-def _rehearse(name: TaskName, config: RunConfig) -> Rehearsal:
-    """As `rehearse`, without its memory.
+def _check_own(name: TaskName, config: RunConfig) -> PromptCheck:
+    """Check a task that ships.
 
     Raises:
         UserError: a prompt differs (its row and the first differing tokens are shown), or as `targets`.
     """
     tokenizer = process_cache.tokenizer(config.torchtune["tokenizer"])
-    asked = {
+    rows = {
         "split": name.split or config.dataset.test_split,
         "max_samples": config.dataset.max_test_samples,
         "first": _SAMPLES,
     }
-    taught = config.torchtune["dataset"] | asked | {"train_on_input": False, "train_on_last": True, "packed": False}
-    examples = {e.row: e for e in process_cache.dataset(taught, config.torchtune["tokenizer"])}
+    dataset = config.torchtune["dataset"] | rows | {"train_on_input": False, "train_on_last": True, "packed": False}
+    examples = {e.row: e for e in process_cache.dataset(dataset, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
-    wordiest, samples = _wordiest(task, config), _asked(task, config)
+    longest_samples, num_samples = _find_longest(task, config), _count_samples(task, config)
     check_targets(name, task, config)
     warnings = (*check_room(name, task, config, tokenizer), *targets_within_others(name, task))
     task.dataset = task.dataset[:_SAMPLES]
-    with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are asked for
+    with tempfile.TemporaryDirectory() as logs:  # inspect-ai reads samples from the file when they are used
         log = _run(name, task, recorder, config, Path(logs))
-        found = {s.name: list(s.metrics) for s in log.results.scores}
-        asked = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
-    for row, prompt in asked.items():
+        scorers = {s.name: list(s.metrics) for s in log.results.scores}
+        prompts = {s.metadata["row"]: recorder.prompts[int(s.output.completion)] for s in log.samples}
+    for row, prompt in prompts.items():
         example = examples[row]
         _compare(name.label, row, prompt, example.tokens[: example.first_label], tokenizer)
-    longest = max(map(len, [*asked.values(), *(tokenizer.prompt(_messages(s.input)) for s in wordiest)]))
-    return Rehearsal(len(asked), longest, found, most_tokens(task, config), samples, warnings)
+    longest = max(map(len, [*prompts.values(), *(tokenizer.prompt(_messages(s.input)) for s in longest_samples)]))
+    return PromptCheck(len(prompts), longest, scorers, most_tokens(task, config), num_samples, warnings)
 
 
-def _rehearse_foreign(name: TaskName, config: RunConfig) -> Rehearsal:
-    """Run a few samples of a task that is not ours, without its scorer: it asks what it likes, but it must run."""
+def _check_external(name: TaskName, config: RunConfig) -> PromptCheck:
+    """Run a few samples of an external task without its scorer: its prompts are its own, but it must run."""
     tokenizer = process_cache.tokenizer(config.torchtune["tokenizer"])
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
-    wordiest = [tokenizer.prompt(_messages(s.input)) for s in _wordiest(task, config)]
-    found, samples = measured(task), _asked(task, config)
+    longest_prompts = [tokenizer.prompt(_messages(s.input)) for s in _find_longest(task, config)]
+    scorers, num_samples = list_metrics(task), _count_samples(task, config)
     warnings = check_room(name, task, config, tokenizer)
     task.dataset = task.dataset[:_FEW]
     with tempfile.TemporaryDirectory() as logs:
         _run(name, task, recorder, config, Path(logs), score=False)
-    longest = max(map(len, [*recorder.prompts, *wordiest]))
-    return Rehearsal(0, longest, found, most_tokens(task, config), samples, warnings)
+    longest = max(map(len, [*recorder.prompts, *longest_prompts]))
+    return PromptCheck(0, longest, scorers, most_tokens(task, config), num_samples, warnings)
 
 
 def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, logs: Path, score: bool = True) -> EvalLog:
-    said = logging.getLogger(metrics.__name__)
-    was, said.disabled = said.disabled, True  # what is not defined over the recorder's answers says nothing
+    logger = logging.getLogger(metrics.__name__)
+    was, logger.disabled = logger.disabled, True  # a metric that the recorder's answers do not define means nothing
     try:
-        model = open_model(recorder, "recorder", _SAMPLES, options=option_tokens(task))
+        model = open_model(
+            recorder, "recorder", _SAMPLES, collector=BatchCollector(recorder), options=option_tokens(task)
+        )
         log = run_inspect(task, model, config, logs, {}, score)
     except Exception as error:  # whatever a task of the user's does wrong
         raise UserError(f"eval task {name} cannot run: {type(error).__name__}: {one_line(error)}") from error
     finally:
-        said.disabled = was
+        logger.disabled = was
     if log.status != "success":
-        why = _plain(log.error.message, log.error.traceback) if log.error else log.status
+        why = _error_text(log.error.message, log.error.traceback) if log.error else log.status
         raise UserError(f"eval task {name} cannot run: {why}")
     return log
 
 
-def _shown(ids: list[int], tokenizer) -> str:
+def _show_tokens(ids: list[int], tokenizer) -> str:
     return quoted(ids) if redaction.active() else f"{tokenizer.decode(ids, skip_special_tokens=False)!r} {ids[:4]}"
 
 
-def _plain(message: str, trace: str) -> str:
-    """What a log says of an error, in one line; of an error of ours without its type and quotes."""
+def _error_text(message: str, trace: str) -> str:
+    """Return an error of a log in one line; one of ours without its type and quotes."""
     if redaction.active():
         return redaction.of_log(message, trace)
     ours = re.fullmatch(r"UserError\((.*)\)", one_line(message))
     return str(ast.literal_eval(ours[1])) if ours else one_line(message)
 
 
-def _wordiest(task: Task, config: RunConfig) -> list[Sample]:
-    return sorted(task.dataset[: config.eval.limit], key=lambda s: len(str(s.input)))[-_WORDIEST:]
+def _find_longest(task: Task, config: RunConfig) -> list[Sample]:
+    """Find the samples with most letters."""
+    return sorted(task.dataset[: config.eval.limit], key=lambda s: len(str(s.input)))[-_LONGEST:]
 
 
-def _asked(task: Task, config: RunConfig) -> int:
-    """How many samples the task will ask, each as often as it says."""
+def _count_samples(task: Task, config: RunConfig) -> int:
+    """How many samples the task will have, each as often as it repeats them."""
     return len(task.dataset[: config.eval.limit]) * (task.epochs or 1)
 
 
-def _messages(asked: str | list[ChatMessage]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": asked}] if isinstance(asked, str) else as_messages(asked)
+def _messages(input: str | list[ChatMessage]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": input}] if isinstance(input, str) else as_messages(input)
 
 
-def _compare(name: str, row: int, asked: list[int], taught: list[int], tokenizer) -> None:
-    if asked == taught:
+def _compare(name: str, row: int, prompt: list[int], trained: list[int], tokenizer) -> None:
+    if prompt == trained:
         return
-    at = next((i for i, (a, t) in enumerate(zip(asked, taught, strict=False)) if a != t), min(len(asked), len(taught)))
+    at = next(
+        (i for i, (a, t) in enumerate(zip(prompt, trained, strict=False)) if a != t), min(len(prompt), len(trained))
+    )
     raise UserError(
         f"eval task {name} asks row {row} in other tokens than training teaches: from token {at} on, evaluation has "
-        f"{_shown(asked[at : at + 8], tokenizer)}, training has {_shown(taught[at : at + 8], tokenizer)}; "
+        f"{_show_tokens(prompt[at : at + 8], tokenizer)}, training has {_show_tokens(trained[at : at + 8], tokenizer)}; "
         "make dataset.prompt and dataset.system_prompt agree with torchtune.dataset"
     )

@@ -1,12 +1,13 @@
-"""An inspect-ai model over a model in memory. The engine runs on inspect-ai's own event loop, a pass at a time.
+"""An inspect-ai model over a model in memory. The engine runs on inspect-ai's own event loop, a step at a time.
 
-Several models of one base share the turns of the loop, and each pass: one API a model, with a session of its own.
-Samples that can go on do so between two passes, and what they ask meanwhile joins the next one: nothing polls, waits for
-a time, or changes threads (where the threads of torch and of Python would wait for each other). While nothing is asked,
-nothing runs.
+Several models of one base share the iterations of the loop, and each step: one API a model, with a scheduler of its own.
+Samples that can go on do so between two steps, and what they request meanwhile joins the next one. So nothing polls, waits
+for a time, or changes threads (where the threads of torch and of Python would wait for each other). While nothing is
+requested, nothing runs.
 """
 
 import asyncio
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +29,14 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from cruijff_kit.evaluation.engine import Answer, ChatModel, Request, Session, SharedPasses
+from cruijff_kit.evaluation.engine import (
+    AnsweringModel,
+    Completion,
+    CompletionRequest,
+    Engine,
+    RequestScheduler,
+    SingleModelEngine,
+)
 from cruijff_kit.evaluation.generate_config import (
     DEFAULT_MAX_TOKENS,
     as_messages,
@@ -42,26 +50,26 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import active, quoted
 
 PROVIDER = "cruijff_kit"
-# A sample comes from one question to the next in about as many turns of the event loop; a turn of an idle one takes 10 us.
-_QUIET_TURNS = 25
+# A sample comes from one request to the next in about as many iterations of the event loop; an idle one takes 10 us.
+_IDLE_ITERATIONS = 25
 
 
 def open_model(
-    chat_model: ChatModel,
+    chat_model: AnsweringModel,
     name: str,
     batch_size: int,
-    finished: Callable[[], object] = lambda: None,
-    turns: "Turns | None" = None,
+    on_done: Callable[[], object] = lambda: None,
+    collector: "BatchCollector | None" = None,
     options: tuple[str, ...] = (),
 ) -> Model:
-    """The model as inspect-ai's tasks see it: `cruijff_kit/NAME`.
+    """Open a model as inspect-ai's tasks see it: `cruijff_kit/NAME`.
 
     Args:
-        chat_model: who answers.
+        chat_model: completes the prompts.
         name: what logs call it.
         batch_size: most prompts decoded at once.
-        finished: called each time an answer is complete.
-        turns: that it takes with other models; None: its own.
+        on_done: called each time an answer is complete.
+        collector: that it shares with other models; None: its own.
         options: texts of one token each; every answer comes with their logits (`scorers.OPTION_LOGITS`).
     """
     model = get_model(
@@ -69,73 +77,68 @@ def open_model(
         memoize=False,
         chat_model=chat_model,
         batch_size=batch_size,
-        finished=finished,
+        on_done=on_done,
         options=options,
     )
-    model.api.turns = turns or model.api.turns
+    model.api.collector = collector or model.api.collector
     return model
 
 
-class Turns:
-    """When passes are taken: once all samples that can ask have asked. Of one model, or of several in common passes.
+class BatchCollector:
+    """Collects requests into batches: a step begins once no sample is about to request more.
 
     Args:
-        shared: computes the passes of several; None: the one model does.
+        engine: computes the steps.
     """
 
-    def __init__(self, shared: SharedPasses | None = None) -> None:
-        self._shared, self._quiet = shared, 0
-        self._open: dict[InMemoryAPI, Session] = {}
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._num_idle = engine, 0
+        self._open: dict[InMemoryAPI, RequestScheduler] = {}
 
-    def open(self, api: "InMemoryAPI") -> Session:
-        """A session for an API, whose passes are taken from now on."""
-        chat, loop = api.chat_model, asyncio.get_running_loop()
-        session = self._shared.session(chat, api.batch_size) if self._shared else chat.session(api.batch_size)
+    def open(self, api: "InMemoryAPI") -> RequestScheduler:
+        """Open a scheduler for an API, whose steps are done from now on."""
+        loop = asyncio.get_running_loop()
+        scheduler = self._engine.open_scheduler(api.chat_model, api.batch_size)
         if not self._open:
-            loop.call_soon(self._turn, loop)
-        self._open[api] = session
-        return session
+            loop.call_soon(self._iterate, loop)
+        self._open[api] = scheduler
+        return scheduler
 
     def close(self, api: "InMemoryAPI") -> None:
-        """An API's session is over."""
+        """Do no more steps of an API's scheduler."""
         self._open.pop(api, None)
 
     def wait(self) -> None:
-        """A sample has just asked; others may be about to."""
-        self._quiet = 0
+        """Wait for more: a sample has just made a request, and others may be about to."""
+        self._num_idle = 0
 
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _iterate(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One iteration of the event loop."""
         if not self._open:
             return
-        self._quiet += 1
-        if self._quiet > _QUIET_TURNS:
+        self._num_idle += 1
+        if self._num_idle > _IDLE_ITERATIONS:
             try:
-                ended = self._step()
+                finished = self._step()
             except BaseException as error:
-                ended = dict.fromkeys(self._open, error)
+                finished = dict.fromkeys(self._open, error)
                 if not isinstance(error, Exception):
                     raise
             finally:
-                for api, error in ended.items():
+                for api, error in finished.items():
                     api.fail(error) if error else api.close()
-            self._quiet = 0
+            self._num_idle = 0
         if self._open:
-            loop.call_soon(self._turn, loop)
+            loop.call_soon(self._iterate, loop)
 
     def _step(self) -> "dict[InMemoryAPI, BaseException | None]":
-        """A pass of all sessions. Returns those that have nothing more to do, or why they failed."""
-        if self._shared is None:
-            return {api: None for api, session in self._open.items() if not session.step()}
-        failed = self._shared.step([*self._open.values()])
-        return {a: failed.get(session) for a, session in self._open.items() if session in failed or not session.busy}
+        """Do a step of all schedulers. Returns the APIs that are finished, and the errors of those that failed."""
+        failures = self._engine.step([*self._open.values()])
+        return {api: failures.get(s) for api, s in self._open.items() if s in failures or not s.is_busy}
 
 
 class InMemoryAPI(ModelAPI):
-    """inspect-ai's ModelAPI over a `ChatModel`. Greedy by default; `settings` says what it honours and what it refuses.
-
-    Attributes:
-        turns: when its passes are taken. tokens: how many have gone through the model.
-    """
+    """inspect-ai's ModelAPI over a model in memory. Greedy by default; see `generate_config` for its settings."""
 
     def __init__(
         self,
@@ -144,19 +147,21 @@ class InMemoryAPI(ModelAPI):
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 (inspect-ai's signature)
         *,
-        chat_model: ChatModel,
+        chat_model: AnsweringModel,
         batch_size: int = 128,
-        finished: Callable[[], object] = lambda: None,
+        on_done: Callable[[], object] = lambda: None,
         options: tuple[str, ...] = (),
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
-        self.chat_model, self.batch_size, self.finished = chat_model, batch_size, finished
-        self.options, self.turns, self.tokens = options, Turns(), 0
+        self.chat_model, self.batch_size, self.on_done, self.options = chat_model, batch_size, on_done, options
+        self.collector = BatchCollector(SingleModelEngine())
+        self.num_tokens = 0
+        """Tokens that have gone through the model."""
         # The first that was computed counts: an equal prompt in another batch may come out rounded otherwise.
         self._logits: dict[bytes, list[float]] = {}
-        self._session: Session | None = None
-        self._open: set[asyncio.Future[Answer]] = set()
-        self._asked: Counter[str] = Counter()
+        self._scheduler: RequestScheduler | None = None
+        self._open: set[asyncio.Future[Completion]] = set()
+        self._num_requests: Counter[str] = Counter()
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -171,17 +176,17 @@ class InMemoryAPI(ModelAPI):
         messages = as_messages(input)
         ids = self.chat_model.tokenizer.prompt(messages)
         options = {text: self._option_id(messages, text) for text in self.options}
-        asked_before = 0
+        num_before = 0
         if temperature(config):
             key = sampling_key(ids, config)
-            asked_before, self._asked[key] = self._asked[key], self._asked[key] + 1
-        answers = await self._answers(as_requests(ids, config, asked_before, tuple(options.values())))
-        self.finished()
-        output = self._output(ids, answers, config)
+            num_before, self._num_requests[key] = self._num_requests[key], self._num_requests[key] + 1
+        completions = await self._complete(as_requests(ids, config, num_before, tuple(options.values())))
+        self.on_done()
+        output = self._output(ids, completions, config)
         if options:
-            first = answers[0].logprobs[0].token if answers[0].logprobs else None
-            said = next((text for text, token in options.items() if token == first), None)
-            output.metadata = {OPTION_LOGITS: self._kept_logits(ids, options, answers[0]), OPTION_SAID: said}
+            first = completions[0].logprobs[0].token if completions[0].logprobs else None
+            chosen = next((text for text, token in options.items() if token == first), None)
+            output.metadata = {OPTION_LOGITS: self._first_logits(ids, options, completions[0]), OPTION_SAID: chosen}
         return output
 
     async def option_logits(self, input: list[ChatMessage], options: list[str]) -> dict[str, float]:
@@ -192,13 +197,14 @@ class InMemoryAPI(ModelAPI):
         """
         messages = as_messages(input)
         ids = self.chat_model.tokenizer.prompt(messages)
-        found = {text: self._option_id(messages, text) for text in options}
-        (answer,) = await self._answers([Request(ids, 0, options=tuple(found.values()))])
-        return self._kept_logits(ids, found, answer)
+        tokens = {text: self._option_id(messages, text) for text in options}
+        (completion,) = await self._complete([CompletionRequest(ids, 0, options=tuple(tokens.values()))])
+        return self._first_logits(ids, tokens, completion)
 
-    def _kept_logits(self, ids: list[int], options: dict[str, int], answer: Answer) -> dict[str, float]:
-        asked = hashlib.sha256(f"{ids} {options}".encode()).digest()
-        return dict(zip(options, self._logits.setdefault(asked, answer.option_logits), strict=True))
+    def _first_logits(self, ids: list[int], options: dict[str, int], completion: Completion) -> dict[str, float]:
+        """Return what came out when this prompt was asked with these options for the first time."""
+        key = hashlib.sha256(f"{ids} {options}".encode()).digest()
+        return dict(zip(options, self._logits.setdefault(key, completion.option_logits), strict=True))
 
     def _option_id(self, messages: list[dict[str, str]], option: str) -> int:
         tokenizer = self.chat_model.tokenizer
@@ -219,57 +225,53 @@ class InMemoryAPI(ModelAPI):
         """
         messages = as_messages(input)
         examples = [self.chat_model.tokenizer.example(messages, choice) for choice in choices]
-        requests = [Request(ids, 0, score=len(ids) - prompt) for ids, prompt in examples]
-        return [answer.scored for answer in await self._answers(requests)]
+        requests = [CompletionRequest(ids, 0, score=len(ids) - prompt) for ids, prompt in examples]
+        return [completion.scored for completion in await self._complete(requests)]
 
-    async def _answers(self, requests: list[Request]) -> list[Answer]:
+    async def _complete(self, requests: list[CompletionRequest]) -> list[Completion]:
+        """Wait for the completions of one sample's requests."""
         loop = asyncio.get_running_loop()
-        if self._session is None:
-            self._session = self.turns.open(self)
-        self.turns.wait()
+        if self._scheduler is None:
+            self._scheduler = self.collector.open(self)
+        self.collector.wait()
         futures = []
         for request in requests:
             future = loop.create_future()
-            self._session.add(request, self._answered(future), lambda future=future: not future.cancelled())
+            self._scheduler.add(
+                request, functools.partial(_resolve, future), lambda future=future: not future.cancelled()
+            )
             futures.append(future)
             self._open.add(future)
             future.add_done_callback(self._open.discard)
         return await asyncio.gather(*futures)
 
-    def _answered(self, future: "asyncio.Future[Answer]") -> Callable[[Answer], None]:
-        def answered(answer: Answer) -> None:
-            if not future.done():  # else the sample was cancelled meanwhile
-                future.set_result(answer)
-
-        return answered
-
     def fail(self, error: BaseException) -> None:
-        """The samples that wait must learn of anything that goes wrong."""
+        """Pass an error on to the samples that wait."""
         self.close()
         for future in list(self._open):
             if not future.done():
                 future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     def close(self) -> None:
-        """Nothing more is asked for now."""
-        self.turns.close(self)
-        if self._session is not None:
-            self.tokens += self._session.tokens
-            self._session.close()
-            self._session = None
+        """Close the scheduler until the next request."""
+        self.collector.close(self)
+        if self._scheduler is not None:
+            self.num_tokens += self._scheduler.num_tokens
+            self._scheduler.close()
+            self._scheduler = None
 
-    def _output(self, ids: list[int], answers: list[Answer], config: GenerateConfig) -> ModelOutput:
+    def _output(self, ids: list[int], completions: list[Completion], config: GenerateConfig) -> ModelOutput:
         # Generated tokens, the stop token included, are what inspect-ai's other providers count as output.
-        n_in, n_out = len(ids), sum(len(a.logprobs) for a in answers)
+        n_in, n_out = len(ids), sum(len(c.logprobs) for c in completions)
         return ModelOutput(
             model=self.model_name,
-            choices=[self._choice(a, config) for a in answers],
+            choices=[self._choice(c, config) for c in completions],
             usage=ModelUsage(input_tokens=n_in, output_tokens=n_out, total_tokens=n_in + n_out),
         )
 
-    def _choice(self, answer: Answer, config: GenerateConfig) -> ChatCompletionChoice:
+    def _choice(self, completion: Completion, config: GenerateConfig) -> ChatCompletionChoice:
         tokenizer = self.chat_model.tokenizer
-        text = tokenizer.decode(answer.ids)
+        text = tokenizer.decode(completion.ids)
         text = text[: min((at for s in config.stop_seqs or [] if (at := text.find(s)) >= 0), default=len(text))]
         logprobs = None
         if config.logprobs or config.top_logprobs:
@@ -279,18 +281,18 @@ class InMemoryAPI(ModelAPI):
                     logprob=t.logprob,
                     top_logprobs=[TopLogprob(token=tokenizer.token(i), logprob=p) for i, p in t.top] or None,
                 )
-                for t in answer.logprobs
+                for t in completion.logprobs
             ]
             logprobs = Logprobs(content=content)
         message = ChatMessageAssistant(content=text, model=self.model_name, source="generate")
-        return ChatCompletionChoice(message=message, stop_reason=answer.stop_reason, logprobs=logprobs)
+        return ChatCompletionChoice(message=message, stop_reason=completion.stop_reason, logprobs=logprobs)
 
     async def aclose(self) -> None:
         """As `end`."""
         self.end()
 
     def end(self) -> None:
-        """Leave the model as it was and give back the memory that evaluation took."""
+        """Leave the model as it was and free the memory that evaluation took."""
         self.close()
         self._open.clear()
         self.chat_model.release()
@@ -312,7 +314,12 @@ class InMemoryAPI(ModelAPI):
         return False
 
 
+def _resolve(future: "asyncio.Future[Completion]", completion: Completion) -> None:
+    if not future.done():  # else the sample was cancelled meanwhile
+        future.set_result(completion)
+
+
 @modelapi(name=PROVIDER)
 def cruijff_kit():
-    """Registers the provider with inspect-ai."""
+    """Register the provider with inspect-ai."""
     return InMemoryAPI

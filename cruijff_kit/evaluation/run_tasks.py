@@ -1,7 +1,6 @@
 """Runs inspect-ai tasks over the model in memory and makes sure that every sample was answered and scored."""
 
 import asyncio
-import contextlib
 import gc
 import time
 from collections.abc import Callable, Generator
@@ -21,17 +20,16 @@ from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.data.generators import ceiling_of
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation import log_redaction
-from cruijff_kit.evaluation.cells import cell_key, with_cell
+from cruijff_kit.evaluation.cells import item_key, with_evaluation
 from cruijff_kit.evaluation.chance import TEST, chance_of, is_constant, targets_of, with_chance
 from cruijff_kit.evaluation.engine import ChatModel
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
-from cruijff_kit.evaluation.external_tasks import build_foreign, check_arguments
+from cruijff_kit.evaluation.external_tasks import build_external, check_arguments
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter_state
 from cruijff_kit.records.result import Evaluation
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.training.coroutine import told
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import close_folder
@@ -45,11 +43,8 @@ class EvaluationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A task, to be answered by the adapter that the model holds now.
-
-    epoch: whose adapter it is. hash: of the run's config. adapter_folder: where it lies, if not in the run's folder.
-    """
+class EvaluationItem:
+    """A task, to be answered by the adapter that the model holds now."""
 
     name: TaskName
     chat_model: ChatModel
@@ -57,14 +52,17 @@ class Cell:
     plan: EvaluationPlan
     folder: RunFolder
     epoch: int
+    """Whose adapter the model holds."""
     hash: str
+    """Of the run's config."""
     adapter_folder: Path | None = None
+    """Where the adapter lies, if not in the run's folder."""
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What its log says of who answered."""
-        place = self.adapter_folder or self.folder.epoch(self.epoch)
-        saved = str(place) if place.exists() else None
+        adapter = self.adapter_folder or self.folder.epoch(self.epoch)
+        saved = str(adapter) if adapter.exists() else None
         return log_metadata(self.name, self.config, self.plan.data_hash, self.hash, self.epoch, saved)
 
     @property
@@ -73,30 +71,40 @@ class Cell:
         return self.plan.prompts_checked.get(self.name.label, 0)
 
 
+def evaluate_item(item: EvaluationItem) -> Evaluation:
+    """Have a task answered by the adapter that the model holds.
+
+    Raises:
+        EvaluationError: as run_task.
+    """
+    return run_task(
+        item.name, item.chat_model, item.config, item.folder.eval, item.epoch, item.metadata, item.prompts_checked
+    )
+
+
 def evaluate(
-    chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
+    chat_model: ChatModel,
+    config: RunConfig,
+    plan: EvaluationPlan,
+    folder: RunFolder,
+    last: int,
+    config_hash: str,
+    evaluate_item: Callable[[EvaluationItem], Evaluation] = evaluate_item,
 ) -> list[Evaluation]:
-    """Every cell: each task of the config, answered with the adapter of each epoch that is asked for.
+    """Evaluate each task of the config with the adapter of each evaluated epoch.
 
     Args:
         chat_model: the trained model; afterwards it is what it was.
         last: the epoch whose adapter it holds; those before are read from their folders.
         config_hash: of the run, for the logs.
+        evaluate_item: evaluates one task with one adapter; by default alone.
     Raises:
         EvaluationError: an adapter is missing, there is nothing to do, or a task raised, or left a sample unanswered or all
             of them unscored.
     """
-    with contextlib.closing(evaluation_story(chat_model, config, plan, folder, last, config_hash)) as story:
-        return told(story, lambda cell: evaluate_cell(**vars(cell)))
-
-
-def evaluation_story(
-    chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
-) -> Generator[Cell, Evaluation, list[Evaluation]]:
-    """As `evaluate`, by whoever makes the cells that it yields: it is sent each Evaluation, or thrown what went wrong."""
     if not config.eval.tasks:
         return []
-    trained, cells = adapter_state(chat_model.model), []
+    trained, evaluations = adapter_state(chat_model.model), []
     try:
         for epoch in config.evaluated_epochs:
             if epoch != last:
@@ -104,18 +112,42 @@ def evaluation_story(
             else:
                 load_adapter_state(chat_model.model, trained)
             for name in config.eval.names:
-                cell = Cell(name, chat_model, config, plan, folder, epoch, config_hash)
-                cells = with_cell(cells, (yield cell))
+                item = EvaluationItem(name, chat_model, config, plan, folder, epoch, config_hash)
+                evaluations = with_evaluation(evaluations, evaluate_item(item))
     finally:
         load_adapter_state(chat_model.model, trained)
     expected = len(config.eval.tasks) * len(config.evaluated_epochs)
-    if not expected or len(cells) != expected:
-        raise EvaluationError(f"{len(cells)} evaluations were made, {expected} were asked for")
-    return cells
+    if not expected or len(evaluations) != expected:
+        raise EvaluationError(f"{len(evaluations)} evaluations were made, {expected} were asked for")
+    return evaluations
+
+
+def evaluation_story(
+    chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
+) -> Generator[EvaluationItem, Evaluation, list[Evaluation]]:
+    """As `evaluate`, for who evaluates the items that it yields: it is sent each Evaluation, or thrown an error."""
+    if not config.eval.tasks:
+        return []
+    trained, evaluations = adapter_state(chat_model.model), []
+    try:
+        for epoch in config.evaluated_epochs:
+            if epoch != last:
+                load_epoch(chat_model, folder, epoch)
+            else:
+                load_adapter_state(chat_model.model, trained)
+            for name in config.eval.names:
+                item = EvaluationItem(name, chat_model, config, plan, folder, epoch, config_hash)
+                evaluations = with_evaluation(evaluations, (yield item))
+    finally:
+        load_adapter_state(chat_model.model, trained)
+    expected = len(config.eval.tasks) * len(config.evaluated_epochs)
+    if not expected or len(evaluations) != expected:
+        raise EvaluationError(f"{len(evaluations)} evaluations were made, {expected} were asked for")
+    return evaluations
 
 
 def load_epoch(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
-    """Put the adapter that a run saved after an epoch into the model.
+    """Load the adapter that a run saved after an epoch into the model.
 
     Raises:
         EvaluationError: it is missing, or of another shape.
@@ -126,27 +158,6 @@ def load_epoch(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
         raise EvaluationError(f"the adapter of epoch {epoch} is missing: {folder.epoch(epoch)}") from error
     except Exception as error:
         raise EvaluationError(f"the adapter of epoch {epoch} cannot be read: {one_line(error)}") from error
-
-
-def evaluate_cell(
-    name: TaskName,
-    chat_model: ChatModel,
-    config: RunConfig,
-    plan: EvaluationPlan,
-    folder: RunFolder,
-    epoch: int,
-    hash: str,
-    adapter_folder: Path | None = None,
-) -> Evaluation:
-    """A task answered by the adapter that the model holds.
-
-    Args:
-        epoch: whose adapter it is. hash: of the run's config. adapter_folder: where it lies, if not in the run's folder.
-    Raises:
-        EvaluationError: as run_task.
-    """
-    cell = Cell(name, chat_model, config, plan, folder, epoch, hash, adapter_folder)
-    return run_task(name, chat_model, config, folder.eval, epoch, cell.metadata, cell.prompts_checked)
 
 
 def log_metadata(
@@ -198,7 +209,7 @@ def run_task(
         if config.dataset.tier == RED:
             log = _keep_red(log, config, log_dir, metadata, name.ships)
     evaluation = evaluation_of(name, config, task, log, epoch, time.monotonic() - started, prompts_checked)
-    tell(evaluation)
+    report_scores(evaluation)
     return evaluation
 
 
@@ -228,12 +239,12 @@ def evaluation_of(
         ceiling=_ceiling(name, config),
         chance=chance, chance_from=chance_from,
         constant_answer=is_constant(log.samples),
-        key=cell_key(name, config), split=config.split_of(name),
+        key=item_key(name, config), split=config.split_of(name),
     )  # fmt: skip
 
 
-def tell(evaluation: Evaluation, begin: str = "") -> None:
-    """A line about it."""
+def report_scores(evaluation: Evaluation, begin: str = "") -> None:
+    """Print a line with its scores."""
     who = "untrained model" if evaluation.epoch is None else f"epoch {evaluation.epoch}"
     first = next(iter(evaluation.metrics.values()), {})
     metrics = ", ".join(f"{m} {v:.3f}" for m, v in first.items())
@@ -276,7 +287,7 @@ def build_task(name: TaskName, config: RunConfig) -> Task:
     """
     arguments, dataset = config.eval.arguments_of(name), config.dataset
     if not name.ships:
-        task = build_foreign(name, arguments)
+        task = build_external(name, arguments)
         return with_chance(task, targets_of(task), TEST)
     if name.task not in TASKS:
         raise UserError(f"eval.tasks: {name.task} does not exist; {did_you_mean(name.task, [*TASKS])}")

@@ -147,10 +147,10 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     _check_quantization(cfg, chosen.device.type)
     base_model.weight_files(cfg["checkpointer"])
     context = process_cache.skeleton(cfg["model"], chosen.dtype).max_seq_len
-    rehearsals = _rehearsals(config, data_hash, context)
-    for warning in (w for r in rehearsals.values() for w in r.warnings):
+    checks = _check_prompts(config, data_hash, context)
+    for warning in (w for r in checks.values() for w in r.warnings):
         say(f"warning: {warning}")
-    return EvaluationPlan(data_hash, {name: r.prompts for name, r in rehearsals.items()})
+    return EvaluationPlan(data_hash, {name: r.num_compared for name, r in checks.items()})
 
 
 def _say_loading() -> None:
@@ -158,13 +158,13 @@ def _say_loading() -> None:
         say("loading torch, torchtune and inspect-ai")
 
 
-def _rehearsals(config: RunConfig, data_hash: str, context: int) -> dict[str, Any]:
-    """Task -> what it did when it was rehearsed."""
-    from cruijff_kit.evaluation.prompt_check import rehearse
+def _check_prompts(config: RunConfig, data_hash: str, context: int) -> dict[str, Any]:
+    """Task -> what its dry run showed."""
+    from cruijff_kit.evaluation.prompt_check import check_prompts
     from cruijff_kit.evaluation.run_tasks import check_tasks
 
     check_tasks(config)
-    found = {name.label: rehearse(name, config, data_hash) for name in config.eval.names}
+    found = {name.label: check_prompts(name, config, data_hash) for name in config.eval.names}
     for name, r in found.items():
         _check_answers(name, config, r.longest, r.max_tokens, context)
     return found
@@ -195,8 +195,8 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     steps = Steps.of(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base_model.count_parameters(model)
-    rehearsals = _rehearsals(config, data_hash, model.max_seq_len)
-    _check_objective(config, {name: r.metrics for name, r in rehearsals.items()}, custom)
+    checks = _check_prompts(config, data_hash, model.max_seq_len)
+    _check_objective(config, {name: r.metrics for name, r in checks.items()}, custom)
     rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
     lengths = [len(e.tokens) for e in examples]
     return Plan(
@@ -211,19 +211,19 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         total_parameters=total,
         memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
         disk_bytes=_disk(cfg, trainable, files),
-        prompts_checked={name: r.prompts for name, r in rehearsals.items()},
+        prompts_checked={name: r.num_compared for name, r in checks.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
-        samples={name: r.samples for name, r in rehearsals.items()},
-        sample_tokens={name: r.longest + r.max_tokens for name, r in rehearsals.items()},
-        accuracy_tasks=_tasks_with("accuracy", rehearsals),
-        error_tasks=_tasks_with("mae", rehearsals),
+        samples={name: r.num_samples for name, r in checks.items()},
+        sample_tokens={name: r.longest + r.max_tokens for name, r in checks.items()},
+        accuracy_tasks=_tasks_with("accuracy", checks),
+        error_tasks=_tasks_with("mae", checks),
         machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
         leaks=leaks.counts(),
         conversations=leaks.conversations,
         warnings=[
             *_short(steps),
             *_cut(config, rows, held_out),
-            *(warning for r in rehearsals.values() for warning in r.warnings),
+            *(warning for r in checks.values() for warning in r.warnings),
             *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
         ],
     )
@@ -304,8 +304,8 @@ def _check_answers(name: str, config: RunConfig, prompt: int, answer: int, conte
         )
 
 
-def _tasks_with(metric: str, rehearsals: dict[str, Any]) -> list[str]:
-    return [n for n, r in rehearsals.items() if any(metric in m for m in (r.metrics or {}).values())]
+def _tasks_with(metric: str, checks: dict[str, Any]) -> list[str]:
+    return [n for n, r in checks.items() if any(metric in m for m in (r.metrics or {}).values())]
 
 
 def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | None], custom: list[str]) -> None:

@@ -21,7 +21,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.data.tiers import RED
-from cruijff_kit.evaluation.cells import Cells, missing_cells, with_cell
+from cruijff_kit.evaluation.cells import EvaluationGrid, find_missing, with_evaluation
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
 from cruijff_kit.records.archive_manifest import refuse_archived
 from cruijff_kit.records.environment import NAME as ENVIRONMENT
@@ -119,13 +119,13 @@ def result_for(run: Path, request: Request, config: RunConfig) -> RunResult:
     return result
 
 
-def cells_of(request: Request, config: RunConfig, result: RunResult, folder: RunFolder) -> Cells:
+def cells_of(request: Request, config: RunConfig, result: RunResult, folder: RunFolder) -> EvaluationGrid:
     """What is missing; of a base model alone, only the untrained model's.
 
     Raises:
         UserError: there are cells under other settings, and `again` was not said.
     """
-    cells = missing_cells(config, result, folder.eval)
+    cells = find_missing(config, result, folder.eval)
     if request.of == BASE:
         cells.trained = []
     if cells.changed and not request.again:
@@ -136,7 +136,9 @@ def cells_of(request: Request, config: RunConfig, result: RunResult, folder: Run
     return cells
 
 
-def check_cells(cells: Cells, request: Request, config: RunConfig, result: RunResult, folder: RunFolder) -> None:
+def check_cells(
+    cells: EvaluationGrid, request: Request, config: RunConfig, result: RunResult, folder: RunFolder
+) -> None:
     """Everything that can be checked before any weights are read.
 
     Raises:
@@ -302,13 +304,14 @@ class _Maker:
         from cruijff_kit.evaluation import baseline, run_tasks
 
         if epoch is None:
-            return baseline.evaluate_untrained([name], self.chat_model, self.config, self.plan, self.folder)[0]
+            return baseline.evaluate_base_model([name], self.chat_model, self.config, self.plan, self.folder)[0]
         if self._held != epoch:
             self._load(epoch)
         place = Path(self.request.adapter) if self.request.adapter else None
-        return run_tasks.evaluate_cell(
+        item = run_tasks.EvaluationItem(
             name, self.chat_model, self.config, self.plan, self.folder, epoch, self.hash, place
         )
+        return run_tasks.evaluate_item(item)
 
     def _load(self, epoch: int) -> None:
         from cruijff_kit.evaluation.run_tasks import load_epoch
@@ -331,7 +334,7 @@ def _keep(new: Evaluation, result: RunResult, folder: RunFolder) -> None:
             (folder.eval / "replaced").mkdir(exist_ok=True)
             log.rename(folder.eval / "replaced" / log.name)
     if new.epoch is None:
-        result.baseline = with_cell(made, new)
+        result.baseline = with_evaluation(made, new)
     else:
-        result.evaluation = with_cell(made, new)
+        result.evaluation = with_evaluation(made, new)
     folder.write("result.json", to_json(result))

@@ -15,7 +15,7 @@ from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.dataset_files import file_hash
 from cruijff_kit.data.generators import generate
-from cruijff_kit.evaluation.cells import cell_key
+from cruijff_kit.evaluation.cells import item_key
 from cruijff_kit.models.download import download_command
 from cruijff_kit.models.fingerprint import fingerprint
 from cruijff_kit.records.archive_manifest import archived_data
@@ -249,7 +249,7 @@ def _tasks(found: Conditions, result: RunResult, config: RunConfig) -> None:
         if name.file is not None and not name.file.is_file():
             found.add(f"task {name.label}", name.file, "no such file", MISSING, f"put {name.file} back")
         elif name.label in keys:
-            found.add(f"task {name.label}", keys[name.label], cell_key(name, config))
+            found.add(f"task {name.label}", keys[name.label], item_key(name, config))
 
 
 def _machine(found: Conditions, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:

@@ -48,9 +48,9 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start 
 
 
 def _evaluate_alone(cell: Any) -> Any:
-    from cruijff_kit.evaluation.run_tasks import evaluate_cell
+    from cruijff_kit.evaluation.run_tasks import evaluate_item
 
-    return evaluate_cell(**vars(cell))
+    return evaluate_item(cell)
 
 
 def run_story(
@@ -175,7 +175,7 @@ def _train_and_evaluate(
         with clock("baseline"):
             if config.eval.baseline:
                 chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-                result.baseline = baseline.evaluate_untrained(config.eval.names, chat_model, config, plan, folder)
+                result.baseline = baseline.evaluate_base_model(config.eval.names, chat_model, config, plan, folder)
 
     if config.processes == 1:  # else the model is here only when the workers have gone
         ask_untrained()

@@ -13,7 +13,7 @@ from cruijff_kit.commands.base import INTERRUPTED, RUN_FAILED, USER_ERROR
 from cruijff_kit.commands.evaluate import main as command
 from cruijff_kit.commands.resume import main as resume
 from cruijff_kit.config.compose import compose
-from cruijff_kit.evaluation.cells import with_cell
+from cruijff_kit.evaluation.cells import with_evaluation
 from cruijff_kit.records.result import Evaluation, read_result
 from cruijff_kit.records.run_status import read_status
 from cruijff_kit.runs.posthoc_evaluation import NAME, read_request
@@ -206,15 +206,15 @@ def test_interrupted(runs, monkeypatch):
     """What was made is kept, the rest is made by resume."""
     from cruijff_kit.evaluation import run_tasks
 
-    make, made = run_tasks.evaluate_cell, []
+    make, made = run_tasks.evaluate_item, []
 
-    def once(name, *rest):
+    def once(item):
         if made:
             raise KeyboardInterrupt
-        made.append(name)
-        return make(name, *rest)
+        made.append(item)
+        return make(item)
 
-    monkeypatch.setattr(run_tasks, "evaluate_cell", once)
+    monkeypatch.setattr(run_tasks, "evaluate_item", once)
     asked = [str(runs / "four"), "eval=capitalization", *ASKED, "eval.epochs=all", "eval.baseline=false"]
     assert main(asked) == INTERRUPTED
     assert cells(runs / "four") == [("capitalization", 0)] and read_status(runs / "four").state == "interrupted"
@@ -428,5 +428,5 @@ def test_cells_are_sorted_by_task_then_epoch():
 
     made: list[Evaluation] = []
     for task, epoch in [("b", 2), ("a", 2), ("b", 0), ("a", 1), ("b", 2)]:
-        made = with_cell(made, cell(task, epoch))
+        made = with_evaluation(made, cell(task, epoch))
     assert [(e.task, e.epoch) for e in made] == [("b", 0), ("b", 2), ("a", 1), ("a", 2)]

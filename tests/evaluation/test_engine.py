@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, chat_model
-from cruijff_kit.evaluation.engine.onednn import Products, bytes_of_copies
+from cruijff_kit.evaluation.engine import ChatModel, CompletionRequest, Sampling, chat_model
+from cruijff_kit.evaluation.engine.onednn import PreparedWeights, count_copy_bytes
 from cruijff_kit.evaluation.engine.options import option_logits
-from cruijff_kit.evaluation.engine.sampling import _draw, _least
+from cruijff_kit.evaluation.engine.sampling import _draw, _lowest_score
 from cruijff_kit.models.compat import LoRALinear, TiedLinear, get_adapter_params
 from cruijff_kit.models.device import Machine, left_by_control_groups
 from cruijff_kit.models.dora import BiasedDoRALinear
@@ -58,7 +58,7 @@ def test_answers_and_logprobs_equal_transformers(chat, reference, together):
     asked = prompts(chat, 64 if together == 64 else 14)
     answers = []
     for i in range(0, len(asked), together):
-        answers += chat.generate([Request(ids, 7) for ids in asked[i : i + together]])
+        answers += chat.generate([CompletionRequest(ids, 7) for ids in asked[i : i + together]])
     for ids, answer in zip(asked, answers, strict=True):
         new, logprobs = transformers_answer(reference, ids, 7, chat.tokenizer.stop_tokens)
         assert generated(answer) == new
@@ -74,8 +74,8 @@ def test_batch_of_unlike_prompts_and_limits(chat):
     asked = [[draw.randrange(3, 259) for _ in range(n)] for n in (1, 2, 5, 30, 90, 200)]
     asked += [asked[3][:7], asked[4][:1], asked[4]]
     limits = [1, 3, 8, 2, 5, 9, 1, 4, 6]
-    alone = [chat.generate([Request(ids, n)])[0] for ids, n in zip(asked, limits, strict=True)]
-    together = chat.generate([Request(ids, n) for ids, n in zip(asked, limits, strict=True)])
+    alone = [chat.generate([CompletionRequest(ids, n)])[0] for ids, n in zip(asked, limits, strict=True)]
+    together = chat.generate([CompletionRequest(ids, n) for ids, n in zip(asked, limits, strict=True)])
     for a, b, n in zip(alone, together, limits, strict=True):
         assert generated(a) == generated(b) and len(a.ids) <= n
         assert [t.logprob for t in a.logprobs] == pytest.approx([t.logprob for t in b.logprobs], abs=1e-4)
@@ -83,17 +83,17 @@ def test_batch_of_unlike_prompts_and_limits(chat):
 
 def test_packs_are_cut_where_they_grow_too_long(chat):
     asked = prompts(chat, 40, seed=5)
-    whole = chat.generate([Request(ids, 6) for ids in asked])
-    chat.pack_tokens, kept = 16, chat.pack_tokens
+    whole = chat.generate([CompletionRequest(ids, 6) for ids in asked])
+    chat.max_prefill_tokens, kept = 16, chat.max_prefill_tokens
     try:
-        assert [a.ids for a in chat.generate([Request(ids, 6) for ids in asked])] == [a.ids for a in whole]
+        assert [a.ids for a in chat.generate([CompletionRequest(ids, 6) for ids in asked])] == [a.ids for a in whole]
     finally:
-        chat.pack_tokens = kept
+        chat.max_prefill_tokens = kept
 
 
 def test_top_logprobs(chat, reference):
     ids = prompts(chat, 1)[0]
-    answers = chat.generate([Request(ids, 3, top_logprobs=5), Request(ids, 3)])
+    answers = chat.generate([CompletionRequest(ids, 3, top_logprobs=5), CompletionRequest(ids, 3)])
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1).topk(5)
     first = answers[0].logprobs[0]
@@ -108,9 +108,9 @@ def test_untrained_is_the_base_model(chat, reference):
         torch.nn.init.normal_(p, std=0.3)
     try:
         ids = prompts(chat, 1)[0]
-        with chat.untrained():
-            base = chat.generate([Request(ids, 8)])[0]
-        trained = chat.generate([Request(ids, 8)])[0]
+        with chat.without_adapters():
+            base = chat.generate([CompletionRequest(ids, 8)])[0]
+        trained = chat.generate([CompletionRequest(ids, 8)])[0]
         new, logprobs = transformers_answer(reference, ids, 8, chat.tokenizer.stop_tokens)
         assert generated(base) == new and [t.logprob for t in base.logprobs] == pytest.approx(logprobs, abs=1e-4)
         assert [t.logprob for t in trained.logprobs] != pytest.approx(logprobs, abs=1e-4)
@@ -122,7 +122,7 @@ def test_untrained_is_the_base_model(chat, reference):
 
 def test_the_model_is_left_as_it_was(chat):
     chat.model.train()
-    chat.generate([Request(prompts(chat, 1)[0], 4)])
+    chat.generate([CompletionRequest(prompts(chat, 1)[0], 4)])
     assert chat.model.training
     assert all(layer.attn.kv_cache is None for layer in chat.model.layers)
     chat.model(torch.tensor([[1, 2, 3]])).sum().backward()  # no cache, no inference tensors in the way
@@ -131,18 +131,18 @@ def test_the_model_is_left_as_it_was(chat):
 
 def test_too_long_a_prompt_is_refused(chat):
     with pytest.raises(UserError, match="context of 512"):
-        chat.generate([Request([5] * 512, 4)])
+        chat.generate([CompletionRequest([5] * 512, 4)])
 
 
 def test_an_answer_that_fills_the_context_says_so(chat):
     ids = random.Random(1).choices(range(3, 250), k=509)
-    (answer,) = chat.generate([Request(ids, 9, sampling=Sampling(bias={2: -99.0}))])
+    (answer,) = chat.generate([CompletionRequest(ids, 9, sampling=Sampling(bias={2: -99.0}))])
     assert (len(answer.ids), answer.stop_reason) == (3, "model_length")
 
 
 def test_a_model_over_several_devices_answers_the_same(chat):
     """As on GPUs, but the devices are one: layers in two stretches, each with its own table of rotations."""
-    asked = [Request(p, 6) for p in prompts(chat, 5)]
+    asked = [CompletionRequest(p, 6) for p in prompts(chat, 5)]
     whole = [generated(a) for a in chat.generate(asked)]
     model = copy.deepcopy(chat.model)
     spread(model, [CPU.device, CPU.device])
@@ -154,15 +154,15 @@ def test_a_model_over_several_devices_answers_the_same(chat):
 DRAWN = Sampling(temperature=1.3, top_k=40, top_p=0.95)
 
 
-def drawn(ids: list[int], key: int, sampling: Sampling = DRAWN, max_tokens: int = 6) -> Request:
-    return Request(ids, max_tokens, sampling=dataclasses.replace(sampling, key=str(key)))
+def drawn(ids: list[int], key: int, sampling: Sampling = DRAWN, max_tokens: int = 6) -> CompletionRequest:
+    return CompletionRequest(ids, max_tokens, sampling=dataclasses.replace(sampling, key=str(key)))
 
 
 def test_sampling_depends_on_its_key_alone(chat):
     asked = [drawn(ids, n) for n, ids in enumerate(prompts(chat, 48, seed=2))]
     together = [generated(a) for a in chat.generate(asked)]
     assert together == [generated(chat.generate([r])[0]) for r in asked]
-    mixed = asked + [Request(r.ids, 3) for r in asked]
+    mixed = asked + [CompletionRequest(r.ids, 3) for r in asked]
     assert together == [generated(a) for a in chat.generate(mixed)[:48]]
     others = chat.generate([drawn(r.ids, n + 1000) for n, r in enumerate(asked)])
     assert together != [generated(a) for a in others]
@@ -182,7 +182,7 @@ def test_what_may_be_drawn_equals_transformers(temperature, top_k, top_p):
     scores = TopPLogitsWarper(top_p)(None, scores) if top_p is not None and top_p < 1 else scores
     settings = [Sampling(temperature, top_p, top_k)] * 6
     ours = logits / temperature
-    ours = ours.masked_fill(ours < _least(ours, settings), float("-inf"))
+    ours = ours.masked_fill(ours < _lowest_score(ours, settings), float("-inf"))
     torch.testing.assert_close(ours.softmax(-1), scores.softmax(-1))
 
 
@@ -196,22 +196,26 @@ def test_draws_follow_the_distribution():
 
 def test_bias_and_penalties(chat):
     ids = prompts(chat, 1)[0]
-    plain = chat.generate([Request(ids, 8)])[0]
-    (biased,) = chat.generate([Request(ids, 4, sampling=Sampling(bias={100: 99.0}))])
+    plain = chat.generate([CompletionRequest(ids, 8)])[0]
+    (biased,) = chat.generate([CompletionRequest(ids, 4, sampling=Sampling(bias={100: 99.0}))])
     assert biased.ids == [100] * 4
-    (varied,) = chat.generate([Request(ids, 4, sampling=Sampling(bias={100: 60.0, 101: 59.0}, presence_penalty=2.0))])
+    (varied,) = chat.generate(
+        [CompletionRequest(ids, 4, sampling=Sampling(bias={100: 60.0, 101: 59.0}, presence_penalty=2.0))]
+    )
     assert varied.ids[:2] == [100, 101]
-    (often,) = chat.generate([Request(ids, 6, sampling=Sampling(bias={100: 60.0, 101: 55.0}, frequency_penalty=2.0))])
+    (often,) = chat.generate(
+        [CompletionRequest(ids, 6, sampling=Sampling(bias={100: 60.0, 101: 55.0}, frequency_penalty=2.0))]
+    )
     assert 101 not in often.ids[:2] and 101 in often.ids
     assert biased.logprobs[0].logprob < plain.logprobs[0].logprob, "reported as the model has it"
 
 
 def test_stop_sequences_end_an_answer(chat):
     ids = prompts(chat, 1)[0]
-    (whole,) = chat.generate([Request(ids, 12, sampling=Sampling(bias={2: -99.0}))])
+    (whole,) = chat.generate([CompletionRequest(ids, 12, sampling=Sampling(bias={2: -99.0}))])
     text = chat.tokenizer.decode(whole.ids)
     stop = text[5:7]
-    (cut,) = chat.generate([Request(ids, 12, stop_seqs=("never", stop), sampling=Sampling(bias={2: -99.0}))])
+    (cut,) = chat.generate([CompletionRequest(ids, 12, stop_seqs=("never", stop), sampling=Sampling(bias={2: -99.0}))])
     assert cut.stop_reason == "stop" and whole.stop_reason == "max_tokens"
     said = chat.tokenizer.decode(cut.ids)
     assert said.endswith(stop) and text.startswith(said) and said.index(stop) == text.index(stop)
@@ -219,7 +223,7 @@ def test_stop_sequences_end_an_answer(chat):
 
 def test_scored_ids_equal_transformers(chat, reference):
     asked = [ids for ids in prompts(chat, 9, system="Be brief.")]
-    requests = [Request(ids, n % 2, score=1 + n % 4) for n, ids in enumerate(asked)]
+    requests = [CompletionRequest(ids, n % 2, score=1 + n % 4) for n, ids in enumerate(asked)]
     for request, answer in zip(requests, chat.generate(requests), strict=True):
         with torch.inference_mode():
             logprobs = reference(torch.tensor([request.ids])).logits[0].log_softmax(-1)
@@ -233,7 +237,7 @@ def test_answers_behind_a_shared_prefix_equal_transformers(chat, reference, long
     draw = random.Random(long)
     head = draw.choices(range(3, 250), k=120)
     asked = [head + draw.choices(range(3, 250), k=draw.choice([long, long, long + 3])) for _ in range(6)]
-    for ids, answer in zip(asked, chat.generate([Request(ids, 5) for ids in asked]), strict=True):
+    for ids, answer in zip(asked, chat.generate([CompletionRequest(ids, 5) for ids in asked]), strict=True):
         new, logprobs = transformers_answer(reference, ids, 5, chat.tokenizer.stop_tokens)
         assert generated(answer) == new and [t.logprob for t in answer.logprobs] == pytest.approx(logprobs, abs=1e-4)
 
@@ -255,17 +259,17 @@ def test_the_prefix_of_a_task_is_computed_once(chat, passed):
     chat.release()
     asked = prompts(chat, 60, system="Answer with one word.")
     for start in range(0, 60, 20):
-        chat.generate([Request(ids, 1) for ids in asked[start : start + 20]])
+        chat.generate([CompletionRequest(ids, 1) for ids in asked[start : start + 20]])
     common = len(chat._prefix.ids)
     assert common > 20
     assert sum(passed) <= sum(map(len, asked)) - 59 * (common - 3), "one token, one pass: nothing is decoded"
     alone = sum(passed)
-    chat.generate([Request(asked[0], 1)])
+    chat.generate([CompletionRequest(asked[0], 1)])
     assert sum(passed) - alone < len(asked[0]) - common + 4, "also for one prompt"
 
 
 def test_the_prefix_is_forgotten_when_the_adapters_change(chat, passed):
-    asked = [Request(ids, 2) for ids in prompts(chat, 4)]
+    asked = [CompletionRequest(ids, 2) for ids in prompts(chat, 4)]
     before = chat.generate(asked)
     with torch.no_grad():
         for p in get_adapter_params(chat.model).values():
@@ -284,34 +288,36 @@ def test_the_prefix_is_forgotten_when_the_adapters_change(chat, passed):
 
 def test_rows_leave_and_join(chat):
     """Requests that come while others are answered; passes get smaller as rows finish."""
-    asked = [Request(ids, n) for ids, n in zip(prompts(chat, 24, seed=4), [1, 3, 9, 14] * 6, strict=True)]
+    asked = [CompletionRequest(ids, n) for ids, n in zip(prompts(chat, 24, seed=4), [1, 3, 9, 14] * 6, strict=True)]
     alone = [generated(chat.generate([r])[0]) for r in asked]
     answers: dict[int, list[int]] = {}
-    session = chat.session(most_rows=10)
+    scheduler = chat.open_scheduler(max_rows=10)
     later = iter(enumerate(asked))
     more = True
     while more:
         for number, request in [pair for _, pair in zip(range(3), later, strict=False)]:
-            session.add(request, lambda a, number=number: answers.update({number: generated(a)}))
-        more = session.step() or len(answers) < 24
-    session.close()
+            scheduler.add(request, lambda a, number=number: answers.update({number: generated(a)}))
+        more = scheduler.step() or len(answers) < 24
+    scheduler.close()
     assert [answers[n] for n in range(24)] == alone
-    assert max(session.passes) <= 10 and min(session.passes) < 5
+    assert max(scheduler.rows_per_pass) <= 10 and min(scheduler.rows_per_pass) < 5
 
 
 def test_unwanted_answers_are_given_up(chat):
-    session, answers = chat.session(), []
+    scheduler, answers = chat.open_scheduler(), []
     asked = prompts(chat, 3)
     gone = []
     for n, ids in enumerate(asked):
-        session.add(Request(ids, 6, sampling=Sampling(bias={2: -99.0})), answers.append, lambda n=n: n not in gone)
-    session.step()
-    session.step()
+        scheduler.add(
+            CompletionRequest(ids, 6, sampling=Sampling(bias={2: -99.0})), answers.append, lambda n=n: n not in gone
+        )
+    scheduler.step()
+    scheduler.step()
     gone.append(1)
-    while session.step():
+    while scheduler.step():
         pass
-    session.close()
-    assert [len(a.ids) for a in answers] == [6, 6] and session.passes[-1] == 2
+    scheduler.close()
+    assert [len(a.ids) for a in answers] == [6, 6] and scheduler.rows_per_pass[-1] == 2
 
 
 def test_many_choices_of_one_prompt_read_it_once(chat, passed):
@@ -322,16 +328,16 @@ def test_many_choices_of_one_prompt_read_it_once(chat, passed):
 
 
 def test_batches_are_sized_by_memory(chat, monkeypatch):
-    asked = [Request(ids, 5) for ids in prompts(chat, 12)]
+    asked = [CompletionRequest(ids, 5) for ids in prompts(chat, 12)]
     whole = [generated(a) for a in chat.generate(asked)]
-    monkeypatch.setattr(chat, "room", lambda: 60)
-    answers, session = {}, chat.session()
+    monkeypatch.setattr(chat, "count_free_cache_tokens", lambda: 60)
+    answers, scheduler = {}, chat.open_scheduler()
     for n, request in enumerate(asked):
-        session.add(request, lambda a, n=n: answers.update({n: generated(a)}))
-    while session.step():
+        scheduler.add(request, lambda a, n=n: answers.update({n: generated(a)}))
+    while scheduler.step():
         pass
-    session.close()
-    assert [answers[n] for n in range(12)] == whole and max(session.passes) < 12
+    scheduler.close()
+    assert [answers[n] for n in range(12)] == whole and max(scheduler.rows_per_pass) < 12
 
 
 def test_memory_is_given_back(chat):
@@ -341,7 +347,7 @@ def test_memory_is_given_back(chat):
     chat.release()
     gc.collect()
     before = held()
-    chat.generate([Request(ids, 6) for ids in prompts(chat, 30)])
+    chat.generate([CompletionRequest(ids, 6) for ids in prompts(chat, 30)])
     assert held() > before, "the prefix is kept for the next batch"
     chat.release()
     assert held() == before, "at once: Python need not look for garbage first"
@@ -363,7 +369,7 @@ def test_memory_is_what_the_job_may_use(tmp_path):
 MEMORY = """
 import random, sys
 import torch
-from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling
+from cruijff_kit.evaluation.engine import ChatModel, CompletionRequest, Sampling
 from cruijff_kit.models.base_model import build, read_base
 from cruijff_kit.models.device import Machine
 from cruijff_kit.models.tokenizer import ChatTokenizer
@@ -383,7 +389,8 @@ def held(which):
 def answers(rows, length):
     draw = random.Random(rows)
     no_end = Sampling(bias={2: -99.0})
-    return chat.generate([Request(draw.choices(range(3, 250), k=length), 3, sampling=no_end) for _ in range(rows)])
+    asked = [draw.choices(range(3, 250), k=length) for _ in range(rows)]
+    return chat.generate([CompletionRequest(ids, 3, sampling=no_end) for ids in asked])
 
 torch.zeros(30 << 18)  # from here on malloc keeps smaller pieces for itself
 answers(4, 20)
@@ -405,7 +412,7 @@ def test_the_process_shrinks_after_evaluation(tiny, tmp_path, environment):
 
 
 class TwoProducts(torch.nn.Module):
-    """What `Products` sees of a model: layers with and without adapters, and a head that is the embedding."""
+    """What `PreparedWeights` sees of a model: layers with and without adapters, and a head that is the embedding."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -428,10 +435,10 @@ def test_products_are_those_of_the_layers(dtype, disabled):
     x, close = torch.randn(3, 5, 24, dtype=dtype), {torch.float32: 1e-5, torch.bfloat16: 0.15}[dtype]
     with torch.inference_mode():
         expected = model(x)
-        products = Products(model, copied=True)
+        products = PreparedWeights(model, copied=True)
         for layer in (model.adapted, model.plain, model.embeddings):
             layer.weight.zero_()
-        with products.within():
+        with products.installed():
             found = model(x)
         assert not model(x).any(), "outside, the layers multiply by their own weights"
     torch.testing.assert_close(found, expected, atol=close, rtol=close)
@@ -487,8 +494,8 @@ def test_options_are_projected_exactly(kind, dtype, disabled):
 def test_options_equal_transformers(chat, reference):
     """However many are asked at once, and whatever else they ask for."""
     asked = prompts(chat, 9)
-    requests = [Request(ids, n % 3, options=(65 + n % 2, 200)) for n, ids in enumerate(asked)]
-    answers = chat.generate([*requests, Request(asked[0], 2), requests[4]])
+    requests = [CompletionRequest(ids, n % 3, options=(65 + n % 2, 200)) for n, ids in enumerate(asked)]
+    answers = chat.generate([*requests, CompletionRequest(asked[0], 2), requests[4]])
     assert answers[9].option_logits == [] and answers[10].option_logits == answers[4].option_logits
     for request, answer in zip(requests, answers, strict=False):
         with torch.inference_mode():
@@ -502,7 +509,7 @@ def test_options_equal_transformers(chat, reference):
 def test_options_in_bf16_are_not_rounded_to_it(chat):
     """As the logits of the model's own projection are, which differ by no more than that."""
     rounding = with_adapters(chat, torch.bfloat16)
-    answers = rounding.generate([Request(ids, 1, 259, options=(65, 66)) for ids in prompts(chat, 60)])
+    answers = rounding.generate([CompletionRequest(ids, 1, 259, options=(65, 66)) for ids in prompts(chat, 60)])
     logits = torch.tensor([a.option_logits for a in answers])
     assert (logits == logits.bfloat16()).float().mean() < 0.1
     tops = [dict(a.logprobs[0].top) for a in answers]
@@ -523,10 +530,10 @@ def test_copies_of_weights_are_made_where_memory_is_plenty(chat, monkeypatch, dt
     """And change neither the answers nor the model."""
     copied, plain = with_adapters(chat, dtype), with_adapters(chat, dtype)
     weights = [p.clone() for p in copied.model.parameters()]
-    asked = [Request(ids, 1) for ids in prompts(chat, 6)]
+    asked = [CompletionRequest(ids, 1) for ids in prompts(chat, 6)]
     answers = copied.generate(asked)
     assert copied.has_copies
-    monkeypatch.setattr(chat_model, "free_bytes", lambda device: 2 * bytes_of_copies(plain.model))
+    monkeypatch.setattr(chat_model, "free_bytes", lambda device: 2 * count_copy_bytes(plain.model))
     expected = plain.generate(asked)
     assert not plain.has_copies
     assert [a.ids for a in answers] == [a.ids for a in expected]

@@ -1,6 +1,7 @@
 """Runs that are evaluated together equal each by itself: answers, log-probabilities, logs; one's trouble is its own."""
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -8,7 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,12 +23,18 @@ from inspect_ai.scorer import Score, accuracy, scorer
 from inspect_ai.solver import solver
 
 import cruijff_kit
-from cruijff_kit.evaluation import fork_pool, run_tasks
-from cruijff_kit.evaluation import multi_run as side_by_side
-from cruijff_kit.evaluation.engine import ChatModel, Request, Sampling, SharedPasses, base_of, chat_model
-from cruijff_kit.evaluation.engine import multi_lora as shared_passes
+from cruijff_kit.evaluation import fork_pool, multi_run, run_tasks
+from cruijff_kit.evaluation.engine import (
+    ChatModel,
+    CompletionRequest,
+    MultiLoraEngine,
+    Sampling,
+    base_of,
+    chat_model,
+    multi_lora,
+)
 from cruijff_kit.evaluation.multi_run import evaluate_together
-from cruijff_kit.evaluation.run_tasks import Cell, evaluate_cell, evaluation_story
+from cruijff_kit.evaluation.run_tasks import EvaluationItem, evaluate_item
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.evaluation.tasks.common import answers_task
 from cruijff_kit.models.base_model import build, read_base
@@ -83,7 +92,7 @@ def chats(made) -> list[ChatModel]:
     return made()
 
 
-def questions(chat: ChatModel, seed: int, count: int = 9) -> list[Request]:
+def questions(chat: ChatModel, seed: int, count: int = 9) -> list[CompletionRequest]:
     """Prompts with a common beginning of their own, strangers among them; unlike in length, sampling, and what is asked."""
     draw, found = random.Random(seed), []
     for n in range(count):
@@ -94,22 +103,26 @@ def questions(chat: ChatModel, seed: int, count: int = 9) -> list[Request]:
         score = 3 if n % 5 == 2 else 0
         options = (65, 66 + n % 3) if n % 2 else ()
         found.append(
-            Request(ids, draw.choice([1, 4, 4 + 3 * seed]) if not score else 0, 2, (), sampling, score, options)
+            CompletionRequest(
+                ids, draw.choice([1, 4, 4 + 3 * seed]) if not score else 0, 2, (), sampling, score, options
+            )
         )
     return found
 
 
-def together(shared: SharedPasses, asked: list[list[Request]], rows: int | None = None) -> tuple[list, dict]:
-    sessions = [shared.session(chat, rows) for chat in shared.chats]
+def together(
+    engine: MultiLoraEngine, asked: list[list[CompletionRequest]], rows: int | None = None
+) -> tuple[list, dict]:
+    schedulers = [engine.open_scheduler(chat, rows) for chat in engine.chat_models]
     answers, failed = [[None] * len(own) for own in asked], {}
-    for session, own, found in zip(sessions, asked, answers, strict=True):
+    for scheduler, own, found in zip(schedulers, asked, answers, strict=True):
         for n, request in enumerate(own):
-            session.add(request, lambda answer, n=n, found=found: found.__setitem__(n, answer))
-    while going := [s for s in sessions if s.busy and s not in failed]:
-        failed |= shared.step(going)
-    for session in sessions:
-        session.close()
-    return answers, {sessions.index(s): error for s, error in failed.items()}
+            scheduler.add(request, lambda answer, n=n, found=found: found.__setitem__(n, answer))
+    while going := [s for s in schedulers if s.is_busy and s not in failed]:
+        failed |= engine.step(going)
+    for scheduler in schedulers:
+        scheduler.close()
+    return answers, {schedulers.index(s): error for s, error in failed.items()}
 
 
 def same(alone: list, found: list, abs: float = 1e-4) -> None:
@@ -140,7 +153,7 @@ def counted(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("numbers", [(0, 1), (0, 1, 2, 3, 4)])
 def test_answers_equal_each_alone_in_fewer_passes(chats, counted, numbers, copied, monkeypatch):
     if not copied:
-        monkeypatch.setattr(ChatModel, "spare", lambda chat: 0)
+        monkeypatch.setattr(ChatModel, "count_spare_bytes", lambda chat: 0)
     chosen = [chats[n] for n in numbers]
     asked = [questions(chat, n) for n, chat in zip(numbers, chosen, strict=True)]
     alone = [chat.generate(own) for chat, own in zip(chosen, asked, strict=True)]
@@ -148,12 +161,12 @@ def test_answers_equal_each_alone_in_fewer_passes(chats, counted, numbers, copie
     by_themselves = len(counted)
     for chat in chosen:
         chat.release()
-    shared = SharedPasses(chosen)
-    found, failed = together(shared, asked)
+    engine = MultiLoraEngine(chosen)
+    found, failed = together(engine, asked)
     assert not failed and len(counted) == by_themselves, "all passes were common ones"
     for own, common in zip(alone, found, strict=True):
         same(own, common)
-    assert shared.passes < 0.75 * by_themselves
+    assert engine.num_passes < 0.75 * by_themselves
 
 
 def test_many_tokens_of_one_adapter_go_by_themselves_in_fp32(chats, counted, monkeypatch):
@@ -161,11 +174,11 @@ def test_many_tokens_of_one_adapter_go_by_themselves_in_fp32(chats, counted, mon
     asked = [questions(chat, n) for n, chat in enumerate(chats[:3])]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=False)]
     before = len(counted)
-    assert not together(SharedPasses(chats[:3]), asked)[1] and len(counted) == before, "too little is ahead"
-    monkeypatch.setattr(shared_passes, "_AHEAD", 50)
-    shared = SharedPasses(chats[:3])
-    found, _ = together(shared, asked)
-    assert min(counted[before:]) >= shared_passes._MANY and shared.passes > 0
+    assert not together(MultiLoraEngine(chats[:3]), asked)[1] and len(counted) == before, "too little is ahead"
+    monkeypatch.setattr(multi_lora, "_AHEAD", 50)
+    engine = MultiLoraEngine(chats[:3])
+    found, _ = together(engine, asked)
+    assert min(counted[before:]) >= multi_lora._MANY and engine.num_passes > 0
     for own, common in zip(alone, found, strict=True):
         same(own, common)
 
@@ -173,7 +186,7 @@ def test_many_tokens_of_one_adapter_go_by_themselves_in_fp32(chats, counted, mon
 def test_rows_that_join_later_and_a_limit_on_rows(chats):
     asked = [questions(chat, n, 12) for n, chat in enumerate(chats)]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    for own, common in zip(alone, together(SharedPasses(chats), asked, rows=3)[0], strict=True):
+    for own, common in zip(alone, together(MultiLoraEngine(chats), asked, rows=3)[0], strict=True):
         same(own, common)
 
 
@@ -184,7 +197,7 @@ def test_in_bf16(made):
         [dataclasses.replace(r, max_tokens=0, score=4) for r in questions(chat, n)] for n, chat in enumerate(chats)
     ]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    found, _ = together(SharedPasses(chats), asked)
+    found, _ = together(MultiLoraEngine(chats), asked)
     scored = [torch.tensor([a.scored for own in side for a in own]) for side in (alone, found)]
     off = (scored[0] - scored[1]).abs()
     assert off.mean() < 0.04 and off.max() < 0.4, (off.mean(), off.max())
@@ -200,7 +213,7 @@ def test_adapters_are_cast_once_for_all_tokens(made, monkeypatch, copied):
     with monkeypatch.context() as patch:
         patch.setattr(ChatModel, "prepare", lambda chat: None)
         expected = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    shared = SharedPasses(chats)
+    engine = MultiLoraEngine(chats)
     for chat in chats:
         chat.prepare()
         assert chat.has_copies is copied
@@ -212,7 +225,7 @@ def test_adapters_are_cast_once_for_all_tokens(made, monkeypatch, copied):
     monkeypatch.setattr("cruijff_kit.training.fused_lora.cast_weight", again)
     monkeypatch.setattr("cruijff_kit.models.dora.BiasedDoRALinear.factors", again)
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    for found in (alone, together(shared, asked)[0]):
+    for found in (alone, together(engine, asked)[0]):
         scored = [torch.tensor([a.scored for own in side for a in own]) for side in (expected, found)]
         off = (scored[0] - scored[1]).abs()
         assert off.mean() < 0.04 and off.max() < 0.4, (off.mean(), off.max())
@@ -223,14 +236,14 @@ def test_dora_may_come_first(chats):
     chosen = [chats[2], chats[0]]
     asked = [questions(chat, n) for n, chat in enumerate(chosen)]
     alone = [chat.generate(own) for chat, own in zip(chosen, asked, strict=True)]
-    for own, common in zip(alone, together(SharedPasses(chosen), asked)[0], strict=True):
+    for own, common in zip(alone, together(MultiLoraEngine(chosen), asked)[0], strict=True):
         same(own, common)
 
 
 def test_the_models_are_left_as_they_were(chats):
     for chat in chats:
         chat.model.train()
-    together(SharedPasses(chats), [questions(chat, n, 3) for n, chat in enumerate(chats)])
+    together(MultiLoraEngine(chats), [questions(chat, n, 3) for n, chat in enumerate(chats)])
     for chat in chats:
         assert chat.model.training and all(layer.attn.kv_cache is None for layer in chat.model.layers)
         assert not any("forward" in module.__dict__ for module in chat.model.modules())
@@ -238,9 +251,9 @@ def test_the_models_are_left_as_they_were(chats):
 
 def test_adapters_that_are_switched_off(chats):
     asked = [questions(chat, 7) for chat in chats[:3]]
-    with chats[1].untrained():
+    with chats[1].without_adapters():
         alone = chats[1].generate(asked[1])
-        found, _ = together(SharedPasses(chats[:3]), asked)
+        found, _ = together(MultiLoraEngine(chats[:3]), asked)
     same(alone, found[1])
     same(chats[0].generate(asked[0]), found[0])
 
@@ -261,7 +274,7 @@ def test_an_adapter_on_the_output(made):
     assert len({base_of(chat) for chat in chats}) == 1
     asked = [questions(chat, n) for n, chat in enumerate(chats)]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    for own, common in zip(alone, together(SharedPasses(chats), asked)[0], strict=True):
+    for own, common in zip(alone, together(MultiLoraEngine(chats), asked)[0], strict=True):
         same(own, common)
 
 
@@ -275,13 +288,13 @@ def test_whose_bases_are_the_same(chats, made, chat):
     assert base_of(copied) == id(copied)
 
 
-@pytest.mark.parametrize("kind", ["_pass", "_outputs"])
+@pytest.mark.parametrize("kind", ["_forward", "_project"])
 def test_out_of_memory_halves_the_passes(chats, monkeypatch, kind, capsys):
     asked = [questions(chat, n) for n, chat in enumerate(chats)]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    monkeypatch.setattr(chats[0], "pack_tokens", 4096)  # of a pass; else these would not even begin together
-    shared, sizes = SharedPasses(chats), []
-    usual = getattr(shared, kind)
+    monkeypatch.setattr(chats[0], "max_prefill_tokens", 4096)  # of a pass; else these would not even begin together
+    engine, sizes = MultiLoraEngine(chats), []
+    usual = getattr(engine, kind)
 
     def tight(group, spans):
         sizes.append(len(group))
@@ -290,8 +303,8 @@ def test_out_of_memory_halves_the_passes(chats, monkeypatch, kind, capsys):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
         return found
 
-    monkeypatch.setattr(shared, kind, tight)
-    found, failed = together(shared, asked)
+    monkeypatch.setattr(engine, kind, tight)
+    found, failed = together(engine, asked)
     assert not failed and sizes[:3] == [5, 2, 1] and set(sizes[3:]) == {1}
     for own, common in zip(alone, found, strict=True):
         same(own, common)
@@ -301,30 +314,30 @@ def test_out_of_memory_halves_the_passes(chats, monkeypatch, kind, capsys):
 def test_what_fails_in_a_pass_is_its_own_runs(chats, monkeypatch):
     asked = [questions(chat, n) for n, chat in enumerate(chats)]
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
-    shared = SharedPasses(chats)
-    usual = shared._pass
+    engine = MultiLoraEngine(chats)
+    usual = engine._forward
 
     def broken(group, spans):
         if any(s.number == 3 for s in spans):
             raise ValueError("number 3 is broken")
         return usual(group, spans)
 
-    monkeypatch.setattr(shared, "_pass", broken)
-    found, failed = together(shared, asked)
+    monkeypatch.setattr(engine, "_forward", broken)
+    found, failed = together(engine, asked)
     assert [*failed] == [3] and str(failed[3]) == "number 3 is broken"
     for n in (0, 1, 2, 4):
         same(alone[n], found[n])
 
 
 def test_sessions_share_the_memory_that_is_free(chats, monkeypatch):
-    monkeypatch.setattr(ChatModel, "room", lambda chat: 100)
-    shared = SharedPasses(chats)
-    sessions = [shared.session(chat) for chat in chats]
-    sessions[0].add(questions(chats[0], 0)[0], lambda answer: None)
-    shared.step(sessions[:1])
-    assert sessions[0]._room == 20
-    for session in sessions:
-        session.close()
+    monkeypatch.setattr(ChatModel, "count_free_cache_tokens", lambda chat: 100)
+    engine = MultiLoraEngine(chats)
+    schedulers = [engine.open_scheduler(chat) for chat in chats]
+    schedulers[0].add(questions(chats[0], 0)[0], lambda answer: None)
+    engine.step(schedulers[:1])
+    assert schedulers[0]._cache_tokens == 20
+    for scheduler in schedulers:
+        scheduler.close()
 
 
 # Whole tasks --------------------------------------------------------------------------------------------------------
@@ -417,7 +430,7 @@ def cell(tiny, tmp_path, tasks):
     """A function: name of a run, overrides -> its only cell, of an adapter as training might leave it."""
     (tmp_path / "turns.py").write_text(TURNS)
 
-    def asked(name: str, *overrides: str, seed: int = 1) -> Cell:
+    def asked(name: str, *overrides: str, seed: int = 1) -> EvaluationItem:
         where = ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / name}"]
         overrides = [o.replace("TURNS", str(tmp_path / "turns.py")) for o in overrides]
         config = cruijff_kit.compose([*where, *SMALL, *overrides])
@@ -427,13 +440,15 @@ def cell(tiny, tmp_path, tasks):
         trained(recipe.model, seed)
         chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
         recipe.cleanup()
-        return Cell(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, f"hash of {name}")
+        return EvaluationItem(
+            config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, f"hash of {name}"
+        )
 
     return asked
 
 
-def alone(cell: Cell, tmp_path: Path):
-    return evaluate_cell(**vars(dataclasses.replace(cell, folder=RunFolder(tmp_path / "alone" / cell.config.run_name))))
+def alone(cell: EvaluationItem, tmp_path: Path):
+    return evaluate_item(dataclasses.replace(cell, folder=RunFolder(tmp_path / "alone" / cell.config.run_name)))
 
 
 VARIED = [
@@ -449,11 +464,11 @@ def test_tasks_together_leave_what_each_leaves_alone(cell, tmp_path, monkeypatch
     cells = [cell(f"run{n}", *overrides, seed=n) for n, overrides in enumerate(VARIED)]
     expected = [alone(c, tmp_path) for c in cells]
     made = []
-    monkeypatch.setattr(side_by_side, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
-    monkeypatch.setattr(side_by_side, "evaluate_cell", lambda **_: pytest.fail("one was evaluated by itself"))
+    monkeypatch.setattr(multi_run, "MultiLoraEngine", lambda chats: made.append(MultiLoraEngine(chats)) or made[-1])
+    monkeypatch.setattr(multi_run, "evaluate_item", lambda _: pytest.fail("one was evaluated by itself"))
     capsys.readouterr()
     found = evaluate_together(cells)
-    assert len(made) == 1 and made[0].passes < 40
+    assert len(made) == 1 and made[0].num_passes < 40
     said = capsys.readouterr().err
     for c, a, b in zip(cells, expected, found, strict=True):
         a, b = dataclasses.asdict(a), dataclasses.asdict(b)
@@ -522,14 +537,14 @@ def test_a_task_that_cannot_be_built_is_its_own_runs_trouble(cell, monkeypatch):
 
 
 def test_when_inspect_ai_takes_none_each_goes_alone(cell, monkeypatch, capsys):
-    cells, usual = [cell("a"), cell("b")], side_by_side.call_inspect
+    cells, usual = [cell("a"), cell("b")], multi_run.call_inspect
 
     def refusing(tasks, *more, **settings):
         if len(tasks) > 1:
             raise ValueError("not these together")
         return usual(tasks, *more, **settings)
 
-    monkeypatch.setattr(side_by_side, "call_inspect", refusing)
+    monkeypatch.setattr(multi_run, "call_inspect", refusing)
     assert [type(f).__name__ for f in evaluate_together(cells)] == ["Evaluation", "Evaluation"]
     assert "2 runs cannot be evaluated together (not these together)" in capsys.readouterr().err
 
@@ -538,7 +553,7 @@ def test_an_interruption_goes_up(cell, monkeypatch):
     def interrupted(self, group, spans):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shared_passes.SharedPasses, "_pass", interrupted)
+    monkeypatch.setattr(multi_lora.MultiLoraEngine, "_forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_together([cell("a"), cell("b")])
 
@@ -548,31 +563,28 @@ def test_who_is_evaluated_together(cell, monkeypatch):
     red = dataclasses.replace(a, config=dataclasses.replace(a.config, dataset=a.config.dataset))
     red.config.dataset.tier, tier = "red", red.config.dataset.tier
     try:
-        assert side_by_side._groups([red, c, dataclasses.replace(c)]) == [[0], [1], [2]], "red data; one model twice"
+        assert multi_run._group([red, c, dataclasses.replace(c)]) == [[0], [1], [2]], "red data; one model twice"
     finally:
         red.config.dataset.tier = tier
-    assert side_by_side._groups([a, b, c, a]) == [[0, 2], [1], [3]]
-    monkeypatch.setattr(ChatModel, "copies_at_once", lambda chat: 1)
-    assert side_by_side._groups([a, c]) == [[0], [1]], (
-        "alone, each has the memory for weights that its adapter is added to"
-    )
+    assert multi_run._group([a, b, c, a]) == [[0, 2], [1], [3]]
+    monkeypatch.setattr(ChatModel, "count_models_with_copies", lambda chat: 1)
+    assert multi_run._group([a, c]) == [[0], [1]], "alone, each has the memory for weights that its adapter is added to"
 
 
 def test_how_many_copies_memory_has_place_for(chats, made, monkeypatch):
-    size = chat_model.bytes_of_copies(chats[0].model)
+    size = chat_model.count_copy_bytes(chats[0].model)
     for times, most in ((3.9, None), (4.1, 0), (6.1, 2), (9.5, 5)):
         monkeypatch.setattr(chat_model, "free_bytes", lambda device, times=times: times * size)
-        assert chats[0].copies_at_once() == most
-    assert made(torch.bfloat16)[0].copies_at_once() is None
+        assert chats[0].count_models_with_copies() == most
+    assert made(torch.bfloat16)[0].count_models_with_copies() is None
 
 
-def test_several_epochs_as_stories(cell, tmp_path):
-    """Two runs with adapters of two epochs: what evaluate() makes of each, told side by side."""
+def test_several_epochs_of_several_runs(cell, tmp_path):
+    """Two runs with adapters of two epochs: evaluate() of each, which hands its items to common passes."""
     from cruijff_kit.models.adapter import adapter_state, load_adapter_state
 
     cells = [cell(f"run{n}", "epochs=2", "eval.epochs=all", seed=n) for n in (1, 2)]
     loads = []
-    stories = [evaluation_story(c.chat_model, c.config, c.plan, c.folder, 1, c.hash) for c in cells]
     earlier = {}
     for c in cells:
         kept = {n: t.clone() for n, t in adapter_state(c.chat_model.model).items()}
@@ -582,25 +594,32 @@ def test_several_epochs_as_stories(cell, tmp_path):
         loads.append(epoch)
         load_adapter_state(chat_model.model, earlier[id(chat_model)])
 
+    items, outcomes = {}, {}
+    both = threading.Barrier(2, action=lambda: outcomes.update(evaluate_in_order(items)))
+
+    def evaluate_with_other(n: int, item: EvaluationItem):
+        items[n] = item
+        both.wait(60)
+        return outcomes[n]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_tasks, "load_epoch", load_epoch)
         expected = [run_tasks.evaluate(c.chat_model, c.config, c.plan, RunFolder(tmp_path / f"x{n}"), 1, c.hash)
                     for n, c in enumerate(cells)]  # fmt: skip
-        asking, ended = [next(s) for s in stories], []
-        while asking:
-            made = evaluate_together(asking)
-            asking = []
-            for story, evaluation in zip(stories, made, strict=True):
-                try:
-                    asking.append(story.send(evaluation))
-                except StopIteration as end:
-                    ended.append(end.value)
+        with ThreadPoolExecutor(2) as pool:
+            ended = [pool.submit(run_tasks.evaluate, c.chat_model, c.config, c.plan, c.folder, 1, c.hash,
+                                 functools.partial(evaluate_with_other, n)) for n, c in enumerate(cells)]  # fmt: skip
+            ended = [e.result() for e in ended]
     assert loads == [0] * 4
     for alone, together in zip(expected, ended, strict=True):
         assert [(e.task, e.epoch, e.metrics) for e in alone] == [(e.task, e.epoch, e.metrics) for e in together]
         assert len(together) == 2
         for a, b in zip(alone, together, strict=True):
             same_log(read_eval_log(a.log), read_eval_log(b.log))
+
+
+def evaluate_in_order(items: dict[int, EvaluationItem]) -> dict:
+    return dict(zip(sorted(items), evaluate_together([items[n] for n in sorted(items)]), strict=True))
 
 
 def test_red_data_leaves_nothing_of_its_samples(cell, tmp_path, forgetful):
@@ -629,10 +648,10 @@ def apart(monkeypatch) -> list[int]:
 
     def counted(works, *more):
         counts.append(len(works))
-        return fork_pool.work_apart(works, *more)
+        return fork_pool.run_in_workers(works, *more)
 
-    monkeypatch.setattr(side_by_side, "work_apart", counted)
-    monkeypatch.setattr(side_by_side, "_SAMPLES_OF_A_WORKER", 1)
+    monkeypatch.setattr(multi_run, "run_in_workers", counted)
+    monkeypatch.setattr(multi_run, "_SAMPLES_PER_WORKER", 1)
     usual = ChatModel.__init__
 
     def with_two_threads(self, model, tokenizer, machine, *more):
@@ -654,17 +673,19 @@ class TestWorkers:
             ["eval.tasks=[risk]", "dataset=bit_sequences", "eval.max_tokens=2", "dataset.max_test_samples=5"],
         ]
         made = []
-        for module in (side_by_side, fork_pool):
-            monkeypatch.setattr(module, "SharedPasses", lambda chats: made.append(SharedPasses(chats)) or made[-1])
+        for module in (multi_run, fork_pool):
+            monkeypatch.setattr(
+                module, "MultiLoraEngine", lambda chats: made.append(MultiLoraEngine(chats)) or made[-1]
+            )
         with monkeypatch.context() as patch:
-            patch.setattr(side_by_side, "_MOST_WORKERS", 1)
+            patch.setattr(multi_run, "_MAX_WORKERS", 1)
             expected = evaluate_together([cell(f"one{n}", *own, seed=n) for n, own in enumerate(overrides)])
         for tries in (1, 2, 3):
             cells = [cell(f"run{tries}_{n}", *own, seed=n) for n, own in enumerate(overrides)]
             found = evaluate_together(cells)
-            if made[-1].passes <= made[0].passes + 3:
+            if made[-1].num_passes <= made[0].num_passes + 3:
                 break
-        assert apart == [2] * tries and len(made) == 1 + tries and made[-1].passes <= made[0].passes + 3
+        assert apart == [2] * tries and len(made) == 1 + tries and made[-1].num_passes <= made[0].num_passes + 3
         for c, a, b in zip(cells, expected, found, strict=True):
             assert rounded(a.metrics) == rounded(b.metrics) and b.seconds > 0 and rounded(a.chance) == rounded(b.chance)
             logs = [read_eval_log(x.log) for x in (a, b)]
@@ -681,14 +702,14 @@ class TestWorkers:
         assert read_eval_log(str(next(cells[1].folder.eval.glob("*.eval")))).status == "error"
 
     def test_what_fails_in_a_pass_is_its_own_runs(self, cell, apart, monkeypatch):
-        usual = SharedPasses._pass
+        usual = MultiLoraEngine._forward
 
         def broken(self, group, spans):
             if any(s.number == 1 for s in spans):
                 raise ValueError("number 1 is broken")
             return usual(self, group, spans)
 
-        monkeypatch.setattr(SharedPasses, "_pass", broken)
+        monkeypatch.setattr(MultiLoraEngine, "_forward", broken)
         found = evaluate_together([cell("a"), cell("b"), cell("c")])
         assert isinstance(found[1], run_tasks.EvaluationError) and "number 1 is broken" in str(found[1])
         assert [type(found[n]).__name__ for n in (0, 2)] == ["Evaluation"] * 2 and apart == [2]
@@ -703,7 +724,7 @@ class TestWorkers:
         def interrupted(self, group, spans):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(SharedPasses, "_pass", interrupted)
+        monkeypatch.setattr(MultiLoraEngine, "_forward", interrupted)
         cells = [cell("a"), cell("b")]
         with pytest.raises(KeyboardInterrupt):
             evaluate_together(cells)
@@ -715,18 +736,18 @@ class TestWorkers:
         script = tmp_path / "parent.py"
         script.write_text(
             "import os, time\n"
-            "from cruijff_kit.evaluation import workers\n"
-            "class Passes:\n"
-            "    session = lambda self, chat, rows: type('S', (), {'busy': True, 'add': lambda *a: None})()\n"
-            "    def step(self, sessions):\n"
+            "from cruijff_kit.evaluation import fork_pool\n"
+            "class Engine:\n"
+            "    open_scheduler = lambda self, chat, rows: type('S', (), {'is_busy': True, 'add': lambda *a: None})()\n"
+            "    def step(self, schedulers):\n"
             "        time.sleep(60)\n"
-            "workers.SharedPasses = lambda chats: Passes()\n"
-            "def work(passes):\n"
+            "fork_pool.MultiLoraEngine = lambda chats: Engine()\n"
+            "def work(engine):\n"
             "    os.write(1, b'%d\\n' % os.getpid())\n"
-            "    session = passes.session(type('C', (), {'number': 0})())\n"
-            "    session.add(None, print, lambda: True)\n"
-            "    passes.step([session])\n"
-            "workers.work_apart([work, work], {0: None}, {0: 1}, print)\n"
+            "    scheduler = engine.open_scheduler(type('C', (), {'number': 0})())\n"
+            "    scheduler.add(None, print, lambda: True)\n"
+            "    engine.step([scheduler])\n"
+            "fork_pool.run_in_workers([work, work], {0: None}, {0: 1}, print)\n"
         )
         parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
         children = [int(parent.stdout.readline()) for _ in range(2)]
@@ -745,12 +766,12 @@ class TestWorkers:
     def test_who_gets_some(self, cell, apart, monkeypatch):
         cells = dict(enumerate([cell("a"), cell("b"), cell("c", "eval.tasks=[TURNS@turns]")]))
         two = {n: cells[n] for n in (0, 1)}
-        assert side_by_side._shares(two, 12) == [[0], [1]]
-        assert side_by_side._shares(two, 1) == [[0, 1]], "what little there is to do is done sooner here"
-        assert side_by_side._shares(cells, 18) == [[0, 1, 2]], "a user's own task may use what does not survive a fork"
+        assert multi_run._share_out(two, 12) == [[0], [1]]
+        assert multi_run._share_out(two, 1) == [[0, 1]], "what little there is to do is done sooner here"
+        assert multi_run._share_out(cells, 18) == [[0, 1, 2]], "a user's own task may use what does not survive a fork"
         for c in two.values():
             c.chat_model.machine = dataclasses.replace(c.chat_model.machine, threads=1)
-        assert side_by_side._shares(two, 12) == [[0, 1]], "no more processors than the user gave us"
+        assert multi_run._share_out(two, 12) == [[0, 1]], "no more processors than the user gave us"
 
 
 def _lives(pid: int) -> bool:

@@ -18,7 +18,7 @@ from inspect_ai.model import (
 from inspect_ai.solver import Generate, TaskState, generate, solver
 from inspect_ai.tool import ToolInfo
 
-from cruijff_kit.evaluation.engine import Request
+from cruijff_kit.evaluation.engine import CompletionRequest
 from cruijff_kit.evaluation.generate_config import HONOURED, NOT_OURS
 from cruijff_kit.evaluation.provider import open_model
 from cruijff_kit.models.device import Machine
@@ -115,7 +115,7 @@ def test_messages_reach_the_model_as_its_template_has_them(ask, chat):
     log = ask([begun], max_tokens=3, system_message="Be brief.")
     opening = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Repeat the word: bab"}]
     ids = chat.tokenizer.encode(chat.tokenizer.render(opening, add_generation_prompt=True) + "ba")
-    assert log.samples[0].output.completion == chat.tokenizer.decode(chat.generate([Request(ids, 3)])[0].ids)
+    assert log.samples[0].output.completion == chat.tokenizer.decode(chat.generate([CompletionRequest(ids, 3)])[0].ids)
     assert log.samples[0].output.usage.input_tokens == len(ids)
 
 
@@ -134,7 +134,7 @@ def test_several_turns(ask, chat):
     for sample in log.samples[::5]:
         chatted = [{"role": m.role, "content": m.text} for m in sample.messages[:-1]]
         assert [m["role"] for m in chatted] == ["user", "assistant", "user"]
-        (answer,) = chat.generate([Request(chat.tokenizer.prompt(chatted), 4)])
+        (answer,) = chat.generate([CompletionRequest(chat.tokenizer.prompt(chatted), 4)])
         assert sample.output.completion == chat.tokenizer.decode(answer.ids)
 
 
@@ -250,26 +250,26 @@ def test_choices_are_scored_as_answers(chat):
 
 
 @pytest.fixture
-def sessions(chat, monkeypatch):
-    """The sessions that are opened."""
-    opened, session = [], chat.session
-    monkeypatch.setattr(chat, "session", lambda rows=None: opened.append(session(rows)) or opened[-1])
+def schedulers(chat, monkeypatch):
+    """The schedulers that are opened."""
+    opened, usual = [], chat.open_scheduler
+    monkeypatch.setattr(chat, "open_scheduler", lambda rows=None: opened.append(usual(rows)) or opened[-1])
     return opened
 
 
-def test_batches_fill_without_waiting(ask, sessions):
+def test_batches_fill_without_waiting(ask, schedulers):
     log = ask([f"Repeat the word: {w} {n}" for w in WORDS for n in range(3)], max_tokens=1)
     assert log.status == "success"
-    passes = [rows for s in sessions for rows in s.passes]
+    passes = [rows for s in schedulers for rows in s.rows_per_pass]
     assert sum(passes) == len(log.samples) and len(passes) < 20
 
 
-def test_cancelled_questions_leave_the_batch(chat, sessions):
+def test_cancelled_questions_leave_the_batch(chat, schedulers):
     async def some() -> list:
         api = open_model(chat, "tiny", 8).api
         config = GenerateConfig(max_tokens=30, logit_bias={2: -99.0})
         asked = [asyncio.create_task(api.generate([ChatMessageUser(content=w)], [], "none", config)) for w in WORDS[:4]]
-        while not (sessions and len(sessions[0].passes) > 3):
+        while not (schedulers and len(schedulers[0].rows_per_pass) > 3):
             await asyncio.sleep(0)
         asked[1].cancel()
         done = await asyncio.gather(*asked, return_exceptions=True)
@@ -280,7 +280,7 @@ def test_cancelled_questions_leave_the_batch(chat, sessions):
     done = asyncio.run(some())
     assert isinstance(done[1], asyncio.CancelledError)
     assert all(o.usage.output_tokens == 30 for n, o in enumerate(done) if n != 1)
-    assert sessions[0].passes[-1] == 3 and chat.model.training
+    assert schedulers[0].rows_per_pass[-1] == 3 and chat.model.training
 
 
 def test_limits_of_a_sample_hold(ask):

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score,
 import cruijff_kit
 from cruijff_kit.evaluation import metrics
 from cruijff_kit.evaluation.engine import ChatModel
-from cruijff_kit.evaluation.run_tasks import evaluate_cell
+from cruijff_kit.evaluation.run_tasks import EvaluationItem, evaluate_item
 from cruijff_kit.evaluation.scorers import (
     binary_scorer,
     continuous_scorer,
@@ -400,8 +400,9 @@ def test_risks_of_a_model_in_bf16(smollm2, tmp_path):
         plan = check_evaluation(config)
         model, machine = for_evaluation(config.torchtune)
         chat_model = ChatModel(model, process_cache.tokenizer(config.torchtune["tokenizer"]), machine)
-        with chat_model.untrained():
-            entry = evaluate_cell(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, "")
+        with chat_model.without_adapters():
+            item = EvaluationItem(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, "")
+            entry = evaluate_item(item)
         assert entry.coverage == {"match": 1, "risk_scorer": 1}
         samples = sorted(read_eval_log(entry.log).samples, key=lambda s: s.id)
         return [s.scores["risk_scorer"].metadata["log_odds"] for s in samples]

@@ -1,18 +1,35 @@
-"""Answers many prompts at once by the model in memory. The part of evaluation that knows torch.
+"""Completes many prompts at once by a model in memory. The part of evaluation that knows torch.
 
-request     what is asked and what is answered
-chat_model  the model as evaluation sees it, and the prefix that it remembers
-session     which requests are computed together: they join as they come and leave as they finish
-shared      sessions of several adapters on one base, in common passes
+request     what the engine takes and returns: requests and completions
+chat_model  a model in memory, and the prefix that it remembers
+scheduler   which requests are computed together: they join as they come and leave as they finish
+forward     what a scheduler requests of a model
+single_model, multi_lora  engines: of one model; of several adapters on one base, in common passes
+interfaces  what inspect-ai's side needs of a model, a scheduler and an engine
 attention   keys and values: of the prefix that all share, and of each row's own tokens
-products    a CPU's matrix products, on copies of the weights in a layout of their own
-choosing    the next token of each row, by the row's own settings
+onednn      weights prepared for a CPU's matrix products
+sampling    the next token of each row, by the row's own settings
 options     logits of a few tokens, projected in full precision
 """
 
 from cruijff_kit.evaluation.engine.chat_model import ChatModel
-from cruijff_kit.evaluation.engine.multi_lora import SharedPasses, base_of
-from cruijff_kit.evaluation.engine.request import Answer, Request, Sampling, TokenLogprob
-from cruijff_kit.evaluation.engine.scheduler import Session
+from cruijff_kit.evaluation.engine.interfaces import AnsweringModel, Engine, RequestScheduler
+from cruijff_kit.evaluation.engine.multi_lora import MultiLoraEngine, base_of
+from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest, Sampling, TokenLogprob
+from cruijff_kit.evaluation.engine.scheduler import Scheduler
+from cruijff_kit.evaluation.engine.single_model import SingleModelEngine
 
-__all__ = ["Answer", "ChatModel", "Request", "Sampling", "Session", "SharedPasses", "TokenLogprob", "base_of"]
+__all__ = [
+    "AnsweringModel",
+    "Engine",
+    "RequestScheduler",
+    "SingleModelEngine",
+    "ChatModel",
+    "Completion",
+    "CompletionRequest",
+    "MultiLoraEngine",
+    "Sampling",
+    "Scheduler",
+    "TokenLogprob",
+    "base_of",
+]

@@ -1,6 +1,6 @@
-"""Attention over a prefix that all rows share and each row's own tokens, keys and values of both kept here.
+"""Attention over a prefix that all rows share and each row's own tokens; keeps the keys and values of both.
 
-Stands in a layer for torchtune's KV cache and for its attention call. Keys and values are not repeated for each query
+Replaces a layer's KV cache and attention call of torchtune. Keys and values are not repeated for each query
 head and the prefix not for each row: its part is one product of matrices for all rows.
 """
 
@@ -14,45 +14,45 @@ from cruijff_kit.models.compat import TransformerDecoder
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 _LONG = 64  # tokens from which on torch's own attention, which wants keys for each row and head, costs less
-_ROOM = 32  # columns that the cache grows by
+_GROWTH = 32  # columns that the cache grows by
 
 
 class Attention:
-    """One pass through all layers; `attend` says with what each layer's queries meet."""
+    """Attention of one pass through all layers; `attend` decides what each layer's queries attend to."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.arrived = dtype, None
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_) -> torch.Tensor:
-        """In place of scaled_dot_product_attention, [b, heads, s, d]; keys and values came through `update`."""
+        """Replace scaled_dot_product_attention, [b, heads, s, d]; keys and values came through `_LayerCache.update`."""
         layer, k, v = self.arrived
         out = self.attend(layer, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype))
         return out.to(q.dtype)
 
     def begin(self) -> None:
-        """To be called before each pass, again should one have come to nothing."""
+        """Prepare a pass. Call it before each, and again when a pass has failed."""
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """[b, heads, s, d] queries, [b, kv heads, s, d] new keys and values -> [b, heads, s, d]."""
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def within(self, model: TransformerDecoder) -> Iterator[None]:
-        """Within this context, a pass, the model's layers attend so."""
+    def installed(self, model: TransformerDecoder) -> Iterator[None]:
+        """Within this context, one pass, the model's layers attend by it."""
         self.begin()
-        kept = [layer.attn._attention_call for layer in model.layers]
+        calls = [layer.attn._attention_call for layer in model.layers]
         for n, layer in enumerate(model.layers):
             attn = layer.attn
-            attn.kv_cache, attn.cache_enabled, attn._attention_call = _Layer(n, self), True, self
+            attn.kv_cache, attn.cache_enabled, attn._attention_call = _LayerCache(n, self), True, self
         try:
             yield
         finally:
-            for layer, call in zip(model.layers, kept, strict=True):
+            for layer, call in zip(model.layers, calls, strict=True):
                 layer.attn.kv_cache, layer.attn.cache_enabled, layer.attn._attention_call = None, False, call
 
 
-class _Layer:
-    """In place of a layer's KV cache: notes which layer's keys and values came."""
+class _LayerCache:
+    """Replaces a layer's KV cache: notes which layer's keys and values came."""
 
     def __init__(self, number: int, attention: Attention) -> None:
         self.number, self.attention = number, attention
@@ -63,7 +63,7 @@ class _Layer:
 
 
 class Prefill(Attention):
-    """Rows one behind the other, in groups of one length; each sees the prefix and, causally, itself.
+    """Attention of rows one behind the other, in groups of one length: each row sees the prefix and, causally, itself.
 
     Args:
         groups: (rows, tokens of each), in order.
@@ -86,14 +86,17 @@ class Prefill(Attention):
         for rows, length in self.groups:
             stop = start + rows * length
             group = (x[0, :, start:stop].unflatten(1, (rows, length)).transpose(0, 1) for x in (q, k, v))
-            attended = _long(*group, prefix) if length >= _LONG else _short(*group, prefix, _causal(length, q.device))
+            if length >= _LONG:
+                attended = _attend_long(*group, prefix)
+            else:
+                attended = _attend_short(*group, prefix, _causal_mask(length, q.device))
             out.append(attended.transpose(0, 1).flatten(1, 2))
             start = stop
         return torch.cat(out, 1)[None]
 
 
 class Rows(Attention):
-    """Rows that take one token a step. Each has its own length; those that leave make place for others.
+    """Attention of rows that take one token a step. Each has its own length; rows that leave free their place.
 
     Args:
         layers: of the model.
@@ -104,12 +107,15 @@ class Rows(Attention):
         self.prefix: list[KeysValues] | None = None
         self.cache: list[KeysValues | None] = [None] * layers  # [places, kv heads, columns, d]
         self.lengths: list[int] = []
-        self._on: dict[torch.device, tuple] = {}
+        self._on_device: dict[torch.device, tuple] = {}
 
-    def join(self, packs: list[KeysValues], spans: list[tuple[int, int]], expected: int) -> None:
-        """Rows are added: per layer [kv heads, tokens, d], and where in the tokens each row's own begin and end.
+    def join(self, prompts: list[KeysValues], spans: list[tuple[int, int]], expected: int) -> None:
+        """Add rows.
 
-        expected: rows that there may soon be; place for them is taken at once.
+        Args:
+            prompts: keys and values per layer, [kv heads, tokens, d].
+            spans: begin and end of each row's own tokens.
+            expected: rows that there may soon be; their memory is allocated at once.
         """
         lengths = [end - begin for begin, end in spans]
         source = torch.zeros(len(spans), max(lengths), dtype=torch.long)
@@ -117,73 +123,73 @@ class Rows(Attention):
             source[row, : end - begin] = torch.arange(begin, end)
         first = len(self.lengths)
         self.lengths += lengths
-        for layer, pack in enumerate(packs):
-            self._make_room(layer, max(expected, len(self.lengths)), max(self.lengths) + 1, pack)
-            index = source.to(pack[0].device)
-            for cache, new in zip(self.cache[layer], pack, strict=True):
+        for layer, new_pair in enumerate(prompts):
+            self._grow(layer, max(expected, len(self.lengths)), max(self.lengths) + 1, new_pair)
+            index = source.to(new_pair[0].device)
+            for cache, new in zip(self.cache[layer], new_pair, strict=True):
                 cache[first : first + len(spans), :, : index.shape[1]] = new[:, index].transpose(0, 1)
 
-    def _make_room(self, layer: int, rows: int, columns: int, like: KeysValues) -> None:
+    def _grow(self, layer: int, rows: int, columns: int, like: KeysValues) -> None:
         old = self.cache[layer]
         if old is not None and old[0].shape[0] >= rows and old[0].shape[2] >= columns:
             return
-        columns += _ROOM
+        columns += _GROWTH
         if old is not None:
             rows, columns = max(rows, old[0].shape[0]), max(columns, old[0].shape[2])
-        made = []
+        grown = []
         for kv in (0, 1):
             heads, _, dim = like[kv].shape
-            made.append(like[kv].new_zeros(rows, heads, columns, dim))
+            grown.append(like[kv].new_zeros(rows, heads, columns, dim))
             if old is not None:
-                made[kv][: old[kv].shape[0], :, : old[kv].shape[2]] = old[kv]
-        self.cache[layer] = (made[0], made[1])
+                grown[kv][: old[kv].shape[0], :, : old[kv].shape[2]] = old[kv]
+        self.cache[layer] = (grown[0], grown[1])
 
-    def keep(self, going: list[int]) -> list[int]:
-        """Only these rows stay; the last ones take the places of those that leave. Returns the new order."""
-        if not going:
+    def keep(self, staying: list[int]) -> list[int]:
+        """Drop all rows but these; the last ones take the places of those that leave. Returns the new order."""
+        if not staying:
             self.cache = [None] * len(self.cache)
-        gone = sorted(set(range(len(going))) - set(going))
-        movers = [row for row in going if row >= len(going)]
-        order = list(range(len(going)))
-        for place, row in zip(gone, movers, strict=True):
+        left = sorted(set(range(len(staying))) - set(staying))
+        movers = [row for row in staying if row >= len(staying)]
+        order = list(range(len(staying)))
+        for place, row in zip(left, movers, strict=True):
             order[place] = row
         if movers:
             for cache in (c for pair in self.cache for c in pair):
-                cache[gone] = cache[movers]
+                cache[left] = cache[movers]
         self.lengths = [self.lengths[row] for row in order]
         return order
 
     def begin(self) -> None:
-        self._on = {}
+        self._on_device = {}
         for layer, pair in enumerate(self.cache):
-            self._make_room(layer, len(self.lengths), max(self.lengths) + 1, (pair[0][0], pair[1][0]))
+            self._grow(layer, len(self.lengths), max(self.lengths) + 1, (pair[0][0], pair[1][0]))
 
     def end_step(self) -> None:
-        """To be called behind each pass."""
+        """Note that each row has one token more. Call it after each pass."""
         self.lengths = [n + 1 for n in self.lengths]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        rows, at, seen = self._places(q.device)
+        rows, at, seen = self._index(q.device)
         n, columns = len(self.lengths), max(self.lengths) + 1
         keys, values = self.cache[layer]
         keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
         prefix = self.prefix[layer] if self.prefix else None
-        return _short(q, keys[:n, :, :columns], values[:n, :, :columns], prefix, seen)
+        return _attend_short(q, keys[:n, :, :columns], values[:n, :, :columns], prefix, seen)
 
-    def _places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if device not in self._on:
+    def _index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if device not in self._on_device:
             at = torch.tensor(self.lengths, device=device)
             columns = torch.arange(max(self.lengths) + 1, device=device)
             seen = (columns <= at[:, None])[:, None, None, None]
-            self._on[device] = torch.arange(len(at), device=device), at, seen
-        return self._on[device]
+            self._on_device[device] = torch.arange(len(at), device=device), at, seen
+        return self._on_device[device]
 
 
-def _causal(length: int, device: torch.device) -> torch.Tensor:
+def _causal_mask(length: int, device: torch.device) -> torch.Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
-def _short(
+def _attend_short(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: KeysValues | None, seen: torch.Tensor
 ) -> torch.Tensor:
     """[rows, heads, n, d] queries on [rows, kv heads, m, d] and on the prefix; `seen` broadcasts to [.., n, m]."""
@@ -203,8 +209,8 @@ def _short(
     return out.reshape(rows, heads, n, dim)
 
 
-def _long(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: KeysValues | None) -> torch.Tensor:
-    """As `_short`, causal, without ever holding all scores."""
+def _attend_long(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: KeysValues | None) -> torch.Tensor:
+    """As `_attend_short`, causal, without ever holding all scores."""
     rows, heads, n, _ = q.shape
     each = heads // k.shape[1]
     if prefix is None:

@@ -1,17 +1,18 @@
-"""The model as evaluation sees it: it answers prompts, and remembers what all prompts of a task begin with."""
+"""A model in memory that completes prompts, and keeps the keys and values of what a task's prompts begin with."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from cruijff_kit.evaluation.engine.attention import KeysValues, Prefill
-from cruijff_kit.evaluation.engine.forward import Asked, OptionLogits, Pass
-from cruijff_kit.evaluation.engine.onednn import Products, bytes_of_copies
+from cruijff_kit.evaluation.engine.forward import EngineRequest, ForwardRequest, OptionLogitsRequest
+from cruijff_kit.evaluation.engine.onednn import PreparedWeights, count_copy_bytes
 from cruijff_kit.evaluation.engine.options import option_logits
-from cruijff_kit.evaluation.engine.request import Answer, Request
-from cruijff_kit.evaluation.engine.scheduler import Session
+from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest
+from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.models.device import Machine, describe, free_bytes, return_memory
 from cruijff_kit.training.cpu_kernels import arrange_for_cpu
@@ -26,11 +27,17 @@ _WORTH_EXTENDING = 8  # tokens that a batch has in common beyond the prefix that
 class _Prefix:
     ids: list[int]
     cache: list[KeysValues]
+    """Per layer [kv heads, tokens, d]."""
     weights: tuple
+    """The adapters that computed it (`ChatModel._identify_weights`)."""
+
+    def first(self, length: int) -> list[KeysValues]:
+        """Keys and values of the first tokens."""
+        return [(k[:, :length], v[:, :length]) for k, v in self.cache]
 
 
 class ChatModel:
-    """A model in memory that answers prompts.
+    """A model in memory that completes prompts.
 
     Args:
         model: torchtune decoder, adapters included.
@@ -44,20 +51,20 @@ class ChatModel:
             fuse_lora(model)
             arrange_for_cpu(model)
         # A pass over more tokens than this gains no speed, and its answers come later.
-        self.pack_tokens = 512 if machine.device.type == "cpu" else 4096
+        self.max_prefill_tokens = 512 if machine.device.type == "cpu" else 4096
         # Of keys and values; on a CPU attention in fp32 is faster and more exact than in bf16.
         self.cache_dtype = torch.float32 if machine.device.type == "cpu" else machine.dtype
         self._prefix: _Prefix | None = None
-        self._last: list[int] | None = None
-        self._products: Products | None = None
-        self._weights_then: tuple | None = None
+        self._last_prompt: list[int] | None = None
+        self._prepared: PreparedWeights | None = None
+        self._prepared_for: tuple | None = None  # the adapters that `_prepared` was made of
 
     def describe(self) -> dict[str, str | int]:
-        """device, dtype and threads, for the record."""
+        """Return device, dtype and threads, for the record."""
         return describe(self.machine)
 
     @contextlib.contextmanager
-    def untrained(self) -> Iterator[None]:
+    def without_adapters(self) -> Iterator[None]:
         """Within this context the adapters are switched off: the base model answers."""
         self._forget()
         try:
@@ -66,141 +73,151 @@ class ChatModel:
         finally:
             self._forget()
 
-    def session(self, most_rows: int | None = None) -> Session:
-        """Something to ask: requests may come while others are answered.
+    def open_scheduler(self, max_rows: int | None = None) -> Scheduler:
+        """Open a scheduler, which takes requests while it answers others.
 
         Args:
-            most_rows: answers in the making at once; None: as many as memory takes.
+            max_rows: most completions decoded at once; None: as many as memory takes.
         """
         self.prepare()
-        return Session(self, most_rows)
+        return Scheduler(self, max_rows)
 
     def prepare(self) -> None:
-        """To be called before passes where the adapters may have changed: chooses how matrices are multiplied."""
-        if self._weights_then == self._weights():
+        """Choose how matrices are multiplied. Call it before passes where the adapters may have changed."""
+        weights = self._identify_weights()
+        if self._prepared_for == weights:
             return
-        self._products, self._weights_then = None, self._weights()  # the former are gone before room is looked for
-        size = bytes_of_copies(self.model)
-        self._products = Products(self.model, copied=size is not None and size < self.spare())
+        self._prepared, self._prepared_for = None, weights  # frees the former before the free memory is measured
+        size = count_copy_bytes(self.model)
+        self._prepared = PreparedWeights(self.model, copied=size is not None and size < self.count_spare_bytes())
 
-    def generate(self, requests: list[Request], finished: Callable[[], object] = lambda: None) -> list[Answer]:
-        """Answers, in the order of the requests.
+    def generate(
+        self, requests: list[CompletionRequest], on_done: Callable[[], object] = lambda: None
+    ) -> list[Completion]:
+        """Complete prompts. Returns completions in the order of the requests.
 
         Args:
-            requests: prompts of at least one token.
-            finished: called each time an answer is complete.
+            on_done: called each time a completion is finished.
         Raises:
             UserError: a prompt fills the model's context.
         """
-        answers: list[Answer | None] = [None] * len(requests)
-        session = self.session()
+        completions: list[Completion | None] = [None] * len(requests)
+        scheduler = self.open_scheduler()
 
-        def note(number: int) -> Callable[[Answer], None]:
-            def noted(answer: Answer) -> None:
-                answers[number] = answer
-                finished()
-
-            return noted
+        def keep(number: int, completion: Completion) -> None:
+            completions[number] = completion
+            on_done()
 
         try:
             for number, request in enumerate(requests):
-                session.add(request, note(number))
-            while session.step():
+                scheduler.add(request, functools.partial(keep, number))
+            while scheduler.step():
                 pass
         finally:
-            session.close()
-        return answers
+            scheduler.close()
+        return completions
 
     def release(self) -> None:
-        """Give back all memory that answering took."""
+        """Free all memory that answering took."""
         self._forget()
         return_memory(self.machine.device)
 
     def _forget(self) -> None:
-        self._prefix = self._last = self._products = self._weights_then = None
+        self._prefix = self._last_prompt = self._prepared = self._prepared_for = None
 
     @property
     def has_copies(self) -> bool:
-        """Whether its matrices are there in oneDNN's layout, in fp32 with the adapters added to them."""
-        return self._products is not None and self._products.copied
+        """Whether it has copies of its matrices in oneDNN's layout, in fp32 with the adapters added to them."""
+        return self._prepared is not None and self._prepared.copied
 
-    def compute(self, asked: Asked) -> torch.Tensor:
-        """What a session asks for."""
-        if isinstance(asked, OptionLogits):
-            return option_logits(self.model.output, asked.hidden, asked.ids)
-        if not isinstance(asked, Pass):
-            return self.logits(asked.hidden)
-        with asked.attention.within(self.model):
-            return self.forward(asked.ids, asked.positions)
+    def compute(self, request: EngineRequest) -> torch.Tensor:
+        """Compute the result of a scheduler's request."""
+        if isinstance(request, OptionLogitsRequest):
+            return option_logits(self.model.output, request.hidden, request.ids)
+        if not isinstance(request, ForwardRequest):
+            return self.logits(request.hidden)
+        with request.attention.installed(self.model):
+            return self.forward(request.ids, request.positions)
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """[b, s] ids -> [b, s, d] normed hidden states."""
         ids, positions = ids.to(self.machine.device), positions.to(self.machine.device)
         h = self.model.tok_embeddings(ids)
-        with self._computing():
+        with self._installed_weights():
             for layer in self.model.layers:
                 h = layer(h, mask=None, input_pos=positions)
         return self.model.norm(h)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, d] normed hidden states -> [rows, vocabulary] in fp32."""
-        with self._computing():
+        with self._installed_weights():
             return self.model.output(hidden).float()
 
-    def _computing(self) -> contextlib.AbstractContextManager:
-        return self._products.within() if self._products else contextlib.nullcontext()
+    def _installed_weights(self) -> contextlib.AbstractContextManager:
+        return self._prepared.installed() if self._prepared else contextlib.nullcontext()
 
-    def prefix(
-        self, prompts: list[list[int]], own: int
-    ) -> Generator[Asked, torch.Tensor, tuple[int, list[KeysValues] | None]]:
-        """How many tokens the prompts begin with together, and their keys and values per layer.
+    def find_prefix(
+        self,
+        prompts: list[list[int]],
+        own: int,
+        then: Callable[[int, list[KeysValues] | None], EngineRequest | None],
+    ) -> EngineRequest | None:
+        """Find what prompts have in common at their beginning.
 
-        What was computed for earlier prompts is taken, and what they have in common beyond it added.
+        What earlier prompts had in common is not computed again; what these have in common beyond it is added.
 
         Args:
             prompts: at least one.
             own: tokens of each prompt that must not count as common.
+            then: takes the number of common tokens and their keys and values per layer; what it returns follows.
         """
-        kept = self._prefix if self._prefix and self._prefix.weights == self._weights() else None
+        prefix = self._prefix if self._prefix and self._prefix.weights == self._identify_weights() else None
         shortest = min(map(len, prompts)) - own
-        before = [self._last] if len(prompts) == 1 and self._last else []
-        common = min(_common(prompts + before), shortest)
-        known = min(_common([*prompts, kept.ids]), shortest) if kept else 0
-        self._last = prompts[0]
-        if len(prompts) + len(before) > 1 and common >= known + _WORTH_EXTENDING:
-            kept = yield from self._extend(kept, known, prompts[0][:common])
-            known = common
-        if known <= 0:
-            return 0, None
-        return known, [(k[:, :known], v[:, :known]) for k, v in kept.cache]
+        before = [self._last_prompt] if len(prompts) == 1 and self._last_prompt else []
+        common = min(_count_common(prompts + before), shortest)
+        reused = min(_count_common([*prompts, prefix.ids]), shortest) if prefix else 0
+        self._last_prompt = prompts[0]
+        if len(prompts) + len(before) > 1 and common >= reused + _WORTH_EXTENDING:
+            return self._extend_prefix(prefix, reused, prompts[0][:common], then)
+        return then(reused, prefix.first(reused)) if reused > 0 else then(0, None)
 
-    def _extend(self, kept: _Prefix | None, known: int, ids: list[int]) -> Generator[Asked, torch.Tensor, _Prefix]:
-        beginning = [(k[:, :known], v[:, :known]) for k, v in kept.cache] if known else None
-        attention = Prefill(self.cache_dtype, [(1, len(ids) - known)], beginning)
-        yield Pass(torch.tensor([ids[known:]]), torch.arange(known, len(ids))[None], attention)
-        cache = attention.seen
-        if beginning:
-            pairs = zip(beginning, cache, strict=True)
-            cache = [tuple(torch.cat([a, b], 1) for a, b in zip(old, new, strict=True)) for old, new in pairs]
-        self._prefix = _Prefix(ids, cache, self._weights())
-        return self._prefix
+    def _extend_prefix(
+        self,
+        prefix: _Prefix | None,
+        reused: int,
+        ids: list[int],
+        then: Callable[[int, list[KeysValues] | None], EngineRequest | None],
+    ) -> ForwardRequest:
+        beginning = prefix.first(reused) if reused else None
+        attention = Prefill(self.cache_dtype, [(1, len(ids) - reused)], beginning)
 
-    def _weights(self) -> tuple:
+        def keep(_: torch.Tensor) -> EngineRequest | None:
+            cache = attention.seen
+            if beginning:
+                pairs = zip(beginning, cache, strict=True)
+                cache = [tuple(torch.cat([a, b], 1) for a, b in zip(old, new, strict=True)) for old, new in pairs]
+            self._prefix = _Prefix(ids, cache, self._identify_weights())
+            return then(len(ids), self._prefix.first(len(ids)))
+
+        positions = torch.arange(reused, len(ids))[None]
+        return ForwardRequest(torch.tensor([ids[reused:]]), positions, attention, keep)
+
+    def _identify_weights(self) -> tuple:
         """Changes whenever the adapters do."""
         return tuple((p.data_ptr(), p._version) for p in get_adapter_params(self.model).values())
 
-    def copies_at_once(self) -> int | None:
+    def count_models_with_copies(self) -> int | None:
         """Models of one base that may have copies of their own (fp32 on a CPU) beside the base's; None: they have none."""
-        size = bytes_of_copies(self.model)
-        if size is None or size >= self.spare() or self.machine.dtype != torch.float32:
+        size = count_copy_bytes(self.model)
+        if size is None or size >= self.count_spare_bytes() or self.machine.dtype != torch.float32:
             return None
-        return int((self.spare() / size - 1) / _SPARE)
+        return int((self.count_spare_bytes() / size - 1) / _SPARE)
 
-    def spare(self) -> float:
+    def count_spare_bytes(self) -> float:
         """Bytes that weights in another layout may take."""
         return _SPARE * free_bytes(self.machine.device)
 
-    def room(self) -> int:
+    def count_free_cache_tokens(self) -> int:
         """Tokens whose keys and values fit into the memory that is free now, in all rows together."""
         model, device = self.model, self.machine.device
         heads = model.layers[0].attn.num_kv_heads
@@ -208,7 +225,7 @@ class ChatModel:
         return max(1, int(_SHARE * free_bytes(device)) // token)
 
 
-def _common(prompts: list[list[int]]) -> int:
+def _count_common(prompts: list[list[int]]) -> int:
     """How many ids all prompts begin with."""
     low, high = min(prompts), max(prompts)  # in the order of lists, the two that differ earliest
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))

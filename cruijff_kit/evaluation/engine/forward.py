@@ -1,6 +1,6 @@
-"""What the scheduler asks of a model: forward passes, logits, logits of options."""
+"""What a scheduler requests of a model: forward passes, logits, and logits of options."""
 
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,36 +9,58 @@ import torch
 from cruijff_kit.evaluation.engine.attention import Attention, KeysValues
 
 
-@dataclass
-class Pass:
-    """Tokens that go through the layers: [rows, tokens] ids and positions, on the CPU. Comes to normed hidden states [rows,
-    tokens, d]. attention: what each layer's queries meet.
-    """
+@dataclass(eq=False)
+class ForwardRequest:
+    """Tokens that go through the layers. The result is their normed hidden states, [rows, tokens, d]."""
 
     ids: torch.Tensor
+    """[rows, tokens], on the CPU."""
     positions: torch.Tensor
+    """[rows, tokens], on the CPU."""
     attention: Attention
+    """What each layer's queries attend to."""
+    then: "Callable[[torch.Tensor], EngineRequest | None]"
+    """Takes the result and returns the step's next request; None ends the step."""
+
+    @property
+    def size(self) -> int:
+        """Tokens in the pass."""
+        return self.ids.numel()
 
 
-@dataclass
-class Outputs:
-    """[rows, d] normed hidden states that go through the output projection. Comes to [rows, vocabulary] logits in fp32."""
+@dataclass(eq=False)
+class LogitsRequest:
+    """Hidden states that go through the output projection. The result is [rows, vocabulary] logits in fp32."""
 
     hidden: torch.Tensor
+    """[rows, d], normed."""
+    then: "Callable[[torch.Tensor], EngineRequest | None]"
+    """As in ForwardRequest."""
+
+    @property
+    def size(self) -> int:
+        """Rows to project."""
+        return len(self.hidden)
 
 
-@dataclass
-class OptionLogits:
-    """[rows, d] normed hidden states and [tokens] ids. Comes to these tokens' logits, [rows, tokens] (engine/options)."""
+@dataclass(eq=False)
+class OptionLogitsRequest:
+    """Hidden states whose logits of a few tokens are wanted. The result is [rows, tokens] (engine/options)."""
 
     hidden: torch.Tensor
+    """[rows, d], normed."""
     ids: torch.Tensor
+    """[tokens] of the vocabulary."""
+    then: "Callable[[torch.Tensor], EngineRequest | None]"
+    """As in ForwardRequest."""
+
+    @property
+    def size(self) -> int:
+        """Rows to project."""
+        return len(self.hidden)
 
 
-Asked = Pass | Outputs | OptionLogits
-
-
-Step = Generator[Asked, torch.Tensor, Any]
+EngineRequest = ForwardRequest | LogitsRequest | OptionLogitsRequest
 
 
 class DecodingModel(Protocol):
@@ -50,16 +72,21 @@ class DecodingModel(Protocol):
     """Has `stop_tokens` and `decode`."""
     cache_dtype: torch.dtype
     """Of keys and values."""
-    pack_tokens: int
+    max_prefill_tokens: int
     """Most tokens in one forward pass of prompts."""
 
-    def compute(self, asked: Asked) -> torch.Tensor:
-        """The tensor that a request comes to."""
+    def compute(self, request: EngineRequest) -> torch.Tensor:
+        """Compute the result of a request."""
 
-    def room(self) -> int:
-        """Tokens whose keys and values fit into the free memory."""
+    def count_free_cache_tokens(self) -> int:
+        """Count the tokens whose keys and values fit into the free memory."""
 
-    def prefix(
-        self, prompts: list[list[int]], own: int
-    ) -> Generator[Asked, torch.Tensor, tuple[int, list[KeysValues] | None]]:
-        """How many tokens the prompts share at their beginning, and their keys and values per layer."""
+    def find_prefix(
+        self,
+        prompts: list[list[int]],
+        own: int,
+        then: Callable[[int, list[KeysValues] | None], EngineRequest | None],
+    ) -> EngineRequest | None:
+        """Find what the prompts have in common at their beginning. `then` takes its length in tokens and its keys and
+        values per layer; what `then` returns follows.
+        """

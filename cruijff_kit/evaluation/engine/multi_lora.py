@@ -7,6 +7,7 @@ itself. (Many adapters on one base in serving: S-LoRA, Sheng et al. 2023, arXiv 
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from torch import nn
 
 from cruijff_kit.evaluation.engine.attention import Attention
 from cruijff_kit.evaluation.engine.chat_model import ChatModel
-from cruijff_kit.evaluation.engine.forward import Asked, OptionLogits, Outputs, Pass, Step
-from cruijff_kit.evaluation.engine.onednn import Product, dora_product, of_use_for, product_of
-from cruijff_kit.evaluation.engine.scheduler import Session
+from cruijff_kit.evaluation.engine.forward import EngineRequest, ForwardRequest, LogitsRequest, OptionLogitsRequest
+from cruijff_kit.evaluation.engine.interfaces import Engine
+from cruijff_kit.evaluation.engine.onednn import Matmul, dora_matmul_for, is_supported, matmul_for
+from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models import device
 from cruijff_kit.models.compat import (
     DoRALinear,
@@ -44,22 +46,22 @@ _PADDED = 2  # times the tokens, with padding, that one product of all adapters 
 _OUTPUT = "output"
 
 
-def base_of(chat: ChatModel) -> tuple | int:
+def base_of(chat_model: ChatModel) -> tuple | int:
     """The same for models that can share passes: all but their adapters are the same tensors and modules.
 
     A model that can share with none, quantised or spread over devices, has its own.
     """
-    adapters, linears = get_adapter_params(chat.model), _linears(chat.model)
-    base = {name: p for name, p in chat.model.named_parameters(remove_duplicate=False) if name not in adapters}
-    if any(isinstance(p.data, NF4Tensor) or p.device != chat.machine.device for p in base.values()):
-        return id(chat)
+    adapters, linears = get_adapter_params(chat_model.model), _linears(chat_model.model)
+    base = {name: p for name, p in chat_model.model.named_parameters(remove_duplicate=False) if name not in adapters}
+    if any(isinstance(p.data, NF4Tensor) or p.device != chat_model.machine.device for p in base.values()):
+        return id(chat_model)
     others = tuple(
         (name, type(module))
-        for name, module in chat.model.named_modules()
+        for name, module in chat_model.model.named_modules()
         if not any(name == n or name.startswith(f"{n}.") for n in _parents(name) if n in linears)
     )
     tensors = tuple(sorted((name, p.data_ptr(), p.shape) for name, p in base.items()))
-    return tensors, others, isinstance(chat.model.output, TiedLinear), chat.machine, chat.cache_dtype
+    return tensors, others, isinstance(chat_model.model.output, TiedLinear), chat_model.machine, chat_model.cache_dtype
 
 
 def _parents(name: str) -> list[str]:
@@ -84,6 +86,12 @@ class _Span:
     number: int
     begin: int
     end: int
+
+
+_Group = list[tuple[Scheduler, Any]]
+"""Schedulers and their requests, of one kind."""
+_Compute = Callable[[list[Any], list[_Span]], list[torch.Tensor]]
+"""Requests and their spans in the joined tensor -> results."""
 
 
 class _Layout:
@@ -118,132 +126,140 @@ def _layout(spans: list[_Span], device: torch.device) -> _Layout | None:
     return _Layout(spans, device) if few and longest * len(spans) <= _PADDED * tokens else None
 
 
-class SharedPasses:
-    """What sessions of several chat models of one base (`base_of`) ask for, computed together.
+class MultiLoraEngine(Engine):
+    """Computes the requests of several chat models of one base (`base_of`) together.
 
-    The adapters are taken as they stand, or are switched off, when this is made.
-
-    Attributes:
-        passes: how many so far. together: most sessions in one pass, once memory has run out.
+    The adapters are taken as they are, or are switched off, when this is made.
     """
 
     @torch.inference_mode()
-    def __init__(self, chats: list[ChatModel]) -> None:
-        self.chats, self.passes, self.together = chats, 0, len(chats)
-        for chat in chats:
-            chat.release()  # copies that it may have are of the adapter that it had
+    def __init__(self, chat_models: list[ChatModel]) -> None:
+        self.chat_models = chat_models
+        self.num_passes = 0
+        self.max_group = len(chat_models)
+        """Most schedulers in one pass; fewer than there are once memory has run out."""
+        for chat_model in chat_models:
+            chat_model.release()  # copies that it may have are of the adapter that it had
         self.spans: list[_Span] = []
         self.layout: _Layout | None = None
-        self._number = {id(chat): number for number, chat in enumerate(chats)}
-        self._model = chats[0].model  # whose embeddings, norms and rotations are everybody's
-        modules = [_linears(chat.model) for chat in chats]
+        self._number = {id(chat_model): number for number, chat_model in enumerate(chat_models)}
+        self._model = chat_models[0].model  # whose embeddings, norms and rotations are everybody's
+        modules = [_linears(chat_model.model) for chat_model in chat_models]
         weights = {name: _weight(module) for name, module in modules[0].items()}
         size = sum(w.numel() * w.element_size() for w in weights.values() if w is not None)
-        copied = all(w is None or of_use_for(w) for w in weights.values()) and size < chats[0].spare()
-        self._merges = copied and chats[0].machine.dtype == torch.float32
+        is_copied = all(w is None or is_supported(w) for w in weights.values())
+        is_copied = is_copied and size < chat_models[0].count_spare_bytes()
+        self._can_merge = is_copied and chat_models[0].machine.dtype == torch.float32
         self._maps = {
-            name: _Map(self, weights[name], module, [own[name] for own in modules], copied)
+            name: _Map(self, weights[name], module, [own[name] for own in modules], is_copied)
             for name, module in modules[0].items()
         }
 
-    def session(self, chat: ChatModel, most_rows: int | None = None) -> Session:
-        """As ChatModel.session, for passes with others'."""
-        return Session(chat, most_rows, len(self.chats))
+    def open_scheduler(self, chat_model: ChatModel, max_rows: int | None = None) -> Scheduler:
+        """As ChatModel.open_scheduler, for passes with others."""
+        return Scheduler(chat_model, max_rows, len(self.chat_models))
 
     @torch.inference_mode()
-    def step(self, sessions: list[Session]) -> dict[Session, Exception]:
-        """A step of each session, each in a pass with the others'. Returns what went wrong, in those where it did."""
-        stories: dict[Session, Step] = {session: session.asking() for session in sessions}
-        asking: dict[Session, Asked] = {}
-        failed: dict[Session, Exception] = {}
+    def step(self, schedulers: list[Scheduler]) -> dict[Scheduler, Exception]:
+        """Do a step of each scheduler, in common passes. Returns the errors of those that failed."""
+        requests: dict[Scheduler, EngineRequest] = {}
+        failures: dict[Scheduler, Exception] = {}
 
-        def go_on(session: Session, computed: torch.Tensor | Exception | None) -> None:
-            asking.pop(session, None)
-            tell = stories[session].throw if isinstance(computed, Exception) else stories[session].send
+        def advance(scheduler: Scheduler, next_request: Callable[[], EngineRequest | None]) -> None:
+            """Put the scheduler's next request in the place of its last one."""
+            requests.pop(scheduler, None)
             try:
-                asking[session] = tell(computed)
-            except StopIteration:
-                pass
+                request = next_request()
             except Exception as error:
-                failed[session] = error
-
-        def by_itself(session: Session, one: Asked) -> bool:
-            if isinstance(one, OptionLogits):  # a few rows of its own output projection
-                return True
-            return self._merges and isinstance(one, Pass) and one.ids.numel() >= _MANY and _has_copies(session)
+                failures[scheduler] = error
+                return
+            if request is not None:
+                requests[scheduler] = request
 
         with torch.compiler.set_stance("force_eager"):
-            for session in sessions:
-                go_on(session, None)
-            while asking:
-                for session, one in [(s, one) for s, one in asking.items() if by_itself(s, one)]:
-                    for _, computed in self._computed(
-                        [(session, one)], lambda group, _, s=session: [s.chat.compute(group[0])]
-                    ):
-                        go_on(session, computed)
-                for kind, compute in ((Pass, self._pass), (Outputs, self._outputs)):
-                    asked = [(session, one) for session, one in asking.items() if isinstance(one, kind)]
-                    for session, computed in self._computed(asked, compute):
-                        go_on(session, computed)
-        return failed
+            for scheduler in schedulers:
+                advance(scheduler, scheduler.begin_step)
+            while requests:
+                for group, compute in self._group(requests):
+                    for scheduler, result in self._compute(group, compute):
+                        if isinstance(result, Exception):
+                            failures[scheduler] = result
+                            del requests[scheduler]
+                        else:
+                            advance(scheduler, functools.partial(requests[scheduler].then, result))
+        return failures
 
-    def _computed(
-        self, asked: list[tuple[Session, Any]], compute: Callable[[list, list[_Span]], list[torch.Tensor]]
-    ) -> Iterator[tuple[Session, torch.Tensor | Exception]]:
-        """What each comes to; in smaller groups when memory runs out, or when one has to explain by itself what fails."""
-        most = self.together
-        while asked:
-            group = asked[:most]
-            group = _first(group, self.chats[0].pack_tokens if isinstance(group[0][1], Pass) else _ROWS)
-            failed, found = None, []
+    def _group(self, requests: dict[Scheduler, EngineRequest]) -> Iterator[tuple[_Group, _Compute]]:
+        """Yield requests to compute together, and how: those better computed alone first. `requests` changes meanwhile."""
+        for scheduler, request in [(s, request) for s, request in requests.items() if self._goes_alone(s, request)]:
+            yield [(scheduler, request)], lambda group, _, s=scheduler: [s.chat_model.compute(group[0])]
+        for kind, compute in ((ForwardRequest, self._forward), (LogitsRequest, self._project)):
+            yield [(s, request) for s, request in requests.items() if isinstance(request, kind)], compute
+
+    def _goes_alone(self, scheduler: Scheduler, request: EngineRequest) -> bool:
+        if isinstance(request, OptionLogitsRequest):  # a few rows of its own output projection
+            return True
+        is_long = isinstance(request, ForwardRequest) and request.size >= _MANY
+        return self._can_merge and is_long and _has_copies(scheduler)
+
+    def _compute(self, group: _Group, compute: _Compute) -> Iterator[tuple[Scheduler, torch.Tensor | Exception]]:
+        """Yield the result of each request, or its error. The group is halved when memory runs out, or to see whose request
+        fails.
+        """
+        most = self.max_group
+        while group:
+            part = group[:most]
+            part = _first(part, self.chat_models[0].max_prefill_tokens if _is_forward(part) else _ROWS)
+            failure, results = None, []
             try:
-                found = compute([one for _, one in group], self._laid_out(group))
+                results = compute([request for _, request in part], self._span(part))
             except Exception as error:
-                failed = error
+                failure = error
                 free_exception_frames(error)
-            if failed is None:
-                yield from zip((session for session, _ in group), found, strict=True)
-            elif len(group) == 1:
-                yield group[0][0], failed
+            if failure is None:
+                yield from zip((scheduler for scheduler, _ in part), results, strict=True)
+            elif len(part) == 1:
+                yield part[0][0], failure
             else:
-                most = len(group) // 2
-                if is_out_of_memory(failed):
-                    device.free_memory(self.chats[0].machine.device)
-                    self.together = most
-                    say(f"out of memory with {len(group)} runs in one pass; on with {most}")
+                most = len(part) // 2
+                if is_out_of_memory(failure):
+                    device.free_memory(self.chat_models[0].machine.device)
+                    self.max_group = most
+                    say(f"out of memory with {len(part)} runs in one pass; on with {most}")
                 continue
-            asked = asked[len(group) :]
+            group = group[len(part) :]
 
-    def _laid_out(self, group: list[tuple[Session, Asked]]) -> list[_Span]:
+    def _span(self, group: _Group) -> list[_Span]:
         spans, begin = [], 0
-        for session, one in group:
-            end = begin + _size(one)
-            spans.append(_Span(self._number[id(session.chat)], begin, end))
+        for scheduler, request in group:
+            end = begin + request.size
+            spans.append(_Span(self._number[id(scheduler.chat_model)], begin, end))
             begin = end
         return spans
 
-    def _pass(self, group: list[Pass], spans: list[_Span]) -> list[torch.Tensor]:
-        self.passes += 1
-        device = self.chats[0].machine.device
+    def _forward(self, group: list[ForwardRequest], spans: list[_Span]) -> list[torch.Tensor]:
+        self.num_passes += 1
+        device = self.chat_models[0].machine.device
         self.spans, self.layout = spans, _layout(spans, device)
         ids, positions = (
             torch.cat([x.flatten() for x in xs])[None].to(device)
             for xs in ([one.ids for one in group], [one.positions for one in group])
         )
         h = self._model.tok_embeddings(ids)
-        with _Apart(self.chats[0].cache_dtype, group, spans).within(self._model), self._computing():
+        attention = _PerAdapterAttention(self.chat_models[0].cache_dtype, group, spans)
+        with attention.installed(self._model), self._installed_maps():
             for layer in self._model.layers:
                 h = layer(h, mask=None, input_pos=positions)
         hidden = self._model.norm(h)[0]
         return [hidden[s.begin : s.end].unflatten(0, one.ids.shape) for one, s in zip(group, spans, strict=True)]
 
-    def _outputs(self, group: list[Outputs], spans: list[_Span]) -> list[torch.Tensor]:
-        self.spans, self.layout = spans, _layout(spans, self.chats[0].machine.device)
+    def _project(self, group: list[LogitsRequest], spans: list[_Span]) -> list[torch.Tensor]:
+        self.spans, self.layout = spans, _layout(spans, self.chat_models[0].machine.device)
         logits = self._maps[_OUTPUT](torch.cat([one.hidden for one in group])).float()
         return [logits[s.begin : s.end] for s in spans]
 
     @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
+    def _installed_maps(self) -> Iterator[None]:
         """Within this context the linear maps of the layers are the common ones."""
         modules = [(module, self._maps[name]) for name, module in _linears(self._model).items() if name != _OUTPUT]
         for module, common in modules:
@@ -255,27 +271,28 @@ class SharedPasses:
                 module.__dict__.pop("forward", None)
 
 
-def _has_copies(session: Session) -> bool:
-    """Whether its model has weights that the adapter is added to; they are made if that pays, and memory is plenty."""
-    if not session.chat.has_copies and session.ahead > _AHEAD:
-        session.chat.prepare()
-    return session.chat.has_copies
+def _has_copies(scheduler: Scheduler) -> bool:
+    """Whether its model has weights with the adapter added; makes them where that pays and memory is plenty."""
+    chat_model = scheduler.chat_model
+    if not chat_model.has_copies and scheduler.num_pending_tokens > _AHEAD:
+        chat_model.prepare()
+    return chat_model.has_copies
 
 
-def _size(one: Asked) -> int:
-    return one.ids.numel() if isinstance(one, Pass) else len(one.hidden)
+def _is_forward(group: _Group) -> bool:
+    return isinstance(group[0][1], ForwardRequest)
 
 
-def _first(group: list[tuple[Session, Asked]], most: int) -> list[tuple[Session, Asked]]:
-    """The first ones, of so many tokens together at most; one at least."""
-    sizes = itertools.accumulate(_size(one) for _, one in group)
+def _first(group: _Group, most: int) -> _Group:
+    """Take the first requests, of so many tokens together at most; one at least."""
+    sizes = itertools.accumulate(request.size for _, request in group)
     return group[: max(1, sum(size <= most for size in sizes))]
 
 
-class _Apart(Attention):
-    """Each session's queries meet what they met in a pass of its own."""
+class _PerAdapterAttention(Attention):
+    """Each scheduler's queries attend as in a pass of its own."""
 
-    def __init__(self, dtype: torch.dtype, group: list[Pass], spans: list[_Span]) -> None:
+    def __init__(self, dtype: torch.dtype, group: list[ForwardRequest], spans: list[_Span]) -> None:
         super().__init__(dtype)
         self.group = [(one.attention, one.ids.shape, s.begin, s.end) for one, s in zip(group, spans, strict=True)]
 
@@ -300,21 +317,21 @@ class _Map:
     """
 
     def __init__(
-        self, shared: SharedPasses, weight: torch.Tensor | None, module: Any, modules: list[Any], copied: bool
+        self, engine: MultiLoraEngine, weight: torch.Tensor | None, module: Any, modules: list[Any], copied: bool
     ) -> None:
-        self._shared = shared
+        self._engine = engine
         self._kinds = [_kind(own) if weight is not None else "own" for own in modules]
         bias = getattr(module, "bias", None)
-        self._times: Product | None = None
+        self._multiply: Matmul | None = None
         if {*self._kinds} & {"base", "lora"}:
-            self._times = product_of(weight, bias, copied)
-        plain = self._times if bias is None and self._times else None
+            self._multiply = matmul_for(weight, bias, copied)
+        plain = self._multiply if bias is None and self._multiply else None
         if "dora" in self._kinds and plain is None:
-            plain = product_of(weight, None, copied)
-        self._own: dict[int, Product] = {}  # `forward` as it is now: in a pass it is this map
+            plain = matmul_for(weight, None, copied)
+        self._own: dict[int, Matmul] = {}  # `forward` as it is now: in a pass it is this map
         for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True)):
             if kind in ("dora", "own"):
-                self._own[n] = dora_product(own, plain) if kind == "dora" else own.forward
+                self._own[n] = dora_matmul_for(own, plain) if kind == "dora" else own.forward
         self._adapters = {
             n: (own.lora_a.weight.to(weight.dtype), own.lora_b.weight.to(weight.dtype), own.alpha / own.rank)
             for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True))
@@ -324,11 +341,11 @@ class _Map:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_dim] -> [..., out_dim]."""
-        rows, spans = x.flatten(0, -2), self._shared.spans
+        rows, spans = x.flatten(0, -2), self._engine.spans
         own = {s.begin: self._own[s.number](rows[s.begin : s.end]) for s in spans if s.number in self._own}
         if len(own) == len(spans):
             return torch.cat([*own.values()]).unflatten(0, x.shape[:-1])
-        out = self._times(rows)
+        out = self._multiply(rows)
         if any(s.number in self._adapters for s in spans):
             self._add(out, rows)
         for s in spans:
@@ -338,9 +355,9 @@ class _Map:
 
     def _add(self, out: torch.Tensor, rows: torch.Tensor) -> None:
         """Add to [tokens, out_dim] what each adapter makes of its own [tokens, in_dim]."""
-        layout = self._shared.layout
+        layout = self._engine.layout
         if layout is None:
-            for s in self._shared.spans:
+            for s in self._engine.spans:
                 if s.number in self._adapters:
                     a, b, scale = self._adapters[s.number]
                     out[s.begin : s.end].addmm_(rows[s.begin : s.end] @ a.t(), b.t(), alpha=scale)

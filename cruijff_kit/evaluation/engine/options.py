@@ -1,4 +1,4 @@
-"""Logits of a few tokens, projected more exactly than the model's own precision would.
+"""Logits of a few tokens, projected more exactly than in the model's own precision.
 
 In bf16 a logit of 8 to 16 has steps of 1/16: 60 prompts of the census got 5 different log-odds from SmolLM2-135M, and 60
 from the same hidden states projected so.
@@ -14,7 +14,7 @@ from cruijff_kit.models.compat import DoRALinear, LoRALinear, NF4Tensor, TiedLin
 
 @torch.no_grad()
 def option_logits(output: Any, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The logits of some tokens: summed in fp64, then rounded to fp32, so that equal rows come out equal in any batch.
+    """Compute logits of some tokens: summed in fp64, then rounded to fp32, so that equal rows come out equal in any batch.
 
     Args:
         output: the model's output projection, adapters on it included or switched off.
@@ -24,18 +24,18 @@ def option_logits(output: Any, hidden: torch.Tensor, ids: torch.Tensor) -> torch
         [rows, tokens] in fp32.
     """
     weight = output.tied_module.weight if isinstance(output, TiedLinear) else getattr(output, "weight", None)
-    known = isinstance(output, TiedLinear | nn.Linear | LoRALinear | DoRALinear)
-    if not known or isinstance(weight.data, NF4Tensor):  # how it multiplies is its own affair
+    is_matrix = isinstance(output, TiedLinear | nn.Linear | LoRALinear | DoRALinear)
+    if not is_matrix or isinstance(weight.data, NF4Tensor):  # it multiplies in its own way
         return output(hidden).float()[:, ids]
     exact = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no fp64
     ids = ids.to(weight.device)
-    logits = hidden.to(weight.device, exact) @ _rows(output, weight, ids, exact).mT
+    logits = hidden.to(weight.device, exact) @ _adapted_rows(output, weight, ids, exact).mT
     bias = getattr(output, "bias", None)
     return (logits if bias is None else logits + bias[ids].to(exact)).float()
 
 
-def _rows(output: Any, weight: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[tokens, d]: these rows of the matrix, with what an adapter makes of them."""
+def _adapted_rows(output: Any, weight: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[tokens, d]: these rows of the matrix, the adapter added."""
     rows = weight[ids].to(dtype)
     if getattr(output, "disabled", True):  # a plain map has no adapter
         return rows

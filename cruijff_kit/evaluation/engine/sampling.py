@@ -1,7 +1,7 @@
-"""The next token of each row, by the row's own settings; what is reported is the model's own distribution.
+"""Sample the next token of each row by the row's own settings; what is reported is the model's own distribution.
 
-A token is drawn with one random number of the row's own, laid along the probabilities in the order of the vocabulary: it
-depends on the row alone.
+A token is drawn with one random number of the row's own, laid along the probabilities in the order of the vocabulary, so
+it depends on the row alone.
 """
 
 import random
@@ -9,22 +9,25 @@ from collections import Counter
 
 import torch
 
-from cruijff_kit.evaluation.engine.request import Answer, Request, Sampling, TokenLogprob
+from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest, Sampling, TokenLogprob
 
 _AT_ONCE = 1 << 20  # log-probabilities; on a CPU a table of all would cost more in fresh memory than in arithmetic
 _CANDIDATES = 1024  # likeliest tokens among which top_p mostly ends; sorting a whole vocabulary takes longer
 
 
-def choose(
-    logits: torch.Tensor, requests: list[Request], answers: list[Answer], draws: list[random.Random]
+def sample_next_tokens(
+    logits: torch.Tensor,
+    requests: list[CompletionRequest],
+    completions: list[Completion],
+    rngs: list[random.Random],
 ) -> list[TokenLogprob]:
-    """One token for each row.
+    """Sample one token for each row.
 
     Args:
         logits: [rows, vocabulary], fp32.
-        requests, answers, draws: of each row: its settings, its answer so far, and its random numbers.
+        requests, completions, rngs: of each row: its settings, its tokens so far, and its random numbers.
     """
-    chosen = _chosen(logits, [r.sampling for r in requests], answers, draws)
+    chosen = _choose(logits, [r.sampling for r in requests], completions, rngs)
     most = min(max(r.top_logprobs for r in requests), logits.shape[1])
     picked, ids, values = [], [], []
     rows = max(1, _AT_ONCE // logits.shape[1])
@@ -34,32 +37,34 @@ def choose(
         picked.append(logprobs.gather(1, tokens[:, None])[:, 0])
         ids.append(likeliest.indices)
         values.append(likeliest.values)
-    found = (x.tolist() for x in (chosen, torch.cat(picked), torch.cat(ids), torch.cat(values)))
+    columns = (x.tolist() for x in (chosen, torch.cat(picked), torch.cat(ids), torch.cat(values)))
     return [
         TokenLogprob(token, logprob, list(zip(*top, strict=True))[: request.top_logprobs])
-        for token, logprob, *top, request in zip(*found, requests, strict=True)
+        for token, logprob, *top, request in zip(*columns, requests, strict=True)
     ]
 
 
-def _chosen(logits: torch.Tensor, settings: list[Sampling], answers: list[Answer], draws: list) -> torch.Tensor:
-    adjusted = [row for row, s in enumerate(settings) if s.adjusts]
+def _choose(
+    logits: torch.Tensor, settings: list[Sampling], completions: list[Completion], rngs: list[random.Random]
+) -> torch.Tensor:
+    adjusted = [row for row, s in enumerate(settings) if s.changes_logits]
     if adjusted:
         logits = logits.clone()
         for row in adjusted:
-            _adjust(logits[row], settings[row], answers[row])
+            _adjust(logits[row], settings[row], completions[row])
     chosen = logits.argmax(-1)
-    drawn = [row for row, s in enumerate(settings) if s.temperature]
-    if drawn:
-        at = torch.tensor(drawn, device=logits.device)
-        numbers = torch.tensor([draws[row].random() for row in drawn], dtype=torch.float64)
-        chosen[at] = _draw(logits[at], [settings[row] for row in drawn], numbers.to(**_wide(logits.device)))
+    sampled = [row for row, s in enumerate(settings) if s.temperature]
+    if sampled:
+        at = torch.tensor(sampled, device=logits.device)
+        numbers = torch.tensor([rngs[row].random() for row in sampled], dtype=torch.float64)
+        chosen[at] = _draw(logits[at], [settings[row] for row in sampled], numbers.to(**_wide_dtype(logits.device)))
     return chosen
 
 
-def _adjust(logits: torch.Tensor, settings: Sampling, answer: Answer) -> None:
-    """Penalties and bias, in place, of one row [vocabulary]."""
+def _adjust(logits: torch.Tensor, settings: Sampling, completion: Completion) -> None:
+    """Apply penalties and bias, in place, to one row [vocabulary]."""
     change = Counter(settings.bias)
-    for token, times in Counter(answer.ids).items():
+    for token, times in Counter(completion.ids).items():
         change[token] -= times * settings.frequency_penalty + settings.presence_penalty
     if change:
         at = torch.tensor(list(change), device=logits.device)
@@ -67,25 +72,25 @@ def _adjust(logits: torch.Tensor, settings: Sampling, answer: Answer) -> None:
 
 
 def _draw(logits: torch.Tensor, settings: list[Sampling], numbers: torch.Tensor) -> torch.Tensor:
-    """A token of each row [rows, vocabulary], where its number in [0, 1) falls."""
+    """Draw a token of each row [rows, vocabulary]: the one where its number in [0, 1) falls."""
     scores = logits / torch.tensor([[s.temperature] for s in settings], device=logits.device)
     if any(s.top_k or s.top_p is not None for s in settings):
-        scores = scores.masked_fill(scores < _least(scores, settings), float("-inf"))
+        scores = scores.masked_fill(scores < _lowest_score(scores, settings), float("-inf"))
     along = scores.to(numbers.dtype).softmax(-1).cumsum(-1)
-    found = torch.searchsorted(along, (numbers * along[:, -1])[:, None], right=True)[:, 0]
-    return found.clamp(max=logits.shape[1] - 1)
+    tokens = torch.searchsorted(along, (numbers * along[:, -1])[:, None], right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[1] - 1)
 
 
-def _least(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
+def _lowest_score(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
     """The lowest score [rows, 1] that top_k and top_p leave each row."""
     vocabulary = scores.shape[1]
     k = torch.tensor([[min(s.top_k or vocabulary, vocabulary)] for s in settings], device=scores.device)
     p = torch.tensor([[1.0 if s.top_p is None else s.top_p] for s in settings], device=scores.device)
     wanted = [min(s.top_k or (_CANDIDATES if s.top_p is not None else 1), vocabulary) for s in settings]
-    ordered, mass = _likeliest(scores, max(wanted), k)
+    ordered, mass = _top_scores(scores, max(wanted), k)
     reached = (mass[:, -1:] >= p) | (k <= ordered.shape[1]) | (p >= 1)
     if not reached.all():
-        ordered, mass = _likeliest(scores, vocabulary, k)
+        ordered, mass = _top_scores(scores, vocabulary, k)
     kth = ordered.gather(1, k.clamp(max=ordered.shape[1]) - 1)
     before = torch.cat([torch.zeros_like(p), mass[:, :-1]], 1)
     inside = (before < p) & (ordered >= kth)
@@ -94,7 +99,7 @@ def _least(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
     return least.masked_fill((k == vocabulary) & (p >= 1), float("-inf"))
 
 
-def _likeliest(scores: torch.Tensor, count: int, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _top_scores(scores: torch.Tensor, count: int, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` highest scores [rows, count], and their summed probability among each row's k likeliest."""
     ordered = scores.topk(min(count, scores.shape[1]), -1).values
     among_all = scores.logsumexp(-1, keepdim=True)
@@ -103,6 +108,6 @@ def _likeliest(scores: torch.Tensor, count: int, k: torch.Tensor) -> tuple[torch
     return ordered, (limited - among_k).exp().cumsum(-1)
 
 
-def _wide(device: torch.device) -> dict:
+def _wide_dtype(device: torch.device) -> dict:
     # MPS has no fp64; there are 2^24 steps between 0 and 1 then, enough for a vocabulary.
     return {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
