@@ -28,9 +28,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 TINY = Path(__file__).parent / "tiny" / "llama"
 
 
-# What takes longest together comes first, so that with several workers none is left alone with it in the end.
-LONGEST = ("tests/slurm/", "tests/sweep/test_main_job.py", "tests/recipes/", "tests/training/", "tests/commands/",
-           "tests/architecture/", "tests/sweep/", "tests/config/", "tests/data/test_tiers.py")  # fmt: skip
+# What takes longest comes first, so that no worker is left alone with it in the end. Tests of SLURM mostly wait, and so
+# stand between tests that compute.
+LONGEST = (
+    "tests/slurm/test_resume.py", "tests/sweep/test_main_job.py", "tests/recipes/", "tests/slurm/test_events.py",
+    "tests/training/", "tests/slurm/test_submit.py", "tests/commands/", "tests/slurm/test_job_group.py",
+    "tests/architecture/", "tests/slurm/", "tests/sweep/", "tests/config/", "tests/data/test_tiers.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,16 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`-n 2`): the tests of a file stay together, and all that need a SLURM cluster."""
-    from xdist.scheduler import LoadScopeScheduling
+    """With several workers (`-n 3`): the tests of a file stay together, in the order above."""
+    from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "tests/slurm" if nodeid.startswith("tests/slurm/") else nodeid.partition("::")[0]
-
-    return ByFile(config, log)
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -142,10 +141,14 @@ def _holds(example: Any, real: Any, where: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2(cache) -> Path:
-    """Folder of SmolLM2-135M-Instruct, fetched once per session."""
+def smollm2(cache, tmp_path_factory) -> Path:
+    """Folder of SmolLM2-135M-Instruct in this session's cache, fetched once for all workers."""
     from cruijff_kit.models.smollm2 import fetch
 
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    shared.mkdir(exist_ok=True)
+    (cache / "models").symlink_to(shared)
     folder = cache / "models" / "SmolLM2-135M-Instruct"
     fetch(folder)
     return folder

@@ -1,7 +1,8 @@
-"""Adapters of runs that computed with others and of runs that did not."""
+"""Adapters of runs that computed with others and of runs that did not, and as peft loads them."""
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,3 +23,19 @@ def assert_same_adapters(ours: Path, theirs: Path, exactly: bool = True) -> None
     apart = torch.cat([(a[k] - b[k]).flatten() for k in b]).norm()
     moved = torch.cat([v.flatten() for k, v in b.items() if "lora_B" in k]).norm()
     assert apart == 0 if exactly and products_are_exact() else apart < 0.01 * moved
+
+
+def assert_peft_agrees(recipe: Any, folder: Path) -> None:
+    """peft, offline, gives the logits of the recipe's model from the adapter's folder alone: its config names the base."""
+    from peft import AutoPeftModelForCausalLM
+
+    model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([e.tokens for e in recipe.train_data if len(e.tokens) == len(recipe.train_data[0].tokens)][:4])
+    with torch.inference_mode():
+        recipe.model.eval()
+        theirs = model(ids).logits
+        torch.testing.assert_close(recipe.model(ids), theirs, rtol=0, atol=2e-4)
+        with model.disable_adapter():
+            assert (model(ids).logits - theirs).abs().max() > 0.01, (
+                "the adapter does nothing, so the test proves nothing"
+            )

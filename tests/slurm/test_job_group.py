@@ -11,7 +11,7 @@ from slurm_shell import LONG, TINY
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_status import read_status
 
-STEPS = [*TINY, "dataset.max_samples=60", "batch_size=2", "epochs=15"]
+STEPS = [*TINY, "eval=none", "dataset.max_samples=60", "batch_size=2", "epochs=15"]
 TOTAL, LAST = 450, "epoch_14"
 
 

@@ -65,10 +65,10 @@ def test_requeued_three_times_is_never_interrupted(shell):
 
 def test_killed_at_ten_moments(shell):
     """kill -9 whenever, ten times: at most the steps since the last checkpoint are made again."""
-    draw = random.Random(7)
-    alone = shell.run("train", *STEPS, "hydra.run.dir=alone")
+    draw, trained = random.Random(7), [*STEPS, "eval=none"]
+    alone = shell.run("train", *trained, "hydra.run.dir=alone")
     assert alone.returncode == 0, alone.stderr
-    folder = shell.submit("out", *STEPS, "run_name=one", "checkpoint_every_n_steps=4")
+    folder = shell.submit("out", *trained, "run_name=one", "checkpoint_every_n_steps=4")
     run, kills, saved = folder / "one", 0, 0
     while kills < 10:
         shell.wait(folder, lambda v: v["one"]["state"] != "queued")

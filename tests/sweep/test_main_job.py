@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from exactness import assert_peft_agrees
 
 import cruijff_kit
+from cruijff_kit.models.adapter import load_adapter
 from cruijff_kit.records.result import read_result
 
 
@@ -55,3 +57,11 @@ def test_everything_is_there_as_data(sweep):
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [s["step"] for s in steps if "loss" in s] == list(range(1, 51))
         assert (run / "epoch_0" / "adapter_config.json").exists() and len(list((run / "eval").rglob("*.eval"))) == 2
+
+
+@pytest.mark.real_model
+def test_peft_loads_an_adapter(sweep, smollm2, set_up_recipe, tmp_path):
+    adapter = sweep[1] / "rank=8,lr=0.001" / "epoch_0"
+    recipe = set_up_recipe(f"model.path={smollm2}", "dtype=fp32", "lora.rank=8", f"output_dir={tmp_path}")
+    load_adapter(recipe.model, adapter)
+    assert_peft_agrees(recipe, adapter)
