@@ -33,7 +33,7 @@ def test_packs_are_jobs_and_leave_what_runs_leave(shell):
     assert len({a["job_id"] for a in submissions}) == 3
     views = shell.wait_all(folder, "done")
     assert len(views) == 5
-    packs = [read_result(folder / f"seed={n}" / "result.json").pack for n in (1, 2, 3, 4, 5)]
+    packs = [read_result(folder / f"seed={n}" / "result.json").multi_lora for n in (1, 2, 3, 4, 5)]
     assert [p and p["size"] for p in packs] == [2, 2, 2, 2, None]
     assert packs[0]["id"] == packs[1]["id"] != packs[2]["id"] == packs[3]["id"]
     for number in (1, 2):

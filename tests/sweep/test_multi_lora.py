@@ -56,7 +56,7 @@ def test_every_file_is_as_if_each_had_run_alone(sweeps):
         ]
         assert files[0] == files[1] and ".hydra/overrides.yaml" in files[0]
         ours, theirs = (read_result(place / run / "result.json") for place in (there, here))
-        assert ours.status == "done" and ours.pack["size"] == 3 and theirs.pack is None
+        assert ours.status == "done" and ours.multi_lora["size"] == 3 and theirs.multi_lora is None
         assert ours.config_hash == theirs.config_hash and ours.steps == theirs.steps
         assert ours.training["loss"] == pytest.approx(theirs.training["loss"], rel=1e-4)
         rows, others = (json.loads((place / run / "validation_losses.json").read_text()) for place in (there, here))
@@ -68,7 +68,7 @@ def test_every_file_is_as_if_each_had_run_alone(sweeps):
         answers = [[s.output.completion for s in read_eval_log(r.evaluation[0].log).samples] for r in (ours, theirs)]
         assert answers[0] == answers[1]
         assert read_status(there / run).state == "done"
-    assert len({read_result(p).pack["id"] for p in there.glob("*/result.json")}) == 1
+    assert len({read_result(p).multi_lora["id"] for p in there.glob("*/result.json")}) == 1
     assert [r.name for r in read_results(there)] == [r.name for r in read_results(here)]
 
 
@@ -76,7 +76,7 @@ def test_unasked_a_sweep_measures_how_many_at_a_time(shell):
     done, folder = shell("auto", "lr=1e-2,2e-3,1e-3", "epochs=20")
     assert done.returncode == 0, done.stderr
     assert "3 of 3 runs train together, as many at a time as is fastest" in done.stderr
-    packs = [read_result(p).pack for p in folder.glob("*/result.json")]
+    packs = [read_result(p).multi_lora for p in folder.glob("*/result.json")]
     assert len(packs) == 3 and len({p["id"] for p in packs}) == 1
     last = max(packs, key=lambda p: len(p["measured"]))
     assert [m["size"] for m in last["measured"]][:2] == [1, 2] and last["size"] in (1, 2, 3)
