@@ -39,8 +39,7 @@ from cruijff_kit.records.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_M
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.training import process_cache
 from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state
-from cruijff_kit.training.coroutine import Passed, Story
-from cruijff_kit.training.loss import attention_cost, batch_loss
+from cruijff_kit.training.loss import StepOutput, attention_cost, batch_loss
 from cruijff_kit.training.schedule import Steps, smaller_micro_batch
 from cruijff_kit.training.validation import validation_batches, validation_sums
 from cruijff_kit.training.worker_processes import Boss, Workers
@@ -65,7 +64,8 @@ class LoRAFinetuneRecipeDistributed:
         self.summary = TrainingSummary()
         self.global_step, self.epoch = 0, 0
         self.changes: dict[str, int] = {}
-        self.stop_reason: str | None = None
+        self.stop_requested: str | None = None  # why; set by anybody at any time
+        self.stop_reason: str | None = None  # what was requested, as the workers were told
 
     def setup(self) -> None:
         """Tokenise the data, and look where a resumed run goes on.
@@ -106,11 +106,11 @@ class LoRAFinetuneRecipeDistributed:
         cfg["resume_from_checkpoint"] = cfg["resume_from_checkpoint"] or bool(self.changes)
         tasks = [{"cfg": cfg, "rank": rank, "size": n} for rank in range(n)]
         quiet = [{"OMP_NUM_THREADS": str(cfg["threads"])} | ({"CRUIJFF_QUIET": "1"} if r else {}) for r in range(n)]
-        asked = False
+        self.stop_reason = None  # these workers were told nothing yet
         with Workers("cruijff_kit.recipes.lora_distributed", tasks, quiet) as workers:
             for message in workers.messages():
-                if self.stop_reason is not None and not asked:
-                    asked = True
+                if self.stop_requested is not None and self.stop_reason is None:
+                    self.stop_reason = self.stop_requested
                     workers.ask_to_stop(self.stop_reason)
                 if message is not None:
                     self._take(message)
@@ -143,20 +143,15 @@ class LoRAFinetuneRecipeDistributed:
         self.model, _ = for_evaluation(self.cfg)
         load_adapter_state(self.model, newest_checkpoint(self.folder.checkpoints)["adapter"])
 
-    def training(self) -> Story[None]:
-        """As `train`; asks for no passes."""
-        self.train()
-        yield from ()
-
     def clock(self) -> float:
-        """Seconds, from some moment on."""
+        """Seconds from an arbitrary moment on."""
         return time.perf_counter()
 
-    def save_state(self) -> None:
-        """Nothing: worker 0 saved it when training ended."""
+    def save_checkpoint(self) -> None:
+        """Do nothing: worker 0 saved it when training ended."""
 
     def cleanup(self) -> None:
-        """Nothing: the workers have gone."""
+        """Do nothing: the workers have gone."""
 
 
 class _Loss(nn.Module):
@@ -171,7 +166,9 @@ class _Loss(nn.Module):
 
 
 class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
-    """What one worker does of the training: the single-device recipe, on its share of each update's rows."""
+    """What one worker does of the training: the single-device recipe, on its share of each step's rows."""
+
+    retries_out_of_memory = False  # it would leave the others waiting: the run's process starts all of them again
 
     def __init__(self, cfg: dict[str, Any], rank: int, boss: Boss) -> None:
         super().__init__(cfg)
@@ -216,35 +213,33 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
     def _open_metrics(self) -> Any:
         return super()._open_metrics() if self.rank == 0 else _NoMetrics()
 
-    def _micro_batches(self, rows: list[int]) -> list[list[int]]:
+    def _micro_batches(self, rows: list[int]) -> list[list[Example]]:
         """This worker's share, in as many parts as every worker has: the last ones may be empty."""
         passes = -(-len(rows) // (self.size * self.batch_size))
-        share = rows[self.rank :: self.size]
+        share = [self.train_data[row] for row in rows[self.rank :: self.size]]
         return [share[i * self.batch_size : (i + 1) * self.batch_size] for i in range(passes)]
 
-    def _loss(self, examples: list[Example]) -> tuple[torch.Tensor, int, int]:
+    def _forward(self, examples: list[Example]) -> StepOutput:
         if examples:
-            return super()._loss(examples)
+            return super()._forward(examples)
         # The layers are gathered by all workers together, so that one without rows must pass through them too.
         batch = make_batch([self.train_data[0]], self.attention_cost).to(self.machine.device)
-        return self._forward(batch, self.loss_fn) * 0, 0, 0
+        return StepOutput(self._batch_loss(batch, self.loss_fn) * 0, 0, 0)
 
-    def _forward(self, batch: Batch, loss_fn) -> torch.Tensor:
+    def _batch_loss(self, batch: Batch, loss_fn) -> torch.Tensor:
         return self.loss_module(batch, loss_fn)
 
-    def _gradients(self, rows: list[int]) -> Story[Passed]:
-        # Out of memory on one worker leaves the others waiting: the run's process starts all of them again.
-        loss, labels, tokens = yield from self._backward(rows)
+    def _sum_over_processes(self, output: StepOutput) -> StepOutput:
         gradients = [p.grad for p in self.trainable]
         flat = torch.cat([g.flatten() for g in gradients]).float()
         dist.all_reduce(flat)
         for g, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             g.copy_(summed.view_as(g))
-        loss, labels, tokens = self._summed(loss, labels, tokens)
+        loss_sum, num_labels, num_tokens = self._all_reduce(*output)
         self._share_metrics()
-        return loss, int(labels), int(tokens)
+        return StepOutput(loss_sum, int(num_labels), int(num_tokens))
 
-    def _summed(self, loss: torch.Tensor | float, *counts: int) -> list[torch.Tensor]:
+    def _all_reduce(self, loss: torch.Tensor | float, *counts: int) -> list[torch.Tensor]:
         device = self.machine.device
         values = torch.tensor([0.0, *counts], dtype=torch.float64, device=device)
         values[0] += torch.as_tensor(loss, device=device)
@@ -262,11 +257,11 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
                 self.custom_metrics.sums[name][0] += total
                 self.custom_metrics.sums[name][1] += weight
 
-    def _validation_sums(self) -> Story[tuple[float, int]]:
+    def _validation_sums(self) -> tuple[float, int]:
         batches = validation_batches(self.val_data)
         batches += [[]] * (-len(batches) % self.size)
         mine = batches[self.rank :: self.size]
-        loss, labels = self._summed(*(yield from validation_sums(mine)))
+        loss, labels = self._all_reduce(*validation_sums(mine, self.forward_only))
         self._share_metrics()
         return loss.item(), int(labels)
 
@@ -275,28 +270,28 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         dist.all_gather_object(everyones, super()._row_losses())
         return {row: loss for losses in everyones for row, loss in losses.items()} if self.rank == 0 else {}
 
-    def _agree_on_stopping(self) -> None:
+    def _sync_stop(self) -> None:
         if self.rank == 0:
             self.boss.tell(step=self.global_step, epoch=self.epoch, loss=self.summary.loss)
-        asked = torch.tensor(float(self.boss.stop_reason is not None), device=self.machine.device)
-        dist.broadcast(asked, src=0)
-        self.stop_reason = "asked to stop" if asked else None
+        is_requested = torch.tensor(float(self.boss.stop_reason is not None), device=self.machine.device)
+        dist.broadcast(is_requested, src=0)
+        self.stop_reason = "asked to stop" if is_requested else None
 
-    def save_checkpoint(self, epoch: int) -> None:
+    def save_adapter(self, epoch: int) -> None:
         if self.rank == 0:
-            super().save_checkpoint(epoch)
+            super().save_adapter(epoch)
 
-    def _random_state(self) -> list[dict[str, Any]]:
+    def _rng_state(self) -> list[dict[str, Any]]:
         states: list[Any] = [None] * self.size
         dist.all_gather_object(states, random_state())
         return states
 
-    def _set_random_state(self, states: list[dict[str, Any]]) -> None:
+    def _set_rng_state(self, states: list[dict[str, Any]]) -> None:
         set_random_state(states[self.rank])
 
-    def _write_state(self, state: dict[str, Any]) -> None:
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
         if self.rank == 0:
-            super()._write_state(state)
+            super()._write_checkpoint(state)
 
 
 class _NoMetrics:
@@ -325,7 +320,7 @@ def work(boss: Boss) -> None:
     recipe = WorkerRecipe(cfg, rank, boss)
     recipe.setup()
     recipe.train()
-    recipe.save_state()
+    recipe.save_checkpoint()
     recipe.cleanup()
     if rank == 0:
         boss.tell(summary=asdict(recipe.summary))

@@ -1,355 +1,407 @@
 """LoRA fine-tuning of several adapters at once, on one frozen base model (`multi_lora=auto`, `multi_lora=N`).
 
-Each run of the pack is told by its own recipe, a `Member`: lora_single_device's, with its own data, order of rows, updates,
-optimiser, schedule, validation, checkpoints and metrics. What members ask of the model at the same time, `Pack` computes in
-one pass through training/pack.PackedModel:
+Each run has its own recipe, a `GroupMember`: lora_single_device's, with its own data, order of rows, steps, optimiser,
+schedule, validation, checkpoints and metrics. `MultiLoraTrainer` computes the micro-batches of several members in one pass
+through training/multi_lora.py:
 
-    pack = Pack()
-    ended = pack.tell([run(pack.member(cfg)) ...])      # stories (training/passes) in which members train
+    trainer = MultiLoraTrainer()
+    results = trainer.run([train_one, ...])    # functions of a Slot, each of which trains slot.make_recipe(cfg)
+
+Each function is a coroutine (of the package greenlet, so that its code need not know): where its recipe comes to
+`forward_backward`, it is suspended until the trainer has computed this micro-batch together with those of the others.
 
 A member's losses, adapter and files are those that it has by itself, on a GPU to rounding; so are its checkpoints, from
-which it goes on alone or in another pack.
+which it continues alone or in another group.
 """
 
 import contextlib
+import contextvars
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from greenlet import getcurrent, greenlet
 
+from cruijff_kit.data.examples import Example
 from cruijff_kit.models import base_model, device
 from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.records.run_status import CANCELLED, cancel_asked
 from cruijff_kit.training.checkpoint import random_state
-from cruijff_kit.training.coroutine import Pass, Passed, Story
 from cruijff_kit.training.fused_lora import fuse_lora
-from cruijff_kit.training.group_size import PackSize
+from cruijff_kit.training.group_size import GroupSizeTuner
+from cruijff_kit.training.loss import StepOutput
 from cruijff_kit.training.multi_lora import PackedModel, Part
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
-_SHARE = 0.8  # of the memory that can be taken
+_MEMORY_SHARE = 0.8  # of the memory that can be taken
 
 
-class Member(LoRAFinetuneRecipeSingleDevice):
-    """One run of a pack. seconds: what it has taken so far, its share of common passes included."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a member that are to go through the model together."""
 
-    def __init__(self, cfg: dict[str, Any], pack: "Pack") -> None:
-        self._drawn_at: dict[str, Any] = {}
-        self._asked: str | None = None
-        self._agreed: str | None = None
+    member: "GroupMember"
+    """Whose adapter they train."""
+    examples: list[Example]
+    """The rows."""
+    backward: bool
+    """True: `forward_backward`, with dropout; False: `forward_only`, as validation does."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, without padding."""
+        return sum(len(example.tokens) for example in self.examples)
+
+
+class GroupMember(LoRAFinetuneRecipeSingleDevice):
+    """The recipe of one run of a group."""
+
+    def __init__(self, cfg: dict[str, Any], trainer: "MultiLoraTrainer") -> None:
         super().__init__(cfg)
-        self.pack, self.seconds = pack, 0.0
-        self._before: Any = None  # random numbers before the update that is under way
+        self.trainer = trainer
+        self.seconds = 0.0  # that this run has taken, with its share of common passes
+        self._rng_before_step: Any = None  # while a step is under way
+        self._rng_by_module: dict[str, Any] = {}  # as it was when a pass came to the module, for recomputation
 
     def _build_model(self) -> TransformerDecoder:
         model = super()._build_model()
-        self._random = _drawn()  # where the run's own random numbers go on
+        self._rng = get_rng_state()  # the run's own, from here on
         return model
 
-    def _arrange(self, model: TransformerDecoder) -> None:
+    def _wrap_model(self, model: TransformerDecoder) -> None:
         self.modules = dict(model.named_modules())  # by the names that they have before others are put around them
         if self.machine.device.type == "cpu":
             fuse_lora(model)  # its output projection computes for it alone
-        super()._arrange(model)
+        super()._wrap_model(model)
 
-    def training(self) -> Story[None]:
-        """All epochs that are left; the pack computes the passes."""
-        self.pack.bar.advance(steps=self.global_step)
-        yield from self.story(self.pack.bar)
+    def train(self) -> None:
+        """Train all epochs that are left, as the single-device recipe does."""
+        super().train()
         self.optimizer.state.clear()  # the run may wait for its evaluation while others train
 
-    def clock(self) -> float:
-        """`seconds`: others' time does not count."""
-        return self.seconds
+    def train_step(self, rows: list[int]) -> None:
+        """Take one step of the optimiser; the trainer may save a checkpoint of the step before in the middle of it."""
+        self._rng_before_step = self._rng
+        super().train_step(rows)
+        self._rng_before_step = None
 
-    def part(self, asked: Pass) -> Part:
-        """Its share of a pass."""
-        self._drawn_at = {}
-        if self.draws:
-            self.model.train(asked.learn)
-        batch = self.batch(asked.examples, asked.learn)
-        loss = self._loss_of(asked.examples, asked.learn)
-        drawing = self._drawing if self.draws and asked.learn else None
-        return Part(self.modules, self.model.output, batch, loss, drawing)
+    def forward_backward(self, examples: list[Example]) -> StepOutput:
+        """Have the trainer compute a micro-batch: its gradients are added to the adapter's."""
+        return self.trainer.wait_for(MicroBatch(self, examples, backward=True))
 
-    def by_itself(self, asked: Pass) -> Passed:
-        """A pass through the run's own model, for which there is no need of the pack's."""
-        if not self.draws:
-            return self.compute(asked)
+    def forward_only(self, examples: list[Example]) -> StepOutput:
+        """Have the trainer compute a micro-batch of validation."""
+        return self.trainer.wait_for(MicroBatch(self, examples, backward=False))
+
+    def compute_alone(self, micro_batch: MicroBatch) -> StepOutput:
+        """Compute a micro-batch through the run's own model, where no other run takes part."""
+        compute = super().forward_backward if micro_batch.backward else super().forward_only
+        if not self.uses_dropout:
+            return compute(micro_batch.examples)
         self.model.train()
-        self._drawn_at = {}
-        with self._drawing():
-            return self.compute(asked)
+        self._rng_by_module = {}
+        with self._rng_scope():
+            return compute(micro_batch.examples)
 
-    def _gradients(self, rows: list[int]) -> Story[Passed]:
-        self._before = self._random
-        try:
-            return (yield from super()._gradients(rows))
-        finally:
-            self._before = None
+    def make_part(self, micro_batch: MicroBatch) -> Part:
+        """Make the run's share of a common pass."""
+        examples, backward = micro_batch.examples, micro_batch.backward
+        self._rng_by_module = {}
+        if self.uses_dropout:
+            self.model.train(backward)
+        loss_fn = self._watched_loss_fn(examples, backward)
+        rng_scope = self._rng_scope if self.uses_dropout and backward else None
+        return Part(self.modules, self.model.output, self.collate(examples, backward), loss_fn, rng_scope)
 
-    def _write_state(self, state: dict[str, Any]) -> None:
-        super()._write_state(state | {"together": self.pack.size.settled})
+    def add_gradients(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Add the gradients of a pass to those of `trainable`, in its order."""
+        for p, gradient in zip(self.trainable, gradients, strict=True):
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        if state.get("together"):
-            self.pack.size.go_on_with(state["together"])
+    def snapshot(self) -> Any:
+        """What a pass changes besides gradients, for `restore` if the pass fails."""
+        return self._rng, {name: [*sums] for name, sums in self.custom_metrics.sums.items()}
 
-    def keep(self) -> None:
-        """Save the state of the last update, in the middle of the next one or of validation."""
-        drawn, self._random = self._random, self._before or self._random
-        self.save_state()
-        self._random = drawn
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why it is to stop. Between rounds, so that runs that go on together do so from the same step: `agree`."""
-        return self._agreed
-
-    @stop_reason.setter
-    def stop_reason(self, reason: str | None) -> None:
-        self._asked = reason
-
-    def agree(self) -> None:
-        """What was asked holds from here on."""
-        self._agreed = self._asked
-
-    def _agree_on_stopping(self) -> None:
-        if cancel_asked(self.folder.path):
-            self.stop_reason = CANCELLED
-
-    def mark(self) -> Any:
-        """What a pass changes besides gradients, for `rewind` if the pass comes to nothing."""
-        return self._random, {name: [*sums] for name, sums in self.custom_metrics.sums.items()}
-
-    def rewind(self, mark: Any) -> None:
-        """As if the pass had not been."""
-        self._random, sums = mark
+    def restore(self, snapshot: Any) -> None:
+        """Undo what a failed pass changed."""
+        self._rng, sums = snapshot
         self.custom_metrics.take()
         self.custom_metrics.sums.update(sums)
 
+    def clock(self) -> float:
+        """Seconds that this run has taken; others' time does not count."""
+        return self.seconds
+
+    def _show_progress(self) -> AbstractContextManager:
+        return contextlib.nullcontext(self.trainer.bar)
+
+    def _sync_stop(self) -> None:
+        """The trainer sets `stop_reason`, so that all runs of the group stop at the same step."""
+        if cancel_asked(self.folder.path):
+            self.stop_requested = CANCELLED
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
+        super()._write_checkpoint(state | {"group_size": self.trainer.tuner.tuned_size})
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        if state.get("group_size"):
+            self.trainer.tuner.restore(state["group_size"])
+
+    def _rng_state(self) -> Any:
+        return random_state() | (self._rng_before_step or self._rng)
+
+    def _set_rng_state(self, state: Any) -> None:
+        self._rng = {name: state[name] for name in ("torch", "cuda")}
+
     @contextlib.contextmanager
-    def _drawing(self, place: str = "") -> Iterator[None]:
-        """Random numbers are the run's own; those of a place that is computed again in a pass are the same again."""
-        others, again = _drawn(), self._drawn_at.get(place)
-        self._drawn_at[place] = again or self._random
-        _draw_from(self._drawn_at[place])
+    def _rng_scope(self, module: str = "") -> Iterator[None]:
+        """Draw the run's own random numbers; a module that is recomputed in the same pass draws the same again."""
+        others, earlier = get_rng_state(), self._rng_by_module.get(module)
+        self._rng_by_module[module] = earlier or self._rng
+        set_rng_state(self._rng_by_module[module])
         yield
-        if again is None:
-            self._random = _drawn()
-        _draw_from(others)
-
-    def _random_state(self) -> Any:
-        return random_state() | self._random
-
-    def _set_random_state(self, state: Any) -> None:
-        self._random = {name: state[name] for name in ("torch", "cuda")}
+        if earlier is None:
+            self._rng = get_rng_state()
+        set_rng_state(others)
 
 
-def _drawn() -> dict[str, Any]:
-    """Where torch's random numbers have come to."""
+def get_rng_state() -> dict[str, Any]:
+    """The state of torch's generators."""
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def _draw_from(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put torch's generators into a state of `get_rng_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-class Pack:
-    """Tells the stories of several runs side by side, and computes together what they ask for at the same time.
+class Slot:
+    """The place of one run in a group: the coroutine of its function, and what it waits for."""
+
+    def __init__(self, trainer: "MultiLoraTrainer", function: Callable[["Slot"], Any]) -> None:
+        self.trainer = trainer
+        self.member: GroupMember | None = None
+        self.request: Any = None  # what the coroutine waits for: a MicroBatch or an evaluation; None: it does not run
+        self.result: Any = None  # what the function returned, or the exception that ended it
+        self.coroutine = greenlet(lambda: function(self))
+        self.coroutine.gr_context = contextvars.copy_context()  # else it would see none of the process's variables
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it waits for a micro-batch."""
+        return isinstance(self.request, MicroBatch)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it waits for an evaluation."""
+        return self.request is not None and not self.is_training
+
+    def make_recipe(self, cfg: dict[str, Any]) -> GroupMember:
+        """Make the recipe of the run."""
+        self.member = GroupMember(cfg, self.trainer)
+        return self.member
+
+    def evaluate(self, item: Any) -> Any:
+        """Have the trainer evaluate something together with what other runs want evaluated."""
+        return self.trainer.wait_for(item)
+
+
+class MultiLoraTrainer:
+    """Runs functions that each train one run, and computes together what they wait for at the same time.
 
     Args:
-        bar: is told of every update of every member.
-        size: how many members go through the model together; None: all.
-        evaluate: what else stories ask for -> what came of each.
+        bar: is advanced by every step of every member.
+        tuner: chooses how many members go through the model together; None: all do.
+        evaluate: items that runs want evaluated -> the result of each, or the exception that it ended in.
     """
 
     def __init__(
         self,
         bar: Any = None,
-        size: PackSize | None = None,
+        tuner: GroupSizeTuner | None = None,
         evaluate: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
-        self.bar, self.size, self.evaluate = bar or _NoBar(), size, evaluate
+        self.bar, self.tuner, self.evaluate = bar or _NoBar(), tuner, evaluate
         self.id = uuid.uuid4().hex[:8]
         self._model: PackedModel | None = None
         self._device: torch.device | None = None
-        self._held_before: int | None = None  # before the first pass, base model included, adapters not
-        self._made: Member | None = None  # last
+        self._memory_before: int | None = None  # before the first pass, base model included, adapters not
+        self._is_stopping = False
 
-    def member(self, cfg: dict[str, Any]) -> Member:
-        """The recipe of a run of this pack, for the story that is being told."""
-        self._made = Member(cfg, self)
-        return self._made
-
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As result.json has it."""
-        return {"id": self.id} | self.size.as_data()
+        return {"id": self.id} | self.tuner.to_dict()
 
-    def tell(self, stories: list[Story[Any]]) -> list[Any]:
-        """Tell all stories to their ends.
+    def run(self, functions: Sequence[Callable[[Slot], Any]]) -> list[Any]:
+        """Run all functions to their ends.
 
         Runs that are trained are evaluated together: when so many wait for it as may train at a time, or nobody trains.
 
         Args:
-            stories: each trains one member. The next one begins when one is trained and there is place for it.
+            functions: each trains one member. The next one starts when one is trained and frees its place.
         Returns:
-            What each story returned, or the exception that ended it, in order. Nobody's exception ends another's story.
+            What each function returned, or the exception that ended it, in order. Nobody's exception ends another's run.
         """
-        self.size = self.size or PackSize(len(stories))
-        self.size.room = self.room
-        ended: list[Any] = [None] * len(stories)
-        waiting = list(range(len(stories)))
-        asking: dict[int, Any] = {}
-        members: dict[int, Member] = {}
-        stopping = False
-
-        def go_on(number: int, found: Any) -> None:
-            """A story until it asks for something else, or ends; `found`: what came of what it asked for."""
-            nonlocal stopping
-            asking.pop(number, None)
-            started, tell, known = time.perf_counter(), stories[number].send, members.get(number)
-            self._made = None
-            try:
-                asking[number] = (stories[number].throw if isinstance(found, BaseException) else tell)(found)
-                if known is None and self._made is not None:
-                    members[number] = self._made
-            except StopIteration as end:
-                ended[number] = end.value
-            except (Exception, KeyboardInterrupt) as error:
-                ended[number] = error
-                if isinstance(error, KeyboardInterrupt):  # all are asked to stop, and nobody is to begin
-                    stopping = True
-            if known is not None:
-                known.seconds += time.perf_counter() - started
-
-        def passes() -> list[int]:
-            return [n for n in sorted(asking) if isinstance(asking[n], Pass)]
-
-        def evaluations() -> list[int]:
-            return [n for n in sorted(asking) if not isinstance(asking[n], Pass)]
-
+        self.tuner = self.tuner or GroupSizeTuner(len(functions))
+        self.tuner.fits_in_memory = self.fits_in_memory
+        self._is_stopping = False
+        slots = [Slot(self, function) for function in functions]
+        waiting = deque(slots)
         try:
-            while asking or waiting and not stopping:
-                while waiting and not stopping and len(passes()) < self.size.under_way:
-                    go_on(waiting.pop(0), None)
-                for member in members.values():
-                    member.agree()
-                train = passes()
-                validate = [n for n in train if not asking[n].learn]  # first, so that all are there for the next update
-                numbers = validate or train
-                for n, passed in zip(numbers, self._round([asking[n] for n in numbers]), strict=True):
-                    go_on(n, passed)
-                train, trained = passes(), evaluations()
-                if stopping and trained and not train:
-                    raise KeyboardInterrupt  # their states are saved
-                if trained and not stopping and (not train or len(trained) >= self.size.under_way):
-                    for n in train:
-                        members[n].keep()
-                    for n, found in zip(trained, self._evaluate(asking, trained, members), strict=True):
-                        go_on(n, found)
-        except KeyboardInterrupt as interrupt:  # at once, without saving what is in the middle of an update
-            for n in [*asking]:
-                go_on(n, interrupt)
-        return ended
+            while waiting and not self._is_stopping or any(slot.request is not None for slot in slots):
+                while waiting and not self._is_stopping and _count_training(slots) < self.tuner.concurrency:
+                    self._resume(waiting.popleft())
+                self._train([s for s in slots if s.is_training])
+                self._evaluate_trained(slots)
+        except BaseException as error:  # ends all at once, without saving what is in the middle of a step
+            for slot in slots:
+                if slot.request is not None:
+                    with contextlib.suppress(BaseException):
+                        self._resume(slot, error)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+        return [slot.result for slot in slots]
 
-    def _evaluate(self, asking: dict[int, Any], numbers: list[int], members: dict[int, Member]) -> list[Any]:
-        """What came of evaluations; their time is attributed by samples."""
+    def wait_for(self, request: Any) -> Any:
+        """Suspend the coroutine that calls this; return what its request came to, or raise the exception."""
+        return getcurrent().parent.switch(request)
+
+    def fits_in_memory(self, now: int, then: int) -> bool:
+        """Whether there is memory for `then` runs at a time, judging by the peak of the `now` at a time until now."""
+        if self._memory_before is None or self._device is None:
+            return True
+        took = device.peak_memory(self._device) - self._memory_before
+        available = device.free_bytes(self._device) + device.held_memory(self._device) - self._memory_before
+        return took * then / now < _MEMORY_SHARE * available
+
+    def _resume(self, slot: Slot, *values: Any) -> None:
+        """Run a slot's coroutine until its next request or its end.
+
+        Args:
+            values: none for the first time; then one, the result of its request, or an exception to raise there.
+        """
+        member, started, slot.request = slot.member, time.perf_counter(), None
+        try:
+            value = _switch_to(slot.coroutine, *values)
+            if slot.coroutine.dead:
+                slot.result = value
+            else:
+                slot.request = value
+        except (Exception, KeyboardInterrupt) as error:
+            slot.result = error
+            self._is_stopping |= isinstance(error, KeyboardInterrupt)  # all are asked to stop, and none is to start
+        if member is not None:  # before there is one, time is counted as set-up
+            member.seconds += time.perf_counter() - started
+
+    def _train(self, slots: list[Slot]) -> None:
+        """Compute one micro-batch of each run; those of validation first, so that all are there for the next step."""
+        for slot in slots:
+            slot.member.stop_reason = slot.member.stop_requested
+        ready = [slot for slot in slots if not slot.request.backward] or slots
+        for slot, output in zip(ready, self._compute_round([slot.request for slot in ready]), strict=True):
+            self._resume(slot, output)
+
+    def _evaluate_trained(self, slots: list[Slot]) -> None:
+        """Evaluate the runs that are trained, if there are enough of them.
+
+        Raises:
+            KeyboardInterrupt: they were asked to stop; their checkpoints are saved.
+        """
+        training, trained = [s for s in slots if s.is_training], [s for s in slots if s.is_trained]
+        if not trained or (self._is_stopping or len(trained) < self.tuner.concurrency) and training:
+            return
+        if self._is_stopping:
+            raise KeyboardInterrupt
+        for slot in training:
+            slot.member.save_checkpoint()
         started = time.perf_counter()
-        found = self.evaluate([asking[n] for n in numbers])
-        seconds, samples = time.perf_counter() - started, [getattr(f, "samples", 0) or 1 for f in found]
-        for n, own in zip(numbers, samples, strict=True):
-            members[n].seconds += seconds * own / sum(samples)
-        return found
+        results = self.evaluate([slot.request for slot in trained])
+        seconds, samples = time.perf_counter() - started, [getattr(result, "samples", 0) or 1 for result in results]
+        for slot, own in zip(trained, samples, strict=True):
+            slot.member.seconds += seconds * own / sum(samples)
+        for slot, result in zip(trained, results, strict=True):
+            self._resume(slot, result)
 
-    def _round(self, asked: list[Pass]) -> list[Passed | Exception]:
-        """What came of passes of one kind, each a member's; what they took is noted."""
-        if not asked:
+    def _compute_round(self, micro_batches: list[MicroBatch]) -> list[StepOutput | Exception]:
+        """Compute micro-batches of one kind, each a member's, and measure how long it takes."""
+        if not micro_batches:
             return []
         if self._device is None:
-            self._device = asked[0].by.machine.device
+            self._device = micro_batches[0].member.machine.device
             device.reset_peak_memory(self._device)
             held = device.held_memory(self._device)
-            adapters = sum(p.numel() * p.element_size() for one in asked for p in one.by.trainable)
-            self._held_before = None if held is None else held - adapters  # which each run adds to what it takes
-        most, started = self.size.of_round(len(asked)), time.perf_counter()
-        found = self._compute(asked, most)
-        if asked[0].learn and not any(isinstance(f, Exception) for f in found):
+            adapters = sum(p.numel() * p.element_size() for m in micro_batches for p in m.member.trainable)
+            self._memory_before = None if held is None else held - adapters  # which each run adds to what it takes
+        size, started = self.tuner.choose_size(len(micro_batches)), time.perf_counter()
+        outputs = self._compute(micro_batches, size)
+        if micro_batches[0].backward and not any(isinstance(output, Exception) for output in outputs):
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            tokens = sum(tokens for _, _, tokens in found)
-            if self.size.note(most, time.perf_counter() - started, tokens):
-                say(self.size.in_words())
-        return found
+            num_tokens = sum(output.num_tokens for output in outputs)
+            if self.tuner.record(size, time.perf_counter() - started, num_tokens):
+                say(self.tuner.summary())
+        return outputs
 
-    def room(self, now: int, then: int) -> bool:
-        """Whether there is memory for so many runs under way (then), as the peak tells that those of now came to."""
-        if self._held_before is None or self._device is None:
-            return True
-        took = device.peak_memory(self._device) - self._held_before
-        to_take = device.free_bytes(self._device) + device.held_memory(self._device) - self._held_before
-        return took * then / now < _SHARE * to_take
-
-    def _compute(self, asked: list[Pass], most: int) -> list[Passed | Exception]:
-        """In groups of so many at most, about equally large; of fewer when memory runs out."""
-        most = -(-len(asked) // -(-len(asked) // most))
-        found: list[Passed | Exception] = []
-        while len(found) < len(asked):
-            group = asked[len(found) : len(found) + most]
-            marks = [one.by.mark() for one in group]
-            started, failed = time.perf_counter(), None
+    def _compute(self, micro_batches: list[MicroBatch], size: int) -> list[StepOutput | Exception]:
+        """Compute micro-batches in passes of at most `size`, about equally large; in smaller ones when memory runs out."""
+        size = -(-len(micro_batches) // -(-len(micro_batches) // size))
+        outputs: list[StepOutput | Exception] = []
+        while len(outputs) < len(micro_batches):
+            group = micro_batches[len(outputs) : len(outputs) + size]
+            snapshots = [m.member.snapshot() for m in group]
+            started, failure = time.perf_counter(), None
             try:
-                found += self._pass(group)
+                outputs += self._compute_pass(group)
             except Exception as error:
-                failed = error
+                failure = error
                 free_exception_frames(error)
-            self._share(group, time.perf_counter() - started)
-            if failed is None:
+            _attribute_seconds(group, time.perf_counter() - started)
+            if failure is None:
                 continue
-            for one, mark in zip(group, marks, strict=True):
-                one.by.rewind(mark)
+            for micro_batch, snapshot in zip(group, snapshots, strict=True):
+                micro_batch.member.restore(snapshot)
             if len(group) > 1:  # out of memory; or something that one of them will have to explain by itself
-                most = len(group) // 2
-                if is_out_of_memory(failed):
-                    device.free_memory(group[0].by.machine.device)
-                    self.size.out_of_memory(len(group))
-                    say(f"out of memory with {len(group)} runs in one pass; on with {most}, the same rows per update")
+                size = len(group) // 2
+                if is_out_of_memory(failure):
+                    device.free_memory(group[0].member.machine.device)
+                    self.tuner.reduce_below(len(group))
+                    say(f"out of memory with {len(group)} runs in one pass; on with {size}, the same rows per update")
             else:
-                found.append(failed)
-        return found
+                outputs.append(failure)
+        return outputs
 
-    def _share(self, group: list[Pass], seconds: float) -> None:
-        """Attribute the time of a pass by tokens."""
-        tokens = [sum(len(e.tokens) for e in one.examples) for one in group]
-        for one, own in zip(group, tokens, strict=True):
-            one.by.seconds += seconds * own / sum(tokens)
-
-    def _pass(self, group: list[Pass]) -> list[Passed | Exception]:
-        learn, members = group[0].learn, [one.by for one in group]
+    def _compute_pass(self, group: list[MicroBatch]) -> list[StepOutput | Exception]:
+        """Compute micro-batches in one pass; an exception is that of a member's own loss."""
+        backward, members = group[0].backward, [m.member for m in group]
         if len(group) == 1:
-            return [members[0].by_itself(group[0])]
-        model = self._packed(members[0])
-        with contextlib.ExitStack() as stack, torch.set_grad_enabled(learn):
+            return [members[0].compute_alone(group[0])]
+        model = self._shared_model(members[0])
+        with contextlib.ExitStack() as stack, torch.set_grad_enabled(backward):
             for member in members:
                 stack.enter_context(cast_once(member.model))
-            parts = [member.part(one) for member, one in zip(members, group, strict=True)]
+            parts = [m.member.make_part(m) for m in group]
             losses = model.losses(parts)
-            if learn:
-                _learn([(m, loss) for m, loss in zip(members, losses, strict=True) if not isinstance(loss, Exception)])
+            if backward:
+                _backward(members, losses)
         return [
-            loss if isinstance(loss, Exception) else (loss.detach(), len(part.batch.targets), part.batch.num_tokens)
+            loss
+            if isinstance(loss, Exception)
+            else StepOutput(loss.detach(), len(part.batch.targets), part.batch.num_tokens)
             for loss, part in zip(losses, parts, strict=True)
         ]
 
-    def _packed(self, member: Member) -> PackedModel:
+    def _shared_model(self, member: GroupMember) -> PackedModel:
         if self._model is None:
             cfg = member.cfg
             weights = base_model.read_base(
@@ -360,16 +412,35 @@ class Pack:
         return self._model
 
 
-def _learn(losses: list[tuple[Member, torch.Tensor]]) -> None:
+def _switch_to(coroutine: greenlet, *values: Any) -> Any:
+    """Resume a coroutine; returns its next request, or what its function returned."""
+    if values and isinstance(values[0], BaseException):
+        (error,) = values
+        return coroutine.throw(type(error), error, error.__traceback__)
+    return coroutine.switch(*values)
+
+
+def _count_training(slots: list[Slot]) -> int:
+    return sum(slot.is_training for slot in slots)
+
+
+def _attribute_seconds(group: list[MicroBatch], seconds: float) -> None:
+    """Attribute the time of a pass to its members by tokens."""
+    num_tokens = sum(m.num_tokens for m in group)
+    for m in group:
+        m.member.seconds += seconds * m.num_tokens / num_tokens
+
+
+def _backward(members: list[GroupMember], losses: list[torch.Tensor | Exception]) -> None:
     """Add the gradients of each loss to its member's; all or none of them, should memory run out."""
-    if not losses:
+    computed = [(m, loss) for m, loss in zip(members, losses, strict=True) if not isinstance(loss, Exception)]
+    if not computed:
         return
-    parameters = [p for member, _ in losses for p in member.trainable]
-    found = torch.autograd.grad([loss for _, loss in losses], parameters)
-    for p, gradient in zip(parameters, found, strict=True):
-        p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+    gradients = iter(torch.autograd.grad([loss for _, loss in computed], [p for m, _ in computed for p in m.trainable]))
+    for member, _ in computed:
+        member.add_gradients([next(gradients) for _ in member.trainable])
 
 
 class _NoBar:
     def advance(self, note: str = "", steps: int = 1) -> None:
-        """Nobody looks."""
+        """Show nothing."""

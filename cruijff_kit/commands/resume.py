@@ -24,7 +24,7 @@ from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import ACTIVE, DONE
 from cruijff_kit.records.saved_config import frozen, frozen_swept, permit
 from cruijff_kit.records.sweep_manifest import read_sweep_manifest
-from cruijff_kit.runs.multi_lora_runs import PackedRun, packs_of, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, plan_groups, run_group
 from cruijff_kit.runs.posthoc_evaluation import read_request, write_request
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.slurm.request import more_memory
@@ -174,14 +174,14 @@ def _more_memory(info: RunInfo, mem: str | None) -> str | None:
 def _run_here(folder: Path, runs: list[RunRef], configs: dict[Path, RunConfig]) -> None:
     folders = [known.folder for known in runs]
     try:
-        for pack in packs_of([configs[run] for run in folders]):
+        for pack in plan_groups([configs[run] for run in folders]):
             if len(pack.runs) > 1:
-                say(pack.in_words(len(runs)))
+                say(pack.summary(len(runs)))
                 packed = [
-                    PackedRun(configs[folders[n]], frozen_swept(folders[n]), f"[{n + 1}/{len(runs)}] ")
+                    GroupRun(configs[folders[n]], frozen_swept(folders[n]), f"[{n + 1}/{len(runs)}] ")
                     for n in pack.runs
                 ]
-                run_pack(packed, pack.at_once)
+                run_group(packed, pack.at_once)
             else:
                 _run_alone(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
     finally:

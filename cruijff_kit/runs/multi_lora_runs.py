@@ -1,11 +1,11 @@
-"""Packs: runs of a sweep that train together on one base model in memory (`multi_lora=auto`, `multi_lora=N`).
+"""Groups: runs of a sweep that train together on one base model in memory (`multi_lora=auto`, `multi_lora=N`).
 
-Which runs can share one is worked out here, without torch; how they train is recipes/lora_multi.py. Each run is told by
-run.run_story, so that it writes what it would write by itself. Called by launch (sweeps made here or submitted, and their
-dry run), by resume, and by the jobs of a cluster.
+Which runs can share one is decided here, without torch; how they train is recipes/lora_multi.py. Each run is a whole
+`train_then_eval`, so that it writes what it would write by itself.
 """
 
 import dataclasses
+import functools
 import json
 import signal
 from collections.abc import Callable, Sequence
@@ -19,87 +19,91 @@ from cruijff_kit.records import failures
 from cruijff_kit.records.result import RunResult
 from cruijff_kit.records.run_status import FAILED, Heartbeat, forget_cancel
 from cruijff_kit.runs.plan import check
-from cruijff_kit.runs.run import Start, run_story
-from cruijff_kit.training.coroutine import Story
-from cruijff_kit.training.group_size import MOST, PackSize
+from cruijff_kit.runs.run import RunContext, train_then_eval
+from cruijff_kit.training.group_size import MAX_SIZE, GroupSizeTuner
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.progress import progress, say
 from cruijff_kit.util.signals import Cancelled, StopSignals
 
 if TYPE_CHECKING:
-    from cruijff_kit.recipes.lora_multi import Pack
+    from cruijff_kit.recipes.lora_multi import Slot
 
 _ONE_RUN_AT_A_TIME = ("wandb", "mlflow")  # what their libraries can do in one process
-_MOST_IN_A_JOB = 8  # with multi_lora=auto
-_OF_THE_TIME = 0.8  # of slurm.time, that the runs of a job may take if they gain nothing from each other
+_MAX_RUNS_PER_JOB = 8  # with multi_lora=auto
+_TIME_SHARE = 0.8  # of slurm.time, that the runs of a job may take if they gain nothing from each other
 
 
 @dataclass(frozen=True)
-class PlannedPack:
-    """Places of runs that train together, in order; at_once of them at a time, None: as many as measuring finds best.
-    why: of a run that trains alone; empty in a pack.
-    """
+class PlannedGroup:
+    """Runs that train together, or one that trains alone."""
 
     runs: list[int]
+    """Their places among all runs, in order."""
     at_once: int | None = 1
+    """How many of them train at a time; None: as many as measuring finds best."""
     why: str = ""
+    """Why a run trains alone; empty in a group."""
 
-    def in_words(self, total: int) -> str:
-        """A pack among `total` runs, in a line."""
+    def summary(self, total: int) -> str:
+        """Say in a line which part of `total` runs this is."""
         how = f"{self.at_once} at a time" if self.at_once else "as many at a time as is fastest"
         return f"{len(self.runs)} of {total} runs train together, {how}"
 
 
-def packs_of(configs: Sequence[RunConfig], seconds: Sequence[float] | None = None) -> list[PlannedPack]:
-    """Which runs train together: those that share base model, device, precision and threads. Every run once, in order of
-    the first of each pack. A pack made here may hold more runs than train at a time: when one has ended, the next takes its
-    place. On SLURM a pack is one job.
+def plan_groups(configs: Sequence[RunConfig], seconds: Sequence[float] | None = None) -> list[PlannedGroup]:
+    """Decide which runs train together: those that share base model, device, precision and threads.
+
+    A group on this machine may hold more runs than train at a time: when one has ended, the next takes its place. On SLURM
+    a group is one job.
 
     Args:
         seconds: that each run is expected to take, for jobs with a time limit.
+    Returns:
+        Every run once, in order of the first of each group.
     """
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     reasons: dict[str, str] = {}
     for number, config in enumerate(configs):
-        why = alone_because(config)
-        key = f"{number}" if why else _shared(config)
-        found.setdefault(key, []).append(number)
+        why = reason_not_grouped(config)
+        key = f"{number}" if why else _group_key(config)
+        groups.setdefault(key, []).append(number)
         reasons[key] = why
-    packs = []
-    for key, runs in found.items():
-        parts = [runs] if reasons[key] or not configs[runs[0]].slurm.submit else _jobs(runs, configs, seconds)
-        packs += [_planned(part, configs[part[0]], reasons[key], len(parts)) for part in parts]
-    return packs
+    planned = []
+    for key, runs in groups.items():
+        is_split = not reasons[key] and configs[runs[0]].slurm.submit
+        parts = _split_into_jobs(runs, configs, seconds) if is_split else [runs]
+        planned += [_plan_group(part, configs[part[0]], reasons[key], len(parts)) for part in parts]
+    return planned
 
 
-def _planned(runs: list[int], config: RunConfig, why: str, parts: int) -> PlannedPack:
+def _plan_group(runs: list[int], config: RunConfig, why: str, parts: int) -> PlannedGroup:
     if len(runs) > 1:
-        return PlannedPack(runs, None if config.multi_lora == AUTO else min(config.multi_lora, len(runs)))
+        return PlannedGroup(runs, None if config.multi_lora == AUTO else min(config.multi_lora, len(runs)))
     others = "no other run shares its base model and machine"
-    return PlannedPack(runs, why=why or (others if parts == 1 else "it is what is left when the others are in jobs"))
+    return PlannedGroup(runs, why=why or (others if parts == 1 else "it is what is left when the others are in jobs"))
 
 
-def _jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float] | None) -> list[list[int]]:
-    """Runs that can share a job, in jobs."""
+def _split_into_jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float] | None) -> list[list[int]]:
+    """Split runs that can share a job by the number and the time of a job's runs."""
     first = configs[runs[0]]
     if first.multi_lora != AUTO:
         return [runs[i : i + first.multi_lora] for i in range(0, len(runs), first.multi_lora)]
     limit = first.slurm.time_seconds
     jobs: list[list[int]] = []
-    taken = 0.0
+    job_seconds = 0.0
     for run in runs:
-        needs = seconds[run] if seconds else 0.0
-        over = limit is not None and taken + needs > _OF_THE_TIME * limit
-        if not jobs or over or len(jobs[-1]) == _MOST_IN_A_JOB:
+        own = seconds[run] if seconds else 0.0
+        is_over = limit is not None and job_seconds + own > _TIME_SHARE * limit
+        if not jobs or is_over or len(jobs[-1]) == _MAX_RUNS_PER_JOB:
             jobs.append([])
-            taken = 0.0
+            job_seconds = 0.0
         jobs[-1].append(run)
-        taken += needs
+        job_seconds += own
     return jobs
 
 
-def alone_because(config: RunConfig) -> str:
-    """Why a run cannot train in a pack; empty where it can."""
+def reason_not_grouped(config: RunConfig) -> str:
+    """Say why a run cannot train in a group; empty where it can."""
     cfg = config.torchtune
     single = next((name for name in config.trackers if name in _ONE_RUN_AT_A_TIME), "")
     on_cpus = config.slurm.submit and (config.device == "cpu" or not (config.slurm.gpus or config.slurm.gres))
@@ -116,91 +120,91 @@ def alone_because(config: RunConfig) -> str:
     return next((why for why, holds in reasons.items() if holds), "")
 
 
-def _shared(config: RunConfig) -> str:
-    """What all runs of a pack have in common."""
+def _group_key(config: RunConfig) -> str:
+    """What all runs of a group have in common."""
     cfg = config.torchtune
     base = {k: v for k, v in cfg["checkpointer"].items() if k not in ("output_dir", "recipe_checkpoint")}
     builder = {k: cfg["model"].get(k) for k in ("_component_", "checkpoint_dir", "quantize_base")}
     machine = [cfg[k] for k in ("device", "dtype", "threads", "enable_activation_checkpointing")]
-    asked = dataclasses.asdict(config.slurm) if config.slurm.submit else None
-    return json.dumps([base, builder, machine, config.multi_lora, asked], sort_keys=True)
+    job = dataclasses.asdict(config.slurm) if config.slurm.submit else None
+    return json.dumps([base, builder, machine, config.multi_lora, job], sort_keys=True)
 
 
 @dataclass(frozen=True)
-class PackedRun:
-    """A run of a pack: its config, what distinguishes it in its sweep, what a line about it begins with ("[2/4] "), and
-    what is done when its turn comes.
-    """
+class GroupRun:
+    """A run of a group."""
 
     config: RunConfig
+    """What to run."""
     swept: dict[str, Any]
-    place: str = ""
-    begins: Callable[[], object] = lambda: None
+    """What distinguishes it in its sweep."""
+    prefix: str = ""
+    """What a line about it begins with: "[2/4] "."""
+    on_start: Callable[[], object] = lambda: None
+    """Called when its turn comes; what it raises ends the run."""
 
 
-def run_pack(
-    runs: Sequence[PackedRun],
+def run_group(
+    runs: Sequence[GroupRun],
     at_once: int | None,
     stop: StopSignals | None = None,
-    begun: list[Heartbeat] | None = None,
+    started: list[Heartbeat] | None = None,
 ) -> list[RunResult | Exception]:
     """Train runs together and evaluate each; everything is left in their folders.
 
     Args:
-        runs: `packs_of` says which can be given together.
+        runs: `plan_groups` says which can be given together.
         at_once: most that train at the same time; None: as many as measuring finds best.
         stop: who listens for signals already; None: nobody.
-        begun: gets the heartbeat of each run whose turn has come.
+        started: gets the heartbeat of each run whose turn has come.
     Returns:
         Each run's result, or why it failed; one's failure is not another's.
     Raises:
-        KeyboardInterrupt: the runs were interrupted; their states are saved.
+        KeyboardInterrupt: the runs were interrupted; their checkpoints are saved.
     """
-    from cruijff_kit.recipes.lora_multi import Pack
+    from cruijff_kit.recipes.lora_multi import MultiLoraTrainer
 
-    ours = stop is None
+    is_ours = stop is None
     stop = stop or StopSignals(signal.SIGINT, signal.SIGTERM)
 
-    def evaluate(cells: list[Any]) -> list[Any]:
+    def evaluate(items: list[Any]) -> list[Any]:
         from cruijff_kit.evaluation.multi_run import evaluate_together
 
         with stop.interrupting():
-            return evaluate_together(cells)
+            return evaluate_together(items)
 
-    size = PackSize(at_once or min(len(runs), MOST), measured=at_once is None)
-    with progress(f"training {len(runs)} runs", sum(_updates(run.config) for run in runs)) as bar:
-        pack = Pack(bar, size, evaluate)
+    tuner = GroupSizeTuner(at_once or min(len(runs), MAX_SIZE), measured=at_once is None)
+    with progress(f"training {len(runs)} runs", sum(_count_steps(run.config) for run in runs)) as bar:
+        trainer = MultiLoraTrainer(bar, tuner, evaluate)
         stop.install()
         try:
-            ended = pack.tell([_story(run, pack, stop, begun) for run in runs])
+            results = trainer.run([functools.partial(_run_member, run, stop, started) for run in runs])
         finally:
-            if ours:
+            if is_ours:
                 stop.uninstall()
-    for interrupted in (e for e in ended if isinstance(e, KeyboardInterrupt)):
-        raise interrupted
-    return ended
+    for interrupt in (r for r in results if isinstance(r, KeyboardInterrupt)):
+        raise interrupt
+    return results
 
 
-def _updates(config: RunConfig) -> int:
-    """Steps of a run; none of one that cannot work, which its own story will say."""
+def _count_steps(config: RunConfig) -> int:
+    """Steps of a run; none of one that cannot work, which `train_then_eval` will say."""
     try:
         return check(config).steps["total"]
     except UserError:
         return 0
 
 
-def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbeat] | None) -> Story[RunResult]:
-    config, folder = run.config, Path(run.config.output_dir)
-    name = run.place + config.run_name
-    start = Start(Heartbeat(folder), stop, shared=True)
-    if begun is not None:
-        begun.append(start.heartbeat)
+def _run_member(run: GroupRun, stop: StopSignals, started: list[Heartbeat] | None, slot: "Slot") -> RunResult:
+    """Train and evaluate one run of a group, in its slot."""
+    folder, name = Path(run.config.output_dir), run.prefix + run.config.run_name
+    heartbeat = Heartbeat(folder)
+    if started is not None:
+        started.append(heartbeat)
     say(name)
     try:
-        run.begins()
-        result = yield from run_story(
-            config, run.swept, start, lambda chosen: pack.member(chosen.torchtune), pack.as_data
-        )
+        run.on_start()
+        result = train_then_eval(run.config, run.swept, RunContext(heartbeat, stop, slot))
         say(f"{name} done: {result.outcome}")
         return result
     except Cancelled:
@@ -208,7 +212,7 @@ def _story(run: PackedRun, pack: "Pack", stop: StopSignals, begun: list[Heartbea
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        start.heartbeat.set(state=FAILED, reason=reason, cause=failures.cause_of(error))
+        heartbeat.set(state=FAILED, reason=reason, cause=failures.cause_of(error))
         say(f"{name} failed: {one_line(error)}")
         raise
     finally:

@@ -32,7 +32,7 @@ from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
 from cruijff_kit.records.saved_config import frozen
 from cruijff_kit.runs.plan import check_evaluation
-from cruijff_kit.runs.run import Start, begin, note_objective
+from cruijff_kit.runs.run import RunContext, record_objective, start_result
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import close_folder
@@ -106,7 +106,7 @@ def result_for(run: Path, request: Request, config: RunConfig) -> RunResult:
     path = RunFolder(run).result
     if path.exists():
         return read_result(path)
-    result = begin(config, {})
+    result = start_result(config, {})
     untrained = ("lr", "batch_size", "gradient_accumulation_steps", "epochs", "processes", "seed")
     result.settings |= dict.fromkeys(untrained)  # of a training that was not ours
     if request.of == BASE:
@@ -188,14 +188,14 @@ def asking_only(config: RunConfig, names: list[TaskName]) -> RunConfig:
     return dataclasses.replace(config, eval=tasks)
 
 
-def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
+def evaluate_pending(run: Path, context: RunContext | None = None) -> RunResult:
     """Do what a run's evaluate.json asks for; each cell stands in result.json as soon as it is made.
 
     A cell that fails does not keep the others from being made. When all are there, evaluate.json is removed.
 
     Args:
         run: the folder.
-        start: of a job on a cluster, which has begun it already.
+        context: of a job on a cluster, which has started already.
     Raises:
         LateError: cells are missing in the end; the result says why.
         KeyboardInterrupt: on Ctrl-C; what was made is kept.
@@ -207,8 +207,8 @@ def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
     result = result_for(run, request, config)
     result.tier, result.redacted = config.dataset.tier, withholds_samples(config)
     result.permission = config.dataset.permission
-    stop = StopSignals(signal.SIGINT, signal.SIGTERM) if start is None else None
-    heartbeat = start.heartbeat if start else Heartbeat(run)
+    stop = StopSignals(signal.SIGINT, signal.SIGTERM) if context is None else None
+    heartbeat = context.heartbeat if context else Heartbeat(run)
     began, failure = time.monotonic(), None
     if stop:
         stop.install()
@@ -273,7 +273,7 @@ def _evaluate(folder: RunFolder, request: Request, config: RunConfig, result: Ru
         _keep(new, result, folder)
         json_output.extend(made=[{"run": result.name, "task": new.task, "epoch": new.epoch, "log": new.log}])
     if request.of == ADAPTER and failure is None:
-        note_objective(result, config)
+        record_objective(result, config)
     return failure
 
 

@@ -1,4 +1,4 @@
-"""The whole story of one run: check, untrained model, train, evaluate, result.json."""
+"""One run from its beginning to its end: check, base model, train, evaluate, result.json."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.identity import config_hash, configuration_hash
@@ -22,123 +22,213 @@ from cruijff_kit.records.run_status import CANCELLED, DONE, EVALUATING, FAILED, 
 from cruijff_kit.records.versions import code_hash, git_commit, versions
 from cruijff_kit.runs.leak_check import number_units
 from cruijff_kit.runs.plan import Plan, check
-from cruijff_kit.training.coroutine import Story, told
+from cruijff_kit.training.out_of_memory import free_exception_frames
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.format import now
 from cruijff_kit.util.progress import say
 from cruijff_kit.util.signals import Cancelled, StopSignals
 
+if TYPE_CHECKING:
+    from cruijff_kit.recipes.lora_multi import Slot
 
-def train_then_eval(config: RunConfig, swept: dict | None = None, start: "Start | None" = None) -> RunResult:
+
+def train_then_eval(config: RunConfig, swept: dict | None = None, context: "RunContext | None" = None) -> RunResult:
     """Train the adapter, evaluate the model while it is in memory, and leave everything in `config.output_dir`.
 
     result.json is written whatever happens, status.json while it happens. A folder that already holds a result is not
-    written over, but for an unfinished one with `resume_from_checkpoint`. Ctrl-C (or SIGTERM) in training saves the state
-    after the step that is under way; a second Ctrl-C stops at once.
+    written over, but for an unfinished one with `resume_from_checkpoint`. Ctrl-C (or SIGTERM) in training saves a
+    checkpoint after the step that is under way; a second Ctrl-C stops at once.
 
     Args:
         config: what to run (`cruijff_kit.compose`).
         swept: the values that distinguish this run in its sweep, for tables.
-        start: what a job on a cluster knows already.
+        context: of a run that is started in a job of a cluster, or in a group.
     Raises:
         UserError: the config or the data cannot work, or the folder is taken; nothing was trained.
         Exception: whatever went wrong later; result.json says what and where.
     """
-    return told(run_story(config, swept or {}, start), _evaluate_alone)
-
-
-def _evaluate_alone(cell: Any) -> Any:
-    from cruijff_kit.evaluation.run_tasks import evaluate_item
-
-    return evaluate_item(cell)
-
-
-def run_story(
-    config: RunConfig,
-    swept: dict[str, Any],
-    start: "Start | None" = None,
-    recipe_of: Callable[[RunConfig], Any] | None = None,
-    pack: Callable[[], dict[str, Any] | None] = lambda: None,
-) -> Story[RunResult]:
-    """As `train_then_eval`, told side by side with others: asks for the passes that its recipe does not compute itself, and
-    for each evaluation.
-
-    Args:
-        recipe_of: makes the recipe; None: the one that trains by itself.
-        pack: what result.json says of the pack, in the end.
-    """
-    folder = RunFolder(config.output_dir)
-    _refuse_taken(folder, config.resume_from_checkpoint)
-    result = begin(config, swept)
-    clock = _Clock(result)
-    plan = None
-    if start is None:
-        with clock("setup"):
-            plan = check(config)  # what is refused here leaves nothing behind
-        start = Start(Heartbeat(folder.path), StopSignals(signal.SIGINT, signal.SIGTERM))
-    status = start.heartbeat.status
-    result.restarts, result.changes = status.restarts, dict(status.changes)
-    result.effective_batch = config.effective_batch
-    chosen, config = config, apply_retry_overrides(config, status.changes)
-    start.stop.install()
-    try:
-        with start.heartbeat:
-            try:
-                with clock("setup"):
-                    plan = plan or check(config)
-                    say(plan.in_words())
-                    folder.freeze(chosen, result.swept)
-                    recipe = (recipe_of or _recipe)(config)
-                with _cleaned_up(recipe, result):
-                    yield from _train_and_evaluate(recipe, config, plan, folder, result, clock, start)
-                result.status = DONE
-            except BaseException as error:
-                _note_end(result, error, clock.phase, start.stop)
-                raise
-            finally:
-                result.finished, result.seconds["total"], result.multi_lora = now(), clock.total(), pack()
-                folder.write("result.json", to_json(result))
-                _note_status(result, start)
-    finally:
-        if not start.shared:
-            start.stop.uninstall()
-    return result
+    run = Run(config, swept or {}, context)
+    with run.recording():
+        run.prepare()
+        if config.processes == 1:
+            run.evaluate_base_model()
+        run.train()
+        if config.processes > 1:  # the workers have gone, and only now the model is in this process
+            run.evaluate_base_model()
+        run.evaluate()
+    return run.result
 
 
 @dataclasses.dataclass
-class Start:
-    """What belongs to one start of a run: its heartbeat, and the signals that ask it to stop.
-
-    shared: the signals are other runs' too, and let go by whoever made them.
-    """
+class RunContext:
+    """What a run gets from whoever starts it."""
 
     heartbeat: Heartbeat
+    """Keeps its status.json."""
     stop: StopSignals
-    shared: bool = False
+    """The signals that ask it to stop."""
+    slot: "Slot | None" = None
+    """Its place in a group of runs on one base model, which share the signals; None: it trains alone."""
 
 
-def _note_end(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
-    # inspect-ai may turn an interruption into an error of its own.
-    interrupted = isinstance(error, KeyboardInterrupt) or stop.received is not None
-    result.status = INTERRUPTED if interrupted or isinstance(error, Cancelled) else FAILED
-    if isinstance(error, Cancelled):
-        return
-    if not interrupted:
-        result.error = failure_of(error, phase)
-    elif not isinstance(error, KeyboardInterrupt):
-        raise KeyboardInterrupt from error
+class Run:
+    """The phases of a run, and what they share."""
+
+    def __init__(self, config: RunConfig, swept: dict[str, Any], context: RunContext | None) -> None:
+        self.folder = RunFolder(config.output_dir)
+        _refuse_taken(self.folder, config.resume_from_checkpoint)
+        self.result = start_result(config, swept)
+        self.clock = _Clock(self.result)
+        self.plan: Plan | None = None
+        self.recipe: Any = None
+        if context is None:
+            with self.clock("setup"):
+                self.plan = check(config)  # what is refused here leaves nothing behind
+            context = RunContext(Heartbeat(self.folder.path), StopSignals(signal.SIGINT, signal.SIGTERM))
+        self.context = context
+        status = context.heartbeat.status
+        self.result.restarts, self.result.changes = status.restarts, dict(status.changes)
+        self.result.effective_batch = config.effective_batch
+        self.requested, self.config = config, apply_retry_overrides(config, status.changes)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Listen for signals and keep status.json; in the end write result.json, whatever happened."""
+        stop, slot, result = self.context.stop, self.context.slot, self.result
+        stop.install()
+        try:
+            with self.context.heartbeat:
+                try:
+                    with self._open_recipe():
+                        yield
+                    result.status = DONE
+                except BaseException as error:
+                    free_exception_frames(error)
+                    _record_error(result, error, self.clock.phase, stop)
+                    raise
+                finally:
+                    result.finished, result.seconds["total"] = now(), self.clock.total()
+                    result.multi_lora = slot.trainer.to_dict() if slot else None
+                    self.folder.write("result.json", to_json(result))
+                    _record_status(result, self.context)
+        finally:
+            if slot is None:
+                stop.uninstall()
+
+    def prepare(self) -> None:
+        """Check the config, save it, read the base model and tokenise the data."""
+        from cruijff_kit.models.device import describe, processor
+        from cruijff_kit.models.fingerprint import fingerprint
+
+        config, result, slot = self.config, self.result, self.context.slot
+        with self.clock("setup"):
+            self.plan = plan = self.plan or check(config)
+            say(plan.in_words())
+            self.folder.freeze(self.requested, result.swept)
+            self.recipe = recipe = slot.make_recipe(config.torchtune) if slot else _make_recipe(config)
+            result.steps, result.data_hash = plan.steps, plan.data_hash
+            result.leaks, result.conversations = plan.leaks, plan.conversations
+            result.rows = {"train": plan.packed_rows or plan.rows, "validation": plan.validation_rows}
+            for warning in plan.warnings:
+                say(f"warning: {warning}")
+            self.context.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
+            self.folder.write_yaml("torchtune.yaml", config.torchtune)
+            recipe.setup()
+            result.model_hash = fingerprint(config.model.path)
+            result.machine = {"host": socket.gethostname(), **describe(recipe.machine), "processor": processor()}
+            write_environment(config, recipe.machine)
+
+    def evaluate_base_model(self) -> None:
+        """Evaluate the model as it is without the adapter, or read what an earlier run found."""
+        from cruijff_kit.evaluation import baseline
+
+        with self.clock("baseline"):
+            config = self.config
+            if config.eval.baseline:
+                self.result.baseline = baseline.evaluate_base_model(
+                    config.eval.names, self._make_chat_model(), config, self.plan, self.folder
+                )
+
+    def train(self) -> None:
+        """Train the adapter; a checkpoint is left for a run that is stopped in training or in evaluation."""
+        from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
+
+        recipe, result, stop, heartbeat = self.recipe, self.result, self.context.stop, self.context.heartbeat
+        with self.clock("train", recipe.clock):
+            result.resumed_at_step = recipe.global_step or None
+            heartbeat.set(first_step=recipe.global_step, training_since=now())
+            heartbeat.follow(lambda: _progress_of(recipe, result))
+            try:
+                with stop.stopping(recipe):
+                    recipe.train()
+                if self.config.eval.tasks:
+                    recipe.save_checkpoint()
+                    if stop.received is not None:  # it came too late for a step
+                        raise KeyboardInterrupt
+            except TrainingInterrupted as interrupted:
+                if recipe.stop_reason == CANCELLED:
+                    raise Cancelled(str(interrupted)) from interrupted
+                path = shlex.quote(str(self.folder.path))
+                say(f"{interrupted}; the state is saved: cruijff-kit resume {path}")
+                raise KeyboardInterrupt from interrupted
+            finally:
+                result.training = dataclasses.asdict(recipe.summary)
+                result.changes |= recipe.changes
+            _add_units(self.config, self.folder)
+        heartbeat.set(state=EVALUATING)
+
+    def evaluate(self) -> None:
+        """Evaluate the trained model, which is in memory still."""
+        from cruijff_kit.evaluation import run_tasks
+
+        config, folder, result, slot = self.config, self.folder, self.result, self.context.slot
+        with self.clock("evaluate", self.recipe.clock):
+            folder.discard_partial_logs()
+            epoch = self.recipe.summary.epochs - 1
+            evaluate_item = slot.evaluate if slot else run_tasks.evaluate_item
+            chat_model = self._make_chat_model()
+            result.evaluation = run_tasks.evaluate(
+                chat_model, config, self.plan, folder, epoch, result.config_hash, evaluate_item
+            )
+        record_objective(result, config)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+    def _make_chat_model(self) -> Any:
+        from cruijff_kit.evaluation.engine import ChatModel
+
+        return ChatModel(self.recipe.model, self.recipe.tokenizer, self.recipe.machine)
+
+    @contextmanager
+    def _open_recipe(self) -> Iterator[None]:
+        """Keep the recipe's metrics and trackers open until the run ends, for the scores of evaluation."""
+        try:
+            yield
+            from cruijff_kit.training.trackers import report
+
+            evaluations = {"eval": self.result.evaluation, "untrained": self.result.baseline}
+            report(
+                self.recipe,
+                {
+                    f"{kind}/{e.task}/{scorer}/{metric}": value  # of several epochs the last one
+                    for kind, of_kind in evaluations.items()
+                    for e in of_kind
+                    for scorer, values in e.metrics.items()
+                    for metric, value in values.items()
+                },
+            )
+        finally:
+            if self.recipe is not None:
+                self.recipe.cleanup()
 
 
-def _note_status(result: RunResult, start: Start) -> None:
-    reason, cause, state = None, None, result.status
-    if result.error is not None:
-        reason, cause = f"{result.error.type}: {result.error.message}", result.error.cause
-    elif result.status == INTERRUPTED and cancel_asked(start.heartbeat.run):
-        state, reason = CANCELLED, "cancelled"
-    elif result.status == INTERRUPTED:
-        reason = f"stopped by {start.stop.received.name}" if start.stop.received else "interrupted"
-        cause = "stopped"
-    start.heartbeat.set(state=state, reason=reason, cause=cause)
+def _make_recipe(config: RunConfig) -> Any:
+    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
+
+    if config.processes == 1:
+        return LoRAFinetuneRecipeSingleDevice(config.torchtune)
+    from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
+
+    return LoRAFinetuneRecipeDistributed(config.torchtune)
 
 
 def _refuse_taken(folder: RunFolder, resume: bool) -> None:
@@ -150,53 +240,31 @@ def _refuse_taken(folder: RunFolder, resume: bool) -> None:
         raise UserError(f"{folder.path} is done; there is nothing to resume")
 
 
-def _train_and_evaluate(
-    recipe: Any, config: RunConfig, plan: Plan, folder: RunFolder, result: RunResult, clock: "_Clock", start: Start
-) -> Story[None]:
-    from cruijff_kit.evaluation import baseline, run_tasks
-    from cruijff_kit.evaluation.engine import ChatModel
-    from cruijff_kit.models.device import describe, processor
-    from cruijff_kit.models.fingerprint import fingerprint
-
-    with clock("setup"):
-        result.steps, result.data_hash = plan.steps, plan.data_hash
-        result.leaks, result.conversations = plan.leaks, plan.conversations
-        result.rows = {"train": plan.packed_rows or plan.rows, "validation": plan.validation_rows}
-        for warning in plan.warnings:
-            say(f"warning: {warning}")
-        start.heartbeat.set(total_steps=plan.steps["total"], epochs=config.epochs)
-        folder.write_yaml("torchtune.yaml", config.torchtune)
-        recipe.setup()
-        result.model_hash = fingerprint(config.model.path)
-        result.machine = {"host": socket.gethostname(), **describe(recipe.machine), "processor": processor()}
-        write_environment(config, recipe.machine)
-
-    def ask_untrained() -> None:
-        with clock("baseline"):
-            if config.eval.baseline:
-                chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-                result.baseline = baseline.evaluate_base_model(config.eval.names, chat_model, config, plan, folder)
-
-    if config.processes == 1:  # else the model is here only when the workers have gone
-        ask_untrained()
-    with clock("train", recipe.clock):
-        yield from _train(recipe, bool(config.eval.tasks), folder, result, start)
-        _note_units(config, folder)
-    start.heartbeat.set(state=EVALUATING)
-    if config.processes > 1:
-        ask_untrained()
-    with clock("evaluate", recipe.clock):
-        folder.discard_partial_logs()
-        epoch = recipe.summary.epochs - 1
-        chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-        result.evaluation = yield from run_tasks.evaluation_story(
-            chat_model, config, plan, folder, epoch, result.config_hash
-        )
-    note_objective(result, config)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+def _record_error(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
+    # inspect-ai may turn an interruption into an error of its own.
+    is_interrupted = isinstance(error, KeyboardInterrupt) or stop.received is not None
+    result.status = INTERRUPTED if is_interrupted or isinstance(error, Cancelled) else FAILED
+    if isinstance(error, Cancelled):
+        return
+    if not is_interrupted:
+        result.error = failure_of(error, phase)
+    elif not isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt from error
 
 
-def _note_units(config: RunConfig, folder: RunFolder) -> None:
+def _record_status(result: RunResult, context: RunContext) -> None:
+    reason, cause, state = None, None, result.status
+    if result.error is not None:
+        reason, cause = f"{result.error.type}: {result.error.message}", result.error.cause
+    elif result.status == INTERRUPTED and cancel_asked(context.heartbeat.run):
+        state, reason = CANCELLED, "cancelled"
+    elif result.status == INTERRUPTED:
+        reason = f"stopped by {context.stop.received.name}" if context.stop.received else "interrupted"
+        cause = "stopped"
+    context.heartbeat.set(state=state, reason=reason, cause=cause)
+
+
+def _add_units(config: RunConfig, folder: RunFolder) -> None:
     """Add to the losses of validation rows which rows are of one unit: they say less than as many of different ones."""
     data, losses = config.dataset, folder.validation_losses
     if data.unit_column is None or not losses.is_file():
@@ -206,80 +274,25 @@ def _note_units(config: RunConfig, folder: RunFolder) -> None:
     folder.write(losses.name, json.dumps(tree))
 
 
-def note_objective(result: RunResult, config: RunConfig) -> None:
+def record_objective(result: RunResult, config: RunConfig) -> None:
     """Look up the objective in what was measured.
 
     Raises:
         ValueError: it was named, and was not measured.
     """
-    found = result.metrics()
-    if result.objective_name not in found and config.objective is None:  # nothing was trained, or nothing validated
+    metrics = result.metrics()
+    if result.objective_name not in metrics and config.objective is None:  # nothing was trained, or nothing validated
         result.objective_name = None
         return
-    if result.objective_name not in found:
-        raise ValueError(f"objective={result.objective_name} was not measured; there are {', '.join(found)}")
-    result.objective = found[result.objective_name]
-
-
-def _train(recipe: Any, then_evaluate: bool, folder: RunFolder, result: RunResult, start: Start) -> Story[None]:
-    from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
-
-    result.resumed_at_step = recipe.global_step or None
-    start.heartbeat.set(first_step=recipe.global_step, training_since=now())
-    start.heartbeat.follow(lambda: _progress_of(recipe, result))
-    try:
-        with start.stop.stopping(recipe):
-            yield from recipe.training()
-        if then_evaluate:
-            recipe.save_state()
-            if start.stop.received is not None:  # it came too late for a step
-                raise KeyboardInterrupt
-    except TrainingInterrupted as interrupted:
-        if recipe.stop_reason == CANCELLED:
-            raise Cancelled(str(interrupted)) from interrupted
-        say(f"{interrupted}; the state is saved: cruijff-kit resume {shlex.quote(str(folder.path))}")
-        raise KeyboardInterrupt from interrupted
-    finally:
-        result.training = dataclasses.asdict(recipe.summary)
-        result.changes |= recipe.changes
-
-
-def _recipe(config: RunConfig) -> Any:
-    from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
-
-    if config.processes == 1:
-        return LoRAFinetuneRecipeSingleDevice(config.torchtune)
-    from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
-
-    return LoRAFinetuneRecipeDistributed(config.torchtune)
-
-
-@contextmanager
-def _cleaned_up(recipe: Any, result: RunResult) -> Iterator[None]:
-    """The recipe's metrics stay open until the run ends, for what evaluation finds."""
-    from cruijff_kit.training.trackers import report
-
-    try:
-        yield
-        found = {"eval": result.evaluation, "untrained": result.baseline}
-        report(
-            recipe,
-            {
-                f"{kind}/{e.task}/{scorer}/{metric}": value  # of several epochs the last one
-                for kind, evaluations in found.items()
-                for e in evaluations
-                for scorer, values in e.metrics.items()
-                for metric, value in values.items()
-            },
-        )
-    finally:
-        recipe.cleanup()
+    if result.objective_name not in metrics:
+        raise ValueError(f"objective={result.objective_name} was not measured; there are {', '.join(metrics)}")
+    result.objective = metrics[result.objective_name]
 
 
 def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
-    """What status.json says of a recipe under way."""
-    seen = {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss}
-    return seen | {"changes": result.changes | recipe.changes}
+    """What status.json says of a recipe that trains."""
+    position = {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss}
+    return position | {"changes": result.changes | recipe.changes}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -298,8 +311,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def begin(config: RunConfig, swept: dict) -> RunResult:
-    """The result of a run that is about to start."""
+def start_result(config: RunConfig, swept: dict) -> RunResult:
+    """Make the result of a run that is about to start."""
     return RunResult(
         name=config.run_name,
         status="running",
@@ -309,7 +322,7 @@ def begin(config: RunConfig, swept: dict) -> RunResult:
         settings=settings_of(config),
         config_hash=config_hash(config),
         configuration_hash=configuration_hash(config),
-        started=now("milliseconds"),  # tables are in order of start, and the runs of a pack start in one second
+        started=now("milliseconds"),  # tables are in order of start, and the runs of a group start in one second
         objective_name=config.objective_name,
         seeds={"seed": config.seed}
         | {f"dataset.arguments.{k}": v for k, v in config.dataset.arguments.items() if k == "seed"},
@@ -326,7 +339,7 @@ def begin(config: RunConfig, swept: dict) -> RunResult:
 
 
 class _Clock:
-    """Seconds per phase, kept in the result; remembers the phase that is under way."""
+    """Adds up seconds per phase in the result; `phase` is the one that is under way."""
 
     def __init__(self, result: RunResult) -> None:
         self.result, self.phase = result, "setup"

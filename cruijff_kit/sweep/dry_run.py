@@ -14,7 +14,7 @@ from cruijff_kit.analysis.power import DetectableDifference, detectable_differen
 from cruijff_kit.config.identity import configuration_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.runs.estimate import Estimate, check_budget, estimates, in_words, total
-from cruijff_kit.runs.multi_lora_runs import PlannedPack, packs_of
+from cruijff_kit.runs.multi_lora_runs import PlannedGroup, plan_groups
 from cruijff_kit.runs.plan import Plan, check
 from cruijff_kit.sweep.slurm_jobs import make_job_requests
 from cruijff_kit.util import json_output
@@ -72,7 +72,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     checked = [(config, check(config)) for config, _ in runs]
     found = estimates(checked, folder)
     planned = [PlannedRun(*c, plan, e) for c, (_, plan), e in zip(runs, checked, found, strict=True)]
-    packs = packs_of([config for config, _ in runs], [e.seconds for e in found]) if len(runs) > 1 else []
+    packs = plan_groups([config for config, _ in runs], [e.seconds for e in found]) if len(runs) > 1 else []
     there = [n for n, (config, _) in enumerate(runs) if config.slurm.submit]
     arrays = planned_arrays([runs[n][0] for n in there], folder.absolute(), [found[n] for n in there])
     detectable = detectable_differences(planned)
@@ -139,7 +139,7 @@ def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
 def _print(
     runs: list[PlannedRun],
     arrays: list[PlannedArray],
-    packs: list[PlannedPack],
+    packs: list[PlannedGroup],
     detectable: dict[str, DetectableDifference],
 ) -> None:
     from rich.console import Console
@@ -154,7 +154,7 @@ def _print(
         console.print(f"each configuration has one seed, so that runs are compared; seed=1,2,3 would take {more} more")
     for pack in packs:
         names = [runs[n].config.run_name for n in pack.runs]
-        together = f"{pack.in_words(len(runs))}: {'; '.join(names)}"
+        together = f"{pack.summary(len(runs))}: {'; '.join(names)}"
         console.print(f"{names[0]} trains alone: {pack.why}" if pack.why else together, markup=False, soft_wrap=True)
     first = dict(_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):

@@ -30,7 +30,7 @@ from cruijff_kit.records.run_status import (
 )
 from cruijff_kit.records.saved_config import frozen, frozen_swept
 from cruijff_kit.records.sweep_manifest import is_done
-from cruijff_kit.runs.run import Start, train_then_eval
+from cruijff_kit.runs.run import RunContext, train_then_eval
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.request import more_memory
 from cruijff_kit.sweep import job_evaluation, job_group
@@ -96,7 +96,7 @@ def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
     leave_by(stop, lambda: _after_signal(run, heartbeat, stop))
     heartbeat.__enter__()  # before the imports, which take seconds
     try:
-        result = train_then_eval(frozen(run), frozen_swept(run), Start(heartbeat, stop))
+        result = train_then_eval(frozen(run), frozen_swept(run), RunContext(heartbeat, stop))
         say(f"done: {result.outcome}")
         return 0
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import FAILED, INTERRUPTED, QUEUED, UNDER_WAY, Heartbeat, read_status, write_status
 from cruijff_kit.runs.posthoc_evaluation import NAME, evaluate_pending, read_request
-from cruijff_kit.runs.run import Start
+from cruijff_kit.runs.run import RunContext
 from cruijff_kit.sweep.job_common import leave_by, may_requeue, requeue_all, use_granted_processors, was_over_memory
 from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.progress import say
@@ -26,7 +26,7 @@ def start(runs: list[Path], stop: StopSignals) -> int:
     for place, run in enumerate(waiting, 1):
         say(f"[{place}/{len(waiting)}] {run.name}")
         try:
-            evaluate_pending(run, Start(Heartbeat(run), stop))
+            evaluate_pending(run, RunContext(Heartbeat(run), stop))
             finished += 1
         except Exception as error:
             say(f"[{place}/{len(waiting)}] {run.name} failed: {one_line(error)}")

@@ -27,7 +27,7 @@ from cruijff_kit.records.run_status import (
 )
 from cruijff_kit.records.saved_config import frozen, frozen_swept
 from cruijff_kit.records.sweep_manifest import is_done
-from cruijff_kit.runs.multi_lora_runs import PackedRun, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, run_group
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.request import more_memory
 from cruijff_kit.sweep.job_common import (
@@ -62,11 +62,11 @@ def start(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -
 
     places = [f"[{n}/{len(chosen)}] " for n in range(1, len(chosen) + 1)]
     packed = [
-        PackedRun(frozen(run), frozen_swept(run), place, functools.partial(_begin, run))
+        GroupRun(frozen(run), frozen_swept(run), place, functools.partial(_begin, run))
         for run, place in zip(chosen, places, strict=True)
     ]
     try:
-        ended = run_pack(packed, at_once and min(at_once, len(chosen)), stop, begun) if chosen else []
+        ended = run_group(packed, at_once and min(at_once, len(chosen)), stop, begun) if chosen else []
     except KeyboardInterrupt:
         return _after_signal(chosen, begun, stop)
     failed = sum(isinstance(result, Exception) for result in ended)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cruijff_kit.analysis.summary import refresh_above
 from cruijff_kit.records.run_status import mark_queued, read_status, write_status
-from cruijff_kit.runs.multi_lora_runs import PackedRun, PlannedPack, packs_of, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, PlannedGroup, plan_groups, run_group
 from cruijff_kit.sweep.prepare import SweepRun
 from cruijff_kit.sweep.task_config import set_swept
 from cruijff_kit.util.errors import one_line
@@ -36,21 +36,21 @@ def run_here(launcher, jobs: list[SweepRun]) -> dict[int, float | None]:
     for pack in _packs(jobs):
         chosen = [jobs[n] for n in pack.runs]
         if len(chosen) > 1:
-            say(pack.in_words(len(jobs)))
+            say(pack.summary(len(jobs)))
             places = [f"[{n + 1}/{len(jobs)}] " for n in pack.runs]
-            objectives |= _run_pack(chosen, places, pack.at_once)
+            objectives |= _run_group(chosen, places, pack.at_once)
         else:
             objectives |= {id(job): _run(launcher, job, jobs.index(job) + 1, len(jobs)) for job in chosen}
     return objectives
 
 
-def _packs(jobs: list[SweepRun]) -> list[PlannedPack]:
-    """As packs_of; a run that Hydra itself has to do something for, while it goes on, is alone."""
+def _packs(jobs: list[SweepRun]) -> list[PlannedGroup]:
+    """As plan_groups; a run that Hydra itself has to do something for, while it goes on, is alone."""
     own = [n for n, job in enumerate(jobs) if _is_hydras(job.composed.hydra)]
     others = [n for n in range(len(jobs)) if n not in own]
-    packs = packs_of([jobs[n].config for n in others])
-    return [PlannedPack([others[n] for n in p.runs], p.at_once, p.why) for p in packs] + [
-        PlannedPack([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
+    packs = plan_groups([jobs[n].config for n in others])
+    return [PlannedGroup([others[n] for n in p.runs], p.at_once, p.why) for p in packs] + [
+        PlannedGroup([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
     ]
 
 
@@ -58,14 +58,14 @@ def _is_hydras(hydra: DictConfig) -> bool:
     return bool(hydra.job.chdir or hydra.job.env_set or {*hydra.callbacks} - _OUR_CALLBACKS)
 
 
-def _run_pack(chosen: list[SweepRun], places: list[str], at_once: int | None) -> dict[int, float | None]:
+def _run_group(chosen: list[SweepRun], places: list[str], at_once: int | None) -> dict[int, float | None]:
     runs = [
-        PackedRun(job.config, job.swept, place, functools.partial(_begin_as_hydra, job))
+        GroupRun(job.config, job.swept, place, functools.partial(_begin_as_hydra, job))
         for job, place in zip(chosen, places, strict=True)
     ]
     return {
         id(job): math.nan if isinstance(result, Exception) else result.objective
-        for job, result in zip(chosen, run_pack(runs, at_once), strict=True)
+        for job, result in zip(chosen, run_group(runs, at_once), strict=True)
     }
 
 

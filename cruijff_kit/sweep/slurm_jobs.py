@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.runs.estimate import Estimate
-from cruijff_kit.runs.multi_lora_runs import packs_of
+from cruijff_kit.runs.multi_lora_runs import plan_groups
 from cruijff_kit.slurm.request import sbatch_options
 from cruijff_kit.util.format import clock
 from cruijff_kit.util.progress import say
@@ -22,7 +22,7 @@ def make_job_requests(
 
     seconds = [e.seconds if e else 0.0 for e in expected]
     jobs = []
-    for pack in packs_of(configs, seconds):
+    for pack in plan_groups(configs, seconds):
         first, config = folders[pack.runs[0]], configs[pack.runs[0]]
         jobs.append(JobRequest(first, sbatch_options(config), config.slurm.max_parallel))
         if len(pack.runs) > 1:

@@ -1,61 +1,65 @@
-"""How many runs of a pack go through the model together: as many as was said, or as many as measuring finds best.
+"""How many runs of a group go through the model together: a given number, or what measuring finds to be fastest.
 
-A round is one pass of every run that is under way, in groups of some size. Rounds of two sizes take turns; what counts is
-the ratio of neighbours' times for a token, so that a machine that is busy for a while does not decide. Sizes double as long
-as this costs no time and there is memory for more. What was too slow is tried again later, ever less often.
+A round is one pass of every run that trains, in passes of some size. Rounds of two sizes alternate; what counts is the
+ratio of neighbours' times for a token, so that a machine that is busy for a while does not decide. Sizes double as long as
+this costs no time and there is memory for more. A size that was too slow is tried again later, ever less often.
 """
 
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-MOST = 32
-"""Runs that are tried together at most."""
-_ROUNDS, _MOST_ROUNDS = 3, 5  # of each of two sizes that are compared,
-_SECONDS = 0.4  # as they take less or more than this
+MAX_SIZE = 32
+"""Most runs that are tried together."""
+_ROUNDS, _MAX_ROUNDS = 3, 5  # of each of two sizes that are compared,
+_SECONDS = 0.4  # as they take more or less than this
 _GAIN = 0.98  # a larger size is chosen if it takes at most this share of the time,
 _LOSS = 1.05  # and a still larger one is tried unless it takes more than this
-_PAUSE = 64  # rounds until what took more is tried again
+_PAUSE = 64  # rounds until a size that took more is tried again
 
 
-class PackSize:
-    """Runs in one pass.
+class GroupSizeTuner:
+    """Chooses the number of runs in one pass.
 
     Args:
-        most: not more than these.
-        measured: begin with one and find the best; else `most` from the beginning.
-        room: whether there is memory for so many runs under way (second argument), where there are so many (first) now.
+        most: the largest number.
+        measured: start with one run and find the fastest size; else `most` from the beginning.
+        fits_in_memory: whether memory that held so many runs at a time (first argument) holds so many (second).
     """
 
     def __init__(
-        self, most: int, measured: bool = False, room: Callable[[int, int], bool] = lambda now, then: True
+        self, most: int, measured: bool = False, fits_in_memory: Callable[[int, int], bool] = lambda now, then: True
     ) -> None:
-        self.best, self.most, self.room = (1 if measured else most), most, room
+        self.best, self.most, self.fits_in_memory = (1 if measured else most), most, fits_in_memory
         self.why = "" if measured else f"multi_lora={most}"
         self.seconds: dict[int, float] = {}
-        """For 1000 tokens, by size: medians."""
+        """Median for 1000 tokens, by size."""
         self._pair = (1, 2) if measured and most > 1 else None
         self._relative = {1: 1.0}  # time for a token, by size
         self._times: dict[int, list[tuple[float, int]]] = {}
         self._pause, self._rest = _PAUSE, 0
 
     @property
-    def under_way(self) -> int:
-        """Runs that should be under way."""
+    def concurrency(self) -> int:
+        """How many runs should train at the same time."""
         return self._pair[1] if self._pair else self.best
 
-    def of_round(self, asking: int) -> int:
-        """The size of the next round's groups, where so many runs ask for a pass."""
+    def choose_size(self, num_runs: int) -> int:
+        """Choose the size of the next round's passes, where so many runs wait for one."""
         if self._pair is None and self._rest:
             self._rest -= 1
             if not self._rest:
                 self._compare(self.best)
-        if self._pair is None or asking < self._pair[1]:
+        if self._pair is None or num_runs < self._pair[1]:
             return self.best
         return min(self._pair, key=lambda size: len(self._times.get(size, [])))
 
-    def note(self, size: int, seconds: float, tokens: int) -> bool:
-        """What a round took; True when this ends the search, with another size than before or for the first time."""
+    def record(self, size: int, seconds: float, tokens: int) -> bool:
+        """Record what a round took.
+
+        Returns:
+            Whether this ends the search, with another size than before or for the first time.
+        """
         if self._pair is None or size not in self._pair:
             return False
         self._times.setdefault(size, []).append((seconds, tokens))
@@ -75,45 +79,45 @@ class PackSize:
             self._rest, self._pause = self._pause, 2 * self._pause
         elif large == self.most:
             self._settle(f"{large} are the most")
-        elif not self.room(large, then):
+        elif not self.fits_in_memory(large, then):
             self._settle(f"memory lasts for {large} at a time, not for {then}")
         else:
             self._compare(large)
         return self._pair is None and (first or self.best != before)
 
     @property
-    def settled(self) -> int | None:
-        """What was found; None while it is searched for."""
+    def tuned_size(self) -> int | None:
+        """The size that was found; None while the search goes on."""
         return None if self._pair else self.best
 
-    def go_on_with(self, size: int) -> None:
-        """What was found before an interruption holds, unless this search has begun."""
+    def restore(self, size: int) -> None:
+        """Take the size that was found before an interruption, unless this search has begun."""
         if self._pair is not None and not self._times and not self.seconds:
             self.best = min(size, self.most)
             self._settle("as before it was interrupted")
 
-    def out_of_memory(self, size: int) -> None:
-        """So many at once were too many."""
+    def reduce_below(self, size: int) -> None:
+        """Choose at most half of a size that ran out of memory."""
         self.most = max(1, size // 2)
         self.best = min(self.best, self.most)
         if self._pair is not None or self.best == self.most:
             self._settle(f"memory ran out with {size} at a time")
         self._rest = 0
 
-    def as_data(self) -> dict[str, Any]:
-        """As result.json has it: how many, why, and what was measured."""
+    def to_dict(self) -> dict[str, Any]:
+        """The size, why it was chosen, and what was measured, as result.json has it."""
         measured = [{"size": size, "seconds_per_1000_tokens": t} for size, t in sorted(self.seconds.items())]
         return {"size": self.best, "why": self.why, "measured": measured}
 
-    def in_words(self) -> str:
-        """What was chosen and why, in a line."""
+    def summary(self) -> str:
+        """Say in a line which size was chosen and why."""
         times = ", ".join(f"{size}: {t:.3g}" for size, t in sorted(self.seconds.items()))
         return f"{self.best} at a time ({self.why}; seconds for 1000 tokens by number at a time: {times})"
 
     def _enough(self, size: int) -> bool:
         rounds = self._times.get(size, [])
         long = sum(seconds for seconds, _ in rounds) >= _SECONDS
-        return len(rounds) >= _MOST_ROUNDS or (long and len(rounds) >= _ROUNDS)
+        return len(rounds) >= _MAX_ROUNDS or (long and len(rounds) >= _ROUNDS)
 
     def _compare(self, small: int) -> None:
         self._pair, self._times = (small, min(2 * small, self.most)), {}

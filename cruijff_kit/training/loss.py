@@ -1,6 +1,7 @@
 """Cross-entropy on the positions that are learnt, and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,23 @@ from cruijff_kit.training.fused_lora import fuse_lora
 # On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
 # and a call of attention, forward and back, as long as this many pairs.
 _SLOWER_ON_CPU, _CALL = 2, 1500
+
+
+class StepOutput(NamedTuple):
+    """What a pass of some rows through the model came to."""
+
+    loss_sum: torch.Tensor
+    """Summed loss of the labelled tokens, a scalar."""
+    num_labels: int
+    """Labelled tokens."""
+    num_tokens: int
+    """All tokens."""
+
+
+def sum_outputs(outputs: Sequence[StepOutput], device: torch.device) -> StepOutput:
+    """Add up the outputs of micro-batches, the loss in fp64."""
+    loss_sum = sum((output.loss_sum for output in outputs), torch.zeros((), dtype=torch.float64, device=device))
+    return StepOutput(loss_sum, sum(o.num_labels for o in outputs), sum(o.num_tokens for o in outputs))
 
 
 class LabelledCrossEntropy(nn.Module):

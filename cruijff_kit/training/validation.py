@@ -8,7 +8,7 @@ import torch
 
 from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.models.compat import TransformerDecoder
-from cruijff_kit.training.coroutine import Pass, Story
+from cruijff_kit.training.loss import StepOutput
 
 _ROWS = 32  # rows per forward pass; without a backward pass memory is small
 
@@ -19,13 +19,12 @@ def validation_batches(examples: list[Example]) -> list[list[Example]]:
     return [by_length[i : i + _ROWS] for i in range(0, len(by_length), _ROWS)]
 
 
-def validation_sums(batches: list[list[Example]], by: Any = None) -> Story[tuple[float, int]]:
-    """Summed loss of all labelled tokens of some batches, and their number; `by`: the recipe that asks."""
-    sums = []
-    for batch in batches:
-        loss, labels, _ = yield Pass(batch, learn=False, by=by)
-        sums.append((loss.item(), labels))
-    return sum(loss for loss, _ in sums), sum(labels for _, labels in sums)
+def validation_sums(
+    batches: list[list[Example]], forward_only: Callable[[list[Example]], StepOutput]
+) -> tuple[float, int]:
+    """Sum the loss of all labelled tokens of some batches, and count these tokens."""
+    outputs = [forward_only(batch) for batch in batches]
+    return sum(output.loss_sum.item() for output in outputs), sum(output.num_labels for output in outputs)
 
 
 class RowLosses:

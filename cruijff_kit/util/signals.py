@@ -45,13 +45,13 @@ class StopSignals:
 
     @contextmanager
     def stopping(self, recipe: Any) -> Iterator[None]:
-        """Within this context a signal sets the recipe's `stop_reason`; a second Ctrl-C interrupts at once.
+        """Within this context a signal sets the recipe's `stop_requested`; a second Ctrl-C interrupts at once.
 
         The recipes of several runs that train together may be registered at the same time.
         """
         self._recipes.append(recipe)
         if self.received is not None:
-            recipe.stop_reason = _reason(self.received)
+            recipe.stop_requested = _reason(self.received)
         try:
             yield
         finally:
@@ -72,7 +72,7 @@ class StopSignals:
         is_repeated, self.received = self.received is not None, self.received or signal.Signals(number)
         if self._recipes and not self._is_saved and not (is_repeated and number == signal.SIGINT):
             for recipe in self._recipes:
-                recipe.stop_reason = recipe.stop_reason or _reason(self.received)
+                recipe.stop_requested = recipe.stop_requested or _reason(self.received)
         elif not is_repeated or number == signal.SIGINT:  # what a cluster repeats must not cut the saving short
             self.interrupt_now()
 

@@ -70,32 +70,30 @@ def measure(case: Case, folder: Path, sizes: list[int], args: argparse.Namespace
     import torch
 
     from cruijff_kit.data.examples import Example
-    from cruijff_kit.recipes.lora_multi import Pack
-    from cruijff_kit.training.coroutine import Pass
-    from cruijff_kit.training.group_size import PackSize
+    from cruijff_kit.recipes.lora_multi import GroupMember, MicroBatch, MultiLoraTrainer
 
     torch.set_num_threads(args.threads)
     rows = [Example(r["tokens"], r["labels"], 0) for r in case_rows(case)]
     (folder / "rows.json").write_text(json.dumps([{"tokens": r.tokens, "labels": r.labels} for r in rows]))
     settings = settings_of(case, folder, args)
     training_sides.TURNS = Silent()
-    pack = Pack(size=PackSize(max(sizes)))
+    trainer = MultiLoraTrainer()
     runs = []
     for n in range(max(sizes)):
         cfg = training_sides.torchtune_config({**settings, "folder": str(folder / str(n))}, stock=False)
-        runs.append(pack.member(cfg | {"dataset_val": {"split": None}}))
+        runs.append(GroupMember(cfg | {"dataset_val": {"split": None}}, trainer))
         runs[-1].setup()
     seconds, processor = {size: [] for size in sizes}, {size: [] for size in sizes}
     tokens = []
     for number in range(-1, args.rounds):  # the first warms up
         starts = [(n + (number + 1) * len(runs)) * case.batch_size for n in range(len(runs))]
         batches = [[rows[(at + i) % len(rows)] for i in range(case.batch_size)] for at in starts]
-        asked = [Pass(batch, True, run) for run, batch in zip(runs, batches, strict=True)]
+        micro_batches = [MicroBatch(run, batch, True) for run, batch in zip(runs, batches, strict=True)]
         for size in sizes if number % 2 else reversed(sizes):
             training_sides.synchronize(args.device)
             began, processor_began = time.perf_counter(), time.process_time()
-            for first in range(0, len(asked), size):
-                pack._pass(asked[first : first + size])
+            for first in range(0, len(micro_batches), size):
+                trainer._compute_pass(micro_batches[first : first + size])
             training_sides.synchronize(args.device)
             if number >= 0:
                 seconds[size].append(time.perf_counter() - began)

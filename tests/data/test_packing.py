@@ -145,7 +145,7 @@ def test_a_packed_run_resumes_exactly(recipe, tmp_path):
     whole.cleanup()
     again = ["dataset.packed=true", "epochs=2", f"output_dir={tmp_path / 'again'}"]
     stopped = recipe(*again)
-    stopped._after_update = _stop_at(stopped, 2)
+    stopped._end_step = _stop_at(stopped, 2)
     with pytest.raises(TrainingInterrupted):
         stopped.train()
     stopped.cleanup()
@@ -159,13 +159,13 @@ def test_a_packed_run_resumes_exactly(recipe, tmp_path):
 
 
 def _stop_at(recipe, step: int):
-    usual = recipe._after_update
+    usual = recipe._end_step
 
-    def after_update() -> None:
-        recipe.stop_reason = "stopped" if recipe.global_step == step else None
+    def end_step() -> None:
+        recipe.stop_requested = "stopped" if recipe.global_step == step else None
         usual()
 
-    return after_update
+    return end_step
 
 
 def test_custom_metrics_see_rows(recipe, tmp_path, monkeypatch):

@@ -348,13 +348,13 @@ def test_epochs_and_splits(compose, tmp_path):
 def test_a_missing_adapter_fails_the_run(compose, monkeypatch):
     from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice as Recipe
 
-    save_state = Recipe.save_state
+    save_checkpoint = Recipe.save_checkpoint
 
     def lose(recipe) -> None:
-        save_state(recipe)
+        save_checkpoint(recipe)
         shutil.rmtree(recipe.folder.epoch(0), ignore_errors=True)
 
-    monkeypatch.setattr(Recipe, "save_state", lose)
+    monkeypatch.setattr(Recipe, "save_checkpoint", lose)
     config = compose("epochs=2", "eval.epochs=all")
     with pytest.raises(EvaluationError, match="the adapter of epoch 0 is missing"):
         cruijff_kit.train_then_eval(config)

@@ -1,5 +1,6 @@
 """Every family against transformers: logits, training of the adapter alone, the adapter in peft, the merged model."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from cruijff_kit.models.base_model import build, read_base, skeleton
 from cruijff_kit.models.device import Machine
 from cruijff_kit.models.hf_config import architecture
 from cruijff_kit.models.merge import merge
-from cruijff_kit.recipes.lora_multi import Pack
+from cruijff_kit.recipes.lora_multi import MultiLoraTrainer, Slot
 from cruijff_kit.runs.plan import check
 from cruijff_kit.util.errors import UserError
 
@@ -312,19 +313,20 @@ def test_a_pack_on_every_kind_of_base(set_up_recipe, save_model, tmp_path, name)
         "dataset.max_validation_samples=8",
     ]
     where = ["model=hf_llama", f"model.path={save_model(family, **keys)}", "lora.rank=8", "dataset.max_seq_len=100"]
-    alone, members, pack = [], [], Pack()
+    alone, members = [], []
 
-    def story(number: int, more: list[str]):
+    def train(number: int, more: list[str], slot: Slot) -> None:
         own = ["eval=none", "device=cpu", f"output_dir={tmp_path / str(number)}"]
         config = cruijff_kit.compose([*where, *small, *own, *more])
-        members.append(pack.member(config.torchtune))
+        members.append(slot.make_recipe(config.torchtune))
         members[-1].setup()
-        yield from members[-1].training()
+        members[-1].train()
 
     for number, more in enumerate(PACKED[name]):
         alone.append(set_up_recipe(*where, *small, *more, f"output_dir={tmp_path / f'alone{number}'}"))
         alone[-1].train()
-    assert pack.tell([story(number, more) for number, more in enumerate(PACKED[name])]) == [None] * 3
+    functions = [functools.partial(train, number, more) for number, more in enumerate(PACKED[name])]
+    assert MultiLoraTrainer().run(functions) == [None] * 3
     for packed, own in zip(members, alone, strict=True):
         assert packed.summary.validation_losses == pytest.approx(own.summary.validation_losses, rel=1e-5)
         ours, theirs = adapter_state(packed.model), adapter_state(own.model)

@@ -108,7 +108,7 @@ def test_asked_to_stop_and_resumed_it_ends_as_if_it_had_not(recipe):
     def watched(message: dict) -> None:
         take(message)
         if stopped.global_step >= 4:
-            stopped.stop_reason = "asked to"
+            stopped.stop_requested = "asked to"
 
     stopped._take = watched
     with pytest.raises(TrainingInterrupted, match=r"asked to at step \d+ of 14"):

@@ -1,5 +1,6 @@
 """Runs in a pack equal the runs by themselves: losses of each step, adapters, what they write; one's trouble is its own."""
 
+import functools
 import json
 import math
 import time
@@ -10,10 +11,10 @@ from exactness import assert_same_adapters, products_are_exact
 from safetensors.torch import load_file
 
 import cruijff_kit
-from cruijff_kit.recipes.lora_multi import Pack
+from cruijff_kit.recipes.lora_multi import MultiLoraTrainer, Slot
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
 from cruijff_kit.runs.plan import check
-from cruijff_kit.training.group_size import PackSize
+from cruijff_kit.training.group_size import GroupSizeTuner
 
 SMALL = ["dataset.max_samples=24", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "dtype=fp32"]
 # One setting each that packs must stand.
@@ -57,26 +58,29 @@ def alone(config) -> LoRAFinetuneRecipeSingleDevice:
     return recipe
 
 
-def told(pack: Pack, configs: list, at_once: int | None = None, stop_at: int | None = None) -> list:
+def train_together(
+    configs: list, trainer: MultiLoraTrainer | None = None, at_once: int | None = None, stop_at: int | None = None
+) -> list:
     """The members after training, or what ended them; `stop_at`: the step after which all are asked to stop."""
 
-    def story(config):
-        recipe = pack.member(config.torchtune)
+    def train(config, slot: Slot):
+        recipe = slot.make_recipe(config.torchtune)
         recipe.setup()
-        usual = recipe._after_update
+        usual = recipe._end_step
 
-        def after_update():
+        def end_step():
             usual()
             if stop_at and recipe.global_step == stop_at - 1:
-                recipe.stop_reason = "asked to"
+                recipe.stop_requested = "asked to"
 
-        recipe._after_update = after_update
-        yield from recipe.training()
+        recipe._end_step = end_step
+        recipe.train()
         recipe.cleanup()
         return recipe
 
-    pack.size = PackSize(at_once or len(configs))
-    return pack.tell([story(c) for c in configs])
+    trainer = trainer or MultiLoraTrainer()
+    trainer.tuner = GroupSizeTuner(at_once or len(configs))
+    return trainer.run([functools.partial(train, c) for c in configs])
 
 
 def lines(recipe) -> list[dict]:
@@ -102,7 +106,7 @@ def test_a_pack_of_different_runs_equals_the_runs_alone(config, number, dtype):
     chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
     assert len(chosen) == number
     own = [alone(config(f"own{i}", *more, f"dtype={dtype}")) for i, more in enumerate(chosen)]
-    packed = told(Pack(), [config(f"packed{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
+    packed = train_together([config(f"packed{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
     for a, b in zip(packed, own, strict=True):
         assert_same(a, b)
 
@@ -111,19 +115,19 @@ def test_rows_and_ranks_may_be_padded(config):
     """As on a GPU, where a run's own products and calls of attention cost more than pad tokens."""
     padded = []
 
-    class Padded(Pack):
-        def _packed(self, member):
-            model = super()._packed(member)
+    class Padded(MultiLoraTrainer):
+        def _shared_model(self, member):
+            model = super()._shared_model(member)
             model.exact = False
             return model
 
-        def _pass(self, group):
-            done = super()._pass(group)
-            padded.append(len({*self._model.sizes}) == 1 < len({len(one.examples) for one in group}))
-            return done
+        def _compute_pass(self, group):
+            outputs = super()._compute_pass(group)
+            padded.append(len({*self._model.sizes}) == 1 < len({len(m.examples) for m in group}))
+            return outputs
 
     chosen = [VARIED[i] for i in (0, 1, 2, 4, 5, 7, 8, 9)]
-    packed = told(Padded(), [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
+    packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], Padded())
     assert any(padded)
     for i, more in enumerate(chosen):
         assert_same(packed[i], alone(config(f"own{i}", *more)), exactly=False)
@@ -131,14 +135,14 @@ def test_rows_and_ranks_may_be_padded(config):
 
 def test_the_order_of_the_runs_changes_nothing(config):
     chosen = VARIED[:6]
-    there = told(Pack(), [config(f"there{i}", *more) for i, more in enumerate(chosen)])
-    back = told(Pack(), [config(f"back{i}", *more) for i, more in reversed([*enumerate(chosen)])])
+    there = train_together([config(f"there{i}", *more) for i, more in enumerate(chosen)])
+    back = train_together([config(f"back{i}", *more) for i, more in reversed([*enumerate(chosen)])])
     for a, b in zip(there, reversed(back), strict=True):
         assert_same(a, b)
 
 
 def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
-    members = told(Pack(), [config(f"rank{rank}", f"lora.rank={rank}") for rank in (2, 5, 16)])
+    members = train_together([config(f"rank{rank}", f"lora.rank={rank}") for rank in (2, 5, 16)])
     for member, rank in zip(members, (2, 5, 16), strict=True):
         saved = load_file(member.folder.epoch(0) / "adapter_model.safetensors")
         assert len(saved) == 2 * 4 * 6
@@ -150,7 +154,7 @@ def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
 def test_recomputed_activations_leave_every_adapter_its_gradients(config, dtype):
     more = [["lora.rank=8"], ["seed=3", "batch_size=5"], ["lora.dropout=0.2"], ["lora.use_dora=true"]]
     again = "enable_activation_checkpointing=true"
-    packed = told(Pack(), [config(f"packed{i}", *m, again, dtype) for i, m in enumerate(more)])
+    packed = train_together([config(f"packed{i}", *m, again, dtype) for i, m in enumerate(more)])
     for i, m in enumerate(more):
         assert_same(packed[i], alone(config(f"own{i}", *m, dtype)))
 
@@ -160,7 +164,7 @@ def test_a_base_in_four_bits_is_shared_too(config, monkeypatch, dtype):
     monkeypatch.setattr("cruijff_kit.runs.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
     more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"], ["lora.use_dora=true"]]
     small = ["lora.quantize_base=true", f"dtype={dtype}"]
-    packed = told(Pack(), [config(f"packed{i}", *m, *small) for i, m in enumerate(more)])
+    packed = train_together([config(f"packed{i}", *m, *small) for i, m in enumerate(more)])
     for i, m in enumerate(more):
         assert_same(packed[i], alone(config(f"own{i}", *m, *small)))
 
@@ -184,35 +188,35 @@ def test_trouble_of_one_is_not_the_others(config, tmp_path, monkeypatch):
     (tmp_path / "pack_metrics.py").write_text(METRICS)
     monkeypatch.syspath_prepend(str(tmp_path))
     good = [["lora.rank=8"], ["seed=3", "custom_metrics=[pack_metrics.exact]"]]
-    without = told(Pack(), [config(f"without{i}", *more) for i, more in enumerate(good)])
+    without = train_together([config(f"without{i}", *more) for i, more in enumerate(good)])
     bad = [["lr=1e30", "num_warmup_steps=0"], ["custom_metrics=[pack_metrics.breaks]"]]
     configs = [config(f"with{i}", *more) for i, more in enumerate([good[0], *bad, good[1]])]
-    first, lost, broken, last = told(Pack(), configs)
+    first, lost, broken, last = train_together(configs)
     assert isinstance(lost, FloatingPointError) and "try a smaller lr" in str(lost)
     assert "pack_metrics.breaks raised ValueError: the fourth time" in str(broken)
     assert_same(first, without[0])
     assert_same(last, without[1])
 
 
-class Small(Pack):
+class Small(MultiLoraTrainer):
     """Has memory for two runs at once."""
 
     tries = 0
 
-    def _pass(self, group):
+    def _compute_pass(self, group):
         if len(group) > 2:
             self.tries += 1
             with torch.no_grad():  # random numbers are drawn by then
-                self._packed(group[0].by).losses([one.by.part(one) for one in group])
+                self._shared_model(group[0].member).losses([m.member.make_part(m) for m in group])
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super()._pass(group)
+        return super()._compute_pass(group)
 
 
 def test_out_of_memory_splits_the_pack(config, capsys):
     chosen = [["lora.rank=8"], ["lora.dropout=0.2"], ["seed=3"], ["batch_size=4"], ["epochs=2"]]
-    pack = Small()
-    packed = told(pack, [config(f"packed{i}", *more) for i, more in enumerate(chosen)])
-    assert pack.tries == 1 and pack.size.best == 2
+    trainer = Small()
+    packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], trainer)
+    assert trainer.tries == 1 and trainer.tuner.best == 2
     assert "out of memory with 5 runs in one pass; on with 2" in capsys.readouterr().err
     for i, more in enumerate(chosen):
         assert not packed[i].changes
@@ -222,41 +226,43 @@ def test_out_of_memory_splits_the_pack(config, capsys):
 def test_the_next_run_takes_the_place_of_one_that_has_ended(config):
     seen = []
 
-    class Watched(Pack):
-        def _pass(self, group):
+    class Watched(MultiLoraTrainer):
+        def _compute_pass(self, group):
             seen.append(len(group))
-            return super()._pass(group)
+            return super()._compute_pass(group)
 
     chosen = [["max_steps_per_epoch=2"], ["epochs=2"], ["seed=3"], ["seed=4"]]
-    packed = told(Watched(), [config(f"packed{i}", *more) for i, more in enumerate(chosen)], at_once=2)
+    packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], Watched(), at_once=2)
     assert max(seen) == 2 and seen.count(2) > 5, "the first run has two updates and four validation batches"
     for i, more in enumerate(chosen):
         assert_same(packed[i], alone(config(f"own{i}", *more)))
 
 
-@pytest.mark.parametrize("how", ["alone", "another pack", "the same pack"])
+@pytest.mark.parametrize("how", ["alone", "another group", "the same group"])
 def test_a_stopped_pack_goes_on_exactly(config, how):
     """Each run from its own state, by itself or with others."""
     chosen = [["lora.rank=8", "epochs=2"], ["lora.dropout=0.2", "epochs=2"], ["seed=3", "epochs=2"]]
-    whole = told(Pack(), [config(f"whole{i}", *more) for i, more in enumerate(chosen)])
-    stopped = told(Pack(), [config(f"stopped{i}", *more) for i, more in enumerate(chosen)], stop_at=2)
+    whole = train_together([config(f"whole{i}", *more) for i, more in enumerate(chosen)])
+    stopped = train_together([config(f"stopped{i}", *more) for i, more in enumerate(chosen)], stop_at=2)
     assert all(isinstance(s, TrainingInterrupted) for s in stopped)
     again = [config(f"stopped{i}", *more, "resume_from_checkpoint=true") for i, more in enumerate(chosen)]
     if how == "alone":
         went_on = [alone(c) for c in again]
     else:
         went_on = (
-            told(Pack(), again) if how == "the same pack" else [*told(Pack(), again[:2]), *told(Pack(), again[2:])]
+            train_together(again)
+            if how == "the same group"
+            else [*train_together(again[:2]), *train_together(again[2:])]
         )
     for a, b in zip(went_on, whole, strict=True):
         assert_same(a, b)
-        if how == "the same pack":
+        if how == "the same group":
             name = "adapter_model.safetensors"
             assert (a.folder.epoch(1) / name).read_bytes() == (b.folder.epoch(1) / name).read_bytes()
 
 
 def test_time_is_shared_out(config):
-    members = told(Pack(), [config("short", "batch_size=1"), config("long", "batch_size=8")])
+    members = train_together([config("short", "batch_size=1"), config("long", "batch_size=8")])
     assert all(m.clock() > 0 and math.isfinite(m.clock()) for m in members)
 
 
@@ -267,26 +273,27 @@ def test_evaluation_takes_time_of_a_run_that_trains_no_more(config):
         time.sleep(0.04)
         return cells
 
-    pack = Pack(evaluate=evaluate)
-
-    def story(n: int):
-        recipe = pack.member(config(f"trained{n}").torchtune)
+    def evaluate_alone(n: int, slot: Slot) -> float:
+        recipe = slot.make_recipe(config(f"trained{n}").torchtune)
         before = recipe.clock()
-        yield "a cell"
+        slot.evaluate("an item")
         return recipe.clock() - before
 
-    for seconds in pack.tell([story(1), story(2)]):
+    trainer = MultiLoraTrainer(evaluate=evaluate)
+    for seconds in trainer.run([functools.partial(evaluate_alone, n) for n in (1, 2)]):
         assert 0.02 <= seconds < 2
 
 
 def test_room_for_more_runs_counts_their_adapters(config, monkeypatch):
     """They are there before the first pass, unlike gradients and moments, but no run is without its own."""
-    pack, held = Pack(), 10**9
+    trainer, held = MultiLoraTrainer(), 10**9
     monkeypatch.setattr("cruijff_kit.models.device.held_memory", lambda device: held)
-    first, second = told(pack, [config(name, "max_steps_per_epoch=2", "dtype=bf16") for name in ("first", "second")])
+    first, second = train_together(
+        [config(name, "max_steps_per_epoch=2", "dtype=bf16") for name in ("first", "second")], trainer
+    )
     adapters = 4 * sum(p.numel() for member in (first, second) for p in member.trainable)
     monkeypatch.setattr("cruijff_kit.models.device.peak_memory", lambda device: held + 10**6)
     takes = 2 * (10**6 + adapters)  # four runs, where two came to half of it
     for free, enough in ((1.26, True), (1.24, False)):
         monkeypatch.setattr("cruijff_kit.models.device.free_bytes", lambda d, free=free: free * takes - adapters)
-        assert pack.room(2, 4) is enough
+        assert trainer.fits_in_memory(2, 4) is enough

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from cruijff_kit.models import base_model
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.training.checkpoint import newest_checkpoint
-from cruijff_kit.training.coroutine import Pass
 from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32"]
@@ -90,7 +89,7 @@ def test_losses_of_validation_rows(train):
     assert found["epoch"] == 1 and found["row"] == sorted(e.row for e in recipe.val_data)
     assert sum(found["loss"]) / sum(found["labels"]) == pytest.approx(recipe.summary.validation_losses[-1], rel=1e-6)
     row = recipe.val_data[3]
-    loss, labels, _ = recipe.compute(Pass([row], learn=False, by=recipe))
+    loss, labels, _ = recipe.forward_only([row])
     at = found["row"].index(row.row)
     assert (found["loss"][at], found["labels"][at]) == (pytest.approx(loss.item(), rel=1e-4), labels)
 

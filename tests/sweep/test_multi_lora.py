@@ -17,7 +17,7 @@ import cruijff_kit
 from cruijff_kit.analysis.results_frame import read_results
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_status import RunStatus, read_status, write_status
-from cruijff_kit.runs.multi_lora_runs import PackedRun, alone_because, packs_of, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, reason_not_grouped, plan_groups, run_group
 from cruijff_kit.util.errors import UserError
 
 LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=9", "report=false"]
@@ -148,7 +148,7 @@ def test_who_can_share(tiny):
         "seed=3",
     ]
     unlike = ["dtype=bf16", "dtype=bf16", "lora.quantize_base=true", "lora.quantize_base=true", "threads=1"]
-    found = packs_of([config(tiny, "multi_lora=4", more) for more in alike + unlike])
+    found = plan_groups([config(tiny, "multi_lora=4", more) for more in alike + unlike])
     assert [p.runs for p in found] == [[*range(7)], [7, 8], [9, 10], [11]]
     assert [p.why for p in found] == ["", "", "", "no other run shares its base model and machine"]
 
@@ -165,7 +165,7 @@ def test_who_can_share(tiny):
     ],
 )
 def test_who_trains_alone(tiny, overrides, why):
-    assert alone_because(config(tiny, "multi_lora=2", *overrides)) == why
+    assert reason_not_grouped(config(tiny, "multi_lora=2", *overrides)) == why
 
 
 def test_a_run_whose_data_is_gone_does_not_stop_the_others(tiny, tmp_path):
@@ -175,7 +175,7 @@ def test_a_run_whose_data_is_gone_does_not_stop_the_others(tiny, tmp_path):
     gone = config(
         tiny, *small, f"output_dir={tmp_path / 'gone'}", "dataset=files", f"dataset.path={tmp_path / 'no.csv'}"
     )
-    lost, done = run_pack([PackedRun(gone, {}), PackedRun(good, {})], 2)
+    lost, done = run_group([GroupRun(gone, {}), GroupRun(good, {})], 2)
     assert isinstance(lost, UserError) and "no.csv" in str(lost)
     assert done.status == "done" and done.multi_lora["size"] == 2
 
@@ -187,7 +187,7 @@ def test_runs_that_were_cancelled_on_a_cluster_are_finished_here(tiny, tmp_path)
     for n in (1, 2):
         (tmp_path / str(n)).mkdir()
         write_status(tmp_path / str(n), RunStatus("cancelled", "cancelled before it began"))
-    assert [r.status for r in run_pack([PackedRun(c, {}) for c in configs], 2)] == ["done", "done"]
+    assert [r.status for r in run_group([GroupRun(c, {}) for c in configs], 2)] == ["done", "done"]
 
 
 @pytest.mark.parametrize("value", ["1", "0", "-2", "many", "2.5", "true"])

@@ -32,14 +32,14 @@ def finish(recipe) -> None:
 
 def interrupt(recipe, after: int) -> None:
     """Train, asking to stop while the step `after` is under way."""
-    update = recipe._update
+    train_step = recipe.train_step
 
     def counted(*args):
         if recipe.global_step + 1 == after:
-            recipe.stop_reason = "asked to"
-        return update(*args)
+            recipe.stop_requested = "asked to"
+        train_step(*args)
 
-    recipe._update = counted
+    recipe.train_step = counted
     with pytest.raises(TrainingInterrupted, match=f"asked to at step {after} of 10"):
         recipe.train()
     recipe.cleanup()
@@ -97,14 +97,14 @@ def test_a_kill_loses_the_steps_since_the_last_checkpoint(recipe):
     whole = recipe("whole")
     finish(whole)
     killed = recipe("killed", "checkpoint_every_n_steps=4")
-    update = killed._update
+    train_step = killed.train_step
 
     def dies(*args):
-        yield from update(*args)
+        train_step(*args)
         if killed.global_step == 7:
             raise MemoryError("as if killed: nothing is saved")
 
-    killed._update = dies
+    killed.train_step = dies
     with pytest.raises(MemoryError):
         killed.train()
     killed.cleanup()

@@ -11,8 +11,7 @@ from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.models.base_model import build, read_base
 from cruijff_kit.models.compat import get_adapter_params, set_seed
 from cruijff_kit.models.device import Machine
-from cruijff_kit.training.coroutine import Pass, told
-from cruijff_kit.training.loss import LabelledCrossEntropy, attention_cost, batch_loss
+from cruijff_kit.training.loss import LabelledCrossEntropy, StepOutput, attention_cost, batch_loss
 from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
@@ -125,14 +124,13 @@ def test_validation_loss_is_the_mean_over_labelled_tokens_of_every_row(model):
     examples = rows(11, 75, prefix=9)  # more than two batches, the last one smaller
     model.train()
 
-    def compute(asked: Pass) -> tuple[torch.Tensor, int, int]:
-        assert not asked.learn
+    def forward_only(examples: list[Example]) -> StepOutput:
         with evaluating(model):
             assert not model.training
-            batch = make_batch(asked.examples, attention_cost(model))
-            return batch_loss(model, batch, LabelledCrossEntropy()), len(batch.targets), batch.num_tokens
+            batch = make_batch(examples, attention_cost(model))
+            return StepOutput(batch_loss(model, batch, LabelledCrossEntropy()), len(batch.targets), batch.num_tokens)
 
-    total, labels = told(validation_sums(validation_batches(examples)), compute)
+    total, labels = validation_sums(validation_batches(examples), forward_only)
     assert labels == sum(label != IGNORE for e in examples for label in e.labels)
     assert total == pytest.approx(plain_loss(model, examples).item(), rel=1e-5)
     assert model.training

@@ -2,18 +2,18 @@
 
 import pytest
 
-from cruijff_kit.training.group_size import PackSize
+from cruijff_kit.training.group_size import GroupSizeTuner
 
 
 def rounds(
-    size: PackSize, seconds: dict[int, float], runs: int, noise=lambda number: 1.0, count: int = 100
+    size: GroupSizeTuner, seconds: dict[int, float], runs: int, noise=lambda number: 1.0, count: int = 100
 ) -> list[int]:
     """The sizes of some rounds, where a token takes so long in groups of each size."""
     seen = []
     for number in range(count):
-        asking = min(size.under_way, runs)
-        seen.append(size.of_round(asking))
-        size.note(seen[-1], 100 * asking * seconds[seen[-1]] * noise(number), 100 * asking)
+        asking = min(size.concurrency, runs)
+        seen.append(size.choose_size(asking))
+        size.record(seen[-1], 100 * asking * seconds[seen[-1]] * noise(number), 100 * asking)
     return seen
 
 
@@ -32,12 +32,12 @@ FASTER = {1: 1.0, 2: 0.8, 4: 0.7, 8: 0.68, 16: 0.66}
     ],
 )
 def test_the_fastest_size_is_chosen(seconds, runs, best, why):
-    size = PackSize(runs, measured=True)
+    size = GroupSizeTuner(runs, measured=True)
     seen = rounds(size, seconds | {5: 0.6}, runs)
     assert (size.best, size.why) == (best, why)
-    assert set(seen[-10:]) == {best} and size.under_way == best
+    assert set(seen[-10:]) == {best} and size.concurrency == best
     assert seen[0] == 1, "nothing is taken for granted"
-    data = size.as_data()
+    data = size.to_dict()
     assert data["size"] == best and data["measured"][0] == {"size": 1, "seconds_per_1000_tokens": 1000.0}
 
 
@@ -47,13 +47,13 @@ def test_a_busy_machine_does_not_decide():
     def noise(number: int) -> float:
         return (2.0 if number >= 9 else 1.0) * (5.0 if number in (3, 13, 22) else 1.0)
 
-    size = PackSize(8, measured=True)
+    size = GroupSizeTuner(8, measured=True)
     rounds(size, FASTER, 8, noise)
     assert size.best == 8
 
 
 def test_what_was_too_slow_is_tried_again_ever_less_often():
-    size = PackSize(8, measured=True)
+    size = GroupSizeTuner(8, measured=True)
     seen = rounds(size, {1: 1.0, 2: 1.2}, 8, count=1000)
     at = [n for n, s in enumerate(seen) if s == 2]
     begins = [n for n, before in zip(at[1:], at, strict=False) if n - before > 10]
@@ -63,38 +63,38 @@ def test_what_was_too_slow_is_tried_again_ever_less_often():
 
 
 def test_short_rounds_are_measured_more_often():
-    size = PackSize(2, measured=True)
+    size = GroupSizeTuner(2, measured=True)
     seen = rounds(size, {1: 1e-4, 2: 0.8e-4}, 2)
     assert seen.index(2) == 1 and seen[9:11] == [2, 2] and seen[:10].count(1) == 5
 
 
 def test_memory_ends_the_search():
-    size = PackSize(16, measured=True, room=lambda now, then: then <= 4)
+    size = GroupSizeTuner(16, measured=True, fits_in_memory=lambda now, then: then <= 4)
     rounds(size, FASTER, 16)
     assert size.best == 4 and size.why == "memory lasts for 4 at a time, not for 8"
-    size = PackSize(16, measured=True)
+    size = GroupSizeTuner(16, measured=True)
     rounds(size, FASTER, 16, count=15)
-    assert size.under_way == 8
-    size.out_of_memory(8)
+    assert size.concurrency == 8
+    size.reduce_below(8)
     rounds(size, FASTER, 16)
     assert size.best == 4 and size.why == "memory ran out with 8 at a time"
 
 
 def test_a_number_is_taken_as_it_is():
-    size = PackSize(3)
+    size = GroupSizeTuner(3)
     assert rounds(size, {3: 1.0}, 3, count=5) == [3] * 5
-    assert size.as_data() == {"size": 3, "why": "multi_lora=3", "measured": []}
-    size.out_of_memory(3)
+    assert size.to_dict() == {"size": 3, "why": "multi_lora=3", "measured": []}
+    size.reduce_below(3)
     assert size.best == 1
 
 
 def test_a_resumed_pack_goes_on_with_what_was_found():
-    size = PackSize(8, measured=True)
-    assert size.settled is None
-    size.go_on_with(4)
-    assert (size.best, size.settled, size.under_way) == (4, 4, 4)
-    size.go_on_with(2)
+    size = GroupSizeTuner(8, measured=True)
+    assert size.tuned_size is None
+    size.restore(4)
+    assert (size.best, size.tuned_size, size.concurrency) == (4, 4, 4)
+    size.restore(2)
     assert size.best == 4
-    number = PackSize(3)
-    number.go_on_with(8)
+    number = GroupSizeTuner(3)
+    number.restore(8)
     assert number.best == 3

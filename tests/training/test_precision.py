@@ -76,7 +76,7 @@ def test_micro_batches_are_summed_in_fp32(set_up_recipe, tiny, tmp_path):
     options = [*RUN, *SHORT, "dtype=bf16", f"model.path={tiny}", "clip_grad_norm=1", "gradient_accumulation_steps=2"]
     recipe = set_up_recipe(*options, f"output_dir={tmp_path}")
     for examples in ([0, 1, 2, 3], [4, 5, 6, 7]):
-        loss, *_ = recipe._loss([recipe.train_data[n] for n in examples])
+        loss, *_ = recipe._forward([recipe.train_data[n] for n in examples])
         before = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in recipe.trainable]
         own = torch.autograd.grad(loss, recipe.trainable, retain_graph=True)
         loss.backward()

@@ -6,7 +6,7 @@ import math
 import pytest
 
 import cruijff_kit
-from cruijff_kit.runs.multi_lora_runs import PackedRun, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, run_group
 from cruijff_kit.runs.plan import check
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.training.schedule import Steps, lr_scheduler_of
@@ -99,7 +99,7 @@ def test_the_other_schedules(compose, tmp_path, schedule):
 def test_several_runs_on_one_base(compose, tmp_path):
     """Each has the warm-up of its own training."""
     asked = [compose(rows, "batch_size=1", "multi_lora=2", name=f"run{rows}") for rows in (1, 40)]
-    ended = run_pack([PackedRun(c, {}) for c in asked], 2)
+    ended = run_group([GroupRun(c, {}) for c in asked], 2)
     assert [r.steps["warmup"] for r in ended] == [0, 4] and {r.status for r in ended} == {"done"}
     assert rates(tmp_path / "run40") == pytest.approx([1e-4 * cosine(n, 4, 40) for n in range(40)], abs=1e-12)
 

@@ -206,16 +206,16 @@ def test_a_run_that_is_forgotten_late_does_not_end_the_next(recipe, monkeypatch)
 
 def stop_at(recipe, step: int, error: BaseException | None) -> None:
     """Ask it to stop in a step, or fail after it as a machine does that dies: nothing is saved."""
-    update = recipe._update
+    train_step = recipe.train_step
 
     def counted(*args):
         if recipe.global_step + 1 == step and error is None:
-            recipe.stop_reason = "asked to"
-        yield from update(*args)
+            recipe.stop_requested = "asked to"
+        train_step(*args)
         if recipe.global_step == step and error is not None:
             raise error
 
-    recipe._update = counted
+    recipe.train_step = counted
     with pytest.raises(TrainingInterrupted if error is None else type(error)):
         try:
             recipe.train()

@@ -12,7 +12,7 @@ from cruijff_kit.util.signals import StopSignals
 class Recipe:
     """What a recipe shows of itself here."""
 
-    stop_reason = None
+    stop_requested = None
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_training_recipe_is_asked(stop):
     with stop.stopping(recipe):
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGTERM)  # what a cluster repeats cuts nothing short
-        assert recipe.stop_reason == "stopped by SIGUSR2" and stop.received is signal.SIGUSR2
+        assert recipe.stop_requested == "stopped by SIGUSR2" and stop.received is signal.SIGUSR2
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)  # a person who insists
 
@@ -38,7 +38,7 @@ def test_elsewhere_it_ends_at_once(stop):
         os.kill(os.getpid(), signal.SIGTERM)
     recipe = Recipe()
     with stop.stopping(recipe):  # had the exception been lost, training would not begin
-        assert recipe.stop_reason == "stopped by SIGTERM"
+        assert recipe.stop_requested == "stopped by SIGTERM"
 
 
 def test_a_way_out_of_ones_own(stop):
@@ -56,7 +56,7 @@ def test_forked_workers_do_not_act(stop):
         child = os.fork()
         if child == 0:
             time.sleep(1)
-            os._exit(7 if recipe.stop_reason is None and stop.received is None else 8)
+            os._exit(7 if recipe.stop_requested is None and stop.received is None else 8)
         time.sleep(0.2)
         os.kill(child, signal.SIGUSR2)
         os.kill(child, signal.SIGTERM)
