@@ -38,7 +38,7 @@ from cruijff_kit.recipes.lora_single_device import (
 from cruijff_kit.records.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, cause_of
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.training import process_cache
-from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state
+from cruijff_kit.training.checkpoint import get_rng_state, read_newest_checkpoint, set_rng_state
 from cruijff_kit.training.loss import StepOutput, attention_cost, batch_loss
 from cruijff_kit.training.schedule import Steps, smaller_micro_batch
 from cruijff_kit.training.validation import validation_batches, validation_sums
@@ -73,9 +73,9 @@ class LoRAFinetuneRecipeDistributed:
         Raises:
             UserError: files that are missing or do not fit.
         """
-        self.tokenizer = process_cache.tokenizer(self.cfg["tokenizer"])
-        self.steps = Steps.of(self.cfg, len(process_cache.dataset(self.cfg["dataset"], self.cfg["tokenizer"])))
-        state = newest_checkpoint(self.folder.checkpoints) if self.cfg["resume_from_checkpoint"] else None
+        self.tokenizer = process_cache.get_tokenizer(self.cfg["tokenizer"])
+        self.steps = Steps.of(self.cfg, len(process_cache.get_dataset(self.cfg["dataset"], self.cfg["tokenizer"])))
+        state = read_newest_checkpoint(self.folder.checkpoints) if self.cfg["resume_from_checkpoint"] else None
         if state is not None:
             self.epoch, _, self.global_step = state["position"]
 
@@ -141,7 +141,7 @@ class LoRAFinetuneRecipeDistributed:
 
     def _read_trained(self) -> None:
         self.model, _ = for_evaluation(self.cfg)
-        load_adapter_state(self.model, newest_checkpoint(self.folder.checkpoints)["adapter"])
+        load_adapter_state(self.model, read_newest_checkpoint(self.folder.checkpoints)["adapter"])
 
     def clock(self) -> float:
         """Seconds from an arbitrary moment on."""
@@ -283,11 +283,11 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
     def _rng_state(self) -> list[dict[str, Any]]:
         states: list[Any] = [None] * self.size
-        dist.all_gather_object(states, random_state())
+        dist.all_gather_object(states, get_rng_state())
         return states
 
     def _set_rng_state(self, states: list[dict[str, Any]]) -> None:
-        set_random_state(states[self.rank])
+        set_rng_state(states[self.rank])
 
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
         if self.rank == 0:

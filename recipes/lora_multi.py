@@ -33,7 +33,7 @@ from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.records.run_status import CANCELLED, cancel_asked
-from cruijff_kit.training.checkpoint import random_state
+from cruijff_kit.training import checkpoint
 from cruijff_kit.training.fused_lora import fuse_lora
 from cruijff_kit.training.group_size import GroupSizeTuner
 from cruijff_kit.training.loss import StepOutput
@@ -157,7 +157,7 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
             self.trainer.tuner.restore(state["group_size"])
 
     def _rng_state(self) -> Any:
-        return random_state() | (self._rng_before_step or self._rng)
+        return checkpoint.get_rng_state() | (self._rng_before_step or self._rng)
 
     def _set_rng_state(self, state: Any) -> None:
         self._rng = {name: state[name] for name in ("torch", "cuda")}

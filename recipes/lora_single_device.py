@@ -46,13 +46,13 @@ from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.models.merge import merge
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.training import process_cache
-from cruijff_kit.training.checkpoint import newest_checkpoint, random_state, set_random_state, write_checkpoint
+from cruijff_kit.training.checkpoint import get_rng_state, read_newest_checkpoint, set_rng_state, write_checkpoint
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import StepOutput, attention_cost, batch_loss, sum_outputs
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
-from cruijff_kit.training.schedule import Steps, lr_scheduler_of, smaller_micro_batch
+from cruijff_kit.training.schedule import Steps, resolve_lr_scheduler, smaller_micro_batch
 from cruijff_kit.training.trackers import open_metrics
-from cruijff_kit.training.validation import RowLosses, evaluating, validation_batches, validation_sums
+from cruijff_kit.training.validation import RowLosses, eval_mode, validation_batches, validation_sums
 from cruijff_kit.util.progress import progress, say
 
 
@@ -120,10 +120,10 @@ class LoRAFinetuneRecipeSingleDevice:
         """
         cfg = self.cfg
         device.reset_peak_memory(self.machine.device)
-        self.tokenizer = process_cache.tokenizer(cfg["tokenizer"])
-        self.train_data = process_cache.dataset(cfg["dataset"], cfg["tokenizer"])
+        self.tokenizer = process_cache.get_tokenizer(cfg["tokenizer"])
+        self.train_data = process_cache.get_dataset(cfg["dataset"], cfg["tokenizer"])
         validate = cfg["dataset_val"]["split"] is not None
-        self.val_data = process_cache.dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
+        self.val_data = process_cache.get_dataset(cfg["dataset_val"], cfg["tokenizer"]) if validate else None
         self.model = self._setup_model()
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.loss_fn = instantiate(OmegaConf.create(cfg["loss"]))
@@ -131,7 +131,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.row_losses = RowLosses()
         self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
         self.steps = Steps.of(cfg, len(self.train_data))
-        scheduler = OmegaConf.create(lr_scheduler_of(cfg, self.steps.warmup))
+        scheduler = OmegaConf.create(resolve_lr_scheduler(cfg, self.steps.warmup))
         self.lr_scheduler = instantiate(scheduler, self.optimizer, num_training_steps=self.steps.total, last_epoch=-1)
         self.metrics = self._open_metrics()
         if cfg["resume_from_checkpoint"]:
@@ -240,7 +240,7 @@ class LoRAFinetuneRecipeSingleDevice:
 
     def forward_only(self, examples: list[Example]) -> StepOutput:
         """Compute the summed loss of a micro-batch as validation does: without dropout and without a graph."""
-        with evaluating(self.model), cast_once(self.model):
+        with eval_mode(self.model), cast_once(self.model):
             return self._forward(examples)
 
     def clock(self) -> float:
@@ -350,8 +350,8 @@ class LoRAFinetuneRecipeSingleDevice:
 
     def _watched_loss_fn(self, examples: list[Example], training: bool) -> Callable:
         """The loss of these rows, watched by custom metrics, and in validation row by row."""
-        loss_fn = self.loss_fn if training else self.row_losses.watching(self.loss_fn, examples)
-        return self.custom_metrics.watching(loss_fn, examples)
+        loss_fn = self.loss_fn if training else self.row_losses.watch(self.loss_fn, examples)
+        return self.custom_metrics.watch(loss_fn, examples)
 
     def _batch_loss(self, batch: Batch, loss_fn: Callable) -> torch.Tensor:
         return batch_loss(self.model, batch, loss_fn)
@@ -407,17 +407,17 @@ class LoRAFinetuneRecipeSingleDevice:
         self._write_checkpoint(state)
 
     def _rng_state(self) -> Any:
-        return random_state()
+        return get_rng_state()
 
     def _set_rng_state(self, state: Any) -> None:
-        set_random_state(state)
+        set_rng_state(state)
 
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
         write_checkpoint(self.folder.checkpoints, self.global_step, state)
 
     def load_checkpoint(self) -> None:
         """Restore the newest checkpoint, if there is one; metrics.jsonl is cut to what it held then."""
-        state = newest_checkpoint(self.folder.checkpoints)
+        state = read_newest_checkpoint(self.folder.checkpoints)
         self.metrics.rewind(state["metrics_bytes"] if state else 0)
         if state is not None:
             self._load_state(state)

@@ -53,7 +53,7 @@ def read_texts(
     from cruijff_kit.training import process_cache
 
     cfg = source.config.torchtune
-    tokenizer = process_cache.tokenizer(cfg["tokenizer"])
+    tokenizer = process_cache.get_tokenizer(cfg["tokenizer"])
     if given:
         texts = ways.given_texts(given, tokenizer)
     else:

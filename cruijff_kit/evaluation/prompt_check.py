@@ -124,14 +124,14 @@ def _check_own(name: TaskName, config: RunConfig) -> PromptCheck:
     Raises:
         UserError: a prompt differs (its row and the first differing tokens are shown), or as `targets`.
     """
-    tokenizer = process_cache.tokenizer(config.torchtune["tokenizer"])
+    tokenizer = process_cache.get_tokenizer(config.torchtune["tokenizer"])
     rows = {
         "split": name.split or config.dataset.test_split,
         "max_samples": config.dataset.max_test_samples,
         "first": _SAMPLES,
     }
     dataset = config.torchtune["dataset"] | rows | {"train_on_input": False, "train_on_last": True, "packed": False}
-    examples = {e.row: e for e in process_cache.dataset(dataset, config.torchtune["tokenizer"])}
+    examples = {e.row: e for e in process_cache.get_dataset(dataset, config.torchtune["tokenizer"])}
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     longest_samples, num_samples = _find_longest(task, config), _count_samples(task, config)
@@ -151,7 +151,7 @@ def _check_own(name: TaskName, config: RunConfig) -> PromptCheck:
 
 def _check_external(name: TaskName, config: RunConfig) -> PromptCheck:
     """Run a few samples of an external task without its scorer: its prompts are its own, but it must run."""
-    tokenizer = process_cache.tokenizer(config.torchtune["tokenizer"])
+    tokenizer = process_cache.get_tokenizer(config.torchtune["tokenizer"])
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
     longest_prompts = [tokenizer.prompt(_messages(s.input)) for s in _find_longest(task, config)]

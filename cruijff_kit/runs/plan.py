@@ -146,7 +146,7 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     chosen = _machine_of(config)
     _check_quantization(cfg, chosen.device.type)
     base_model.weight_files(cfg["checkpointer"])
-    context = process_cache.skeleton(cfg["model"], chosen.dtype).max_seq_len
+    context = process_cache.get_skeleton(cfg["model"], chosen.dtype).max_seq_len
     checks = _check_prompts(config, data_hash, context)
     for warning in (w for r in checks.values() for w in r.warnings):
         say(f"warning: {warning}")
@@ -184,14 +184,16 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
     chosen = _machine_of(config)
     _check_memory_options(cfg, chosen.device.type)
     _check_quantization(cfg, chosen.device.type)
-    model = process_cache.skeleton(cfg["model"], chosen.dtype)
+    model = process_cache.get_skeleton(cfg["model"], chosen.dtype)
     files = base_model.weight_files(cfg["checkpointer"])
-    examples = list(process_cache.dataset(cfg["dataset"], cfg["tokenizer"]))
+    examples = list(process_cache.get_dataset(cfg["dataset"], cfg["tokenizer"]))
     held_out = (
-        [] if cfg["dataset_val"]["split"] is None else list(process_cache.dataset(cfg["dataset_val"], cfg["tokenizer"]))
+        []
+        if cfg["dataset_val"]["split"] is None
+        else list(process_cache.get_dataset(cfg["dataset_val"], cfg["tokenizer"]))
     )
     rows = [row for e in examples for row in rows_of(e)]
-    custom = check_custom_metrics(cfg["custom_metrics"], process_cache.tokenizer(cfg["tokenizer"]), examples)
+    custom = check_custom_metrics(cfg["custom_metrics"], process_cache.get_tokenizer(cfg["tokenizer"]), examples)
     steps = Steps.of(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base_model.count_parameters(model)

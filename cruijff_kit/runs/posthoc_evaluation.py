@@ -293,7 +293,7 @@ class _Maker:
         # The run's own precision, whatever `auto` would be on this machine.
         dtype = result.machine.get("dtype", config.torchtune["dtype"])
         model, machine = for_evaluation(config.torchtune | {"dtype": dtype})
-        self.chat_model = ChatModel(model, process_cache.tokenizer(config.torchtune["tokenizer"]), machine)
+        self.chat_model = ChatModel(model, process_cache.get_tokenizer(config.torchtune["tokenizer"]), machine)
         described = {"host": socket.gethostname(), **describe(machine), "processor": processor()}
         result.machine = result.machine or described
         write_environment(config, machine, POSTHOC if request.of == RUN else ENVIRONMENT)

@@ -1,7 +1,7 @@
-"""Exact resumption: all that a run needs to go on from a step as if it had never stopped.
+"""Checkpoints, from which a run continues as if it had never stopped.
 
-A checkpoint is one file, `checkpoint/step_N.pt` in the run's folder. It is written beside its final name and renamed, so a
-kill at any moment leaves the one before; only the newest is kept.
+A checkpoint is one file, `checkpoint/step_N.pt` in the run's folder. It is written beside its final name and renamed, so
+that a kill at any moment leaves the one before. Only the newest is kept.
 """
 
 import os
@@ -19,8 +19,8 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the checkpoint of a step and remove older ones.
 
     Args:
-        folder: of checkpoints; made if missing.
-        step: updates made so far.
+        folder: that of all checkpoints; it is created if missing.
+        step: steps taken so far.
         state: tensors, numbers, strings, and lists and dicts of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,14 +37,14 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint, on the CPU; None where there is none."""
+def read_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the state of the newest checkpoint, on the CPU; None where there is none."""
     paths = sorted(folder.glob(_PATTERN))
     return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every random generator that training may draw from."""
+def get_rng_state() -> dict[str, Any]:
+    """Read the state of every random number generator that training may use."""
     name, keys, *rest = numpy.random.get_state()
     version, internal, gauss = random.getstate()
     return {
@@ -55,8 +55,8 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put the generators back into a state of `random_state`."""
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the generators back into a state of `get_rng_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

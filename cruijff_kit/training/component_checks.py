@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cruijff_kit.models.compat import ModelType, get_component, instantiate
-from cruijff_kit.training.schedule import lr_scheduler_of
+from cruijff_kit.training.schedule import resolve_lr_scheduler
 from cruijff_kit.training.trackers import check_trackers
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.suggest import did_you_mean
@@ -23,7 +23,7 @@ _GIVEN = {
 
 
 def check_components(cfg: dict[str, Any]) -> None:
-    """Refuse what a component would not take. (Top-level keys are checked by config.load.)
+    """Refuse what a component would not take. Top-level keys are checked by config.loading.
 
     Args:
         cfg: the torchtune config, resolved.
@@ -38,7 +38,7 @@ def check_components(cfg: dict[str, Any]) -> None:
     if model_type not in known:
         raise UserError(f"model.model_type={model_type} does not exist; {did_you_mean(str(model_type), known)}")
     check_trackers(cfg["trackers"]["names"])
-    _try_out(cfg)
+    _build_light_components(cfg)
 
 
 def _check_arguments(path: str, node: dict[str, Any], given: tuple[str, ...]) -> None:
@@ -66,11 +66,11 @@ def _component(path: str, dotted: str) -> Any:
         raise UserError(f"{path}: {dotted} cannot be imported: {one_line(error)}") from error
 
 
-def _try_out(cfg: dict[str, Any]) -> None:
-    """Build the light components once with a stand-in parameter, so that bad values show now."""
+def _build_light_components(cfg: dict[str, Any]) -> None:
+    """Build the light components once with a stand-in parameter, so that bad values are found now."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = _build("torchtune.optimizer", cfg["optimizer"], [parameter])
-    scheduler = lr_scheduler_of(cfg, warmup=0)
+    scheduler = resolve_lr_scheduler(cfg, warmup=0)
     _build("torchtune.lr_scheduler", scheduler, optimizer, num_training_steps=1, last_epoch=-1)
     _build("torchtune.loss", cfg["loss"])
 

@@ -1,13 +1,13 @@
 """What a model computes differently on a CPU.
 
-Attention goes over rows that may stand one behind the other: each sees the prefix that they share, and itself. It is
-computed in fp32: in bf16 torch's kernel takes up to three times as long and is less exact; most of it is the way back.
+Attention takes rows that may stand one behind the other: each sees the prefix that they share, and itself. It is computed
+in fp32: in bf16 torch's kernel takes up to three times as long, most of it in the backward pass, and is less exact.
 
-An activation's last bit does not depend on where a token stands. torch computes in vectors, and what is left over at the
-end of a thread's share one by one, with another exponential function; so here nothing is left over.
+The last bit of an activation does not depend on a token's place. torch computes in vectors, and the elements left over at
+the end of a thread's share one by one, with another exponential function; here no elements are left over.
 
-What flows back to the input of a linear map with an adapter is summed for that map first, then with that of other maps of
-the same input: the order in which a pack sums (training/pack), and a fused map by itself (training/lora).
+The gradient of the input of a linear map with an adapter is summed for that map first, then with that of other maps of the
+same input. training/multi_lora.py sums in this order, and so does a fused map by itself (training/fused_lora.py).
 """
 
 import functools
@@ -22,13 +22,13 @@ from cruijff_kit.data.batches import Spans
 from cruijff_kit.models.compat import DoRALinear, FeedForward, LoRALinear, TransformerDecoder
 from cruijff_kit.training.fused_lora import FusedLoRALinear
 
-_AT_A_TIME = 64  # elements: two vectors of the shortest type
+_VECTORS = 64  # elements: two vectors of the shortest type
 _GRAIN = 32768  # elements: torch gives no thread less (at::internal::GRAIN_SIZE)
 
 
-def arrange_for_cpu(model: TransformerDecoder) -> None:
-    """Teach a model to compute so; its attention then takes Spans where it takes a mask. Safe to call again."""
-    if getattr(model, "arranged_for_cpu", False):
+def apply_cpu_kernels(model: TransformerDecoder) -> None:
+    """Let a model compute so; its attention then takes Spans where it takes a mask. Safe to call again."""
+    if getattr(model, "has_cpu_kernels", False):
         return
     for layer in model.layers:
         layer.attn._attention_call = functools.partial(_attend, layer.attn._attention_call)
@@ -37,7 +37,7 @@ def arrange_for_cpu(model: TransformerDecoder) -> None:
         for module in layer.modules():
             if isinstance(module, LoRALinear | DoRALinear) and not isinstance(module, FusedLoRALinear):
                 module.register_forward_pre_hook(_view)
-    model.arranged_for_cpu = True
+    model.has_cpu_kernels = True
 
 
 def _view(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -53,14 +53,14 @@ class _WholeVectors(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim], the same shape."""
-        if torch.compiler.is_compiling():  # it has loops of its own
+        if torch.compiler.is_compiling():  # the compiler makes loops of its own
             return self.activation(x)
         dim, count = x.shape[-1], x.numel() // x.shape[-1]
-        at_a_time = _AT_A_TIME * min(torch.get_num_threads(), -(-x.numel() // _GRAIN))
-        more = -count % (at_a_time // math.gcd(dim, at_a_time))
-        if not more:
+        block = _VECTORS * min(torch.get_num_threads(), -(-x.numel() // _GRAIN))
+        padding = -count % (block // math.gcd(dim, block))
+        if not padding:
             return self.activation(x)
-        return self.activation(F.pad(x.reshape(count, dim), (0, 0, 0, more)))[:count].view_as(x)
+        return self.activation(F.pad(x.reshape(count, dim), (0, 0, 0, padding)))[:count].view_as(x)
 
 
 def _attend(plain: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask, **settings) -> torch.Tensor:

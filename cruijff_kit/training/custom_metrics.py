@@ -6,8 +6,8 @@ A metric is a function (logits, labels, tokenizer, ignore_index) -> {name: value
     labels        [rows, positions]: labels[r, p] is the token that logits[r, p] predicts, or ignore_index
     tokenizer     the run's (models.tokenizer.ChatTokenizer: encode, decode, eos_id)
 
-Only positions that are learnt are there, each row's from its first on; rows with fewer end in ignore_index. What the
-functions return is averaged over batches, weighted by labelled tokens.
+Only target positions are there, each row's from its first on; rows with fewer are padded with ignore_index. The values that
+functions return are averaged over batches, weighted by labelled tokens.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ from cruijff_kit.util.redaction import muted, quoted_names
 
 Metric = Callable[[torch.Tensor, torch.Tensor, Any, int], dict[str, float]]
 Loss = Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
-_TAKEN = {
+_RESERVED = {
     "epoch",
     "step",
     "loss",
@@ -38,7 +38,7 @@ _TAKEN = {
 
 
 class CustomMetrics:
-    """The metrics of a run: watches the loss, remembers means until they are taken.
+    """The metrics of a run, computed where the loss is computed, and averaged until they are taken.
 
     Args:
         names: dotted paths of the functions.
@@ -52,30 +52,30 @@ class CustomMetrics:
         self.tokenizer = tokenizer
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name -> [sum of value x weight, weight]
 
-    def watching(self, loss_fn: Loss, examples: list[Example | Pack]) -> Loss:
-        """The same loss, which also computes the metrics of the rows that it is called for."""
+    def watch(self, loss_fn: Loss, examples: list[Example | Pack]) -> Loss:
+        """Wrap the loss of some rows, so that their metrics are computed, too."""
         if not self.functions:
             return loss_fn
 
         def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
             with torch.no_grad():
-                self.add(output(hidden.detach()).float(), targets, _learnt(examples))
+                self.add(output(hidden.detach()).float(), targets, _count_targets(examples))
             return loss_fn(hidden, targets, output)
 
         return watched
 
-    def add(self, logits: torch.Tensor, targets: torch.Tensor, learnt: list[int]) -> None:
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, num_targets: list[int]) -> None:
         """Compute all metrics of a batch.
 
         Args:
-            logits: [n, vocabulary] of the learnt positions, row by row.
+            logits: [n, vocabulary] of the target positions, row by row.
             targets: [n] the tokens that they predict.
-            learnt: how many of the n belong to each row.
+            num_targets: how many of the n belong to each row.
         Raises:
             UserError: a function raised, or returned something else than named numbers.
         """
-        by_row = pad_sequence(logits.split(learnt), batch_first=True)
-        labels = pad_sequence(targets.split(learnt), batch_first=True, padding_value=IGNORE)
+        by_row = pad_sequence(logits.split(num_targets), batch_first=True)
+        labels = pad_sequence(targets.split(num_targets), batch_first=True, padding_value=IGNORE)
         for name, function in self.functions.items():
             try:
                 with muted():
@@ -86,37 +86,39 @@ class CustomMetrics:
                 raise UserError(
                     f"custom_metrics: {name} returns names that are no names, and the data is red; rename them"
                 )
-            if taken := _TAKEN.intersection(values):
-                raise UserError(f"custom_metrics: {name} calls a value {min(taken)!r}, which is ours; rename it")
+            if reserved := _RESERVED.intersection(values):
+                raise UserError(f"custom_metrics: {name} calls a value {min(reserved)!r}, which is ours; rename it")
             for key, value in values.items():
                 self.sums[key][0] += value * len(targets)
                 self.sums[key][1] += len(targets)
 
     def take(self) -> dict[str, float]:
-        """The means since they were last taken."""
+        """Return the means since the last call, and start anew."""
         means = {name: total / weight for name, (total, weight) in self.sums.items()}
         self.sums.clear()
         return means
 
 
 def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Example | Pack]) -> list[str]:
-    """Try every function on two rows with logits drawn at random; the names of what they return.
+    """Try every function on two rows with random logits.
 
     Args:
         names: dotted paths.
         tokenizer: the run's.
         examples: rows of the run.
+    Returns:
+        The names of the values that they return.
     Raises:
         UserError: as CustomMetrics.
     """
-    metrics, some = CustomMetrics(names, tokenizer), examples[:2]
-    targets = torch.tensor([label for e in some for label in e.labels if label != IGNORE])
+    metrics, rows = CustomMetrics(names, tokenizer), examples[:2]
+    targets = torch.tensor([label for e in rows for label in e.labels if label != IGNORE])
     if names:
-        metrics.add(torch.randn(len(targets), tokenizer.vocab_size), targets, _learnt(some))
+        metrics.add(torch.randn(len(targets), tokenizer.vocab_size), targets, _count_targets(rows))
     return list(metrics.take())
 
 
-def _learnt(examples: list[Example | Pack]) -> list[int]:
+def _count_targets(examples: list[Example | Pack]) -> list[int]:
     return [sum(label != IGNORE for label in row.labels) for e in examples for row in rows_of(e)]
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy on the positions that are learnt, and nowhere else."""
+"""Cross-entropy on labelled positions only."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cruijff_kit.data.batches import AttentionCost, Batch, Spans
 from cruijff_kit.models.compat import TransformerDecoder
-from cruijff_kit.training.cpu_kernels import arrange_for_cpu
+from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 from cruijff_kit.training.fused_lora import fuse_lora
 
 # On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
@@ -54,7 +54,7 @@ class LabelledCrossEntropy(nn.Module):
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor, output: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Summed loss, a scalar.
+        """Compute the summed loss, a scalar.
 
         Args:
             hidden: [n, d] normed hidden states of the predicting positions.
@@ -74,7 +74,7 @@ class LabelledCrossEntropy(nn.Module):
     def of_each(
         self, hidden: torch.Tensor, targets: torch.Tensor, output: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """[n] the loss of each position; arguments as `forward`'s."""
+        """Compute the loss of each position, [n]; the arguments are those of `forward`."""
         parts = zip(hidden.split(self.rows_per_chunk), targets.split(self.rows_per_chunk), strict=True)
         return torch.cat([_cross_entropy(h, t, output, "none") for h, t in parts])
 
@@ -88,10 +88,10 @@ def _cross_entropy(
 def hidden_states(
     model: TransformerDecoder, tokens: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | Spans | None
 ) -> torch.Tensor:
-    """The decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
+    """Run the decoder up to its output projection: [b, s] ids -> [b, s, d] normed hidden states."""
     if tokens.device.type == "cpu":
         fuse_lora(model)
-        arrange_for_cpu(model)
+        apply_cpu_kernels(model)
     h = model.tok_embeddings(tokens)
     for layer in model.layers:
         h = layer(h, mask=mask, input_pos=positions)
@@ -99,13 +99,13 @@ def hidden_states(
 
 
 def batch_loss(model: TransformerDecoder, batch: Batch, loss_fn: LabelledCrossEntropy) -> torch.Tensor:
-    """Summed loss of a batch's labelled positions, a scalar with a graph to the adapters."""
+    """Compute the summed loss of a batch's labelled positions, a scalar with a graph to the adapters."""
     hidden = hidden_states(model, batch.tokens, batch.positions, batch.mask)
     return loss_fn(hidden.flatten(0, 1)[batch.predicting], batch.targets, model.output)
 
 
 def attention_cost(model: TransformerDecoder) -> AttentionCost:
-    """What attention costs in this model on its device, for the choice of a batch's layout."""
+    """Estimate what attention costs in this model on its device, for the choice of a batch's layout."""
     per_token = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
     pair = 2 * len(model.layers) * model.num_heads * model.head_dim / per_token
     if next(model.parameters()).device.type != "cpu":

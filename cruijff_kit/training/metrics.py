@@ -9,7 +9,7 @@ from typing import Any
 class MetricsFile:
     """A torchtune metric logger (its MetricLoggerInterface) that writes `log_dir`/metrics.jsonl, a line per step.
 
-    Each line is flushed, so that a reader sees whole lines while the run goes on. With `append` the file's lines are kept.
+    Each line is flushed, so that readers see whole lines while the run goes on. `append` keeps the lines of the file.
     """
 
     def __init__(self, log_dir: str, filename: str = "metrics.jsonl", append: bool = False) -> None:
@@ -22,7 +22,7 @@ class MetricsFile:
         self.log_dict({name: data}, step)
 
     def log_config(self, config: Any) -> None:
-        """Part of torchtune's interface; the run's folder already holds its config."""
+        """Do nothing: it is part of torchtune's interface, and the run's folder holds its config."""
 
     def log_dict(self, payload: Mapping[str, float], step: int) -> None:
         """Write one step's values."""
@@ -30,18 +30,18 @@ class MetricsFile:
         self._file.flush()
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Return the bytes written so far."""
         return self._file.tell()
 
     def rewind(self, size: int) -> int:
-        """Forget what was written after the first `size` bytes; returns how many lines that were."""
+        """Remove what was written after the first `size` bytes; returns the number of lines removed."""
         lost = self.path.read_bytes()[size:].count(b"\n")
         self._file.truncate(size)
         self._file.seek(size)
         return lost
 
     def lines(self) -> list[dict[str, float]]:
-        """What is written, read back."""
+        """Read back what is written."""
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ from cruijff_kit.models.compat import (
     set_activation_checkpointing,
 )
 from cruijff_kit.models.master_weights import cast_weight
-from cruijff_kit.training.cpu_kernels import arrange_for_cpu
+from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 from cruijff_kit.training.fused_lora import AdaptedLinear, FusedLoRALinear, Span
 from cruijff_kit.training.out_of_memory import is_out_of_memory
 
@@ -102,7 +102,7 @@ class PackedModel:
         for name, module in linears:
             model.layers.set_submodule(name, _PackedLinear(self, f"layers.{name}", module))
         if self.exact:
-            arrange_for_cpu(model)
+            apply_cpu_kernels(model)
         for layer in model.layers:
             layer.attn._attention_call = _AttentionApart(self, layer.attn._attention_call)
         if checkpointing:

@@ -1,9 +1,10 @@
-"""What the runs of one process share: the tokenizer, the tokenised splits, the model's outline, once per distinct setting.
+"""Caches what runs of one process share: the tokenizer, the tokenised splits and the model's skeleton, by their settings.
 
-(The base model's weights are shared by `models.base`.)
+`models.base_model` caches the base model's weights.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,30 +14,30 @@ from cruijff_kit.data.dataset_files import version
 from cruijff_kit.models import base_model
 from cruijff_kit.models.compat import instantiate
 
-_HELD = 16  # distinct settings kept
+_MAX_ENTRIES = 16
 _cache: dict[str, Any] = {}
 
 
-def tokenizer(cfg: dict[str, Any]) -> Any:
-    """The tokenizer of a torchtune config."""
-    return _once(cfg, lambda: instantiate(OmegaConf.create(cfg)))
+def get_tokenizer(cfg: dict[str, Any]) -> Any:
+    """Return the tokenizer of a torchtune config."""
+    return _get(cfg, lambda: instantiate(OmegaConf.create(cfg)))
 
 
-def dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
-    """A tokenised split: the `dataset` or `dataset_val` node of a torchtune config."""
+def get_dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
+    """Return a tokenised split: the `dataset` or `dataset_val` node of a torchtune config."""
     files = version(cfg["data_files"], cfg.get("format")) if "data_files" in cfg else []
-    return _once([cfg, tokenizer_cfg, files], lambda: instantiate(OmegaConf.create(cfg), tokenizer(tokenizer_cfg)))
+    return _get([cfg, tokenizer_cfg, files], lambda: instantiate(OmegaConf.create(cfg), get_tokenizer(tokenizer_cfg)))
 
 
-def skeleton(cfg: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The model of a torchtune config without weights (on the meta device); only to be looked at."""
-    return _once([cfg, str(dtype)], lambda: base_model.skeleton(cfg, dtype))
+def get_skeleton(cfg: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Return the model of a torchtune config without weights (on the meta device). Callers must not change it."""
+    return _get([cfg, str(dtype)], lambda: base_model.skeleton(cfg, dtype))
 
 
-def _once(key: Any, make) -> Any:
-    text = json.dumps(key, sort_keys=True)
+def _get(settings: Any, make: Callable[[], Any]) -> Any:
+    text = json.dumps(settings, sort_keys=True)
     if text not in _cache:
-        while len(_cache) >= _HELD:
+        while len(_cache) >= _MAX_ENTRIES:
             del _cache[next(iter(_cache))]
         _cache[text] = make()
     return _cache[text]

@@ -1,4 +1,4 @@
-"""How many updates a run makes, derived from its config and its rows. No torch: the dry run and the checks use it."""
+"""How many optimiser steps a run takes, by its config and its rows. No torch: the dry run and the checks use it."""
 
 import math
 from dataclasses import dataclass
@@ -6,23 +6,28 @@ from typing import Any
 
 from cruijff_kit.util.errors import UserError
 
-# Where nothing is said: a tenth of the updates, as far as this many; 5 updates have none, 50 have 5, 5,000 have 100.
-_WARMUP_SHARE, _MOST_WARMUP = 10, 100
+# The default warm-up: a tenth of the steps, and at most this many; 5 steps have none, 50 have 5, 5,000 have 100.
+_WARMUP_SHARE, _MAX_WARMUP = 10, 100
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Updates of the optimiser, and the rows that each takes, which `processes` share."""
+    """Steps of the optimiser, and the rows that each of them takes."""
 
     per_epoch: int
+    """Steps of an epoch."""
     total: int
+    """Steps of all epochs."""
     warmup: int
+    """Steps in which the learning rate rises."""
     rows_per_update: int
+    """Rows of a step, on all processes together."""
     processes: int
+    """Processes that share the rows."""
 
     @classmethod
     def of(cls, cfg: dict[str, Any], rows: int) -> "Steps":
-        """From a torchtune config and the number of training rows. No row is dropped: what is left over is an update.
+        """Derive them from a torchtune config and the number of training rows. No row is dropped: the rest is a step.
 
         Raises:
             UserError: warm-up that would never end.
@@ -35,7 +40,7 @@ class Steps:
         total = per_epoch * cfg["epochs"]
         warmup = cfg["lr_scheduler"].get("num_warmup_steps", 0)
         if warmup is None:
-            warmup = min(total // _WARMUP_SHARE, _MOST_WARMUP)
+            warmup = min(total // _WARMUP_SHARE, _MAX_WARMUP)
         steps = cls(per_epoch, total, warmup, each, processes)
         if steps.warmup >= steps.total:
             raise UserError(
@@ -46,22 +51,20 @@ class Steps:
         return steps
 
 
-def lr_scheduler_of(cfg: dict[str, Any], warmup: int) -> dict[str, Any]:
-    """The config of the learning-rate schedule with so many updates of warm-up in the place of null."""
+def resolve_lr_scheduler(cfg: dict[str, Any], warmup: int) -> dict[str, Any]:
+    """The config of the learning-rate schedule, with a number of warm-up steps in place of null."""
     node = cfg["lr_scheduler"]
     return node | {"num_warmup_steps": warmup} if node.get("num_warmup_steps", 0) is None else node
 
 
 def smaller_micro_batch(batch_size: int, rows_per_update: int) -> dict[str, int] | None:
-    """Half the rows per forward pass, for when memory has run out; None if one row is left.
-
-    An odd batch is divided by its smallest divisor.
+    """Divide the rows per forward pass by their smallest divisor, after memory has run out.
 
     Args:
         batch_size: rows per forward pass until now.
-        rows_per_update: of one process; they stay.
+        rows_per_update: of one process; they stay as they are.
     Returns:
-        batch_size and gradient_accumulation_steps.
+        batch_size and gradient_accumulation_steps; None if `batch_size` is 1.
     """
     divisor = next((d for d in range(2, batch_size + 1) if batch_size % d == 0), None)
     if divisor is None:

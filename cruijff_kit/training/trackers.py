@@ -1,8 +1,8 @@
-"""TensorBoard, W&B and MLflow: what is written to metrics.jsonl also goes to those that `trackers=[...]` names.
+"""TensorBoard, W&B and MLflow: the trackers that `trackers=[...]` names get every line of metrics.jsonl.
 
-torchtune's own loggers do the logging; this module opens, resumes and closes them, so that each run of a process is a run
-of its own there. Nothing is ever read back from a tracker, and one that fails does not end the run. Without the user's own
-environment variables no tracker uses the network:
+torchtune's own loggers do the logging; this module opens, resumes and closes them, so that each run of a process is a
+separate run there. Nothing is ever read back from a tracker, and a tracker that fails does not end the run. Without the
+user's own environment variables no tracker uses the network:
 
     tensorboard  event files in the run's folder, so that TensorBoard calls the run by its folder's name
     wandb        offline, in the run's folder (`wandb sync` uploads it); WANDB_MODE=online uploads at once
@@ -11,9 +11,9 @@ environment variables no tracker uses the network:
 MLflow's files are chosen over its SQLite, although MLflow only maintains them: runs of a sweep write at the same time, from
 several nodes, and SQLite's locks do not hold on the network file systems that clusters share.
 
-A resumed run goes on in the same run of the tracker. What is local and unsent is written anew from metrics.jsonl; elsewhere
-(MLflow, W&B online or synced) the steps that are repeated since the last checkpoint, equal to the first time, are not sent
-again. W&B's measurements of the machine before the interruption are lost with the offline files.
+A resumed run continues the same run of the tracker. Local files are rewritten from metrics.jsonl; elsewhere (MLflow, W&B
+online or synced) the steps that are repeated since the last checkpoint are not sent again, because they equal the first
+ones. W&B's measurements of the machine before the interruption are lost with the offline files.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ from cruijff_kit.util.files import write_text
 from cruijff_kit.util.progress import say
 
 _IDS = "trackers.json"  # what the trackers call the run
-_MOST_PARAMS = 100  # that MLflow takes at once
+_MAX_PARAMS = 100  # that MLflow takes at once
 
 
 def check_trackers(names: list[str]) -> None:
@@ -58,13 +58,18 @@ def check_trackers(names: list[str]) -> None:
 
 @dataclass
 class Run:
-    """The run as a tracker shows it. anew: what a tracker has kept in files of the run's own may be written again."""
+    """The run as a tracker shows it."""
 
     experiment: str
+    """What the run belongs to."""
     name: str
+    """What it is called."""
     folder: Path
+    """Where its files are."""
     config: dict[str, Any]
+    """The torchtune config."""
     anew: bool
+    """Whether a tracker's files in the run's folder may be rewritten."""
 
 
 class _TensorBoard:
@@ -113,7 +118,7 @@ class _WandB:
     def close(self, error: type[BaseException] | None) -> None:
         if self.logger._wandb.run:
             self.logger._wandb.finish(exit_code=0 if error is None else 1)
-        # Else the logger, when it is forgotten, would end the run that is open then: the next one.
+        # Else the logger, when it is deleted, would end the run that is open then: the next one.
         del self.logger._wandb
 
 
@@ -143,8 +148,8 @@ class _MLflow:
             self.id = mlflow.active_run().info.run_id
             if id is None:
                 params = [(re.sub(r"[^\w\-./ ]", "_", k), v) for k, v in flatten_dict(run.config).items()]
-                for start in range(0, len(params), _MOST_PARAMS):
-                    mlflow.log_params(dict(params[start : start + _MOST_PARAMS]))
+                for start in range(0, len(params), _MAX_PARAMS):
+                    mlflow.log_params(dict(params[start : start + _MAX_PARAMS]))
         except BaseException as error:
             self.close(type(error))
             raise
@@ -206,7 +211,7 @@ class Trackers:
             write_text(kept, json.dumps(ids | {name: t.id for name, t in self._open.items() if t.id}) + "\n")
 
     def log_dict(self, payload: Mapping[str, float], step: int) -> None:
-        """Send one step's values to each."""
+        """Send one step's values to each tracker."""
         for name in [*self._open]:
             if self._repeats.get(name):
                 self._repeats[name] -= 1
@@ -214,12 +219,12 @@ class Trackers:
                 self._send(name, payload, step)
 
     def report(self, payload: Mapping[str, float], step: int) -> None:
-        """Send what a run came to."""
+        """Send the results of a run."""
         for name in [*self._open]:
             self._send(name, payload, step)
 
     def go_on(self, lines: list[dict[str, float]], lost: int) -> None:
-        """A resumed run: `lines` were logged before, and `lost` lines after them, which will be logged again."""
+        """Resume: `lines` were logged before, and `lost` lines after them, which will be logged again."""
         for name, tracker in [*self._open.items()]:
             if not tracker.replays:
                 self._repeats[name] = lost
@@ -250,11 +255,11 @@ class Trackers:
 
 
 def _warn(name: str, error: Exception) -> None:
-    say(f"{name} failed and is told no more of this run; metrics.jsonl has everything: {one_line(error)}")
+    say(f"{name} failed and is disabled for this run; metrics.jsonl is complete: {one_line(error)}")
 
 
 class Metrics:
-    """Where a recipe logs: metrics.jsonl, and the trackers."""
+    """The metric logger of a recipe: writes metrics.jsonl, and sends to the trackers."""
 
     def __init__(self, file: MetricsFile, trackers: Trackers) -> None:
         self.file, self.trackers = file, trackers
@@ -265,11 +270,11 @@ class Metrics:
         self.trackers.log_dict(payload, step)
 
     def tell(self) -> int:
-        """Bytes in metrics.jsonl so far."""
+        """Return the bytes in metrics.jsonl so far."""
         return self.file.tell()
 
     def rewind(self, size: int) -> None:
-        """Go on after the first `size` bytes of metrics.jsonl."""
+        """Continue after the first `size` bytes of metrics.jsonl."""
         lost = self.file.rewind(size)
         self.trackers.go_on(self.file.lines(), lost)
 
@@ -280,12 +285,12 @@ class Metrics:
 
 
 def open_metrics(cfg: dict[str, Any]) -> Metrics:
-    """The metrics that a torchtune config asks for."""
+    """Open the metric logger of a torchtune config."""
     return Metrics(instantiate(OmegaConf.create(cfg["metric_logger"])), _trackers(cfg))
 
 
 def report(recipe: Any, values: dict[str, float]) -> None:
-    """Send a finished run's results to its trackers; a recipe that trained in other processes has closed them there."""
+    """Send a finished run's results to its trackers; those of a recipe that trained in other processes are reopened."""
     if not values or not recipe.cfg["trackers"]["names"]:
         return
     metrics = getattr(recipe, "metrics", None)

@@ -14,7 +14,7 @@ _ROWS = 32  # rows per forward pass; without a backward pass memory is small
 
 
 def validation_batches(examples: list[Example]) -> list[list[Example]]:
-    """Rows of like length together; every row once, the last batch may be smaller."""
+    """Put rows of similar length together; every row once, and the last batch may be smaller."""
     by_length = sorted(examples, key=lambda e: len(e.tokens))
     return [by_length[i : i + _ROWS] for i in range(0, len(by_length), _ROWS)]
 
@@ -28,46 +28,51 @@ def validation_sums(
 
 
 class RowLosses:
-    """The validation loss row by row: what tells later whether one run's validation loss is lower than another's.
+    """The validation loss of each row, for paired tests of one run's validation loss against another's.
 
-    Of a loss of the user's own, which has no `of_each`, nothing is known of rows.
+    A loss of the user's own has no `of_each`; then there are no losses of rows.
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[list[Example], torch.Tensor]] = []
+        self._batches: list[tuple[list[Example], torch.Tensor]] = []
 
-    def watching(self, loss_fn: Any, examples: list[Example]) -> Callable:
-        """The same loss, which also remembers that of each of the rows that it is called for."""
+    def watch(self, loss_fn: Any, examples: list[Example]) -> Callable:
+        """Wrap the loss of some rows, so that the loss of each row is recorded."""
         if not hasattr(loss_fn, "of_each"):
             return loss_fn
 
         def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
             of_each = loss_fn.of_each(hidden, targets, output).double()
-            rows = torch.stack([part.sum() for part in of_each.split([_labels(e) for e in examples])])
-            self._parts.append((examples, rows))
+            rows = torch.stack([part.sum() for part in of_each.split([_count_labels(e) for e in examples])])
+            self._batches.append((examples, rows))
             return rows.sum()
 
         return watched
 
     def take(self) -> dict[int, tuple[float, int]]:
-        """Row -> (summed loss, labelled tokens), since they were last taken; of a row that was computed again the last."""
-        parts, self._parts = self._parts, []
+        """Return row -> (summed loss, labelled tokens) since the last call, and start anew.
+
+        Of a row that was computed twice it is the last loss.
+        """
+        batches, self._batches = self._batches, []
         return {
-            e.row: (loss, _labels(e)) for rows, losses in parts for e, loss in zip(rows, losses.tolist(), strict=True)
+            e.row: (loss, _count_labels(e))
+            for rows, losses in batches
+            for e, loss in zip(rows, losses.tolist(), strict=True)
         }
 
 
-def _labels(example: Example) -> int:
+def _count_labels(example: Example) -> int:
     return sum(label != IGNORE for label in example.labels)
 
 
 @contextmanager
-def evaluating(model: TransformerDecoder) -> Iterator[None]:
-    """Within this context a model is in eval mode, and nothing keeps a graph."""
-    training = model.training
+def eval_mode(model: TransformerDecoder) -> Iterator[None]:
+    """Put a model into eval mode without gradients, within this context."""
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        model.train(was_training)

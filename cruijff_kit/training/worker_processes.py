@@ -1,7 +1,7 @@
-"""Worker processes that train one run together: started, watched and ended by the process that the run belongs to.
+"""Worker processes that train one run together: started, watched and ended by the run's process.
 
-What goes between them is JSON, a line each: the worker's task and requests to stop on its standard input, what it has to
-tell on a pipe of its own. A worker whose standard input ends has lost the run's process, and ends too. No torch here.
+They exchange lines of JSON: a worker reads its task and requests to stop from its standard input, and sends messages on a
+pipe of its own. A worker whose standard input ends has lost the run's process, and ends too. No torch here.
 """
 
 import faulthandler
@@ -18,21 +18,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_FOR_THE_OTHERS = 1.0  # in which a death shows that explains another worker's complaint
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 1.0  # in which a death shows that explains another worker's error
 
 
 class WorkerDied(RuntimeError):
-    """A worker ended without a word."""
+    """A worker ended without a message."""
 
 
 class Workers:
-    """Processes 0 to n-1 of one program; use as a context, which ends those that are left.
+    """Processes 0 to n-1 of one program. Use as a context, which ends those that are left.
 
     Args:
         module: what `python -m` starts.
         tasks: one per worker; handed to `Boss`.
-        environment: variables that the workers get besides this process's; one dict per worker.
+        environment: variables that a worker gets besides this process's; one dict per worker.
     """
 
     def __init__(self, module: str, tasks: list[dict[str, Any]], environment: list[dict[str, str]]) -> None:
@@ -66,7 +66,7 @@ class Workers:
 
     @property
     def folder(self) -> Path:
-        """Where the workers may meet; gone afterwards."""
+        """A folder that all workers know; it is removed in the end."""
         return Path(self._folder.name)
 
     def _stack(self, number: int) -> Path:
@@ -81,21 +81,21 @@ class Workers:
         try:
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
-        except OSError:  # it has gone; `messages` will say so
+        except OSError:  # the worker has ended; `messages` will say so
             pass
 
     def messages(self) -> Iterator[dict[str, Any] | None]:
-        """What workers say, as it comes, and None now and then, until all have ended well.
+        """Yield the workers' messages as they come, and None now and then, until all have ended well.
 
-        A message that has "error" is held back for a moment: a worker that died explains it better.
+        A message that has "error" is held back for a moment: the death of another worker explains it better.
 
         Raises:
-            WorkerDied: one ended otherwise without a message.
+            WorkerDied: a worker ended otherwise without a message.
         """
         while self._selector.get_map() or any(p.poll() is None for p in self.processes):
             for message in self._read():
                 if "error" in message:
-                    time.sleep(_SECONDS_FOR_THE_OTHERS)
+                    time.sleep(_GRACE_SECONDS)
                     self._refuse_dead(signals_only=True)
                 yield message
             self._refuse_dead(signals_only=bool(self._selector.get_map()))
@@ -103,7 +103,7 @@ class Workers:
 
     def _read(self) -> list[dict[str, Any]]:
         messages = []
-        for key, _ in self._selector.select(_SECONDS_BETWEEN_LOOKS):
+        for key, _ in self._selector.select(_POLL_SECONDS):
             read = key.fileobj.read(1 << 16)
             if not read:
                 self._selector.unregister(key.fileobj)

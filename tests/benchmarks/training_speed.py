@@ -278,7 +278,7 @@ def capitalization_rows(count: int) -> list[dict[str, list[int]]]:
     from cruijff_kit.training import process_cache
 
     cfg = OmegaConf.to_container(OmegaConf.create(cruijff_kit.compose(["eval=none"]).torchtune))
-    data = process_cache.dataset(cfg["dataset"], cfg["tokenizer"])
+    data = process_cache.get_dataset(cfg["dataset"], cfg["tokenizer"])
     return [{"tokens": data[i].tokens, "labels": data[i].labels} for i in range(count)]
 
 

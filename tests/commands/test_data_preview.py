@@ -27,7 +27,7 @@ def settings(tiny, tmp_path) -> list[str]:
 
 def test_tokens_are_those_of_training(settings, tmp_path):
     config = cruijff_kit.compose([*settings, f"output_dir={tmp_path / 'run'}"])
-    examples = process_cache.dataset(config.torchtune["dataset"], config.torchtune["tokenizer"])
+    examples = process_cache.get_dataset(config.torchtune["dataset"], config.torchtune["tokenizer"])
     for row in preview(config, rows=4)["rows"]:
         example = examples[row["row"]]
         ids = [i for t in row["tokens"] for i in t["ids"]]

@@ -399,7 +399,7 @@ def test_risks_of_a_model_in_bf16(smollm2, tmp_path):
         )
         plan = check_evaluation(config)
         model, machine = for_evaluation(config.torchtune)
-        chat_model = ChatModel(model, process_cache.tokenizer(config.torchtune["tokenizer"]), machine)
+        chat_model = ChatModel(model, process_cache.get_tokenizer(config.torchtune["tokenizer"]), machine)
         with chat_model.without_adapters():
             item = EvaluationItem(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, "")
             entry = evaluate_item(item)

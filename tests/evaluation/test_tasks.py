@@ -227,7 +227,7 @@ def test_what_needs_no_whole_answer(compose, file):
 
 def test_only_long_targets_are_tokenised(compose, file, monkeypatch):
     """Of many targets those that may have more tokens than an answer; of these few as training has them."""
-    tokenizer = process_cache.tokenizer(compose(*file("a")).torchtune["tokenizer"])
+    tokenizer = process_cache.get_tokenizer(compose(*file("a")).torchtune["tokenizer"])
     outputs, encoded = [f"word {n}" for n in range(500)] + ["x" * (30 + n) for n in range(40)], []
     task, config = TASKS["match"](data=file(*outputs)[1].partition("=")[2]), compose(*file("a"), "eval.max_tokens=200")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from cruijff_kit.models import base_model
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
-from cruijff_kit.training.checkpoint import newest_checkpoint
+from cruijff_kit.training.checkpoint import read_newest_checkpoint
 from cruijff_kit.util.errors import UserError
 
 SMALL = ["dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "dtype=fp32"]
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(train, tmp_path):
     options = ["lr=1e20", "epochs=3", "lr_scheduler=constant"]
     with pytest.raises(FloatingPointError, match=r"at step \d+ of 15; try a smaller lr.*is kept in checkpoint/"):
         train("a", *options)
-    kept = newest_checkpoint(tmp_path / "a" / "checkpoint")
+    kept = read_newest_checkpoint(tmp_path / "a" / "checkpoint")
     assert kept["position"][2] == kept["summary"]["steps"] >= 1
     assert all(torch.isfinite(v).all() for v in kept["adapter"].values()), "the last good state"
 

@@ -17,7 +17,7 @@ import cruijff_kit
 from cruijff_kit.analysis.results_frame import read_results
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_status import RunStatus, read_status, write_status
-from cruijff_kit.runs.multi_lora_runs import GroupRun, reason_not_grouped, plan_groups, run_group
+from cruijff_kit.runs.multi_lora_runs import GroupRun, plan_groups, reason_not_grouped, run_group
 from cruijff_kit.util.errors import UserError
 
 LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_steps=0", "eval.limit=9", "report=false"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
-from cruijff_kit.training.checkpoint import newest_checkpoint, write_checkpoint
+from cruijff_kit.training.checkpoint import read_newest_checkpoint, write_checkpoint
 
 SMALL = [
     "dataset.max_samples=40", "num_warmup_steps=2", "lr=1e-2", "lora.rank=4", "device=cpu", "epochs=2", "lora.dropout=0.1",
@@ -76,7 +76,7 @@ def test_dora_in_bf16_goes_on_exactly(recipe):
     finish(whole)
     interrupt(recipe("stopped", *options, "resume_from_checkpoint=true"), 3)
     last = recipe("stopped", *options, "resume_from_checkpoint=true")
-    state = newest_checkpoint(last.folder.checkpoints)
+    state = read_newest_checkpoint(last.folder.checkpoints)
     moments = [s[name] for s in state["optimizer"]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
     assert {t.dtype for t in (*state["adapter"].values(), *moments)} == {torch.float32}
     finish(last)
@@ -127,7 +127,7 @@ def test_only_the_newest_is_kept_and_a_half_written_one_is_not_read(tmp_path):
     for step in (3, 12):
         write_checkpoint(tmp_path, step, {"position": [0, 0, step]})
     (tmp_path / ".step_000000020.pt.99").write_bytes(b"half")
-    assert newest_checkpoint(tmp_path)["position"] == [0, 0, 12]
+    assert read_newest_checkpoint(tmp_path)["position"] == [0, 0, 12]
     assert [p.name for p in tmp_path.glob("step_*")] == ["step_000000012.pt"]
     write_checkpoint(tmp_path, 21, {"position": [0, 0, 21]})
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000021.pt"]

@@ -12,7 +12,7 @@ from cruijff_kit.models.base_model import build, read_base
 from cruijff_kit.models.compat import get_adapter_params, set_seed
 from cruijff_kit.models.device import Machine
 from cruijff_kit.training.loss import LabelledCrossEntropy, StepOutput, attention_cost, batch_loss
-from cruijff_kit.training.validation import evaluating, validation_batches, validation_sums
+from cruijff_kit.training.validation import eval_mode, validation_batches, validation_sums
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 FREE = AttentionCost(0.0)  # attention that costs nothing, so that sharing a prefix always pays
@@ -125,7 +125,7 @@ def test_validation_loss_is_the_mean_over_labelled_tokens_of_every_row(model):
     model.train()
 
     def forward_only(examples: list[Example]) -> StepOutput:
-        with evaluating(model):
+        with eval_mode(model):
             assert not model.training
             batch = make_batch(examples, attention_cost(model))
             return StepOutput(batch_loss(model, batch, LabelledCrossEntropy()), len(batch.targets), batch.num_tokens)

@@ -9,7 +9,7 @@ import cruijff_kit
 from cruijff_kit.runs.multi_lora_runs import GroupRun, run_group
 from cruijff_kit.runs.plan import check
 from cruijff_kit.runs.run import train_then_eval
-from cruijff_kit.training.schedule import Steps, lr_scheduler_of
+from cruijff_kit.training.schedule import Steps, resolve_lr_scheduler
 from cruijff_kit.util.errors import UserError
 
 SMALL = ["model=hf_llama", "device=cpu", "dtype=fp32", "lora.rank=2", "eval=none", "dataset=files",
@@ -40,9 +40,9 @@ def test_a_number_is_taken_as_it_is():
     assert [Steps.of(config(num_warmup_steps=n), 50).warmup for n in (0, 1, 10, 49)] == [0, 1, 10, 49]
     assert Steps.of(config(), 50).warmup == 0, "a schedule without warm-up"
     for cfg in (config(num_warmup_steps=3), config()):
-        assert lr_scheduler_of(cfg, 7) == cfg["lr_scheduler"]
+        assert resolve_lr_scheduler(cfg, 7) == cfg["lr_scheduler"]
     cfg = config(num_warmup_steps=None)
-    assert lr_scheduler_of(cfg, 7) == {"_component_": "x", "num_warmup_steps": 7}
+    assert resolve_lr_scheduler(cfg, 7) == {"_component_": "x", "num_warmup_steps": 7}
     assert cfg["lr_scheduler"]["num_warmup_steps"] is None, "what the recipe received stays as it is"
     with pytest.raises(UserError, match="num_warmup_steps=50 never ends: training has 50 steps"):
         Steps.of(config(num_warmup_steps=50), 50)

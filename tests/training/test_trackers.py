@@ -293,7 +293,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(recipe, monkeypat
     failing._update = counted
     finish(failing)
     said = [line for line in capsys.readouterr().err.splitlines() if "mlflow failed" in line]
-    assert len(said) == 1 and "metrics.jsonl has everything" in said[0]
+    assert len(said) == 1 and "metrics.jsonl is complete" in said[0]
     run, expected = failing.folder.path, in_metrics(failing.folder.path)
     assert in_wandb(run)[0] == expected and in_tensorboard(run)[0] == rounded(expected)
     monkeypatch.undo()

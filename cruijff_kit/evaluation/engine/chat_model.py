@@ -15,7 +15,7 @@ from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest
 from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.models.device import Machine, describe, free_bytes, return_memory
-from cruijff_kit.training.cpu_kernels import arrange_for_cpu
+from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 from cruijff_kit.training.fused_lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
@@ -49,7 +49,7 @@ class ChatModel:
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
         if machine.device.type == "cpu":  # as in training, so that a run's model answers alike then and later
             fuse_lora(model)
-            arrange_for_cpu(model)
+            apply_cpu_kernels(model)
         # A pass over more tokens than this gains no speed, and its answers come later.
         self.max_prefill_tokens = 512 if machine.device.type == "cpu" else 4096
         # Of keys and values; on a CPU attention in fp32 is faster and more exact than in bf16.
