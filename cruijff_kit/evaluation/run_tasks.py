@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,30 +114,6 @@ def evaluate(
             for name in config.eval.names:
                 item = EvaluationItem(name, chat_model, config, plan, folder, epoch, config_hash)
                 evaluations = with_evaluation(evaluations, evaluate_item(item))
-    finally:
-        load_adapter_state(chat_model.model, trained)
-    expected = len(config.eval.tasks) * len(config.evaluated_epochs)
-    if not expected or len(evaluations) != expected:
-        raise EvaluationError(f"{len(evaluations)} evaluations were made, {expected} were asked for")
-    return evaluations
-
-
-def evaluation_story(
-    chat_model: ChatModel, config: RunConfig, plan: EvaluationPlan, folder: RunFolder, last: int, config_hash: str
-) -> Generator[EvaluationItem, Evaluation, list[Evaluation]]:
-    """As `evaluate`, for who evaluates the items that it yields: it is sent each Evaluation, or thrown an error."""
-    if not config.eval.tasks:
-        return []
-    trained, evaluations = adapter_state(chat_model.model), []
-    try:
-        for epoch in config.evaluated_epochs:
-            if epoch != last:
-                load_epoch(chat_model, folder, epoch)
-            else:
-                load_adapter_state(chat_model.model, trained)
-            for name in config.eval.names:
-                item = EvaluationItem(name, chat_model, config, plan, folder, epoch, config_hash)
-                evaluations = with_evaluation(evaluations, (yield item))
     finally:
         load_adapter_state(chat_model.model, trained)
     expected = len(config.eval.tasks) * len(config.evaluated_epochs)
