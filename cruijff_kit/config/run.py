@@ -139,7 +139,8 @@ class RunConfig:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("lr_scheduler", self.lr_scheduler, tuple(LR_SCHEDULERS))
-        self.multi_lora = "off" if self.multi_lora in (False, None) else self.multi_lora  # YAML reads off as false
+        if self.multi_lora is False or self.multi_lora is None:  # YAML reads off as false; 0 is an error
+            self.multi_lora = "off"
         require(
             self.multi_lora in (AUTO, "off") or type(self.multi_lora) is int and self.multi_lora > 1,
             f"multi_lora={self.multi_lora} is not auto, off or a number of runs from 2 on; set multi_lora=4, for example",

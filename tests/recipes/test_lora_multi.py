@@ -1,4 +1,4 @@
-"""Runs in a pack equal the runs by themselves: losses of each step, adapters, what they write; one's trouble is its own."""
+"""Runs in a group equal the runs alone: losses of each step, adapters, what they write; a failure is one run's own."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from cruijff_kit.runs.plan import check
 from cruijff_kit.training.group_size import GroupSizeTuner
 
 SMALL = ["dataset.max_samples=24", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "dtype=fp32"]
-# One setting each that packs must stand.
+# One setting each that groups must stand.
 VARIED = [
     ["lora.rank=8"],
     ["lora.rank=16", "lr=2e-3", "seed=3"],
@@ -102,7 +102,7 @@ def assert_same(packed, own, exactly: bool = True) -> None:
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(2, "fp32"), (5, "fp32"), (16, "fp32"), (16, "bf16")])
-def test_a_pack_of_different_runs_equals_the_runs_alone(config, number, dtype):
+def test_a_group_of_different_runs_equals_the_runs_alone(config, number, dtype):
     chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
     assert len(chosen) == number
     own = [alone(config(f"own{i}", *more, f"dtype={dtype}")) for i, more in enumerate(chosen)]
@@ -184,7 +184,7 @@ def exact(logits, labels, tokenizer, ignore_index):
 
 
 def test_trouble_of_one_is_not_the_others(config, tmp_path, monkeypatch):
-    """A loss that is no number any more, a metric of the user's that raises: the others are as in a pack without them."""
+    """A loss that is no number any more, a metric of the user's that raises: the others are as in a group without them."""
     (tmp_path / "pack_metrics.py").write_text(METRICS)
     monkeypatch.syspath_prepend(str(tmp_path))
     good = [["lora.rank=8"], ["seed=3", "custom_metrics=[pack_metrics.exact]"]]
@@ -212,7 +212,7 @@ class Small(MultiLoraTrainer):
         return super()._compute_pass(group)
 
 
-def test_out_of_memory_splits_the_pack(config, capsys):
+def test_out_of_memory_splits_the_group(config, capsys):
     chosen = [["lora.rank=8"], ["lora.dropout=0.2"], ["seed=3"], ["batch_size=4"], ["epochs=2"]]
     trainer = Small()
     packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], trainer)
@@ -239,7 +239,7 @@ def test_the_next_run_takes_the_place_of_one_that_has_ended(config):
 
 
 @pytest.mark.parametrize("how", ["alone", "another group", "the same group"])
-def test_a_stopped_pack_goes_on_exactly(config, how):
+def test_a_stopped_group_continues_exactly(config, how):
     """Each run from its own state, by itself or with others."""
     chosen = [["lora.rank=8", "epochs=2"], ["lora.dropout=0.2", "epochs=2"], ["seed=3", "epochs=2"]]
     whole = train_together([config(f"whole{i}", *more) for i, more in enumerate(chosen)])

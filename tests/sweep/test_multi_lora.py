@@ -26,7 +26,7 @@ LITTLE = ["device=cpu", "dtype=fp32", "dataset.max_samples=16", "num_warmup_step
 @pytest.fixture(scope="module")
 def shell(tiny, environment, tmp_path_factory):
     """A function: the command in a folder of its own; returns the process and the sweep's folder."""
-    place = tmp_path_factory.mktemp("packs")
+    place = tmp_path_factory.mktemp("groups")
 
     def run(folder: str, *arguments: str):
         command = ["-m", "model=hf_llama", f"model.path={tiny}", *LITTLE, *arguments, "force=true"]
@@ -37,7 +37,7 @@ def shell(tiny, environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweeps(shell):
-    """The same four runs in a pack and one by one."""
+    """The same four runs in a group and one by one."""
     runs = ["lora.rank=4,8", "lr=1e-2,2e-3", "epochs=2"]
     return [
         shell(folder, *runs, *more) for folder, more in (("packed", ["multi_lora=3"]), ("alone", ["multi_lora=off"]))
@@ -76,9 +76,9 @@ def test_unasked_a_sweep_measures_how_many_at_a_time(shell):
     done, folder = shell("auto", "lr=1e-2,2e-3,1e-3", "epochs=20")
     assert done.returncode == 0, done.stderr
     assert "3 of 3 runs train together, as many at a time as is fastest" in done.stderr
-    packs = [read_result(p).multi_lora for p in folder.glob("*/result.json")]
-    assert len(packs) == 3 and len({p["id"] for p in packs}) == 1
-    last = max(packs, key=lambda p: len(p["measured"]))
+    groups = [read_result(p).multi_lora for p in folder.glob("*/result.json")]
+    assert len(groups) == 3 and len({g["id"] for g in groups}) == 1
+    last = max(groups, key=lambda g: len(g["measured"]))
     assert [m["size"] for m in last["measured"]][:2] == [1, 2] and last["size"] in (1, 2, 3)
     # A later look at what was slower says other figures; only another size is told again.
     assert (
@@ -137,7 +137,7 @@ def config(tiny: Path, *overrides: str):
 
 
 def test_who_can_share(tiny):
-    """What may differ within a pack, and what makes a pack of its own."""
+    """What may differ within a group, and what makes a group of its own."""
     alike = [
         "lora.rank=4",
         "lora.rank=16",
@@ -191,23 +191,23 @@ def test_runs_that_were_cancelled_on_a_cluster_are_finished_here(tiny, tmp_path)
 
 
 @pytest.mark.parametrize("value", ["1", "0", "-2", "many", "2.5", "true"])
-def test_what_pack_may_be(tiny, value):
+def test_what_multi_lora_may_be(tiny, value):
     with pytest.raises(UserError, match=r"multi_lora=.* is not auto, off or a number of runs"):
         config(tiny, f"multi_lora={value}")
 
 
-def test_a_pack_is_no_other_run(tiny):
+def test_a_group_is_no_other_run(tiny):
     """It changes nothing that is computed, so that a sweep recognises its runs."""
     from cruijff_kit.config.identity import config_hash
 
     chosen = config(tiny, "multi_lora=4")
-    assert config_hash(chosen) == config_hash(dataclasses.replace(chosen, pack="off"))
+    assert config_hash(chosen) == config_hash(dataclasses.replace(chosen, multi_lora="off"))
 
 
-def test_a_dry_run_shows_the_packs(shell):
+def test_a_dry_run_shows_the_groups(shell):
     done, _ = shell("dry", "lr=1e-2,1e-3", "compile=false,true", "multi_lora=4", "dry_run=true", "--json")
-    packs = json.loads(done.stdout)["groups"]
-    assert packs == [
+    groups = json.loads(done.stdout)["groups"]
+    assert groups == [
         {"runs": ["lr=0.01,compile=false", "lr=0.001,compile=false"], "at_once": 2, "why": ""},
         {"runs": ["lr=0.01,compile=true"], "at_once": 1, "why": "compile=true"},
         {"runs": ["lr=0.001,compile=true"], "at_once": 1, "why": "compile=true"},
