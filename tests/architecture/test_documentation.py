@@ -55,23 +55,16 @@ SHOWN = sorted({(c, page.relative_to(ROOT).as_posix()) for page in [*PAGES, *SKI
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory) -> Path:
+def finished(tiny, trained_sweep, tmp_path_factory) -> Path:
     """A folder with a finished sweep of two epochs and the files that the pages call one's own."""
     from cruijff_kit.analysis.summary import write_summary
     from cruijff_kit.config.loading import register
 
     register()
     place = tmp_path_factory.mktemp("documented")
-    small = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "dtype=fp32", "dataset.max_samples=16", "epochs=2",
-             "num_warmup_steps=0", "eval.limit=8", "experiment.name=data_size"]  # fmt: skip
     with contextlib.chdir(place):
-        from subprocess import run
-
-        done = run(
-            [sys.executable, "-m", "cruijff_kit.train", "-m", "lora.rank=2,4", *small], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        (sweep,) = (place / "multirun" / "data_size").iterdir()
+        sweep = place / "multirun" / "data_size" / "2026-01-01_00-00-00"
+        shutil.copytree(trained_sweep, sweep)
         write_summary(sweep)
         shutil.copytree(place / "multirun" / "data_size", place / "multirun" / "capitalization_rank_lr")
         Path("my_tasks.py").write_text(TASKS)
@@ -114,9 +107,9 @@ def place(finished, tmp_path, monkeypatch) -> Path:
 def filled_in(command: str, place: Path, tiny: Path) -> list[str]:
     """The command's words with real names in place of the capital ones."""
     sweep = next((place / "multirun" / "data_size").iterdir())
-    run = sweep / "rank=2"
-    names = {"ADAPTER_DIR": run / "epoch_1", "RUN_DIR": run, "OTHER_RUN_DIR": sweep / "rank=4", "MODEL_DIR": tiny}
-    names |= {"DIR": sweep, "RUN": "rank=2", "PATH": place / "groups.csv"}
+    run = sweep / "lr=0.01"
+    names = {"ADAPTER_DIR": run / "epoch_1", "RUN_DIR": run, "OTHER_RUN_DIR": sweep / "lr=1e-06", "MODEL_DIR": tiny}
+    names |= {"DIR": sweep, "RUN": "lr=0.01", "PATH": place / "groups.csv"}
     words = [w for w in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
     words = words[1:] if words[0] == "cruijff-kit" else [words[2].removeprefix("cruijff_kit."), *words[3:]]
     words = [" ".join(words[:2]), *words[2:]] if words[0] == "data" else words

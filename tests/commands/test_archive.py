@@ -20,23 +20,11 @@ from cruijff_kit.records.archive_manifest import read_manifest
 from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 from cruijff_kit.util.files import write_text
 
-SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "epochs=2", "eval.limit=6"]
-
-
-@pytest.fixture(scope="module")
-def made(tiny, run_cli, tmp_path_factory) -> Path:
-    """A sweep of two runs; lr=0.01 is the best one."""
-    folder = tmp_path_factory.mktemp("sweeps")
-    settings = ["model=hf_llama", f"model.path={tiny}", *SMALL, "lr=1e-2,1e-6", "hydra.sweep.dir=sweep", "lora.rank=4"]
-    done = run_cli("-m", *settings, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "sweep"
-
 
 @pytest.fixture
-def sweep(made, tmp_path) -> Path:
-    """A copy of it, with what else a run can hold."""
-    folder = Path(shutil.copytree(made, tmp_path / "sweep"))
+def sweep(trained_sweep, tmp_path) -> Path:
+    """A copy of a finished one, with what else a run can hold."""
+    folder = Path(shutil.copytree(trained_sweep, tmp_path / "sweep"))
     for place in ("merged/epoch_1/model.safetensors", "checkpoint/step_3/state.pt", "report/index.html", "notes.md"):
         write_text(folder / "lr=1e-06" / place, place)
     return folder
@@ -319,7 +307,7 @@ def with_data(tiny, tmp_path):
             write_text(tmp_path / "my" / name, text)
         data = ["dataset=files", f"dataset.path={path}"] if path else []
         where = ["model=hf_llama", f"model.path={tiny}", *data, "eval=none", "epochs=1"]
-        small = [*SMALL[2:4], "num_warmup_steps=0", "dataset.validation_split=null", "lora.rank=2"]
+        small = ["device=cpu", "dtype=fp32", "num_warmup_steps=0", "dataset.validation_split=null", "lora.rank=2"]
         number = len([*tmp_path.glob("run*")])
         output = tmp_path / f"run{number}" / "r"
         train_then_eval(compose([*where, *small, f"output_dir={output}", f"run_name=r{number}", *overrides]))

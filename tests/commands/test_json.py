@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import forked
 
 from cruijff_kit.commands.base import run_command
 from cruijff_kit.commands.main import COMMANDS, main
@@ -50,10 +51,7 @@ def call(tiny, cwd):
 def sweep(tiny, cwd, environment):
     """One run that works and one whose loss overflows, from a shell without a terminal."""
     line = ["--json", "-m", "lr=1e-3,1e30", "lr_scheduler=constant", "epochs=2", "hydra.sweep.dir=out"]
-    command = [sys.executable, "-m", "cruijff_kit.train", *line, "model=hf_llama", f"model.path={tiny}", *SMALL]
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
-    )
+    done = forked("train", [*line, "model=hf_llama", f"model.path={tiny}", *SMALL], cwd, environment)
     return done.returncode, json.loads(done.stdout), done.stderr, cwd / "out"
 
 

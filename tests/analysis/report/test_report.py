@@ -7,13 +7,12 @@ import math
 import platform
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from forked import forked
 from scipy import stats
 
 import cruijff_kit
@@ -91,11 +90,10 @@ def respondents(run_cli, tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(sweep, tmp_path_factory) -> dict:
+def told(sweep, environment, tmp_path_factory) -> dict:
     """What the command says with --json, written elsewhere."""
     to = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "cruijff_kit", "report", str(sweep), "--to", str(to), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked("report", [str(sweep), "--to", str(to), "--json"], to, environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
