@@ -23,14 +23,14 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import ACTIVE, DONE
 from cruijff_kit.records.saved_config import frozen, frozen_swept, permit
-from cruijff_kit.records.sweep_manifest import read_sweep_manifest
-from cruijff_kit.runs.multi_lora_runs import GroupRun, plan_groups, run_group
+from cruijff_kit.records.sweep_manifest import RESUME, read_sweep_manifest
+from cruijff_kit.runs.multi_lora_runs import PackedRun, packs_of, run_pack
 from cruijff_kit.runs.posthoc_evaluation import read_request, write_request
 from cruijff_kit.runs.run import train_then_eval
-from cruijff_kit.slurm.request import more_memory
+from cruijff_kit.slurm.request import double_memory
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
 from cruijff_kit.sweep.finish import print_summary
-from cruijff_kit.sweep.on_slurm import reject_remaining, report
+from cruijff_kit.sweep.on_slurm import print_submitted, reject_remaining
 from cruijff_kit.sweep.slurm_jobs import make_job_requests
 from cruijff_kit.sweep.start_posthoc import show, start
 from cruijff_kit.util import json_output
@@ -153,12 +153,12 @@ def _submit_again(sweep_dir: Path, runs: list[tuple[RunRef, RunInfo]], configs: 
         folders = [runs[n][0].folder for n in some]
         for job in make_job_requests([configs[f] for f in folders], folders, [None] * len(some)):
             job.options |= {"mem": asked} if asked else {}
-            job.reason, job.changes = "resume", changes[some[folders.index(job.folder)]]
+            job.reason, job.changes = RESUME, changes[some[folders.index(job.runs[0])]]
             jobs.append(job)
-    outcome = submit(jobs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
-    report(outcome, sweep_dir)
+    result = submit(jobs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
+    print_submitted(result, sweep_dir)
     write_summary(sweep_dir)
-    reject_remaining(outcome, sweep_dir)
+    reject_remaining(result, sweep_dir)
 
 
 def _changes(info: RunInfo, config: RunConfig) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _changes(info: RunInfo, config: RunConfig) -> dict[str, Any]:
 
 def _more_memory(info: RunInfo, mem: str | None) -> str | None:
     """What a run that failed for want of memory is given; None for any other."""
-    return more_memory(mem, None) if info.cause == failures.OUT_OF_MEMORY else None
+    return double_memory(mem, None) if info.cause == failures.OUT_OF_MEMORY else None
 
 
 def _run_here(folder: Path, runs: list[RunRef], configs: dict[Path, RunConfig]) -> None:

@@ -27,6 +27,7 @@ from cruijff_kit.util.files import write_text
 from cruijff_kit.util.format import now
 
 NAME = "sweep.json"
+FIRST, RESUME, EVALUATE = "first", "resume", "evaluate"
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Submission:
     task: int | None = None
     job_id: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    reason: str = "first"
+    reason: str = FIRST
     changes: dict[str, Any] = field(default_factory=dict)
 
 

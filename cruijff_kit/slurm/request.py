@@ -1,4 +1,4 @@
-"""What a run asks of the cluster, as options of sbatch; runs that ask for the same share an array."""
+"""A run's request to the cluster as options of sbatch. Jobs with equal options share an array."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _PLAIN = (
     "time", "mem", "account", "partition", "constraint", "qos", "nodelist", "exclude", "gres", "exclusive", "dependency",
     "mail_type", "mail_user", "comment", "wckey",
 )  # fmt: skip
-# What sbatch is told by us; the settings that say it.
+# Options of sbatch that we set, and the settings behind them.
 _OURS = {
     "array": "sweep with -m; slurm.max_parallel limits how many run at once",
     "output": "logs lie in .submitit; cruijff-kit logs shows them",
@@ -32,7 +32,7 @@ _OURS = {
 
 
 def sbatch_options(config: RunConfig) -> dict[str, Any]:
-    """A run's request in submitit's words (its names for sbatch's options), without what is not asked for.
+    """Return a run's request under submitit's names for sbatch's options; settings that are null are left out.
 
     Raises:
         UserError: an additional parameter that another setting decides.
@@ -75,7 +75,7 @@ def _signal_delay(slurm: SlurmConfig) -> int:
 
 
 def describe(options: dict[str, Any]) -> str:
-    """A request for people: 2 CPUs, 1 GPU, 16G, 01:00:00, partition gpu."""
+    """Describe a request for people: 2 CPUs, 1 GPU, 16G, 01:00:00, partition gpu."""
     counts = [("cpus_per_task", "CPU"), ("gpus_per_node", "GPU")]
     parts = [f"{options[key]} {unit}{'s' * (options[key] > 1)}" for key, unit in counts if key in options]
     parts += [str(options[key]) for key in ("gres", "mem", "time") if key in options]
@@ -83,29 +83,32 @@ def describe(options: dict[str, Any]) -> str:
     return ", ".join(parts) or "the cluster's defaults"
 
 
-def grouped(requests: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
-    """Distinct requests in order of appearance, each with the places that it has in `requests`."""
+def group_equal(requests: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
+    """Distinct requests in order of appearance, each with its positions in `requests`."""
     groups: list[tuple[dict[str, Any], list[int]]] = []
-    for place, options in enumerate(requests):
-        for known, places in groups:
-            if known == options:
-                places.append(place)
+    for position, options in enumerate(requests):
+        for group, positions in groups:
+            if group == options:
+                positions.append(position)
                 break
         else:
-            groups.append((options, [place]))
+            groups.append((options, [position]))
     return groups
 
 
 def split(groups: list[tuple[dict[str, Any], list[int]]], most: int) -> list[tuple[dict[str, Any], list[int]]]:
-    """The groups in arrays of at most `most` runs."""
-    return [(options, places[i : i + most]) for options, places in groups for i in range(0, len(places), most)]
+    """Split groups into arrays of at most `most` jobs."""
+    return [(options, positions[i : i + most]) for options, positions in groups for i in range(0, len(positions), most)]
 
 
-def shares(sizes: list[int], max_parallel: int | None) -> list[tuple[int | None, int | None]]:
-    """How many runs of each array may run at once, and which array it must wait for, so that the sum keeps the limit.
+def share_limit(sizes: list[int], max_parallel: int | None) -> list[tuple[int | None, int | None]]:
+    """Divide `max_parallel` among arrays: how many jobs of each may run at once, and the array that it must wait for.
 
-    The limit is divided by size, at least one each. Where there are more arrays than that, they form as many queues as
-    the limit allows, and each array waits for the one before it in its queue.
+    The limit is divided by size, at least one each. More arrays than the limit allows form queues, in which each array
+    waits for the one before it.
+
+    Args:
+        sizes: jobs of each array. max_parallel: None: no limit.
     """
     if max_parallel is None:
         return [(None, None)] * len(sizes)
@@ -121,8 +124,8 @@ def shares(sizes: list[int], max_parallel: int | None) -> list[tuple[int | None,
     return [(n, None) for n in share]
 
 
-def more_memory(mem: str | None, granted_mb: int | None) -> str | None:
-    """Twice the memory of a request; of what was granted if nothing was asked for. None if neither is known."""
+def double_memory(mem: str | None, granted_mb: int | None) -> str | None:
+    """Return twice the requested memory, or twice the granted one if none was requested; None if neither is known."""
     if mem is None:
         return f"{granted_mb * 2}M" if granted_mb else None
     digits = mem.rstrip("KMGTkmgtB")

@@ -103,14 +103,14 @@ def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estima
         return []
     from cruijff_kit.slurm import submit
 
-    runs = make_job_requests(configs, [Path(c.output_dir) for c in configs], expected)
+    jobs = make_job_requests(configs, [Path(c.output_dir) for c in configs], expected)
     planned = []
-    for array in submit.arrays_of(runs):
+    for array in submit.make_arrays(jobs):
         try:
-            said, refusal = submit.test_only(array, folder, os.getcwd()), None
+            answer, refusal = submit.try_with_sbatch(array, folder, os.getcwd()), None
         except ClusterError as error:
-            said, refusal = f"refused: {error}", error
-        planned.append(PlannedArray(array.what, submit.script(array, folder), said, refusal))
+            answer, refusal = f"refused: {error}", error
+        planned.append(PlannedArray(array.summary(), submit.format_script(array, folder), answer, refusal))
     return planned
 
 

@@ -1,59 +1,59 @@
-"""What a SLURM job runs; the script that `submit` wrote calls it:
+"""The program inside a SLURM job; the script that `submit` wrote calls it:
 
-    srun python -m cruijff_kit.sweep.job RUNS.json              the run of this array task, a pack of runs (pack_job), or
-                                                                  post-hoc evaluations (evaluation_job)
-    python -m cruijff_kit.sweep.job RUNS.json --ended CODE      afterwards, if that failed: why, and whether to go again
+    srun python -m cruijff_kit.sweep.job RUNS.json              train or evaluate the runs of this array task
+    python -m cruijff_kit.sweep.job RUNS.json --ended CODE      afterwards, if that failed: say why, perhaps start again
 
-Retries, by cause: over host memory is requeued with twice the memory; what a signal stopped is requeued and goes on from
-its checkpoint; everything else is left as it is. (Out of GPU memory is the recipe's to mend: smaller micro-batches.)
+RUNS.json is {"code": hash, "runs": [one entry per array task]}. An entry is {"train": [folders], "at_once": N or null} or
+{"evaluate": [folders]}. job_outcome.py decides what becomes of the runs when the job is stopped or dies.
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from cruijff_kit.analysis.summary import refresh_above
 from cruijff_kit.config.data_policy import submitted
 from cruijff_kit.records import failures
+from cruijff_kit.records.result import read_result
+from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import (
+    CANCELLED,
     FAILED,
-    INTERRUPTED,
+    HEARTBEAT_TIMEOUT,
     QUEUED,
     UNDER_WAY,
     Heartbeat,
+    RunStatus,
     mark_queued,
     read_status,
+    seconds_since,
     slurm_job_id,
     write_status,
 )
 from cruijff_kit.records.saved_config import frozen, frozen_swept
 from cruijff_kit.records.sweep_manifest import is_done
-from cruijff_kit.runs.run import RunContext, train_then_eval
-from cruijff_kit.slurm import client
-from cruijff_kit.slurm.request import more_memory
-from cruijff_kit.sweep import job_evaluation, job_group
-from cruijff_kit.sweep.job_common import (
-    granted_mb,
-    is_elsewhere,
-    leave_by,
-    may_requeue,
-    note_changed_code,
-    use_granted_processors,
-    was_over_memory,
-)
-from cruijff_kit.util.errors import ClusterError, one_line
+from cruijff_kit.records.versions import code_hash
+from cruijff_kit.runs.multi_lora_runs import PackedRun, run_pack
+from cruijff_kit.runs.posthoc_evaluation import evaluate_pending
+from cruijff_kit.runs.run import Start, train_then_eval
+from cruijff_kit.sweep.job_outcome import EvaluationOutcome, JobOutcome
+from cruijff_kit.sweep.job_resources import use_granted_processors, was_over_memory
+from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.process import collect_rarely
 from cruijff_kit.util.progress import say
-from cruijff_kit.util.signals import StopSignals
+from cruijff_kit.util.signals import Cancelled, StopSignals
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The job's program; returns its exit code."""
+    """Run the program of the job; returns its exit code, 128 + N after signal N."""
     stop = StopSignals(signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     stop.interrupt_now = lambda: None
-    stop.install()  # before anything slow: without a handler these signals kill; with this one they wait for `_run`
+    stop.install()  # before anything slow: without a handler these signals kill; now they wait for _exit_on_signal
     parser = argparse.ArgumentParser("python -m cruijff_kit.sweep.job")
     parser.add_argument("runs", type=Path)
     parser.add_argument("--ended", type=int)
@@ -61,134 +61,159 @@ def main(argv: list[str] | None = None) -> int:
     submitted()
     collect_rarely()
     listed = json.loads(options.runs.read_text(encoding="utf-8"))
-    chosen = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
+    entry = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
+    evaluates = "evaluate" in entry
+    runs = [Path(run) for run in entry["evaluate" if evaluates else "train"]]
     if options.ended is not None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue that this may ask for
-    if isinstance(chosen, dict):
-        runs = [Path(run) for run in chosen["pack"]]
-        if options.ended is not None:
-            return job_group.after_death(runs, options.ended)
-        return job_group.start(runs, chosen["at_once"] or None, listed["code"], stop)
-    if isinstance(chosen, list):
-        runs = [Path(run) for run in chosen]
-        return (
-            job_evaluation.start(runs, stop)
-            if options.ended is None
-            else job_evaluation.after_death(runs, options.ended)
-        )
-    run = Path(chosen)
-    return _start(run, listed["code"], stop) if options.ended is None else _after_death(run, options.ended)
+        (EvaluationOutcome if evaluates else JobOutcome)(runs).on_exit(options.ended)
+        return 0
+    if evaluates:
+        return evaluate(runs, stop)
+    if len(runs) == 1:
+        return train(runs[0], listed["code"], stop)
+    return train_group(runs, entry["at_once"], listed["code"], stop)
 
 
-def _start(run: Path, code: str, stop: StopSignals) -> int:
+def _exit_on_signal(stop: StopSignals, outcome: JobOutcome) -> None:
+    """From now on, a signal that finds no state to save ends the process; so does one that came before."""
+
+    def exit_now() -> NoReturn:
+        code = outcome.on_signal(stop.received)
+        sys.stderr.flush()
+        os._exit(code)
+
+    stop.interrupt_now = exit_now
+    if stop.received is not None:
+        exit_now()
+
+
+def train(run: Path, code: str, stop: StopSignals) -> int:
+    """Train and evaluate one run; returns the exit code.
+
+    Args:
+        code: hash of the code that submitted it.
+    """
     if is_done(run):
         say(f"{run} is done already")
         return 0
-    if is_elsewhere(run):
+    if _is_elsewhere(run):
         return 1
     use_granted_processors()
     heartbeat = Heartbeat(run)
-    note_changed_code(heartbeat.status, code)
-    return _run(run, heartbeat, stop)
-
-
-def _run(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
-    leave_by(stop, lambda: _after_signal(run, heartbeat, stop))
+    _note_changed_code(heartbeat.status, code)
+    outcome = JobOutcome([run])
+    outcome.heartbeats.append(heartbeat)
     heartbeat.__enter__()  # before the imports, which take seconds
+    _exit_on_signal(stop, outcome)
     try:
         result = train_then_eval(frozen(run), frozen_swept(run), RunContext(heartbeat, stop))
         say(f"done: {result.outcome}")
         return 0
     except KeyboardInterrupt:
-        return _after_signal(run, heartbeat, stop)
+        return outcome.on_signal(stop.received or signal.SIGINT)
     except Exception as error:
         cause = failures.cause_of(error)
-        if cause == failures.KILLED and was_over_memory(heartbeat.status.memory_bytes):
-            heartbeat.__exit__()
-            _ask_for_more_memory(run)
+        heartbeat.__exit__()
+        if cause == failures.KILLED and was_over_memory(heartbeat.status.memory_bytes):  # a worker process died
+            outcome.retry_with_more_memory({run: read_status(run)})
             return 1
-        heartbeat.set(state=FAILED, reason=f"{type(error).__name__}: {one_line(error)}", cause=cause)
-        say(f"failed: {type(error).__name__}: {one_line(error)}")
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        heartbeat.set(state=FAILED, reason=reason, cause=cause)
+        say(f"failed: {reason}")
         return 1
     finally:
         heartbeat.__exit__()
         refresh_above(run)
 
 
-def _after_signal(run: Path, heartbeat: Heartbeat, stop: StopSignals) -> int:
-    """The state is saved: go back into the queue, unless SLURM ends the job anyway or nothing comes of it.
+def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -> int:
+    """Train runs together and evaluate each; returns the exit code, 1 if one of them failed.
 
-    Returns:
-        The exit code: 128 + the signal's number.
+    A run has its own state when the job is stopped, and goes on from it when the job starts again.
+
+    Args:
+        at_once: most runs that train at the same time; None: as many as measuring finds best.
+        code: hash of the code that submitted them.
     """
-    received = stop.received or signal.SIGINT
-    name, status, most = received.name, heartbeat.status, frozen(run).slurm.max_retries
-    status.retries = 0 if (status.step or 0) > status.first_step else status.retries + 1
-    reason = f"stopped by {name} at step {status.step or 0}"
-    heartbeat.set(state=INTERRUPTED, reason=reason, cause=failures.STOPPED)
-    heartbeat.__exit__()
-    code = 128 + received
+    left = [run for run in runs if not (is_done(run) or _has_ended(run) or _is_elsewhere(run))]
+    use_granted_processors()
+    outcome = JobOutcome(left)
+    _exit_on_signal(stop, outcome)
+    for run in left:
+        _wait_for_slot(run, code)
+    group = [
+        PackedRun(frozen(run), frozen_swept(run), f"[{n}/{len(left)}] ", functools.partial(_refuse_cancelled, run))
+        for n, run in enumerate(left, 1)
+    ]
     try:
-        if not may_requeue():  # SLURM requeues what it preempts, and `status` tells what a person cancelled
-            return code
-        if status.retries > most:
-            heartbeat.set(
-                reason=f"{reason}, the {status.retries}th time without getting further; with more time: "
-                "cruijff-kit resume DIR slurm.time=HH:MM:SS"
-            )
-            return code
-        mark_queued(run, f"goes on from step {status.step or 0} ({name})")
-        client.requeue(os.environ["SLURM_JOB_ID"])
-    except ClusterError as error:
-        heartbeat.set(state=INTERRUPTED, reason=f"{reason}, and SLURM would not requeue it: {error}")
-    return code
+        ended = run_pack(group, at_once and min(at_once, len(left)), stop, outcome.heartbeats) if left else []
+    except KeyboardInterrupt:
+        return outcome.on_signal(stop.received or signal.SIGINT)
+    failed = sum(isinstance(result, Exception) for result in ended)
+    say(f"{len(ended) - failed} of {len(runs)} runs done in this start")
+    return int(failed > 0)
 
 
-def _after_death(run: Path, code: int) -> int:
-    """The run's process has gone with an exit code: say why where it could not, and go again if more memory may help."""
-    status = read_status(run)
-    if status is None or status.state not in (QUEUED, *UNDER_WAY):
-        return 0
-    if status.state == QUEUED and not may_requeue():  # it is on its way back into the queue
-        return 0
-    if status.state in UNDER_WAY and status.job_id != slurm_job_id():
-        return 0
-    how = failures.describe_exit(code)
-    if code == 128 + signal.SIGKILL and was_over_memory(status.memory_bytes):
-        return _ask_for_more_memory(run)
-    if (
-        code - 128 in (signal.SIGUSR2, signal.SIGTERM)
-        and status.retries < frozen(run).slurm.max_retries
-        and may_requeue()
-    ):
-        status.retries += 1  # it came before Python could listen
-        mark_queued(run, f"{how} before it began; again", before=status)
-        client.requeue(os.environ["SLURM_JOB_ID"])
-        return 0
-    began = "" if status.started else " before it began; see its log"
-    status.state, status.reason, status.cause = FAILED, f"ended without a result ({how}){began}", failures.KILLED
+def evaluate(runs: list[Path], stop: StopSignals) -> int:
+    """Evaluate finished runs one after another: their base model is read once. Returns the exit code, 1 if one failed."""
+    use_granted_processors()
+    outcome = EvaluationOutcome(runs)
+    _exit_on_signal(stop, outcome)
+    waiting = outcome.waiting()
+    for number, run in enumerate(waiting, 1):
+        label = f"[{number}/{len(waiting)}] {run.name}"
+        say(label)
+        try:
+            evaluate_pending(run, Start(Heartbeat(run), stop))
+            outcome.num_evaluated += 1
+        except Exception as error:
+            say(f"{label} failed: {one_line(error)}")
+    say(f"{outcome.num_evaluated} of {len(waiting)} runs evaluated")
+    return int(outcome.num_evaluated < len(waiting))
+
+
+def _is_elsewhere(run: Path) -> bool:
+    """Whether another job trains this run now."""
+    other = read_status(run)
+    is_elsewhere = other is not None and other.state in UNDER_WAY and other.job_id != slurm_job_id()
+    if not is_elsewhere or (seconds_since(other.heartbeat) or 0) >= HEARTBEAT_TIMEOUT:
+        return False
+    say(f"{run} is under way already, as job {other.job_id} on {other.host}")
+    return True
+
+
+def _has_ended(run: Path) -> bool:
+    """Whether it was cancelled, or failed by itself, in an earlier start of this job."""
+    status, result = read_status(run), RunFolder(run).result
+    if status is None or status.state not in (CANCELLED, FAILED):
+        return False
+    return status.state == CANCELLED or (result.exists() and read_result(result).status == FAILED)
+
+
+def _note_changed_code(status: RunStatus, code: str) -> None:
+    """Add a warning where this is not the code that submitted the run."""
+    if code != code_hash():
+        note = "the code of cruijff_kit changed between submission and start"
+        status.notes = [*(n for n in status.notes if n != note), note]
+        say(f"warning: {note}")
+
+
+def _wait_for_slot(run: Path, code: str) -> None:
+    status = read_status(run) or RunStatus(QUEUED)
+    if status.state != QUEUED:  # SLURM started the job again
+        mark_queued(run, before=status)
+        status = read_status(run)
+    _note_changed_code(status, code)
+    status.job_id, status.reason = slurm_job_id(), "waiting for a slot in its group"
     write_status(run, status)
-    return 0
 
 
-def _ask_for_more_memory(run: Path) -> int:
-    config, status = frozen(run), read_status(run)
-    granted = granted_mb()
-    asked = status.changes.get("slurm.mem") or config.slurm.mem
-    reason = f"out of host memory ({asked or f'{granted}M'})"
-    status.state, status.reason, status.cause = FAILED, reason, failures.OUT_OF_MEMORY
-    if status.retries >= config.slurm.max_retries or granted is None:
-        write_status(run, status)
-        return 0
-    status.retries += 1
-    mem = more_memory(asked, granted)
-    mark_queued(run, f"{reason}; again with {mem}", {"slurm.mem": mem}, status)
-    try:
-        client.requeue(os.environ["SLURM_JOB_ID"], mem_mb=2 * granted)
-    except ClusterError as error:
-        status.reason = f"{reason}, and SLURM would not grant more: {error}; cruijff-kit resume asks for {mem}"
-        write_status(run, status)
-    return 0
+def _refuse_cancelled(run: Path) -> None:
+    """Raises Cancelled: somebody cancelled the run while it waited for its slot."""
+    status = read_status(run)
+    if status is not None and status.state == CANCELLED:
+        raise Cancelled(f"{run.name} was cancelled before it began")
 
 
 if __name__ == "__main__":

@@ -57,16 +57,16 @@ def submit_jobs(jobs: list[SweepRun], sweep_dir: Path) -> dict[int, float | None
     runs = make_job_requests([j.config for j in new], [j.folder.absolute() for j in new], [j.estimate for j in new])
     if runs:
         try:
-            outcome = submit(runs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
+            result = submit(runs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
         except ClusterError:
             _discard(new, sweep_dir)
             raise
-        report(outcome, sweep_dir)
+        print_submitted(result, sweep_dir)
     folders = {id(j): (j.existing or j.folder).absolute() for j in jobs}
     if jobs[0].config.slurm.wait:
         wait_for(sweep_dir, [*folders.values()])
     if runs:
-        reject_remaining(outcome, sweep_dir)
+        reject_remaining(result, sweep_dir)
     return {key: _objective(folder) for key, folder in folders.items()} if jobs[0].config.slurm.wait else {}
 
 
@@ -99,28 +99,28 @@ def submit_alone(config: RunConfig) -> None:
         print_summary(job.existing or folder)
 
 
-def report(outcome: "SubmitResult", sweep_dir: Path) -> None:
-    """Say what was submitted, and what to type next. (A program is told by the submission itself.)"""
+def print_submitted(result: "SubmitResult", sweep_dir: Path) -> None:
+    """Print what was submitted, and what to type next. (For --json, `submit` records it.)"""
     if json_output.wanted():
         return
     where = shlex.quote(os.path.relpath(sweep_dir))
-    submitted = sum(a.size for a in outcome.arrays)
+    submitted = sum(len(a.runs) for a in result.arrays)
     print(f"{submitted} run{'s' * (submitted != 1)} submitted to SLURM{':' * bool(submitted)}")
-    for array in outcome.arrays:
-        print(f"  {array.what}")
-    if outcome.arrays:
+    for array in result.arrays:
+        print(f"  {array.summary()}")
+    if result.arrays:
         print(f"watch:   cruijff-kit status {where} --watch")
         print(f"output:  cruijff-kit logs {where} RUN --follow")
         print(f"stop:    cruijff-kit cancel {where}")
         print(f"results: cruijff-kit table {where}", flush=True)
 
 
-def reject_remaining(outcome: "SubmitResult", sweep_dir: Path) -> None:
+def reject_remaining(result: "SubmitResult", sweep_dir: Path) -> None:
     """Raises ClusterError if there are runs that did not fit into the queue."""
-    if outcome.left:
+    if num_runs := len(result.remaining_runs):
         raise ClusterError(
-            f"{len(outcome.left)} run{'s do' if len(outcome.left) > 1 else ' does'} not fit into the queue now (sbatch: "
-            f"{outcome.why}); submit the rest later: cruijff-kit resume {shlex.quote(os.path.relpath(sweep_dir))}"
+            f"{num_runs} run{'s do' if num_runs > 1 else ' does'} not fit into the queue now (sbatch: "
+            f"{result.refusal}); submit the rest later: cruijff-kit resume {shlex.quote(os.path.relpath(sweep_dir))}"
         )
 
 

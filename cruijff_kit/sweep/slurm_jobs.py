@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 
 def make_job_requests(
-    configs: list[RunConfig], folders: list[Path], expected: list[Estimate | None]
+    configs: list[RunConfig], folders: list[Path], estimates: list[Estimate | None]
 ) -> "list[JobRequest]":
-    """The jobs that runs make: those of a pack are one."""
+    """Make the jobs of runs; runs that train together are one job."""
     from cruijff_kit.slurm.submit import JobRequest
 
-    seconds = [e.seconds if e else 0.0 for e in expected]
+    seconds = [e.seconds if e else 0.0 for e in estimates]
     jobs = []
-    for pack in plan_groups(configs, seconds):
-        first, config = folders[pack.runs[0]], configs[pack.runs[0]]
-        jobs.append(JobRequest(first, sbatch_options(config), config.slurm.max_parallel))
-        if len(pack.runs) > 1:
-            jobs[-1].together, jobs[-1].at_once = [folders[n] for n in pack.runs], pack.at_once or 0
-            _warn_of_little_time([configs[n] for n in pack.runs], sum(seconds[n] for n in pack.runs))
+    for group in packs_of(configs, seconds):
+        config = configs[group.runs[0]]
+        runs = [folders[n] for n in group.runs]
+        jobs.append(JobRequest(runs, sbatch_options(config), config.slurm.max_parallel, at_once=group.at_once))
+        if len(runs) > 1:
+            _warn_of_little_time(config, len(runs), sum(seconds[n] for n in group.runs))
     return jobs
 
 
-def _warn_of_little_time(pack: list[RunConfig], seconds: float) -> None:
-    limit = pack[0].slurm.time_seconds
+def _warn_of_little_time(config: RunConfig, num_runs: int, seconds: float) -> None:
+    limit = config.slurm.time_seconds
     if limit is not None and seconds > limit:
         say(
-            f"warning: {len(pack)} runs share a job of slurm.time={pack[0].slurm.time} and take {clock(seconds)} one after "
+            f"warning: {num_runs} runs share a job of slurm.time={config.slurm.time} and take {clock(seconds)} one after "
             "another by the estimate; at its end they go back into the queue and go on from there"
         )

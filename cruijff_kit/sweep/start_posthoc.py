@@ -23,6 +23,7 @@ from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import CANCELLED, FAILED
 from cruijff_kit.records.sweep_manifest import (
+    EVALUATE,
     RunEntry,
     create_sweep_manifest,
     edit_sweep_manifest,
@@ -32,7 +33,7 @@ from cruijff_kit.records.sweep_manifest import (
 from cruijff_kit.runs.posthoc_evaluation import EvaluationJobError, Request, base_identity, evaluate_pending
 from cruijff_kit.slurm.request import sbatch_options
 from cruijff_kit.slurm.run_states import RunRef, collect_states, find_origin
-from cruijff_kit.sweep.on_slurm import reject_remaining, report
+from cruijff_kit.sweep.on_slurm import print_submitted, reject_remaining
 from cruijff_kit.sweep.wait import wait_for
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import UserError, one_line
@@ -156,17 +157,17 @@ def _submit(waiting: list[tuple[RunRef, RunConfig]]) -> None:
         key = json.dumps([base_identity(config), sbatch_options(config)], default=str)
         manifests.setdefault(manifest, {}).setdefault(key, []).append((known, config))
     for manifest, groups in manifests.items():
-        make_job_requests = [
-            JobRequest(part[0], sbatch_options(config), config.slurm.max_parallel, "evaluate", together=part)
+        jobs = [
+            JobRequest(part, sbatch_options(config), config.slurm.max_parallel, EVALUATE)
             for group in groups.values()
             for config in [group[0][1]]
             for part in _parts([k.folder for k, _ in group], config.slurm.max_parallel or 1)
         ]
-        outcome = submit(make_job_requests, manifest, read_sweep_manifest(manifest).cwd)
-        report(outcome, manifest)
+        result = submit(jobs, manifest, read_sweep_manifest(manifest).cwd)
+        print_submitted(result, manifest)
         if waiting[0][1].slurm.wait:
-            wait_for(manifest, [folder for s in make_job_requests for folder in s.folders])
-        reject_remaining(outcome, manifest)
+            wait_for(manifest, [folder for job in jobs for folder in job.runs])
+        reject_remaining(result, manifest)
 
 
 def _parts(folders: list[Path], most: int) -> Iterator[list[Path]]:

@@ -1,0 +1,238 @@
+"""What becomes of the runs of a SLURM job that is stopped or dies: retries and their limits, states and reasons.
+
+Retries, by cause: a job over its host memory is requeued with twice the memory; a job that a signal stopped is requeued and
+goes on from its checkpoints; everything else is left as it is. (Out of GPU memory is the recipe's to mend: smaller
+micro-batches.)
+"""
+
+import os
+import signal
+from pathlib import Path
+
+from cruijff_kit.records import failures
+from cruijff_kit.records.run_status import (
+    CANCELLED,
+    FAILED,
+    INTERRUPTED,
+    QUEUED,
+    UNDER_WAY,
+    Heartbeat,
+    RunStatus,
+    cancel_asked,
+    mark_queued,
+    read_status,
+    slurm_job_id,
+    write_status,
+)
+from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.records.sweep_manifest import is_done
+from cruijff_kit.runs.posthoc_evaluation import NAME as EVALUATION_REQUEST
+from cruijff_kit.runs.posthoc_evaluation import read_request
+from cruijff_kit.slurm import client
+from cruijff_kit.slurm.request import double_memory
+from cruijff_kit.sweep.job_resources import can_requeue, granted_mb, was_over_memory
+from cruijff_kit.util.errors import ClusterError
+
+Statuses = dict[Path, RunStatus]
+
+
+class JobOutcome:
+    """The runs that a job trains, one or several; all of them share its end."""
+
+    def __init__(self, runs: list[Path]) -> None:
+        self.runs = runs
+        self.heartbeats: list[Heartbeat] = []
+        """Of the runs that have started; `on_signal` ends them."""
+
+    def on_signal(self, received: signal.Signals) -> int:
+        """Requeue the job after a signal, unless SLURM ends it anyway or its retries are used up.
+
+        The states of the runs have been saved.
+
+        Returns:
+            The exit code: 128 + the signal's number.
+        """
+        for heartbeat in self.heartbeats:
+            heartbeat.__exit__()
+        statuses = self.unfinished()
+        has_progress = self.has_progress(statuses)
+        for run, status in statuses.items():
+            status.retries = 0 if has_progress else status.retries + 1
+            if status.state == QUEUED:
+                status.reason = f"its job was stopped by {received.name} before its turn came"
+            else:
+                status.reason = f"stopped by {received.name}{self.progress_of(status)}"
+                status.cause = failures.STOPPED
+            status.state = INTERRUPTED
+            write_status(run, status)
+        self._requeue(statuses, received.name)
+        return 128 + received
+
+    def _requeue(self, statuses: Statuses, signal_name: str) -> None:
+        try:
+            if not statuses or not can_requeue():  # SLURM requeues what it preempts; `status` tells what was cancelled
+                return
+            retries = max(s.retries for s in statuses.values())
+            if retries > self._max_retries(statuses):
+                for run, status in statuses.items():
+                    status.reason += f", the {retries}th time without getting further; with more time: "
+                    status.reason += "cruijff-kit resume DIR slurm.time=HH:MM:SS"
+                    write_status(run, status)
+                return
+            for run, status in statuses.items():
+                mark_queued(run, f"{self.next_start_of(status)} ({signal_name})")
+            client.requeue(os.environ["SLURM_JOB_ID"])
+        except ClusterError as error:
+            for run, status in statuses.items():
+                status.reason += f", and SLURM would not requeue it: {error}"
+                write_status(run, status)
+
+    def on_exit(self, code: int) -> None:
+        """Say why each run ended that could not say so itself, and start the job again where that may help.
+
+        Args:
+            code: exit code of the process; 128 + N stands for signal N.
+        """
+        statuses = {run: status for run, status in self.unfinished().items() if status.state != INTERRUPTED}
+        started = {run: status for run, status in statuses.items() if status.state in UNDER_WAY}
+        if not statuses or (not started and not can_requeue()):  # the job is on its way back into the queue
+            return
+        memory = max((s.memory_bytes or 0 for s in started.values()), default=0)
+        if code == 128 + signal.SIGKILL and was_over_memory(memory):
+            self.retry_with_more_memory(statuses)
+            return
+        is_early = code - 128 in (signal.SIGUSR2, signal.SIGTERM)  # the signal came before Python handled it
+        exit_text = failures.describe_exit(code)
+        if is_early and max(s.retries for s in statuses.values()) < self._max_retries(statuses) and can_requeue():
+            for run, status in statuses.items():
+                status.retries += 1
+                mark_queued(run, f"{exit_text} before it began; again", before=status)
+            client.requeue(os.environ["SLURM_JOB_ID"])
+            return
+        for run, status in statuses.items():
+            self.mark_dead(status, exit_text, is_waiting=bool(started) and run not in started)
+            write_status(run, status)
+
+    def retry_with_more_memory(self, statuses: Statuses) -> None:
+        """Requeue the job with twice the memory; the runs fail where retries are used up or SLURM refuses.
+
+        Args:
+            statuses: of all runs that are not done.
+        """
+        granted, mem = granted_mb(), self._requested_memory(statuses)
+        can_retry = granted is not None and max(s.retries for s in statuses.values()) < self._max_retries(statuses)
+        for run, status in statuses.items():
+            status.state, status.cause = FAILED, failures.OUT_OF_MEMORY
+            status.reason = f"out of host memory ({mem[run] or f'{granted}M'})"
+            if not can_retry:
+                write_status(run, status)
+        if not can_retry:
+            return
+        more = {run: double_memory(mem[run], granted) for run in statuses}
+        for run, status in statuses.items():
+            status.retries += 1
+            mark_queued(run, f"{status.reason}; again with {more[run]}", {"slurm.mem": more[run]}, status)
+        try:
+            client.requeue(os.environ["SLURM_JOB_ID"], mem_mb=2 * granted)
+        except ClusterError as error:
+            for run, status in statuses.items():
+                status.reason += f", and SLURM would not grant more: {error}; cruijff-kit resume asks for {more[run]}"
+                write_status(run, status)
+
+    def _requested_memory(self, statuses: Statuses) -> dict[Path, str | None]:
+        return {run: status.changes.get("slurm.mem") or frozen(run).slurm.mem for run, status in statuses.items()}
+
+    def _max_retries(self, statuses: Statuses) -> int:
+        return min(self.max_retries_of(run) for run in statuses)
+
+    def unfinished(self) -> Statuses:
+        """The runs of this job that are queued, under way or stopped; a run that was cancelled alone is marked so."""
+        statuses = {}
+        for run in self.runs:
+            status = read_status(run)
+            if status is None or status.state not in (QUEUED, INTERRUPTED, *UNDER_WAY) or is_done(run):
+                continue
+            if cancel_asked(run):
+                status.state, status.reason, status.cause = CANCELLED, "cancelled", None
+                write_status(run, status)
+            elif status.state not in UNDER_WAY or status.job_id == slurm_job_id():
+                statuses[run] = status
+        return statuses
+
+    def has_progress(self, statuses: Statuses) -> bool:
+        """Whether this start got further: a run made a step, or ended."""
+        return any((s.step or 0) > s.first_step for s in statuses.values()) or len(statuses) < len(self.runs)
+
+    def max_retries_of(self, run: Path) -> int:
+        """slurm.max_retries of a run."""
+        return frozen(run).slurm.max_retries
+
+    def progress_of(self, status: RunStatus) -> str:
+        """How far a stopped run came, as the end of its reason."""
+        return f" at step {status.step or 0}"
+
+    def next_start_of(self, status: RunStatus) -> str:
+        """What a requeued run does next."""
+        return f"goes on from step {status.step or 0}"
+
+    def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
+        """Set the state of a run whose process is gone.
+
+        Args:
+            is_waiting: other runs of the job had started, this one had not.
+        """
+        if is_waiting:
+            status.state, status.reason = INTERRUPTED, f"its job ended before its turn came ({exit_text})"
+            return
+        began = "" if status.started else " before it began; see its log"
+        status.state, status.cause = FAILED, failures.KILLED
+        status.reason = f"ended without a result ({exit_text}){began}"
+
+
+class EvaluationOutcome(JobOutcome):
+    """Finished runs that a job evaluates one after another.
+
+    evaluate.json stays in the folder of each run until its evaluation is complete, so the next start finds what is left.
+    """
+
+    def __init__(self, runs: list[Path]) -> None:
+        super().__init__(runs)
+        self.num_evaluated = 0
+        """Runs that this start has evaluated."""
+
+    def waiting(self) -> list[Path]:
+        """The runs whose evaluation is not complete."""
+        return [run for run in self.runs if (run / EVALUATION_REQUEST).exists()]
+
+    def unfinished(self) -> Statuses:
+        """As of training; a run that failed in this start is left as it is."""
+        statuses = {run: read_status(run) for run in self.waiting()}
+        return {run: s for run, s in statuses.items() if s is not None and s.state in (QUEUED, *UNDER_WAY)}
+
+    def retry_with_more_memory(self, statuses: Statuses) -> None:
+        """Do not retry: `resume` asks for more memory."""
+        for run, status in statuses.items():
+            self.mark_dead(status, failures.describe_exit(128 + signal.SIGKILL), is_waiting=False)
+            status.cause = failures.OUT_OF_MEMORY
+            write_status(run, status)
+
+    def has_progress(self, statuses: Statuses) -> bool:
+        """Whether this start evaluated a run."""
+        return self.num_evaluated > 0
+
+    def max_retries_of(self, run: Path) -> int:
+        """slurm.max_retries of the evaluation."""
+        return read_request(run).slurm["max_retries"]
+
+    def progress_of(self, status: RunStatus) -> str:
+        """Nothing: the step in the status is of the training."""
+        return ""
+
+    def next_start_of(self, status: RunStatus) -> str:
+        """What a requeued run does next."""
+        return "evaluation goes on"
+
+    def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
+        """As of training; the runs that were waiting failed too."""
+        status.state, status.cause = FAILED, failures.KILLED
+        status.reason = f"post-hoc evaluation: {exit_text}"
