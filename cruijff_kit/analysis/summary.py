@@ -26,7 +26,14 @@ from cruijff_kit.analysis.table_cells import (
 )
 from cruijff_kit.records.result import RunResult, notice, read_result
 from cruijff_kit.records.run_status import ACTIVE, DONE, PLANNED
-from cruijff_kit.records.sweep_manifest import RunEntry, SweepManifest, format_command, lock_path, read_sweep_manifest
+from cruijff_kit.records.sweep_manifest import (
+    RunEntry,
+    SweepManifest,
+    find_sweep_above,
+    format_command,
+    lock_path,
+    read_sweep_manifest,
+)
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import write_text
@@ -87,7 +94,7 @@ def _summary(sweep_dir: Path, manifest: SweepManifest | None, ask_slurm: bool) -
 
 def refresh_above(run: Path) -> None:
     """Bring the summary of the sweep that a run belongs to up to date; what goes wrong is said, and changes nothing."""
-    above = next((place for place in [run, *run.parents][:4] if (place / "sweep.json").exists()), None)
+    above = find_sweep_above(run)
     try:
         if above is not None:
             write_summary(above, ask_slurm=False)

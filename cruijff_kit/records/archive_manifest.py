@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cruijff_kit.records.run_folder import RunFolder, folders_below
+from cruijff_kit.records.run_folder import RunFolder, find_above, folders_below
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import require_folder, write_text
 from cruijff_kit.util.format import now
 
 NAME = "archive.json"
 COPYING, DELETING, DONE = "copying", "deleting", "done"
-_ABOVE = 4  # folders above a run in which its archive.json is looked for
 
 
 @dataclass
@@ -86,26 +85,23 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
     """Epochs whose adapters were archived away from a run: what is known of each, and the archive.json that says so."""
-    run = run.absolute()
-    for above in [run, *run.parents][:_ABOVE]:
-        manifest = read_manifest(above)
-        if manifest is not None:
-            own = PurePosixPath(run.relative_to(above).as_posix())
-            gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
-            names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
-            return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
-    return {}
+    above = find_above(run, NAME)
+    if above is None:
+        return {}
+    manifest, own = read_manifest(above), PurePosixPath(run.absolute().relative_to(above).as_posix())
+    gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
+    names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
+    return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
 
 
 def archived_data(run: Path, hash: str | None) -> dict[str, str]:
     """Path in a run's config -> the copy of that data in the run's archive, if it has one."""
-    run = run.absolute()
-    for above in [run, *run.parents][:_ABOVE]:
-        manifest = read_manifest(above)
-        if manifest is not None:
-            found = {old: above / new for d in manifest.data if d.hash == hash for old, new in d.places.items()}
-            return {old: str(new) for old, new in found.items() if new.exists()}
-    return {}
+    above = find_above(run, NAME)
+    if above is None:
+        return {}
+    copies = [d.places for d in read_manifest(above).data if d.hash == hash]
+    paths = {old: above / new for places in copies for old, new in places.items()}
+    return {old: str(new) for old, new in paths.items() if new.exists()}
 
 
 def refuse_archived(run: Path, epochs: list[int] | None = None) -> None:

@@ -142,3 +142,14 @@ def folders_below(folder: Path, *names: str) -> list[Path]:
         if not _OF_A_RUN.isdisjoint(names_there):
             below.clear()
     return sorted(found)
+
+
+def find_above(run: Path, name: str) -> Path | None:
+    """Return the nearest folder that holds a file of this name: a run's own or one of the three above it."""
+    run = run.absolute()
+    return next((folder for folder in [run, *run.parents][:4] if (folder / name).exists()), None)
+
+
+def find_experiment_folder(folder: Path, experiment: str) -> Path | None:
+    """Return the folder of an experiment above that of its sweep, or of its single run, which lies deeper."""
+    return next((above for above in [*folder.absolute().parents][:2] if above.name == experiment), None)

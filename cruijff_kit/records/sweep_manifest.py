@@ -1,6 +1,6 @@
-"""sweep.json: the manifest of a sweep. Which runs it has, where they are, what identifies them, and every submission.
+"""sweep.json, the manifest of a sweep: its runs, where they are, what identifies them, and every submission.
 
-The launcher and the commands `resume` and `cancel` write it, the whole file at a time and under a lock; the runs
+The launcher and the commands `resume`, `evaluate` and `cancel` write it, the whole file at a time and under a lock. The runs
 themselves never do (they keep status.json). A single run that was submitted has a manifest in its own folder.
 """
 
@@ -20,7 +20,7 @@ from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import read_result
-from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.run_folder import find_above, folders_below
 from cruijff_kit.records.versions import code_hash, git_commit
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import write_text
@@ -32,45 +32,46 @@ FIRST, RESUME, EVALUATE = "first", "resume", "evaluate"
 
 @dataclass
 class Submission:
-    """One submission of a run.
-
-    script: what was submitted. task: the run's number in the array, None for a job of one run. job_id: SLURM's, such as
-    17_3; None while (or if) the answer of sbatch is not known. request: sbatch's options. reason: first, resume
-    or evaluate.
-    changes: the settings that differ from the attempt before.
-    """
+    """One submission of a run to SLURM."""
 
     submitted: str
+    """When, in UTC."""
     script: str
+    """Path of the sbatch script."""
     task: int | None = None
+    """The run's number in the job array; None for a job that is no array."""
     job_id: str | None = None
+    """SLURM's, such as 17_3; None while (or if) the answer of sbatch is not known."""
     request: dict[str, Any] = field(default_factory=dict)
+    """sbatch's options."""
     reason: str = FIRST
+    """first, resume or evaluate."""
     changes: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from the submission before."""
 
 
 @dataclass
 class RunEntry:
-    """One run of the sweep.
-
-    folder: relative to the manifest's, or absolute for a run that an earlier sweep made (reused). settings: as in
-    result.json. estimate: what it was expected to take (cruijff_kit.runs.estimate).
-    """
+    """One run of the sweep."""
 
     name: str
     folder: str
+    """Relative to the manifest's folder; absolute for a run that another sweep made (reused)."""
     config_hash: str
     data_hash: str | None
     swept: dict[str, Any] = field(default_factory=dict)
+    """The values that distinguish the run in its sweep."""
     reused: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    """As in result.json."""
     estimate: dict[str, Any] = field(default_factory=dict)
+    """What it was expected to take: a cruijff_kit.runs.estimate.Estimate."""
     submissions: list[Submission] = field(default_factory=list)
 
 
 @dataclass
 class SweepManifest:
-    """A sweep."""
+    """A sweep: its plan, the command that made it, its runs."""
 
     experiment: str
     command: list[str]
@@ -82,29 +83,29 @@ class SweepManifest:
     code: str = ""
     """code_hash at submission."""
     question: str = ""
-    """What the sweep is to answer."""
+    """The question that the sweep is to answer."""
     hypothesis: str = ""
-    """What is expected."""
+    """The expected result."""
     evaluation: str = ""
-    """What will be compared, and how: the evaluation plan."""
+    """The evaluation plan: what is compared, and how."""
     runs: list[RunEntry] = field(default_factory=list)
     version: int = 1
 
 
 def create_sweep_manifest(experiment: ExperimentConfig, command: list[str]) -> SweepManifest:
-    """A manifest without runs, of the code and the folder of this moment."""
+    """Make a manifest without runs, of the present code and folder."""
     about = dataclasses.asdict(experiment)
     return SweepManifest(about.pop("name"), command, os.getcwd(), git_commit=git_commit(), code=code_hash(), **about)
 
 
 def format_command(manifest: SweepManifest) -> str:
-    """The command line that makes a manifest's runs again, from the folder `cwd`."""
-    alone = len(manifest.runs) == 1 and not manifest.runs[0].swept and manifest.runs[0].folder in (".", "")
-    return f"python -m cruijff_kit.train {'' if alone else '-m '}{shlex.join(manifest.command)}".rstrip()
+    """Return the command line that makes a manifest's runs again, from the folder `cwd`."""
+    is_single = len(manifest.runs) == 1 and not manifest.runs[0].swept and manifest.runs[0].folder in (".", "")
+    return f"python -m cruijff_kit.train {'' if is_single else '-m '}{shlex.join(manifest.command)}".rstrip()
 
 
 def read_sweep_manifest(folder: Path) -> SweepManifest | None:
-    """The manifest in a folder; None if there is none.
+    """Read the manifest in a folder; None if there is none.
 
     Raises:
         UserError: the file is not a sweep manifest of this version.
@@ -122,11 +123,13 @@ def read_sweep_manifest(folder: Path) -> SweepManifest | None:
 
 @contextmanager
 def edit_sweep_manifest(folder: Path, new: SweepManifest | None = None) -> Iterator[SweepManifest]:
-    """The manifest of a folder, locked against other commands, and written when the context ends without an error.
+    """Lock the manifest of a folder against other commands; write it when the context ends without an error.
 
     Args:
         folder: the sweep's.
-        new: begin with this one if there is none.
+        new: used where the folder has no manifest yet.
+    Raises:
+        UserError: there is none, and `new` is not given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(lock_path(folder)):
@@ -138,18 +141,23 @@ def edit_sweep_manifest(folder: Path, new: SweepManifest | None = None) -> Itera
 
 
 def lock_path(folder: Path) -> Path:
-    """What a command locks that writes a sweep's files."""
+    """Return the lock that a command holds while it writes a sweep's files."""
     return folder / f".{NAME}.lock"
 
 
 def resolve_folder(sweep_dir: Path, entry: RunEntry) -> Path:
-    """Where a run lies now."""
+    """Return the folder where a run lies now."""
     return (sweep_dir / entry.folder).absolute()
 
 
 def find_sweep_manifests(folder: Path) -> list[Path]:
-    """Folders of the manifests in and below a folder."""
+    """Find the folders of the manifests in and below a folder."""
     return folders_below(folder, NAME)
+
+
+def find_sweep_above(run: Path) -> Path | None:
+    """Find the folder of the sweep that a run belongs to."""
+    return find_above(run, NAME)
 
 
 def is_done(run: Path) -> bool:
@@ -159,5 +167,5 @@ def is_done(run: Path) -> bool:
 
 
 def run_identity(config: RunConfig, data_hash: str | None) -> tuple[str, str | None]:
-    """What makes two runs the same run."""
+    """Return what makes two runs the same run: the hashes of config and data."""
     return config_hash(config), data_hash

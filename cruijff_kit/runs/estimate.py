@@ -13,7 +13,7 @@ from typing import Any
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import RunResult, read_result
-from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.run_folder import find_experiment_folder, folders_below
 from cruijff_kit.runs.plan import Plan
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.format import clock
@@ -83,9 +83,8 @@ def in_words(found: Sequence[Estimate]) -> str:
 
 def _finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
     """The newest finished runs of all experiments; of this sweep alone where its folder lies elsewhere."""
-    sweep_dir = sweep_dir.absolute()
-    named = [above for above in list(sweep_dir.parents)[:2] if above.name == experiment]  # a single run lies deeper
-    root = named[0].parent if named else sweep_dir
+    folder = find_experiment_folder(sweep_dir, experiment)
+    root = folder.parent if folder else sweep_dir.absolute()
     files = [run / "result.json" for run in folders_below(root, "result.json")]
     for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True)[:_NEWEST]:
         try:

@@ -9,29 +9,29 @@ from cruijff_kit.slurm.run_states import RunInfo, RunRef
 
 
 def cancel_jobs(submitted: list[tuple[RunRef, RunInfo]]) -> None:
-    """scancel, and write it down for those that had not begun and so cannot say it themselves.
+    """Cancel the jobs of runs with scancel, and mark those that had not begun, which cannot do it themselves.
 
-    A run whose job goes on for other runs (a pack) is asked to stop by itself.
+    A run whose job goes on for other runs is asked to stop alone.
     """
-    gone = {known.folder for known, _ in submitted}
-    shared = {v.job_id for known, v in submitted if not _job_mates(known) <= gone}
-    client.cancel({v.job_id for _, v in submitted} - shared)
-    for known, info in submitted:
+    cancelled = {ref.folder for ref, _ in submitted}
+    shared = {info.job_id for ref, info in submitted if not _job_mates(ref) <= cancelled}
+    client.cancel({info.job_id for _, info in submitted} - shared)
+    for ref, info in submitted:
         if info.job_id in shared and info.state != QUEUED:
-            ask_to_cancel(known.folder)
-        status = read_status(known.folder)
+            ask_to_cancel(ref.folder)
+        status = read_status(ref.folder)
         if info.state == QUEUED and status is not None and status.state == QUEUED:
             status.state, status.reason = CANCELLED, "cancelled before it began"
-            write_status(known.folder, status)
+            write_status(ref.folder, status)
 
 
-def _job_mates(known: RunRef) -> set[Path]:
-    """The runs of a run's job that have not ended."""
-    if known.sweep_dir is None or known.attempt is None:
-        return {known.folder}
+def _job_mates(ref: RunRef) -> set[Path]:
+    """The runs of a run's job that have not ended, itself among them."""
+    if ref.sweep_dir is None or ref.submission is None:
+        return {ref.folder}
     mates = {
-        resolve_folder(known.sweep_dir, e)
-        for e in read_sweep_manifest(known.sweep_dir).runs
-        if e.submissions and e.submissions[-1].job_id == known.attempt.job_id
+        resolve_folder(ref.sweep_dir, e)
+        for e in read_sweep_manifest(ref.sweep_dir).runs
+        if e.submissions and e.submissions[-1].job_id == ref.submission.job_id
     }
     return {run for run in mates if (status := read_status(run)) is None or status.state in ACTIVE}

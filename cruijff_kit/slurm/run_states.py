@@ -1,4 +1,4 @@
-"""What state every run below a folder is in: what the runs say themselves (status.json) and what SLURM says, as one."""
+"""The state of every run below a folder, from what the run says itself (status.json) and what SLURM says."""
 
 import dataclasses
 import os
@@ -28,6 +28,7 @@ from cruijff_kit.records.run_status import (
 from cruijff_kit.records.sweep_manifest import (
     RunEntry,
     Submission,
+    find_sweep_above,
     find_sweep_manifests,
     read_sweep_manifest,
     resolve_folder,
@@ -50,11 +51,18 @@ _CAUSES = {
 
 @dataclass(frozen=True)
 class RunRef:
-    """A run and where it is written down; entry and sweep_dir are None for a run without a manifest."""
+    """A run's folder and its entry in a sweep's manifest."""
 
     folder: Path
     entry: RunEntry | None = None
+    """None for a run without a manifest."""
     sweep_dir: Path | None = None
+    """Folder of the manifest; None where there is none."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.entry.name if self.entry else self.folder.name
 
     @property
     def submission(self) -> Submission | None:
@@ -64,11 +72,7 @@ class RunRef:
 
 @dataclass
 class RunInfo:
-    """One row of `status`; seconds and bytes, losses per labelled token.
-
-    left: of training, as its speed so far tells. silent: since the last heartbeat, of a run that is under way.
-    slurm_state: SLURM's own word.
-    """
+    """One row of `status`."""
 
     name: str
     folder: str
@@ -80,12 +84,17 @@ class RunInfo:
     epoch: int | None = None
     epochs: int | None = None
     loss: float | None = None
+    """Per labelled token."""
     elapsed: float | None = None
+    """Seconds since this start began."""
     left: float | None = None
+    """Seconds of training that remain at the speed so far."""
     silent: float | None = None
+    """Seconds since the last heartbeat, of a run that is under way."""
     node: str | None = None
     job_id: str | None = None
     slurm_state: str | None = None
+    """SLURM's own word."""
     restarts: int = 0
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -93,34 +102,35 @@ class RunInfo:
 
 
 def find_runs(folder: Path) -> list[RunRef]:
-    """The runs of a run's folder, of a sweep's, or of any folder above them.
+    """Find the runs of a run's folder, of a sweep's, or of any folder above them.
 
     Raises:
         UserError: no such folder, or no run in it.
     """
     require_folder(folder)
-    found = {k.folder: k for sweep_dir in find_sweep_manifests(folder) for k in _runs_of_manifest(sweep_dir)}
+    refs = {ref.folder: ref for sweep_dir in find_sweep_manifests(folder) for ref in _runs_of_manifest(sweep_dir)}
     for run in folders_below(folder, "status.json", "result.json", "swept.json"):
-        if run not in found:
-            found[run] = _find_in_manifest(run)
-    if not found:
+        if run not in refs:
+            refs[run] = find_run(run)
+    if not refs:
         raise UserError(f"{folder} holds no runs; give a run's or a sweep's folder")
-    return list(found.values())
+    return list(refs.values())
 
 
 def _runs_of_manifest(sweep_dir: Path) -> list[RunRef]:
-    return [RunRef(resolve_folder(sweep_dir, e), e, sweep_dir.absolute()) for e in read_sweep_manifest(sweep_dir).runs]
+    entries = read_sweep_manifest(sweep_dir).runs
+    return [RunRef(resolve_folder(sweep_dir, e), e, sweep_dir.absolute()) for e in entries]
 
 
-def _find_in_manifest(run: Path) -> RunRef:
-    for above in [run, *run.parents][:4]:
-        if (above / "sweep.json").exists():
-            return next((k for k in _runs_of_manifest(above) if k.folder == run and not k.entry.reused), RunRef(run))
-    return RunRef(run)
+def find_run(run: Path) -> RunRef:
+    """Find the entry of a run in the manifest that lies nearest above its folder."""
+    sweep_dir = find_sweep_above(run)
+    refs = _runs_of_manifest(sweep_dir) if sweep_dir else []
+    return next((ref for ref in refs if ref.folder == run and not ref.entry.reused), RunRef(run))
 
 
 def collect_states(runs: list[RunRef], ask_slurm: bool = True) -> tuple[list[RunInfo], str | None]:
-    """The state of each run, and why SLURM could not be asked, if it could not.
+    """Return the state of each run, and why SLURM did not answer, if it did not.
 
     What only SLURM knows, which forgets, is written into status.json: that a run died, and how.
 
@@ -128,49 +138,49 @@ def collect_states(runs: list[RunRef], ask_slurm: bool = True) -> tuple[list[Run
         runs: `find_runs`.
         ask_slurm: False: go by what the runs say themselves.
     """
-    runs = [find_origin(k) for k in runs]
-    statuses = [_status(k) for k in runs]
-    ids = [_job_id(k, s) for k, s in zip(runs, statuses, strict=True)]
+    runs = [find_origin(ref) for ref in runs]
+    statuses = [_read_status(ref) for ref in runs]
+    ids = [_job_id(ref, s) for ref, s in zip(runs, statuses, strict=True)]
     open_ids = {i for i, s in zip(ids, statuses, strict=True) if i and s.state not in (DONE, FAILED, CANCELLED)}
-    infos: dict[str, JobInfo] | None = None
+    jobs: dict[str, JobInfo] | None = None
     trouble = None
     try:
-        infos = client.job_infos(open_ids) if ask_slurm else None
+        jobs = client.job_infos(open_ids) if ask_slurm else None
     except ClusterError as error:
         trouble = str(error)
-    views = []
-    for known, status, job_id in zip(runs, statuses, ids, strict=True):
-        asked = infos is not None and job_id in open_ids
-        info = infos.get(job_id) if asked else None
-        if asked and (info is None or info.ended):
-            status = _status(known)  # it may have ended between our look at it and SLURM's
-        merged = _merge(status, info, job_id) if asked else _alone(status, job_id)
+    infos = []
+    for ref, status, job_id in zip(runs, statuses, ids, strict=True):
+        has_answer = jobs is not None and job_id in open_ids
+        job = jobs.get(job_id) if has_answer else None
+        if has_answer and (job is None or job.ended):
+            status = _read_status(ref)  # it may have ended between our look at it and SLURM's
+        merged = _merge(status, job, job_id) if has_answer else _without_slurm(status, job_id)
         silent = seconds_since(status.heartbeat) or 0
         if merged.state in (FAILED, CANCELLED) and merged != status and silent > HEARTBEAT_TIMEOUT:
-            write_status(known.folder, merged)
-        views.append(_view(known, merged, job_id, info))
-    return views, trouble
+            write_status(ref.folder, merged)
+        infos.append(_info(ref, merged, job_id, job))
+    return infos, trouble
 
 
-def find_origin(known: RunRef) -> RunRef:
-    """A run with the manifest that submitted a run, where this one only reuses it."""
-    return _find_in_manifest(known.folder) if known.entry and known.entry.reused else known
+def find_origin(ref: RunRef) -> RunRef:
+    """Return a run with the manifest of the sweep that submitted it, where another sweep only reuses it."""
+    return find_run(ref.folder) if ref.entry and ref.entry.reused else ref
 
 
-def _status(known: RunRef) -> RunStatus:
-    status = read_status(known.folder)
+def _read_status(ref: RunRef) -> RunStatus:
+    status = read_status(ref.folder)
     if status is not None:
         return status
-    path = known.folder / "result.json"
+    path = ref.folder / "result.json"
     if path.exists():
         result = read_result(path)
         reason = f"{result.error.type}: {result.error.message}" if result.error else None
         return RunStatus(result.status, reason, started=result.started, heartbeat=result.finished or result.started)
-    return RunStatus(QUEUED if known.submission else PLANNED)
+    return RunStatus(QUEUED if ref.submission else PLANNED)
 
 
-def _job_id(known: RunRef, status: RunStatus) -> str | None:
-    submission = known.submission
+def _job_id(ref: RunRef, status: RunStatus) -> str | None:
+    submission = ref.submission
     if submission is None:
         return None
     if submission.job_id is None and status.job_id is None and status.state == QUEUED:
@@ -182,48 +192,48 @@ def _job_id(known: RunRef, status: RunStatus) -> str | None:
     return submission.job_id or status.job_id
 
 
-def _merge(status: RunStatus, info: JobInfo | None, job_id: str) -> RunStatus:
-    """What a run says, corrected by what SLURM says about its job."""
+def _merge(status: RunStatus, job: JobInfo | None, job_id: str) -> RunStatus:
+    """Correct what a run says by what SLURM says about its job."""
     if status.state in (DONE, FAILED, CANCELLED):
         return status
-    if info is None:
+    if job is None:
         if status.state == INTERRUPTED:
             return status
         if status.state == QUEUED:
             return dataclasses.replace(status, state=CANCELLED, reason=f"job {job_id} left the queue and never began")
         gone = f"job {job_id} is gone, and the cluster keeps no record of it"
         return dataclasses.replace(status, state=FAILED, reason=gone, cause=failures.KILLED)
-    if info.ended:
-        return _after_end(status, info)
-    if info.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
+    if job.ended:
+        return _after_end(status, job)
+    if job.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
         restarted = "restarted by SLURM" if status.state in UNDER_WAY else status.reason
-        reason = "; ".join(r for r in (restarted, info.reason) if r)
+        reason = "; ".join(r for r in (restarted, job.reason) if r)
         return dataclasses.replace(status, state=QUEUED, reason=reason or None)
-    if status.state == QUEUED and info.state == "RUNNING" and status.job_id == job_id:
-        return status  # in a pack, for its turn
-    if status.state in (QUEUED, INTERRUPTED) and info.state == "RUNNING":
-        return dataclasses.replace(status, state=RUNNING, reason="starting", host=info.node)
+    if status.state == QUEUED and job.state == "RUNNING" and status.job_id == job_id:
+        return status  # it waits for a slot in its group
+    if status.state in (QUEUED, INTERRUPTED) and job.state == "RUNNING":
+        return dataclasses.replace(status, state=RUNNING, reason="starting", host=job.node)
     silent = seconds_since(status.heartbeat) or 0
     if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
-        return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s (SLURM: {info.state.lower()})")
+        return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s (SLURM: {job.state.lower()})")
     return status
 
 
-def _after_end(status: RunStatus, info: JobInfo) -> RunStatus:
-    if info.state == "CANCELLED":
-        return dataclasses.replace(status, state=CANCELLED, reason=f"cancelled {info.reason or ''}".strip(), cause=None)
+def _after_end(status: RunStatus, job: JobInfo) -> RunStatus:
+    if job.state == "CANCELLED":
+        return dataclasses.replace(status, state=CANCELLED, reason=f"cancelled {job.reason or ''}".strip(), cause=None)
     if status.state == INTERRUPTED:
         return status
     if status.state == QUEUED and status.job_id is not None and not status.started:
-        return dataclasses.replace(status, state=INTERRUPTED, reason="its pack's job ended before its turn came")
-    cause, reason = _CAUSES.get(info.state, (failures.KILLED, None))
+        return dataclasses.replace(status, state=INTERRUPTED, reason="its job ended before its turn came")
+    cause, reason = _CAUSES.get(job.state, (failures.KILLED, None))
     if reason is None:
-        reason = f"ended without a result ({failures.describe_exit(info.exit_code or 0)})"
+        reason = f"ended without a result ({failures.describe_exit(job.exit_code or 0)})"
     return dataclasses.replace(status, state=FAILED, reason=reason, cause=cause)
 
 
-def _alone(status: RunStatus, job_id: str | None) -> RunStatus:
-    """A run that SLURM was not asked about: one of this machine, or any while SLURM does not answer."""
+def _without_slurm(status: RunStatus, job_id: str | None) -> RunStatus:
+    """Correct what a run says without SLURM: a run of this machine, or any run while SLURM does not answer."""
     if status.state not in (QUEUED, *UNDER_WAY) or job_id is not None:
         return status
     if status.host == socket.gethostname() and status.pid is not None and not _alive(status.pid):
@@ -247,13 +257,13 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _view(known: RunRef, status: RunStatus, job_id: str | None, info: JobInfo | None) -> RunInfo:
+def _info(ref: RunRef, status: RunStatus, job_id: str | None, job: JobInfo | None) -> RunInfo:
     under_way = status.state in UNDER_WAY
     end = None if under_way else seconds_since(status.heartbeat)
     begun = seconds_since(status.started)
     return RunInfo(
-        name=known.entry.name if known.entry else known.folder.name,
-        folder=str(known.folder),
+        name=ref.name,
+        folder=str(ref.folder),
         state=status.state,
         reason=status.reason,
         cause=status.cause,
@@ -265,13 +275,13 @@ def _view(known: RunRef, status: RunStatus, job_id: str | None, info: JobInfo | 
         elapsed=None if begun is None or status.state == QUEUED else round(begun - (end or 0)),
         left=_left(status) if status.state == RUNNING else None,
         silent=seconds_since(status.heartbeat) if under_way else None,
-        node=(info.node if info and under_way else None) or (None if status.state == QUEUED else status.host),
+        node=(job.node if job and under_way else None) or (None if status.state == QUEUED else status.host),
         job_id=job_id,
-        slurm_state=info.state if info else None,
+        slurm_state=job.state if job else None,
         restarts=status.restarts,
         changes=status.changes,
         notes=status.notes,
-        log=str(log) if (log := log_path(known, job_id)) else None,
+        log=str(log) if (log := log_path(ref, job_id)) else None,
     )
 
 
@@ -282,20 +292,20 @@ def _left(status: RunStatus) -> float | None:
     return round(spent / (status.step - status.first_step) * (status.total_steps - status.step))
 
 
-def log_path(known: RunRef, job_id: str | None) -> Path | None:
-    """The file that a submitted run's output goes to."""
-    if known.submission is None or job_id is None or known.sweep_dir is None:
+def log_path(ref: RunRef, job_id: str | None) -> Path | None:
+    """Return the file that a submitted run's output goes to."""
+    if ref.submission is None or job_id is None or ref.sweep_dir is None:
         return None
-    return known.sweep_dir / ".submitit" / f"{job_id}_0_log.out"
+    return ref.sweep_dir / ".submitit" / f"{job_id}_0_log.out"
 
 
 def select_runs(runs: list[RunRef], names: list[str]) -> list[RunRef]:
-    """The runs of these names; all of them if none is named.
+    """Return the runs of these names; all of them if none is named.
 
     Raises:
         UserError: no run has that name.
     """
-    by_name = {(k.entry.name if k.entry else k.folder.name): k for k in runs}
+    by_name = {ref.name: ref for ref in runs}
     for name in names:
         if name not in by_name:
             raise UserError(f"no run is called {name}; {did_you_mean(name, [*by_name])}")

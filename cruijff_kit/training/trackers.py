@@ -34,6 +34,7 @@ from omegaconf import OmegaConf
 
 from cruijff_kit.config import data_policy
 from cruijff_kit.models.compat import MLFlowLogger, TensorBoardLogger, WandBLogger, flatten_dict, instantiate
+from cruijff_kit.records.run_folder import find_experiment_folder
 from cruijff_kit.training.metrics import MetricsFile
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
@@ -171,9 +172,8 @@ class _MLflow:
 
 def _mlflow_store(run: Run) -> Path:
     """`mlruns` in the experiment's folder; else in the sweep's; else in the run's."""
-    named = [above for above in [*run.folder.parents][:2] if above.name == run.experiment]
-    sweep = run.folder.parent
-    return (named[0] if named else sweep if (sweep / "sweep.json").exists() else run.folder) / "mlruns"
+    experiment, sweep = find_experiment_folder(run.folder, run.experiment), run.folder.parent
+    return (experiment or (sweep if (sweep / "sweep.json").exists() else run.folder)) / "mlruns"
 
 
 _KINDS: dict[str, Callable[[Run, str | None], Any]] = {
