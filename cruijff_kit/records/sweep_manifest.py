@@ -1,7 +1,7 @@
 """sweep.json, the manifest of a sweep: its runs, where they are, what identifies them, and every submission.
 
-The launcher and the commands `resume`, `evaluate` and `cancel` write it, the whole file at a time and under a lock. The runs
-themselves never do (they keep status.json). A single run that was submitted has a manifest in its own folder.
+The launcher and the commands `resume`, `evaluate` and `cancel` write it, the whole file at a time and under a lock. The
+runs themselves never do (they keep status.json). A single run that was submitted has a manifest in its own folder.
 """
 
 import dataclasses
