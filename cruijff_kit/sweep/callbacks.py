@@ -15,10 +15,10 @@ class RunStart(Callback):
     """Hydra callback, set in conf/config.yaml: a run that is refused, or only shown, leaves no folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """As task.check_alone. (The runs of a sweep are checked by the launcher.)"""
-        from cruijff_kit.sweep.single_run import check_alone
+        """As check_single. (The runs of a sweep are checked by the launcher.)"""
+        from cruijff_kit.sweep.single_run import check_single
 
-        check_alone(config)
+        check_single(config)
 
 
 class SweepEnd(Callback):

@@ -1,4 +1,4 @@
-"""A sweep: all runs are composed and checked first; then those that are new are submitted or run here."""
+"""Start a sweep: compose and check all runs first, then submit the new ones or run them here."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from cruijff_kit.records.run_status import DONE
 from cruijff_kit.sweep.dry_run import show
 from cruijff_kit.sweep.finish import write_and_print
 from cruijff_kit.sweep.local import run_here
-from cruijff_kit.sweep.on_slurm import submit_jobs
+from cruijff_kit.sweep.on_slurm import submit_runs
 from cruijff_kit.sweep.prepare import SweepRun, estimate, find_existing, prepare, save_manifest
 from cruijff_kit.sweep.scaffold import check_arrays, print_scaffold
 from cruijff_kit.sweep.task_config import start_output, warn_ignored_overrides
@@ -34,23 +34,24 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
     """
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
     try:
-        jobs = prepare(launcher, job_overrides, initial_job_idx, sweep_dir)
-        warn_ignored_overrides(jobs[0].config, OmegaConf.to_container(launcher.config.hydra.overrides.task))
-        if jobs[0].config.dry_run:
-            show([(job.config, job.swept) for job in jobs], sweep_dir)
+        runs = prepare(launcher, job_overrides, initial_job_idx, sweep_dir)
+        config = runs[0].config
+        warn_ignored_overrides(config, OmegaConf.to_container(launcher.config.hydra.overrides.task))
+        if config.dry_run:
+            show([(run.config, run.swept) for run in runs], sweep_dir)
             raise SystemExit(0)  # a sweeper that optimises would ask for an objective
-        _reject_search_without_objective(launcher, jobs)
-        find_existing(jobs, sweep_dir)
+        _reject_search_without_objective(launcher, runs)
+        find_existing(runs, sweep_dir)
         start_output(sweep_dir)
-        estimate(jobs, sweep_dir)
-        if jobs[0].config.scaffold:
-            check_arrays(jobs, sweep_dir)
-        save_manifest(jobs, sweep_dir, typed_arguments(OmegaConf.to_container(launcher.config.hydra)))
+        estimate(runs, sweep_dir)
+        if config.scaffold:
+            check_arrays(runs, sweep_dir)
+        save_manifest(runs, sweep_dir, typed_arguments(OmegaConf.to_container(launcher.config.hydra)))
         write_summary(sweep_dir)
-        if jobs[0].config.scaffold:
-            print_scaffold(jobs, sweep_dir)
+        if config.scaffold:
+            print_scaffold(runs, sweep_dir)
             raise SystemExit(0)
-        return _start(launcher, jobs, sweep_dir)
+        return _start(launcher, runs, sweep_dir)
     except KeyboardInterrupt:
         # Hydra does not call the callback then.
         write_and_print(sweep_dir)
@@ -59,41 +60,40 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
         discard_unused(sweep_dir)
 
 
-def _reject_search_without_objective(launcher, jobs: list[SweepRun]) -> None:
+def _reject_search_without_objective(launcher, runs: list[SweepRun]) -> None:
     lists = (SweeperConfig._target_, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
-    sweeper, objective = launcher.config.hydra.sweeper, jobs[0].config.objective_name
-    searches = sweeper._target_ not in lists
-    if searches and objective is None:
+    sweeper, objective = launcher.config.hydra.sweeper, runs[0].config.objective_name
+    if sweeper._target_ in lists:
+        return
+    if objective is None:
         raise UserError(
             "a sweeper that optimises needs an objective, and without a validation split there is none; set "
             "dataset.validation_split, or name one: objective=accuracy (measured on the test split)"
         )
-    if searches and "direction" in sweeper:
-        asked, best = getattr(sweeper.direction, "name", sweeper.direction), "minimize"
-        if higher_is_better(objective):
-            best = "maximize"
-        if asked in ("minimize", "maximize") and asked != best:
+    if "direction" in sweeper:
+        direction = getattr(sweeper.direction, "name", sweeper.direction)
+        best = "maximize" if higher_is_better(objective) else "minimize"
+        if direction in ("minimize", "maximize") and direction != best:
             raise UserError(
-                f"hydra.sweeper.direction={asked} looks for the worst {objective}; set hydra.sweeper.direction={best}"
+                f"hydra.sweeper.direction={direction} looks for the worst {objective}; "
+                f"set hydra.sweeper.direction={best}"
             )
-    if searches and any(j.config.slurm.submit and not j.config.slurm.wait for j in jobs):
+    if any(run.config.slurm.submit and not run.config.slurm.wait for run in runs):
         raise UserError("a sweeper that optimises needs each run's objective; add slurm.wait=true")
 
 
-def _start(launcher, jobs: list[SweepRun], sweep_dir: Path) -> list[JobReturn]:
-    new = [j for j in jobs if j.existing is None]
+def _start(launcher, runs: list[SweepRun], sweep_dir: Path) -> list[JobReturn]:
     objectives: dict[int, float | None] = {}
-    there = [j for j in jobs if j.config.slurm.submit]
-    if there:
-        objectives |= submit_jobs(there, sweep_dir)
-    objectives |= run_here(launcher, [j for j in new if not j.config.slurm.submit])
-    for job in jobs:
-        if job.existing_state == DONE:
-            objectives[id(job)] = read_result(job.existing / "result.json").objective
-    return [_returned(job, objectives.get(id(job))) for job in jobs]
+    if on_slurm := [run for run in runs if run.config.slurm.submit]:
+        objectives |= submit_runs(on_slurm, sweep_dir)
+    objectives |= run_here(launcher, [run for run in runs if run.existing is None and not run.config.slurm.submit])
+    for run in runs:
+        if run.existing_state == DONE:
+            objectives[id(run)] = read_result(run.existing / "result.json").objective
+    return [_job_return(run, objectives.get(id(run))) for run in runs]
 
 
-def _returned(job: SweepRun, objective: float | None) -> JobReturn:
-    done = JobReturn(overrides=[], cfg=job.composed, status=JobStatus.COMPLETED)
-    done.return_value = math.nan if objective is None and job.config.slurm.wait else objective
-    return done
+def _job_return(run: SweepRun, objective: float | None) -> JobReturn:
+    returned = JobReturn(overrides=[], cfg=run.composed, status=JobStatus.COMPLETED)
+    returned.return_value = math.nan if objective is None and run.config.slurm.wait else objective
+    return returned

@@ -1,4 +1,4 @@
-"""Runs of a sweep on SLURM: frozen, submitted, named; and with slurm.wait=true watched until they have ended."""
+"""Submit the runs of a sweep to SLURM; with slurm.wait=true watch them until they have ended."""
 
 import os
 import shlex
@@ -16,9 +16,8 @@ from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import discard_unused
 from cruijff_kit.records.run_status import DONE, read_status
 from cruijff_kit.records.sweep_manifest import edit_sweep_manifest, is_done, read_sweep_manifest, resolve_folder
-from cruijff_kit.runs.plan import check
 from cruijff_kit.sweep.finish import print_summary
-from cruijff_kit.sweep.prepare import SweepRun, estimate, find_existing, save_manifest
+from cruijff_kit.sweep.prepare import SweepRun, estimate, find_existing, prepare_single, save_manifest
 from cruijff_kit.sweep.slurm_jobs import make_job_requests
 from cruijff_kit.sweep.task_config import start_output
 from cruijff_kit.sweep.wait import wait_for
@@ -29,8 +28,8 @@ from cruijff_kit.util.progress import say
 if TYPE_CHECKING:
     from cruijff_kit.slurm.submit import SubmitResult
 
-# What a submission that came to nothing leaves in its folder.
-_MADE = (
+# Files that a refused submission leaves in its folder.
+_FILES_BEFORE_SUBMISSION = (
     "sweep.json",
     ".sweep.json.lock",
     "config.yaml",
@@ -40,63 +39,66 @@ _MADE = (
 )
 
 
-def submit_jobs(jobs: list[SweepRun], sweep_dir: Path) -> dict[int, float | None]:
-    """Submit those of the jobs that do not exist yet; with slurm.wait=true stay until all have ended.
+def submit_runs(runs: list[SweepRun], sweep_dir: Path) -> dict[int, float | None]:
+    """Submit those of the runs that do not exist yet; with slurm.wait=true stay until all have ended.
 
     Args:
-        jobs: in the manifest of `sweep_dir`.
+        runs: in the manifest of `sweep_dir`.
     Returns:
-        The objectives of runs that are known to have ended, by id of the job.
+        The objectives of runs that are known to have ended, by the id() of the run.
     Raises:
         ClusterError: SLURM refused; what was submitted before is in the manifest, and what was made for the rest is gone.
     """
     from cruijff_kit.slurm.submit import submit
 
-    new = [j for j in jobs if j.existing is None]
+    new = [run for run in runs if run.existing is None]
     _warn_of_little_memory(new)
-    runs = make_job_requests([j.config for j in new], [j.folder.absolute() for j in new], [j.estimate for j in new])
-    if runs:
+    result = None
+    jobs = make_job_requests(
+        [run.config for run in new], [run.folder.absolute() for run in new], [run.estimate for run in new]
+    )
+    if jobs:
         try:
-            result = submit(runs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
+            result = submit(jobs, sweep_dir, read_sweep_manifest(sweep_dir).cwd)
         except ClusterError:
             _discard(new, sweep_dir)
             raise
         print_submitted(result, sweep_dir)
-    folders = {id(j): (j.existing or j.folder).absolute() for j in jobs}
-    if jobs[0].config.slurm.wait:
+    folders = {id(run): (run.existing or run.folder).absolute() for run in runs}
+    if runs[0].config.slurm.wait:
         wait_for(sweep_dir, [*folders.values()])
-    if runs:
+    if result:
         reject_remaining(result, sweep_dir)
-    return {key: _objective(folder) for key, folder in folders.items()} if jobs[0].config.slurm.wait else {}
+    return {key: _objective(folder) for key, folder in folders.items()} if runs[0].config.slurm.wait else {}
 
 
-def _warn_of_little_memory(jobs: list[SweepRun]) -> None:
-    for job in jobs:
-        asked = job.config.slurm.mem_bytes
-        if asked is not None and not job.config.slurm.gpus and asked < job.plan.memory_bytes:
-            needs = f"{job.plan.memory_bytes / 1e9:.1f} GB"
-            say(f"warning: slurm.mem={job.config.slurm.mem} is less than the estimated {needs} of {job.name}")
-            return  # one says it
+def _warn_of_little_memory(runs: list[SweepRun]) -> None:
+    for run in runs:
+        slurm, needed = run.config.slurm, run.plan.memory_bytes
+        if slurm.mem_bytes is not None and not slurm.gpus and slurm.mem_bytes < needed:
+            text = f"{needed / 1e9:.1f} GB"
+            say(f"warning: slurm.mem={slurm.mem} is less than the estimated {text} of {run.name}")
+            return  # one warning will do
 
 
-def submit_alone(config: RunConfig) -> None:
+def submit_single(config: RunConfig) -> None:
     """Submit a single run; its manifest lies in its own folder.
 
     Raises:
-        ClusterError: as submit_jobs.
+        ClusterError: as submit_runs.
         SystemExit: with slurm.wait=true, with code 1 if the run failed.
     """
-    folder = Path(config.output_dir)
-    job = SweepRun(folder, {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
-    find_existing([job], folder)
-    start_output(job.existing or folder)
-    if job.existing is None:
-        estimate([job], folder)
-        save_manifest([job], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
+    run = prepare_single(config)
+    find_existing([run], run.folder)
+    folder = run.existing or run.folder
+    start_output(folder)
+    if run.existing is None:
+        estimate([run], folder)
+        save_manifest([run], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
         write_summary(folder)
-    submit_jobs([job], job.existing or folder)
-    if config.slurm.wait or job.existing_state == DONE:
-        print_summary(job.existing or folder)
+    submit_runs([run], folder)
+    if config.slurm.wait or run.existing_state == DONE:
+        print_summary(folder)
 
 
 def print_submitted(result: "SubmitResult", sweep_dir: Path) -> None:
@@ -128,18 +130,18 @@ def _objective(run: Path) -> float | None:
     return read_result(run / "result.json").objective if is_done(run) else None
 
 
-def _discard(jobs: list[SweepRun], sweep_dir: Path) -> None:
-    """Remove what was made for runs of which none was submitted; a run that has been somewhere before is kept."""
+def _discard(runs: list[SweepRun], sweep_dir: Path) -> None:
+    """Remove what was made for runs of which none was submitted; a run that has started before is kept."""
     with edit_sweep_manifest(sweep_dir) as manifest:
         submitted = {resolve_folder(sweep_dir, e) for e in manifest.runs if e.submissions}
-        gone = {j.folder.absolute() for j in jobs} - submitted
-        gone = {f for f in gone if (status := read_status(f)) is None or not (status.started or status.history)}
-        manifest.runs = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in gone]
-        empty = not manifest.runs
-    for folder in gone - {sweep_dir.absolute()}:
+        unused = {run.folder.absolute() for run in runs} - submitted
+        unused = {f for f in unused if (status := read_status(f)) is None or not (status.started or status.history)}
+        manifest.runs = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in unused]
+        is_empty = not manifest.runs
+    for folder in unused - {sweep_dir.absolute()}:
         shutil.rmtree(folder, ignore_errors=True)
-    if empty:
-        for name in _MADE:
+    if is_empty:
+        for name in _FILES_BEFORE_SUBMISSION:
             (sweep_dir / name).unlink(missing_ok=True)
         shutil.rmtree(sweep_dir / ".submitit", ignore_errors=True)
         discard_unused(sweep_dir)

@@ -12,42 +12,42 @@ from cruijff_kit.config.overrides import parse_override
 _LONGEST = 120  # bytes; file systems allow 255, and logs add to it
 
 
-def swept_keys(job_overrides: Sequence[Sequence[str]], typed: Sequence[str]) -> list[str]:
-    """The keys that the sweep varies, in the order they were given.
+def find_swept_keys(job_overrides: Sequence[Sequence[str]], typed: Sequence[str]) -> list[str]:
+    """Return the keys that the sweep varies, in the order they were given.
 
     Args:
-        job_overrides: each job's complete overrides.
-        typed: the overrides as the user typed them; one that a job has unchanged does not vary.
+        job_overrides: each run's complete overrides.
+        typed: the overrides as the user typed them; one that a run has unchanged does not vary.
     """
     if len(job_overrides) > 1:
         fixed = set(job_overrides[0]).intersection(*map(set, job_overrides[1:]))
         varying = [parse_override(t) for overrides in job_overrides for t in overrides if t not in fixed]
     else:  # the sweeper may write a value in another way than the user: False for false
-        given = {str((o.key_or_group, o.value())) for o in map(parse_override, typed)}
+        as_typed = {str((o.key_or_group, o.value())) for o in map(parse_override, typed)}
         ours = map(parse_override, job_overrides[0])
-        varying = [o for o in ours if str((o.key_or_group, o.value())) not in given]
+        varying = [o for o in ours if str((o.key_or_group, o.value())) not in as_typed]
     return [k for k in dict.fromkeys(o.key_or_group for o in varying) if not k.startswith("hydra.") and k != "run_name"]
 
 
-def swept_values(config: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """The swept keys' values as composed (1e-3 and 0.001 are the same); a group's value is the chosen option."""
-    chosen = {o.key_or_group: o.value() for o in map(parse_override, overrides)}
+def read_swept_values(config: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the swept keys' values as composed (1e-3 and 0.001 are the same); a group's value is the chosen option."""
+    options = {o.key_or_group: o.value() for o in map(parse_override, overrides)}
     values = {}
     for key in keys:
         value = OmegaConf.select(config, key)
         if OmegaConf.is_list(value):
             value = OmegaConf.to_container(value)
-        values[key] = chosen.get(key) if OmegaConf.is_dict(value) or value is None else value
+        values[key] = options.get(key) if OmegaConf.is_dict(value) or value is None else value
     return values
 
 
-def differing(values: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What varies of a run's values among runs that bear the same given name."""
+def select_differing(values: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the values of a run that vary among the runs with the same given name."""
     return {k: v for k, v in values.items() if any(other[k] != v for other in others)}
 
 
-def run_name(values: dict[str, Any], taken: set[str]) -> str:
-    """A folder name such as ``rank=8,lr=0.001`` that is not among `taken`; it is added there.
+def make_run_name(values: dict[str, Any], taken: set[str]) -> str:
+    """Make a folder name such as ``rank=8,lr=0.001`` that is not among `taken`, and add it there.
 
     Keys are shortened to their last part where that is unambiguous. Letters beyond ASCII and signs that some file
     systems refuse become "-"; long names are cut and end in a hash. Names that differ in case only count as the same.

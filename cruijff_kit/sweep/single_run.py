@@ -1,4 +1,4 @@
-"""From Hydra's composed config to one run: what the command, the launcher and a job on a cluster all call."""
+"""Check and run one run from Hydra's composed config: Hydra calls these for a single run, and the local launcher."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ from cruijff_kit.runs.estimate import check_budget, estimates
 from cruijff_kit.runs.plan import check
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.sweep.dry_run import show
-from cruijff_kit.sweep.on_slurm import submit_alone
-from cruijff_kit.sweep.scaffold import scaffold_alone
+from cruijff_kit.sweep.on_slurm import submit_single
+from cruijff_kit.sweep.scaffold import scaffold_single
 from cruijff_kit.sweep.task_config import load_task, start_output, swept, warn_ignored_overrides
 from cruijff_kit.util.errors import InnerError, UserError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cruijff_kit.runs.plan import Plan
 
 
-def check_alone(cfg: DictConfig) -> None:
+def check_single(cfg: DictConfig) -> None:
     """Check a single run, or show it (dry_run), before Hydra makes its folder.
 
     Args:
@@ -34,15 +34,15 @@ def check_alone(cfg: DictConfig) -> None:
     """
     try:
         HydraConfig.instance().set_config(cfg)  # for what refers to ${hydra:...}
-        _refuse_sweep_alone(cfg)
+        _refuse_sweep_without_flag(cfg)
         config = load_task(cfg.copy(), str(cfg.hydra.run.dir))
         warn_ignored_overrides(config, list(cfg.hydra.overrides.task))
         if config.dry_run:
             _show(config, Path(config.output_dir))
         elif config.scaffold:
-            scaffold_alone(config)
+            scaffold_single(config)
         elif config.slurm.submit:
-            submit_alone(config)
+            submit_single(config)
         else:
             _check_budget(config, check(config))
             return
@@ -56,17 +56,17 @@ def _check_budget(config: RunConfig, plan: "Plan") -> None:
         check_budget(config, estimates([(config, plan)], Path(config.output_dir)))
 
 
-def _refuse_sweep_alone(cfg: DictConfig) -> None:
-    """An experiment without -m is one run only if the shell fixes all that it sweeps."""
-    chosen = cfg.hydra.runtime.choices.get("experiment")
-    if chosen is None:
+def _refuse_sweep_without_flag(cfg: DictConfig) -> None:
+    """Refuse an experiment without -m, unless the shell fixes all that it sweeps: then it is one run."""
+    experiment = cfg.hydra.runtime.choices.get("experiment")
+    if experiment is None:
         return
     sweeper = OmegaConf.to_container(cfg.hydra.sweeper)
     typed = {o.lstrip("+~").partition("=")[0] for o in OmegaConf.to_container(cfg.hydra.overrides.task)}
-    swept = [key for key in sweeper.get("params") or {} if key not in typed]
-    if swept or sweeper.get("runs"):
-        what = f"sweeps over {', '.join(swept)}" if swept else f"lists {len(sweeper['runs'])} runs"
-        raise UserError(f"experiment={chosen} {what}; add -m" + (f", or set {swept[0]}=VALUE" if swept else ""))
+    keys = [key for key in sweeper.get("params") or {} if key not in typed]
+    if keys or sweeper.get("runs"):
+        what = f"sweeps over {', '.join(keys)}" if keys else f"lists {len(sweeper['runs'])} runs"
+        raise UserError(f"experiment={experiment} {what}; add -m" + (f", or set {keys[0]}=VALUE" if keys else ""))
 
 
 def run_task(cfg: DictConfig) -> float | None:
@@ -80,7 +80,7 @@ def run_task(cfg: DictConfig) -> float | None:
     if hydra.mode is RunMode.MULTIRUN:
         return _run(load_task(cfg, hydra.runtime.output_dir), Path(str(hydra.sweep.dir)))
     try:
-        return _run_alone(load_task(cfg, hydra.runtime.output_dir))
+        return _run_single(load_task(cfg, hydra.runtime.output_dir))
     except Exception as error:
         raise InnerError(error) from error
     finally:
@@ -98,7 +98,7 @@ def _show(config: RunConfig, folder: Path) -> None:
     show([(config, {})], folder)
 
 
-def _run_alone(config: RunConfig) -> float | None:
+def _run_single(config: RunConfig) -> float | None:
     try:
         return _run(config, Path(config.output_dir))
     finally:

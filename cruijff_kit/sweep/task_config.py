@@ -14,13 +14,13 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.util import json_output
 from cruijff_kit.util.progress import say
 
-# The launcher knows what varies in the sweep; Hydra's task function takes the config alone.
+# The launcher knows the swept values; Hydra's task function takes the config alone.
 swept: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("swept", default={})  # noqa: B039 (never written)
 
 
 @contextlib.contextmanager
 def set_swept(values: dict[str, Any]) -> Iterator[None]:
-    """Within this context, runs are told that these values distinguish them in their sweep."""
+    """Within this context, these values distinguish the run in its sweep."""
     token = swept.set(values)
     try:
         yield
@@ -29,21 +29,21 @@ def set_swept(values: dict[str, Any]) -> Iterator[None]:
 
 
 def warn_ignored_overrides(config: RunConfig, typed: list[str]) -> None:
-    """Say so where something of the slurm group was typed for a run that is made here."""
+    """Warn of slurm settings that were typed for a local run."""
     keys = [o.lstrip("+").partition("=")[0] for o in typed]
-    asked = [k for k in keys if k.startswith("slurm.") and k != "slurm.submit"]
-    if asked and not config.slurm.submit:
-        say(f"{', '.join(asked)}: without effect, because the run is made here; slurm=cluster submits it")
+    ignored = [k for k in keys if k.startswith("slurm.") and k != "slurm.submit"]
+    if ignored and not config.slurm.submit:
+        say(f"{', '.join(ignored)}: ignored, because this run is local; add slurm=cluster to submit it")
 
 
 def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
-    """The typed config of a run whose folder is known. Raises UserError as config.load."""
+    """Type the config of a run whose folder is known. Raises UserError as config.load."""
     with read_write(cfg), open_dict(cfg):
         cfg.output_dir = str(Path(output_dir).absolute())
     return load(cfg)
 
 
 def start_output(folder: Path) -> None:
-    """What the command answers to a program has these keys whatever comes of the runs. (Once per batch of a sweep.)"""
+    """Start the JSON output with the keys that it always has. (Called once per batch of a sweep.)"""
     json_output.record(folder=str(folder.absolute()), **no_data())
     json_output.extend(submitted=[], existing=[])

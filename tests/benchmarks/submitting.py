@@ -64,7 +64,7 @@ PHASES = (
     (("identities",), "cruijff_kit.sweep.prepare", "run_identity"),
     (("looking for existing runs",), "cruijff_kit.sweep.launch", "find_existing"),
     (("frozen configs, manifest",), "cruijff_kit.sweep.launch", "save_manifest"),
-    (("statuses, script, manifest",), "cruijff_kit.sweep.on_slurm", "submit_jobs"),
+    (("statuses, script, manifest",), "cruijff_kit.sweep.on_slurm", "submit_runs"),
     (("sbatch, scontrol, squeue",), "cruijff_kit.slurm.client", "_run"),
     (("what the sweep came to so far",), "cruijff_kit.sweep.callbacks", "print_summary"),
 )

@@ -8,7 +8,7 @@ import pytest
 
 import cruijff_kit
 from cruijff_kit.config.name_resolver import readable_name
-from cruijff_kit.sweep.run_names import run_name, swept_keys
+from cruijff_kit.sweep.run_names import find_swept_keys, make_run_name
 
 
 @pytest.mark.parametrize(
@@ -26,26 +26,26 @@ from cruijff_kit.sweep.run_names import run_name, swept_keys
     ],
 )
 def test_readable(values, name):
-    assert run_name(values, set()) == name
+    assert make_run_name(values, set()) == name
 
 
 def test_unique_also_where_case_does_not_count():
     taken: set[str] = set()
-    names = [run_name({"dataset.prompt": p}, taken) for p in ("A?", "a!", "A/", "b")]
+    names = [make_run_name({"dataset.prompt": p}, taken) for p in ("A?", "a!", "A/", "b")]
     assert names == ["prompt=A", "prompt=a-2", "prompt=A-3", "prompt=b"]
 
 
 def test_long_values_are_cut_and_still_differ():
     taken: set[str] = set()
-    one, two = (run_name({"dataset.prompt": "x" * 300 + end}, taken) for end in "ab")
+    one, two = (make_run_name({"dataset.prompt": "x" * 300 + end}, taken) for end in "ab")
     assert one != two and max(len(one), len(two)) < 140
 
 
 def test_what_varies():
     jobs = [["lora.rank=8", "lr=1e-3", "epochs=2"], ["lora.rank=16", "lr=1e-3", "epochs=2"]]
-    assert swept_keys(jobs, ["lora.rank=8,16", "lr=1e-3", "epochs=2"]) == ["lora.rank"]
-    assert swept_keys(jobs[:1], ["lora.rank=interval(1,9)", "lr=1e-3", "epochs=2"]) == ["lora.rank"]
-    assert swept_keys([["lr=1e-3"]], ["lr=1e-3"]) == []
+    assert find_swept_keys(jobs, ["lora.rank=8,16", "lr=1e-3", "epochs=2"]) == ["lora.rank"]
+    assert find_swept_keys(jobs[:1], ["lora.rank=interval(1,9)", "lr=1e-3", "epochs=2"]) == ["lora.rank"]
+    assert find_swept_keys([["lr=1e-3"]], ["lr=1e-3"]) == []
 
 
 def test_a_run_that_nobody_named_gets_two_words(tiny, tmp_path, monkeypatch):
