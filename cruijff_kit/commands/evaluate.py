@@ -5,8 +5,8 @@ cruijff-kit evaluate RUN_DIR 'eval.tasks=[my_tasks.py@sums]' eval.epochs=all
 cruijff-kit evaluate ADAPTER_DIR dataset=files dataset.path=my.csv                 an adapter that PEFT saved
 cruijff-kit evaluate model=hf_llama model.path=MODEL_DIR                           a base model alone
 
-The cells (run x epoch x task) that finished runs have already are left as they are. What was submitted to SLURM is
-evaluated there, in one job for all runs of one base model; slurm.submit=false evaluates it here.
+What finished runs have already (run x epoch x task) is left as it is. Runs that were submitted to SLURM are evaluated
+there, in one job for all runs of one base model; slurm.submit=false evaluates them here.
 --json: {"folder", "made": [{"run", "task", "epoch", "log"}], "submitted", "runs": as of `table --json`}; with dry_run=true
 {"dry_run", "cells"}.
 """
@@ -28,11 +28,20 @@ from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import ACTIVE, DONE, read_status, write_status
 from cruijff_kit.records.saved_config import frozen, permit
 from cruijff_kit.records.sweep_manifest import is_done
-from cruijff_kit.runs import posthoc_evaluation
+from cruijff_kit.runs.evaluation_request import (
+    ADAPTER,
+    BASE,
+    NAME,
+    EvaluationRequest,
+    check_missing,
+    find_missing,
+    load_result,
+    write_request,
+)
 from cruijff_kit.runs.model_source import model_at, quoted_text, settings_of, typed
-from cruijff_kit.runs.posthoc_evaluation import NAME
-from cruijff_kit.slurm.run_states import RunRef, collect_states, find_origin, find_runs
-from cruijff_kit.sweep.start_posthoc import Changes, show, start
+from cruijff_kit.slurm.run_states import RunRef, collect_states, find_run, find_runs
+from cruijff_kit.sweep.evaluation_overrides import EvaluationOverrides
+from cruijff_kit.sweep.start_posthoc import PlannedEvaluation, print_results, start_evaluations
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import ClusterError, UserError
 from cruijff_kit.util.files import require_folder
@@ -40,14 +49,14 @@ from cruijff_kit.util.progress import progress, say
 
 
 def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = None) -> Path | None:
-    """Make the cells that are missing.
+    """Evaluate what is missing: each run, epoch and task without a result.
 
     Args:
-        where: a run, a sweep or a folder above; an adapter; a model's folder; None: the model that `overrides` name.
+        where: folder of a run, a sweep, an adapter or a model, or one above runs; None: the model that `overrides` name.
         overrides: as for cruijff_kit.train; of runs only eval, slurm, device, threads, dry_run and force can differ.
         config_dir: folder with YAML of the user's.
     Returns:
-        The folder whose table to show; None where nothing is there to show yet.
+        The folder whose table is shown next; None if there is nothing to show yet.
     Raises:
         UserError: it cannot work; nothing was evaluated.
         ClusterError: SLURM refused or does not answer.
@@ -56,73 +65,81 @@ def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = 
     if where is not None:
         require_folder(where)
     if where is not None and (where / "adapter_config.json").is_file():
-        return _alone(where, overrides, config_dir)
+        return _evaluate_model(where, overrides, config_dir)
     if where is not None and (where / "config.json").is_file() and not (where / "result.json").exists():
-        return _alone(None, [*model_at(where, overrides), *overrides], config_dir)
-    return _runs(where, overrides, config_dir) if where is not None else _alone(None, overrides, config_dir)
+        return _evaluate_model(None, [*model_at(where, overrides), *overrides], config_dir)
+    if where is not None:
+        return _evaluate_runs(where, overrides, config_dir)
+    return _evaluate_model(None, overrides, config_dir)
 
 
-def _runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | None:
-    known = find_runs(where)
-    infos, _ = collect_states(known)
-    finished = [(k, v) for k, v in zip(known, infos, strict=True) if is_done(k.folder)]
-    others = [v.name for v in infos if v.folder not in {str(k.folder) for k, _ in finished}]
+def _evaluate_runs(where: Path, overrides: list[str], config_dir: str | None) -> Path | None:
+    runs = _find_finished(where)
+    changes = EvaluationOverrides(overrides, config_dir)
+    plans = _plan(runs, changes)
+    if changes.is_dry_run:
+        _show_missing([(p.run.folder.name, p.missing) for p in plans])
+        return None
+    for plan in plans:
+        if not plan.missing:
+            _withdraw(plan.run.folder)
+            continue
+        if "dataset.permission" in changes.values:
+            permit(plan.run.folder, plan.config.dataset.permission)
+        write_request(plan.run.folder, plan.request)
+    json_output.record(folder=str(where.absolute()), made=[], submitted=[], **no_data())
+    return _start(where, [p for p in plans if p.missing])
+
+
+def _find_finished(where: Path) -> list[RunRef]:
+    """Find the finished runs below a folder, and name the others.
+
+    Raises:
+        UserError: there is none, or one is being evaluated.
+    """
+    refs = find_runs(where)
+    infos, _ = collect_states(refs)
+    finished = [(ref, info) for ref, info in zip(refs, infos, strict=True) if is_done(ref.folder)]
+    folders = {str(ref.folder) for ref, _ in finished}
+    others = [info.name for info in infos if info.folder not in folders]
     if not finished:
         raise UserError(f"{where} has no finished run; cruijff-kit status {where}")
-    if busy := [v.name for _, v in finished if v.state in ACTIVE]:
+    if busy := [info.name for _, info in finished if info.state in ACTIVE]:
         raise UserError(f"{', '.join(busy[:3])}: an evaluation is on its way; cruijff-kit status {where}")
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         say(f"left out, because not finished: {some} (cruijff-kit resume {where})")
-    changes, waiting = Changes(overrides, config_dir), []
-    with progress("checking", len(finished)) as bar:
-        for run, _ in finished:
-            folder, was = RunFolder(run.folder), changes.said(frozen(run.folder))
-            result, request = read_result(folder.result), changes.request(was)
-            # An adapter from elsewhere, or a base model, is what it was.
-            request.adapter = result.paths.get("adapter")
-            is_base = result.settings["lora.rank"] is None
-            request.of = (
-                posthoc_evaluation.ADAPTER
-                if request.adapter
-                else posthoc_evaluation.BASE
-                if is_base
-                else posthoc_evaluation.RUN
-            )
-            config = posthoc_evaluation.with_request(was, request)
-            _require_tasks(config)
-            cells = posthoc_evaluation.cells_of(request, config, result, folder)
-            if cells:
-                posthoc_evaluation.check_cells(cells, request, config, result, folder)
-            waiting.append((run, request, config, cells))
+    return [ref for ref, _ in finished]
+
+
+def _plan(runs: list[RunRef], changes: EvaluationOverrides) -> list[PlannedEvaluation]:
+    """Work out what each run lacks, and check it.
+
+    Raises:
+        UserError: it cannot work; nothing was written.
+    """
+    plans = []
+    with progress("checking", len(runs)) as bar:
+        for ref in runs:
+            plans.append(_plan_run(ref, changes))
             bar.advance()
-    if changes.dry_run:
-        _show_missing([(k.folder.name, cells) for k, _, _, cells in waiting])
-        return None
-    for run, request, config, cells in waiting:
-        if cells and "dataset.permission" in changes.values:
-            permit(run.folder, config.dataset.permission)
-        if cells:
-            posthoc_evaluation.write_request(run.folder, request)
-        else:
-            _nothing_waits(run.folder)
-    left = [(run, config) for run, _, config, cells in waiting if cells]
-    json_output.record(folder=str(where.absolute()), made=[], submitted=[], **no_data())
-    if not left:
-        say("every cell is there already")
-    before = {run.folder: _submissions(run) for run, _ in left}
-    try:
-        return start(where, left)
-    except ClusterError:
-        for run, _ in left:
-            if _submissions(run) == before[run.folder]:  # SLURM did not take it
-                _nothing_waits(run.folder)
-        raise
+    return plans
 
 
-def _submissions(run: RunRef) -> int:
-    known = find_origin(next(k for k in find_runs(run.folder) if k.folder == run.folder))
-    return len(known.entry.submissions) if known.entry else 0
+def _plan_run(ref: RunRef, changes: EvaluationOverrides) -> PlannedEvaluation:
+    folder, saved = RunFolder(ref.folder), changes.note_caller(frozen(ref.folder))
+    result, request = read_result(folder.result), changes.request(saved)
+    request.adapter = result.paths.get("adapter")
+    if request.adapter:
+        request.subject = ADAPTER
+    elif result.settings["lora.rank"] is None:
+        request.subject = BASE
+    config = request.apply(saved)
+    _require_tasks(config)
+    missing = find_missing(request, config, result, folder)
+    if missing:
+        check_missing(missing, request, config, result, folder)
+    return PlannedEvaluation(ref, request, config, missing)
 
 
 def _require_tasks(config: RunConfig) -> None:
@@ -130,8 +147,27 @@ def _require_tasks(config: RunConfig) -> None:
         raise UserError("eval.tasks is empty, so there is nothing to evaluate; for example eval=match")
 
 
-def _nothing_waits(run: Path) -> None:
-    """An evaluation that was asked for once, and failed, is no longer wanted."""
+def _start(where: Path, plans: list[PlannedEvaluation]) -> Path | None:
+    """Start evaluations; withdraw the requests of those that SLURM did not take."""
+    if not plans:
+        say("every cell is there already")
+    before = [_count_submissions(p.run.folder) for p in plans]
+    try:
+        return start_evaluations(where, plans)
+    except ClusterError:
+        for plan, count in zip(plans, before, strict=True):
+            if _count_submissions(plan.run.folder) == count:
+                _withdraw(plan.run.folder)
+        raise
+
+
+def _count_submissions(run: Path) -> int:
+    entry = find_run(run).entry
+    return len(entry.submissions) if entry else 0
+
+
+def _withdraw(run: Path) -> None:
+    """Remove a request that was written once: it failed, or SLURM did not take it."""
     if (run / NAME).exists():
         (run / NAME).unlink()
         status = read_status(run)
@@ -139,34 +175,32 @@ def _nothing_waits(run: Path) -> None:
         write_status(run, status)
 
 
-def _alone(adapter: Path | None, overrides: list[str], config_dir: str | None) -> Path | None:
-    """An adapter from elsewhere, or a base model; its results lie in a new folder below multirun/."""
+def _evaluate_model(adapter: Path | None, overrides: list[str], config_dir: str | None) -> Path | None:
+    """Evaluate an adapter from elsewhere, or a base model; its results lie in a new folder below multirun/."""
     of_adapter = settings_of(adapter, overrides) if adapter else []
-    named = typed(overrides, "run_name") or typed(overrides, "output_dir")
+    is_named = typed(overrides, "run_name") or typed(overrides, "output_dir")
     name = quoted_text(adapter.absolute().name) if adapter else "${model.name}"
-    config = compose([*of_adapter, *([] if named else [f"run_name={name}"]), *overrides], config_dir)
+    config = compose([*of_adapter, *([] if is_named else [f"run_name={name}"]), *overrides], config_dir)
     _require_tasks(config)
-    kind = posthoc_evaluation.ADAPTER if adapter else posthoc_evaluation.BASE
-    place = str(adapter.absolute()) if adapter else None
-    request = posthoc_evaluation.Request(
-        asdict(config.eval), asdict(config.slurm), config.device, config.threads, kind, place
-    )
+    request = EvaluationRequest(asdict(config.eval), asdict(config.slurm), config.device, config.threads, BASE)
+    if adapter:
+        request.subject, request.adapter = ADAPTER, str(adapter.absolute())
     folder = RunFolder(config.output_dir)
     if folder.result.exists():
         raise UserError(f"{folder.path} already holds a run; choose another output_dir")
-    result = posthoc_evaluation.result_for(folder.path, request, config)
-    cells = posthoc_evaluation.cells_of(request, config, result, folder)
-    if not cells:
-        raise UserError("eval.baseline=false leaves nothing to ask of a base model; leave it at true")
-    posthoc_evaluation.check_cells(cells, request, config, result, folder)
+    result = load_result(folder.path, request, config)
+    missing = find_missing(request, config, result, folder)
+    if not missing:
+        raise UserError("eval.baseline=false skips the base model, which is the only model here; set it to true")
+    check_missing(missing, request, config, result, folder)
     if config.dry_run:
-        _show_missing([(config.run_name, cells)])
+        _show_missing([(config.run_name, missing)])
         return None
     folder.freeze(config, {})
-    posthoc_evaluation.write_request(folder.path, request)
+    write_request(folder.path, request)
     json_output.record(folder=str(folder.path), made=[], submitted=[], **no_data())
     try:
-        return start(folder.path, [(RunRef(folder.path), config)])
+        return start_evaluations(folder.path, [PlannedEvaluation(RunRef(folder.path), request, config, missing)])
     except Exception:
         if not folder.result.exists():  # nothing began
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -189,15 +223,15 @@ def _show_missing(rows: list[tuple[str, EvaluationGrid]]) -> None:
 
 
 def _command(options: argparse.Namespace) -> None:
-    places = [i for i in options.items if "=" not in i or Path(i).is_dir()]
-    overrides = [i for i in options.items if i not in places]
-    if len(places) > 1:
-        raise UserError(f"{places[1]}: one folder can be named; settings are written key=value")
+    folders = [i for i in options.items if "=" not in i or Path(i).is_dir()]
+    overrides = [i for i in options.items if i not in folders]
+    if len(folders) > 1:
+        raise UserError(f"{folders[1]}: one folder can be named; settings are written key=value")
     if not options.items:
         raise UserError("name a run's or a sweep's folder, an adapter's, or a model; --help has examples")
-    where = evaluate(Path(places[0]) if places else None, overrides, options.config_dir)
+    where = evaluate(Path(folders[0]) if folders else None, overrides, options.config_dir)
     if where is not None:
-        show(where)
+        print_results(where)
 
 
 def main(argv: list[str] | None = None) -> int:

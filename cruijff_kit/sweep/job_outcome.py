@@ -26,8 +26,8 @@ from cruijff_kit.records.run_status import (
 )
 from cruijff_kit.records.saved_config import frozen
 from cruijff_kit.records.sweep_manifest import is_done
-from cruijff_kit.runs.posthoc_evaluation import NAME as EVALUATION_REQUEST
-from cruijff_kit.runs.posthoc_evaluation import read_request
+from cruijff_kit.runs.evaluation_request import NAME as EVALUATION_REQUEST
+from cruijff_kit.runs.evaluation_request import read_request
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.request import double_memory
 from cruijff_kit.sweep.job_resources import can_requeue, granted_mb, was_over_memory

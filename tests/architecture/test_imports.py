@@ -215,6 +215,7 @@ LIGHT = (
     "cruijff_kit.commands.archive",
     "cruijff_kit.commands.reproduce",
     "cruijff_kit.runs.model_source",
+    "cruijff_kit.runs.evaluation_request",
     "cruijff_kit.runs.posthoc_evaluation",
     "cruijff_kit.analysis.sweep",
     "cruijff_kit.commands.heterogeneity",

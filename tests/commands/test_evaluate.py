@@ -16,7 +16,7 @@ from cruijff_kit.config.compose import compose
 from cruijff_kit.evaluation.cells import with_evaluation
 from cruijff_kit.records.result import Evaluation, read_result
 from cruijff_kit.records.run_status import read_status
-from cruijff_kit.runs.posthoc_evaluation import NAME, read_request
+from cruijff_kit.runs.evaluation_request import NAME, read_request
 
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "lr=1e-2", "device=cpu", "dtype=fp32"]
 ASKED = ["eval.limit=6", "eval.max_tokens=6"]
@@ -322,7 +322,7 @@ def test_a_base_model_alone(model, tiny, tmp_path, monkeypatch, capsys):
     log = read_eval_log(found[0].baseline[0].log)
     assert log.eval.metadata["adapter"] is None and len(log.samples) == 6
     assert main([*model, "eval=capitalization", "eval.baseline=false"]) == USER_ERROR
-    assert "leaves nothing to ask" in capsys.readouterr().err
+    assert "skips the base model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from cruijff_kit.records import environment as module
 from cruijff_kit.records import own_code, result, versions
 from cruijff_kit.records.environment import environment, read_environment
 from cruijff_kit.records.versions import code_hash
-from cruijff_kit.runs.posthoc_evaluation import Request, evaluate_pending, write_request
+from cruijff_kit.runs.evaluation_request import EvaluationRequest, write_request
+from cruijff_kit.runs.posthoc_evaluation import evaluate_pending
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 SECRET, DATUM = "sk-2718281828", "a cell of the data"
@@ -270,7 +271,7 @@ def test_a_later_evaluation_has_a_record_of_its_own(run):
     before = (folder / "environment.json").read_bytes()
     config = cruijff_kit.records.saved_config.frozen(folder)
     asked = cruijff_kit.compose(["eval=match", "eval.limit=1", "eval.max_tokens=6"])
-    write_request(folder, Request(vars(asked.eval), vars(config.slurm), device="cpu"))
+    write_request(folder, EvaluationRequest(vars(asked.eval), vars(config.slurm), device="cpu"))
     evaluate_pending(folder)
     late = json.loads((folder / "environment_evaluate.json").read_text())
     assert late["packages"]["numpy"] == numpy.__version__ and (folder / "environment.json").read_bytes() == before
