@@ -1,6 +1,4 @@
-"""What happens before a single run's folder is made: every check. And when a sweep ends: results.csv,
-experiment_summary.md, the report, the table, and the command's exit code.
-"""
+"""Hydra callbacks: check a single run before its folder is made, and finish a sweep when it ends."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from cruijff_kit.sweep.finish import print_summary
 
 
 class RunStart(Callback):
-    """Hydra callback, set in conf/config.yaml: a run that is refused, or only shown, leaves no folder."""
+    """Checks a single run; set in conf/config.yaml. A run that is refused, or only shown, leaves no folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """As check_single. (The runs of a sweep are checked by the launcher.)"""
@@ -22,7 +20,7 @@ class RunStart(Callback):
 
 
 class SweepEnd(Callback):
-    """Hydra callback, set in conf/config.yaml."""
+    """Finishes a sweep; set in conf/config.yaml."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """As print_summary. (Hydra swallows a callback's exceptions, but for SystemExit.)"""

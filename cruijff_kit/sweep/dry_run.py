@@ -1,4 +1,4 @@
-"""What a command would do, worked out and shown without reading any weights (dry_run=true)."""
+"""dry_run=true: work out what a command would do, and print it, without reading any weights."""
 
 import dataclasses
 import os
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that nobody starts: its config, what distinguishes it in its sweep, what the checks came to, its estimate."""
+    """A run that is checked but not started."""
 
     config: RunConfig
     swept: dict[str, Any]
+    """The values that distinguish it in its sweep."""
     plan: Plan
     estimate: Estimate
 
@@ -43,14 +44,16 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedArray:
-    """A job array that nobody submits: what it asks for, its sbatch script, what `sbatch --test-only` says to that, and the
-    error, where it refuses.
-    """
+    """A job array that is not submitted."""
 
     what: str
+    """Its runs and its request, in one line."""
     script: str
+    """The sbatch script."""
     test_only: str
+    """The answer of `sbatch --test-only`."""
     error: ClusterError | None = None
+    """SLURM's refusal."""
 
     def as_data(self) -> dict[str, Any]:
         """As --json has it."""
@@ -59,8 +62,8 @@ class PlannedArray:
 
 
 def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
-    """Print (or record, for a program) every run with what differs, its steps, tokens and estimates; the torchtune configs;
-    and what would be submitted to SLURM.
+    """Print (or record, for --json) every run with its steps, tokens and estimates, the torchtune configs, and what would be
+    submitted to SLURM.
 
     Args:
         runs: config and swept values of each run.
@@ -70,31 +73,31 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
         ClusterError: SLURM would refuse an array.
     """
     checked = [(config, check(config)) for config, _ in runs]
-    found = estimates(checked, folder)
-    planned = [PlannedRun(*c, plan, e) for c, (_, plan), e in zip(runs, checked, found, strict=True)]
-    packs = plan_groups([config for config, _ in runs], [e.seconds for e in found]) if len(runs) > 1 else []
-    there = [n for n, (config, _) in enumerate(runs) if config.slurm.submit]
-    arrays = planned_arrays([runs[n][0] for n in there], folder.absolute(), [found[n] for n in there])
+    of_runs = estimates(checked, folder)
+    planned = [PlannedRun(*run, plan, e) for run, (_, plan), e in zip(runs, checked, of_runs, strict=True)]
+    groups = packs_of([config for config, _ in runs], [e.seconds for e in of_runs]) if len(runs) > 1 else []
+    submitted = [run for run in planned if run.config.slurm.submit]
+    arrays = planned_arrays([run.config for run in submitted], folder.absolute(), [run.estimate for run in submitted])
     detectable = detectable_differences(planned)
     if json_output.wanted():
         json_output.record(detectable_difference={task: d.as_data() for task, d in detectable.items()})
         json_output.record(
-            dry_run=True, folder=str(folder.absolute()), estimate=total(found) | budget(runs[0][0], found)
+            dry_run=True, folder=str(folder.absolute()), estimate=total(of_runs) | budget(runs[0][0], of_runs)
         )
         json_output.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
         names = [run.config.run_name for run in planned]
         json_output.extend(
-            groups=[{"runs": [names[n] for n in p.runs], "at_once": p.at_once, "why": p.why} for p in packs]
+            groups=[{"runs": [names[n] for n in g.runs], "at_once": g.at_once, "why": g.why} for g in groups]
         )
     else:
-        _print(planned, arrays, packs, detectable)
+        _print(planned, arrays, groups, detectable)
     for array in arrays:
         if array.error is not None:
             raise array.error
 
 
 def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estimate | None]) -> list[PlannedArray]:
-    """The arrays that the runs of these configs would be submitted as; SLURM is asked about each.
+    """Plan the arrays that the runs of these configs would be submitted as, and try each with `sbatch --test-only`.
 
     Raises:
         ClusterError: SLURM does not answer.
@@ -115,22 +118,22 @@ def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estima
 
 
 def detectable_differences(runs: list[PlannedRun]) -> dict[str, DetectableDifference]:
-    """Task -> the smallest difference that comparisons of these runs could find."""
+    """Return the smallest difference that comparisons of these runs could find, by task."""
     seeds = Counter(configuration_hash(run.config) for run in runs)
-    found = {}
+    differences = {}
     plan, compared, of_each = runs[0].plan, max(2, len(seeds)), min(seeds.values())
     for task in (*plan.accuracy_tasks, *plan.error_tasks):
         find = detectable_difference if task in plan.accuracy_tasks else detectable_error
         items = min(run.plan.samples.get(task, 0) for run in runs)
         if items:
-            found[task] = find(items, compared, seeds=of_each)
-    return found
+            differences[task] = find(items, compared, seeds=of_each)
+    return differences
 
 
-def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
-    """max_gpu_hours, and whether it would stop these runs."""
+def budget(config: RunConfig, of_runs: list[Estimate]) -> dict[str, Any]:
+    """Return max_gpu_hours, and whether it would stop these runs."""
     try:
-        check_budget(config, found)
+        check_budget(config, of_runs)
     except UserError:
         return {"max_gpu_hours": config.max_gpu_hours, "stopped": True}
     return {"max_gpu_hours": config.max_gpu_hours, "stopped": False}
@@ -139,7 +142,7 @@ def budget(config: RunConfig, found: list[Estimate]) -> dict[str, Any]:
 def _print(
     runs: list[PlannedRun],
     arrays: list[PlannedArray],
-    packs: list[PlannedGroup],
+    groups: list[PlannedPack],
     detectable: dict[str, DetectableDifference],
 ) -> None:
     from rich.console import Console
@@ -152,10 +155,10 @@ def _print(
         further = [run.estimate for run in runs for _ in {1, 2, 3} - {run.config.seed}]
         more = clock(total(further)["seconds"])
         console.print(f"each configuration has one seed, so that runs are compared; seed=1,2,3 would take {more} more")
-    for pack in packs:
-        names = [runs[n].config.run_name for n in pack.runs]
-        together = f"{pack.summary(len(runs))}: {'; '.join(names)}"
-        console.print(f"{names[0]} trains alone: {pack.why}" if pack.why else together, markup=False, soft_wrap=True)
+    for group in groups:
+        names = [runs[n].config.run_name for n in group.runs]
+        together = f"{group.in_words(len(runs))}: {'; '.join(names)}"
+        console.print(f"{names[0]} trains alone: {group.why}" if group.why else together, markup=False, soft_wrap=True)
     first = dict(_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):
         differs = ", where it differs" if number else ""
@@ -179,9 +182,9 @@ def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
     for run in runs:
         table.add_row(run.config.run_name, *map(str, run.swept.values()), *_cells(run))
     console.print(table)
-    found = [run.estimate for run in runs]
-    console.print(in_words(found), markup=False, soft_wrap=True)
-    if budget(runs[0].config, found)["stopped"]:
+    of_runs = [run.estimate for run in runs]
+    console.print(in_words(of_runs), markup=False, soft_wrap=True)
+    if budget(runs[0].config, of_runs)["stopped"]:
         console.print("above max_gpu_hours: without approved=true nothing of it starts", markup=False, soft_wrap=True)
     for run in runs:
         for note in _notes(run.plan):
@@ -189,7 +192,7 @@ def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in a tree."""
+    """Yield the dotted key and the value of every leaf of a tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""The end of a sweep: results.csv, experiment_summary.md, the report, the table, and the exit code."""
+"""Finish a sweep: results.csv, experiment_summary.md, the report, the table, and the exit code."""
 
 from pathlib import Path
 
@@ -9,11 +9,10 @@ from cruijff_kit.util.progress import say
 
 
 def print_summary(folder: Path, report: bool = True) -> None:
-    """Write and show the results of a sweep (or of a single run), if there are any yet.
+    """Write and print the results of a sweep (or of a single run), if there are any yet.
 
     Args:
-        report: whether the page with figures is wanted too.
-
+        report: whether to write the page with figures too.
     Raises:
         SystemExit: with code 1, after the table, if a run failed.
     """
@@ -25,7 +24,7 @@ def print_summary(folder: Path, report: bool = True) -> None:
     write_and_print(folder, report)
     _refresh_above(folder, report)
     infos, _ = collect_states(find_runs(folder))
-    failed = [v for v in infos if v.state in (FAILED, CANCELLED)]
+    failed = [info for info in infos if info.state in (FAILED, CANCELLED)]
     if failed:
         fix = f"cruijff-kit status {folder} says why; cruijff-kit resume {folder} tries them again"
         json_output.record(error=json_output.error("run", f"{len(failed)} of {len(infos)} runs failed", fix, 1))
@@ -34,8 +33,10 @@ def print_summary(folder: Path, report: bool = True) -> None:
 
 
 def write_and_print(sweep_dir: Path, report: bool = True) -> list[RunResult]:
-    """Write results.csv, experiment_summary.md and (if wanted) the report, print the table (or record the results, for a
-    program that waits for them), and return the results, if any.
+    """Write results.csv, experiment_summary.md and the report, print the table (or record the results, for --json).
+
+    Returns:
+        The results, if any.
     """
     from cruijff_kit.analysis.results_frame import unfinished_runs
     from cruijff_kit.analysis.results_table import answer_or_show
@@ -45,14 +46,14 @@ def write_and_print(sweep_dir: Path, report: bool = True) -> list[RunResult]:
     if not results:
         return []
     answer_or_show(sweep_dir, results)
-    # Of runs that are submitted or were interrupted it would be early.
+    # Too early while runs are submitted or interrupted.
     if report and not (sweep_dir / "result.json").exists() and not unfinished_runs(sweep_dir):
         _report(sweep_dir)
     return results
 
 
 def _refresh_above(folder: Path, report: bool) -> None:
-    """Bring up to date what a command wrote earlier into the folders above, such as the experiment's: all of it at once."""
+    """Write again what a command once wrote into the folders above, such as the experiment's."""
     from cruijff_kit.analysis.summary import write_overviews
 
     for above in [*folder.absolute().parents][:2]:
@@ -63,7 +64,7 @@ def _refresh_above(folder: Path, report: bool) -> None:
 
 
 def _report(sweep_dir: Path) -> None:
-    """Write the report; whatever goes wrong with it is said, and the sweep is as it was."""
+    """Write the report; an error is only printed: the sweep is done."""
     from cruijff_kit.analysis.report.build import write_report
 
     try:

@@ -1,7 +1,7 @@
-"""Runs of a sweep on this machine, in this process.
+"""Run a sweep on this machine, in this process.
 
-One process, so torch is imported once, the base model read once and each distinct data setting tokenised once. Runs that
-can share the base model train together (packs.py), the others one after another.
+In one process torch is imported once, the base model is read once, and each distinct data setting is tokenised once. Runs
+that can share the base model train together (runs/multi_lora_runs.py), the others one after another.
 """
 
 import functools
@@ -24,86 +24,86 @@ from cruijff_kit.util.progress import say
 _OUR_CALLBACKS = {"run_start", "sweep_end"}
 
 
-def run_here(launcher, jobs: list[SweepRun]) -> dict[int, float | None]:
-    """Run the jobs; their objectives by place.
+def run_here(launcher, runs: list[SweepRun]) -> dict[int, float | None]:
+    """Run the runs; return their objectives by the id() of the run.
 
-    A failed run's is NaN, so that the rest of the sweep, and a sweeper that optimises, can go on; the failure stands in its
-    result.json, and `callback.SweepEnd` gives the command its exit code.
+    The objective of a failed run is NaN, so that the rest of the sweep, and a sweeper that optimises, can go on; the failure
+    stands in its result.json, and `callbacks.SweepEnd` gives the command its exit code.
     """
-    for job in jobs:
-        _queue(job)
+    for run in runs:
+        _queue(run)
     objectives: dict[int, float | None] = {}
-    for pack in _packs(jobs):
-        chosen = [jobs[n] for n in pack.runs]
-        if len(chosen) > 1:
-            say(pack.summary(len(jobs)))
-            places = [f"[{n + 1}/{len(jobs)}] " for n in pack.runs]
-            objectives |= _run_group(chosen, places, pack.at_once)
+    for group in _plan_groups(runs):
+        members = [runs[n] for n in group.runs]
+        labels = [f"[{n + 1}/{len(runs)}] " for n in group.runs]
+        if len(members) > 1:
+            say(group.in_words(len(runs)))
+            objectives |= _run_group(members, labels, group.at_once)
         else:
-            objectives |= {id(job): _run(launcher, job, jobs.index(job) + 1, len(jobs)) for job in chosen}
+            objectives[id(members[0])] = _run(launcher, members[0], labels[0])
     return objectives
 
 
-def _packs(jobs: list[SweepRun]) -> list[PlannedGroup]:
-    """As plan_groups; a run that Hydra itself has to do something for, while it goes on, is alone."""
-    own = [n for n, job in enumerate(jobs) if _is_hydras(job.composed.hydra)]
-    others = [n for n in range(len(jobs)) if n not in own]
-    packs = plan_groups([jobs[n].config for n in others])
-    return [PlannedGroup([others[n] for n in p.runs], p.at_once, p.why) for p in packs] + [
-        PlannedGroup([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
+def _plan_groups(runs: list[SweepRun]) -> list[PlannedPack]:
+    """As packs_of; a run for which Hydra itself has something to do runs alone."""
+    own = [n for n, run in enumerate(runs) if _needs_hydra(run.composed.hydra)]
+    others = [n for n in range(len(runs)) if n not in own]
+    groups = packs_of([runs[n].config for n in others])
+    return [PlannedPack([others[n] for n in g.runs], g.at_once, g.why) for g in groups] + [
+        PlannedPack([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
     ]
 
 
-def _is_hydras(hydra: DictConfig) -> bool:
+def _needs_hydra(hydra: DictConfig) -> bool:
     return bool(hydra.job.chdir or hydra.job.env_set or {*hydra.callbacks} - _OUR_CALLBACKS)
 
 
-def _run_group(chosen: list[SweepRun], places: list[str], at_once: int | None) -> dict[int, float | None]:
-    runs = [
-        GroupRun(job.config, job.swept, place, functools.partial(_begin_as_hydra, job))
-        for job, place in zip(chosen, places, strict=True)
+def _run_group(members: list[SweepRun], labels: list[str], at_once: int | None) -> dict[int, float | None]:
+    group = [
+        PackedRun(run.config, run.swept, label, functools.partial(_prepare_as_hydra, run))
+        for run, label in zip(members, labels, strict=True)
     ]
     return {
-        id(job): math.nan if isinstance(result, Exception) else result.objective
-        for job, result in zip(chosen, run_group(runs, at_once), strict=True)
+        id(run): math.nan if isinstance(result, Exception) else result.objective
+        for run, result in zip(members, run_pack(group, at_once), strict=True)
     }
 
 
-def _begin_as_hydra(job: SweepRun) -> None:
-    """What Hydra leaves in a run's folder before it starts the run (hydra.core.utils.run_job)."""
-    config, place = job.composed, job.folder / str(job.composed.hydra.output_subdir)
+def _prepare_as_hydra(run: SweepRun) -> None:
+    """Configure logging and write .hydra/ as hydra.core.utils.run_job does before it starts a run."""
+    config, folder = run.composed, run.folder / str(run.composed.hydra.output_subdir)
     with read_write(config), open_dict(config), read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-        config.hydra.runtime.output_dir = str(job.folder.absolute())
+        config.hydra.runtime.output_dir = str(run.folder.absolute())
     HydraConfig.instance().set_config(config)
     hydra = HydraConfig.get()
     configure_log(hydra.job_logging, hydra.verbose)
     if hydra.output_subdir is not None:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         saved = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
         for name, node in saved.items():
-            (place / f"{name}.yaml").write_text(OmegaConf.to_yaml(node), encoding="utf-8")
+            (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(node), encoding="utf-8")
 
 
-def _queue(job: SweepRun) -> None:
-    mark_queued(job.folder)
-    status = read_status(job.folder)
+def _queue(run: SweepRun) -> None:
+    mark_queued(run.folder)
+    status = read_status(run.folder)
     status.host, status.pid = socket.gethostname(), os.getpid()  # while this process lives, their turn may come
-    write_status(job.folder, status)
+    write_status(run.folder, status)
 
 
-def _run(launcher, job: SweepRun, place: int, total: int) -> float | None:
-    say(f"[{place}/{total}] {job.name}")
-    with set_swept(job.swept):
+def _run(launcher, run: SweepRun, label: str) -> float | None:
+    say(f"{label}{run.name}")
+    with set_swept(run.swept):
         returned: JobReturn = run_job(
             hydra_context=launcher.hydra_context,
             task_function=launcher.task_function,
-            config=job.composed,
+            config=run.composed,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-    refresh_above(job.folder)
+    refresh_above(run.folder)
     if returned.status is JobStatus.FAILED:
-        say(f"[{place}/{total}] {job.name} failed: {one_line(returned._return_value)}")
+        say(f"{label}{run.name} failed: {one_line(returned._return_value)}")
         return math.nan
     return returned.return_value

@@ -1,4 +1,4 @@
-"""slurm.wait=true: stay with the submitted runs until they have ended."""
+"""slurm.wait=true: wait until the submitted runs have ended."""
 
 from pathlib import Path
 
@@ -11,18 +11,19 @@ from cruijff_kit.util.progress import say
 
 
 def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
-    """Show how the runs do until all have ended.
+    """Show the state of runs until all have ended.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C; asked in a terminal, the jobs are cancelled or left; without one they are left.
+        KeyboardInterrupt: on Ctrl-C. At a terminal a question decides whether the jobs are cancelled; without one they go on.
     """
     wanted = set(folders)
-    runs = [k for k in find_runs(sweep_dir) if k.folder in wanted]
+    runs = [ref for ref in find_runs(sweep_dir) if ref.folder in wanted]
     try:
         watch(str(sweep_dir), runs, none_active)
     except KeyboardInterrupt:
-        active = [(k, v) for k, v in zip(runs, collect_states(runs)[0], strict=True) if v.state in ACTIVE and v.job_id]
-        if active and _asked_to_cancel(len(active)):
+        states = zip(runs, collect_states(runs)[0], strict=True)
+        active = [(ref, info) for ref, info in states if info.state in ACTIVE and info.job_id]
+        if active and _confirm_cancel(len(active)):
             cancel_jobs(active)
             say(f"{len(active)} runs cancelled")
         elif active:
@@ -30,7 +31,7 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
         raise
 
 
-def _asked_to_cancel(count: int) -> bool:
+def _confirm_cancel(count: int) -> bool:
     if not json_output.at_terminal():
         return False
     try:
