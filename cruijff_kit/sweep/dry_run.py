@@ -62,7 +62,7 @@ class PlannedArray:
 
 
 def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
-    """Print (or record, for --json) every run with its steps, tokens and estimates, the torchtune configs, and what would be
+    """Print (or record, for --json) the steps, tokens and estimates of every run, the torchtune configs, and what would be
     submitted to SLURM.
 
     Args:
