@@ -1,7 +1,7 @@
-"""What will work on this cluster: `cruijff-kit doctor [--job] [DIR] [--json]`.
+"""Diagnose a SLURM cluster: `cruijff-kit doctor [--job] [DIR] [--json]`.
 
-Asks SLURM about itself, says what matters for our runs and what to type, and prints a slurm YAML to start from. --json:
-everything that was found (site.Site), "verdicts" and "yaml"; exit code 1 when a verdict is a problem.
+Queries SLURM, prints what matters for our runs and what to type, and a slurm YAML to start from. --json:
+slurm.site.Site, "findings" and "yaml"; exit code 1 when a finding is a problem.
 """
 
 import argparse
@@ -13,63 +13,63 @@ from pathlib import Path
 
 from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
 from cruijff_kit.slurm import client
-from cruijff_kit.slurm.diagnosis import OK, PROBLEM, WARNING, Choice, Verdict, choose, gpu_text, verdicts
+from cruijff_kit.slurm.diagnosis import OK, PROBLEM, WARNING, Choice, Finding, diagnose, gpu_text, pick_partition
 from cruijff_kit.slurm.probe_job import run_probe_job
 from cruijff_kit.slurm.site import Account, Partition, Site, read_site
 from cruijff_kit.util.errors import UserError
 
 _SHORT_S = 3600  # what the smallest model asks for
 _COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "red"}
-_ABOUT = ("account", "partition", "qos", "constraint")
+_SBATCH_OPTIONS = ("account", "partition", "qos", "constraint")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 when something will not work, 3 when there is no SLURM to ask."""
-    parser = Parser("doctor", "What will work on this cluster.", "everything that was found, as JSON")
+    parser = Parser("doctor", "What will work on this cluster.", "the findings and the YAML, as one JSON document")
     add = parser.add_argument
     add("folder", metavar="DIR", nargs="?", type=Path, default=".", help="where runs will be written; default: here")
-    add("--job", action="store_true", help="also submit a tiny job that looks around on a node")
+    add("--job", action="store_true", help="also submit a tiny job that probes a node")
     add("--gpus", type=int, default=0, metavar="N", help="GPUs that the job asks for")
     add("--wait", type=int, default=300, metavar="SECONDS", help="the longest wait for the job (300)")
-    for name in _ABOUT:
+    for name in _SBATCH_OPTIONS:
         add(f"--{name}", metavar=name[0].upper(), help="for the job and the YAML, as sbatch takes it")
     return parser.run(argv, _examine)
 
 
-def _examine(asked: argparse.Namespace) -> CommandResult:
-    if asked.gpus and not asked.job:
+def _examine(options: argparse.Namespace) -> CommandResult:
+    if options.gpus and not options.job:
         raise UserError("--gpus goes with --job")
-    if not asked.folder.is_dir():
-        raise UserError(f"no such folder: {asked.folder}; mkdir -p {asked.folder}")
-    site = read_site(asked.folder)
-    choice = choose(site, asked)
-    if asked.job:
-        options = {name: getattr(asked, name) for name in _ABOUT}
-        if asked.gpus or not any(p.default for p in site.partitions):  # the default one will do for a look around
-            options["partition"] = asked.partition or (choice.partition and choice.partition.name)
-        given = [f"--{key}={value}" for key, value in options.items() if value]
-        site.node = run_probe_job(asked.folder, given, asked.gpus, asked.wait)
-    found, yaml = verdicts(site, choice), site_yaml(site, choice)
-    if not asked.json:
-        show(site, found, yaml)
-    data = asdict(site) | {"verdicts": [asdict(v) for v in found], "yaml": yaml}
-    return CommandResult(data, RUN_FAILED if any(v.level == PROBLEM for v in found) else DONE)
+    if not options.folder.is_dir():
+        raise UserError(f"no such folder: {options.folder}; mkdir -p {options.folder}")
+    site = read_site(options.folder)
+    choice = pick_partition(site, options)
+    if options.job:
+        sbatch = {name: getattr(options, name) for name in _SBATCH_OPTIONS}
+        if options.gpus or not any(p.default for p in site.partitions):  # the default one will do for a probe
+            sbatch["partition"] = options.partition or (choice.partition and choice.partition.name)
+        flags = [f"--{key}={value}" for key, value in sbatch.items() if value]
+        site.node = run_probe_job(options.folder, flags, options.gpus, options.wait)
+    findings, yaml = diagnose(site, choice), format_yaml(site, choice)
+    if not options.json:
+        print_report(site, findings, yaml)
+    data = asdict(site) | {"findings": [asdict(f) for f in findings], "yaml": yaml}
+    return CommandResult(data, RUN_FAILED if any(f.level == PROBLEM for f in findings) else DONE)
 
 
-def site_yaml(site: Site, choice: Choice) -> str:
-    """A slurm option for this cluster, to be saved as my_conf/slurm/NAME.yaml."""
+def format_yaml(site: Site, choice: Choice) -> str:
+    """Write a slurm option for this cluster, to be saved as my_conf/slurm/NAME.yaml."""
     name = "".join(c if c.isalnum() else "_" for c in site.name.lower())
     name += "_site" * (name in ("cluster", "local", "site_example"))  # options that we have
-    p, asked, qos = choice.partition, choice.asked, choice.association.qos if choice.association else []
+    p, options, qos = choice.partition, choice.options, choice.association.qos if choice.association else []
     others = [x.name for x in site.partitions if x is not p]
     longest = _longest_time(choice)
     short = longest and (client.seconds(longest) or _SHORT_S) < _SHORT_S
     accounts = [a for a in dict.fromkeys(a.name for a in site.accounts) if a != choice.account]
     lines = [
         _line("account", choice.account, "others: ", accounts),
-        _line("partition", asked.partition or (p and p.name), "others: ", others),
-        _line("qos", asked.qos, "one of ", qos),
-        _line("constraint", asked.constraint, "one of ", p.features if p else []),
+        _line("partition", options.partition or (p and p.name), "others: ", others),
+        _line("qos", options.qos, "one of ", qos),
+        _line("constraint", options.constraint, "one of ", p.features if p else []),
         _line("time", longest if short else None, "at most ", [longest] if longest else []),
     ]
     if p:
@@ -88,21 +88,21 @@ defaults:
 """
 
 
-def _line(key: str, value: str | None, what: str, choices: list[str]) -> str:
-    """A key with its value, or, where only choices are known, as a comment."""
+def _line(key: str, value: str | None, about: str, choices: list[str]) -> str:
+    """Format a key with its value; without one, as a comment with the choices."""
     text = f"{key}: {json.dumps(value)}" if value else f"# {key}:"
-    return f"{text:<34}# {what}{', '.join(choices)}" if choices else text if value else ""
+    return f"{text:<34}# {about}{', '.join(choices)}" if choices else text if value else ""
 
 
 def _longest_time(choice: Choice) -> str | None:
-    """The most that a job may ask for: the least of the limits."""
+    """Return the longest time that a job may ask for: the least of the limits."""
     limits = [value for name, value, _ in choice.limits if name == "MaxWall"]
     limits += [choice.partition.max_time] if choice.partition else []
     return min(limits, key=lambda t: client.seconds(t) or math.inf, default=None)
 
 
-def show(site: Site, found: list[Verdict], yaml: str) -> None:
-    """The report for people."""
+def print_report(site: Site, findings: list[Finding], yaml: str) -> None:
+    """Print the report for people."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -110,9 +110,9 @@ def show(site: Site, found: list[Verdict], yaml: str) -> None:
     _table(console, f"{site.name}: SLURM {site.version}", [_partition_row(p) for p in site.partitions])
     if site.accounts:
         _table(console, f"accounts of {site.user}", [_account_row(site, a) for a in site.accounts])
-    for verdict in found:
-        label = f"[{_COLOURS[verdict.level]}]{verdict.level:<8}[/]"
-        console.print(f"{label} {escape(verdict.text)}", soft_wrap=True)
+    for finding in findings:
+        label = f"[{_COLOURS[finding.level]}]{finding.level:<8}[/]"
+        console.print(f"{label} {escape(finding.text)}", soft_wrap=True)
     print("", yaml, sep="\n", end="")
 
 

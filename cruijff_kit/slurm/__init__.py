@@ -1,3 +1,1 @@
-"""Everything that talks to SLURM: asking it, submitting to it, and what happens inside a job. Called by launch/ and by the
-commands (status, logs, cancel, resume, doctor); nothing here trains.
-"""
+"""The conversation with SLURM: queries, submissions, cancellations, and the states of runs that follow from its answers."""

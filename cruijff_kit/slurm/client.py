@@ -1,4 +1,4 @@
-"""Asking SLURM: its commands with a time limit, their answers as data, their refusals in one line.
+"""SLURM's commands: called with a time limit, their output as data, their refusals in one line.
 
 Works with and without accounting: squeue knows what is queued or running, sacct what has ended, and where there is no
 accounting scontrol remembers a job for a while (MinJobAge).
@@ -11,34 +11,34 @@ from dataclasses import dataclass
 
 from cruijff_kit.util.errors import ClusterError, one_line
 
-SECONDS_TO_ANSWER = 10.0
-ENDED = (
+_SECONDS_TO_ANSWER = 10.0
+_ENDED = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What SLURM says about a job.
-
-    job_id: 17 or 17_3. state: SLURM's word, such as PENDING. reason: why it waits or ended. exit_code: None while unknown;
-    128 + N for a signal.
-    """
+    """SLURM's description of a job."""
 
     job_id: str
+    """17 or 17_3."""
     state: str
+    """SLURM's word, such as PENDING."""
     reason: str | None = None
+    """Why it waits or ended."""
     node: str | None = None
     exit_code: int | None = None
+    """None while unknown; 128 + N for signal N."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it is queued or running any more."""
-        return self.state in ENDED
+        """Whether nothing of the job is queued or running any more."""
+        return self.state in _ENDED
 
 
-def call(*command: str, seconds: float = SECONDS_TO_ANSWER, stdin: str | None = None) -> str:
-    """What a command of SLURM prints.
+def call(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | None = None) -> str:
+    """Run a command of SLURM and return what it prints.
 
     Raises:
         ClusterError: it is not installed, did not answer in time, or failed.
@@ -46,8 +46,8 @@ def call(*command: str, seconds: float = SECONDS_TO_ANSWER, stdin: str | None = 
     return _run(command, seconds, stdin).stdout
 
 
-def call_both(*command: str, seconds: float = SECONDS_TO_ANSWER, stdin: str | None = None) -> str:
-    """As call, with what it says on stderr behind it: `sbatch --test-only` speaks there."""
+def call_both(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | None = None) -> str:
+    """As call, with stderr appended: `sbatch --test-only` answers there."""
     done = _run(command, seconds, stdin)
     return done.stdout + done.stderr
 
@@ -70,18 +70,18 @@ def _run(command: tuple[str, ...], seconds: float, stdin: str | None) -> subproc
 
 def _environment() -> dict[str, str]:
     # Users set formats for their own eyes; ours are parsed.
-    mine = ("SQUEUE_FORMAT", "SQUEUE_FORMAT2", "SQUEUE_STATES", "SQUEUE_SORT", "SACCT_FORMAT", "SINFO_FORMAT")
-    return {k: v for k, v in os.environ.items() if k not in mine} | {"SLURM_TIME_FORMAT": "standard"}
+    formats = ("SQUEUE_FORMAT", "SQUEUE_FORMAT2", "SQUEUE_STATES", "SQUEUE_SORT", "SACCT_FORMAT", "SINFO_FORMAT")
+    return {k: v for k, v in os.environ.items() if k not in formats} | {"SLURM_TIME_FORMAT": "standard"}
 
 
 def own_words(command: str, stderr: str) -> str:
-    """The messages of a command without its name in front, in one line."""
+    """Return the messages of a command without its name in front, in one line."""
     lines = (line.removeprefix(f"{command}: ").removeprefix("error: ") for line in stderr.splitlines())
     return one_line("; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))) if stderr.strip() else ""
 
 
 def job_infos(job_ids: Iterable[str]) -> dict[str, JobInfo]:
-    """What SLURM knows about jobs, by id; those that it has forgotten are left out.
+    """Return SLURM's description of jobs, by id; jobs that it has forgotten are left out.
 
     Raises:
         ClusterError: SLURM does not answer.
@@ -89,16 +89,16 @@ def job_infos(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     wanted = set(job_ids)
     if not wanted:
         return {}
-    found = {i: info for i, info in _squeue(wanted).items() if i in wanted}
-    for ask in (_sacct, _scontrol):
-        missing = wanted - set(found)
+    infos = {i: info for i, info in _squeue(wanted).items() if i in wanted}
+    for query in (_sacct, _scontrol):
+        missing = wanted - set(infos)
         if missing:
             # Just after a job's end accounting may still call it running, and squeue has said that it is not.
-            answers = ask(missing)
+            answers = query(missing)
             # An array that was cancelled before it began is remembered as one job.
             answers = {i: answers.get(i) or answers.get(i.partition("_")[0]) for i in missing}
-            found |= {i: info for i, info in answers.items() if info is not None and info.ended}
-    return found
+            infos |= {i: info for i, info in answers.items() if info is not None and info.ended}
+    return infos
 
 
 def _bases(job_ids: Iterable[str]) -> list[str]:
@@ -161,7 +161,7 @@ def _scontrol(job_ids: set[str]) -> dict[str, JobInfo]:
 
 
 def _array_ids(base: str, tasks: str) -> list[str]:
-    """Ids of jobs that SLURM names together: tasks 3, [0-2,7%4] or none. Jobs that never began are named so."""
+    """Expand the ids of jobs that SLURM names together, which it does for jobs that never began: 3, [0-2,7%4] or none."""
     if not tasks:
         return [base]
     ids = []
@@ -173,12 +173,12 @@ def _array_ids(base: str, tasks: str) -> list[str]:
 
 
 def key_values(line: str) -> dict[str, str]:
-    """A line of `scontrol --oneliner show`: Key=value Key=value ..."""
+    """Parse a line of `scontrol --oneliner show`: Key=value Key=value ..."""
     return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
 
 def _exit_code(text: str) -> int | None:
-    """From SLURM's code:signal."""
+    """Parse SLURM's code:signal."""
     code, _, number = text.partition(":")
     if not code.isdigit():
         return None
@@ -186,7 +186,7 @@ def _exit_code(text: str) -> int | None:
 
 
 def seconds(text: str) -> int | None:
-    """From SLURM's D-HH:MM:SS, HH:MM:SS or MM:SS; None for UNLIMITED and INVALID."""
+    """Parse SLURM's D-HH:MM:SS, HH:MM:SS or MM:SS; None for UNLIMITED and INVALID."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
     if len(parts) not in (2, 3) or not all(p.isdigit() for p in [*parts, days or "0"]):
@@ -196,7 +196,7 @@ def seconds(text: str) -> int | None:
 
 
 def config() -> dict[str, str]:
-    """The cluster's configuration: `scontrol show config` as key -> value.
+    """Return the cluster's configuration: `scontrol show config` as key -> value.
 
     Raises:
         ClusterError: SLURM does not answer.
@@ -206,7 +206,7 @@ def config() -> dict[str, str]:
 
 
 def job_of_script(script: str) -> str | None:
-    """The array (or job) that a submission script became, if it is in the queue of this user; None if not."""
+    """Return the id of the array (or job) that a script became, if it is in the queue of this user; None if not."""
     for line in call("squeue", "--noheader", "--me", "--format=%F|%o").splitlines():
         job_id, _, command = line.partition("|")
         if command == script:
@@ -215,14 +215,14 @@ def job_of_script(script: str) -> str | None:
 
 
 def cancel(job_ids: Iterable[str]) -> None:
-    """scancel. Raises ClusterError when SLURM refuses; a job that has ended already is no error."""
+    """Cancel jobs. Raises ClusterError when SLURM refuses; a job that has ended already is no error."""
     ids = sorted(job_ids)
     for i in range(0, len(ids), 200):
         call("scancel", "--quiet", *ids[i : i + 200], seconds=60)
 
 
 def requeue(job_id: str, mem_mb: int | None = None) -> None:
-    """Put a job back into the queue, with more memory if that is given. (It starts after a minute or more.)
+    """Requeue a job, with more memory if that is given. (It starts after a minute or more.)
 
     Raises:
         ClusterError: not allowed here.

@@ -1,4 +1,4 @@
-"""What matters for our runs of what a cluster says, in lines that tell what to type."""
+"""Diagnose a cluster: what matters for our runs, in lines that say what to type."""
 
 import argparse
 from collections.abc import Iterator
@@ -12,56 +12,57 @@ _Lines = Iterator[tuple[str, str]]
 
 
 @dataclass
-class Verdict:
-    """A line of the report. level: ok, warning or problem."""
+class Finding:
+    """A line of the report."""
 
     level: str
+    """ok, warning or problem."""
     text: str
 
 
 @dataclass
 class Choice:
-    """Where runs should go: what was asked for, else what suits.
+    """Where runs should go: what the options name, else what suits."""
 
-    association: what accounting knows about the account there. limits: (name, value, whose) of every limit that is set.
-    """
-
-    asked: argparse.Namespace
+    options: argparse.Namespace
+    """Of the command."""
     partition: Partition | None
     account: str | None
     association: Account | None
+    """The account in this partition, as accounting has it."""
     qos: str | None
     limits: list[tuple[str, str, str]]
+    """(name, value, whose) of every limit that is set."""
 
 
-def choose(site: Site, asked: argparse.Namespace) -> Choice:
-    """The partition that was named, else the first with GPUs (the default one if it has some), else the default."""
-    account = asked.account or site.default_account
+def pick_partition(site: Site, options: argparse.Namespace) -> Choice:
+    """Pick the partition that is named, else the first with GPUs (the default one if it has some), else the default."""
+    account = options.account or site.default_account
     usable = [p for p in site.partitions if p.state == "up" and not p.refuses(account)]
     usable.sort(key=lambda p: (not p.gpus, not p.default))
-    partition = site.partition((asked.partition or "").partition(",")[0]) or next(iter(usable), None)
-    place = partition and partition.name
-    here = [a for a in site.accounts if a.name == account and a.partition in (place, None)]
-    association = min(here, key=lambda a: a.partition is None, default=None)
-    qos = asked.qos or (association and association.default_qos)
+    partition = site.partition((options.partition or "").partition(",")[0]) or next(iter(usable), None)
+    name = partition and partition.name
+    associations = [a for a in site.accounts if a.name == account and a.partition in (name, None)]
+    association = min(associations, key=lambda a: a.partition is None, default=None)
+    qos = options.qos or (association and association.default_qos)
     limits = []
     if "limits" in site.enforced:
         own = [(f"account {account}", association.limits)] if association else []
         names = dict.fromkeys((qos, partition and partition.qos))
         own += [(f"qos {name}", site.qos.get(name or "", {})) for name in names]
         limits = [(name, value, whose) for whose, values in own for name, value in values.items()]
-    return Choice(asked, partition, account, association, qos, limits)
+    return Choice(options, partition, account, association, qos, limits)
 
 
-def verdicts(site: Site, choice: Choice) -> list[Verdict]:
-    """What matters for our runs, in the order of the report."""
+def diagnose(site: Site, choice: Choice) -> list[Finding]:
+    """Return what matters for our runs, in the order of the report."""
     parts = (_partition, _gpus, _accounting, _account, _limits, _preemption, _folder, _node)
-    return [Verdict(*line) for part in parts for line in part(site, choice)]
+    return [Finding(*line) for part in parts for line in part(site, choice)]
 
 
 def _partition(site: Site, choice: Choice) -> _Lines:
     names = ", ".join(p.name for p in site.partitions)
-    for name in (choice.asked.partition or "").split(","):
+    for name in (choice.options.partition or "").split(","):
         named = site.partition(name)
         if name and named is None:
             yield PROBLEM, f"there is no partition {name}; there are {names}"
@@ -79,13 +80,13 @@ def _partition(site: Site, choice: Choice) -> _Lines:
 
 
 def _gpus(site: Site, choice: Choice) -> _Lines:
-    p, level = choice.partition, PROBLEM if choice.asked.gpus else WARNING
+    p, level = choice.partition, PROBLEM if choice.options.gpus else WARNING
     names = [x.name for x in site.partitions if x.gpus]
     default = next((x for x in site.partitions if x.default), None)
     if not names:
         yield level, "no GPU in any partition: slurm.gpus must be 0"
     elif p and p.gpus:
-        if default and not default.gpus and not choice.asked.partition:
+        if default and not default.gpus and not choice.options.partition:
             yield WARNING, f"the default partition {default.name} has no GPU: slurm.partition={p.name}"
         yield OK, f"GPUs in {p.name}: {gpu_text(p)}"
     elif p:
@@ -93,7 +94,7 @@ def _gpus(site: Site, choice: Choice) -> _Lines:
 
 
 def gpu_text(p: Partition) -> str:
-    """A partition's GPUs: 8 a100, 4 v100."""
+    """Describe a partition's GPUs: 8 a100, 4 v100."""
     return ", ".join(f"{n} {kind}".rstrip() for kind, n in p.gpus.items())
 
 
@@ -113,12 +114,12 @@ def _account(site: Site, choice: Choice) -> _Lines:
     if "associations" in site.enforced and choice.account not in accounts:
         have = ", ".join(accounts) or "none; ask the cluster's administrators"
         yield PROBLEM, f"{site.user} may not charge {choice.account or 'any account'}; accounts: {have}"
-    elif len(accounts) > 1 and not choice.asked.account:
+    elif len(accounts) > 1 and not choice.options.account:
         others = ", ".join(a for a in accounts if a != choice.account)
         yield OK, f"jobs are charged to {choice.account}; others ({others}): slurm.account=A"
     allowed = choice.association.qos if choice.association else []
-    if "qos" in site.enforced and allowed and choice.asked.qos not in (None, *allowed):
-        yield PROBLEM, f"{choice.account} may not use qos {choice.asked.qos}; it may use {', '.join(allowed)}"
+    if "qos" in site.enforced and allowed and choice.options.qos not in (None, *allowed):
+        yield PROBLEM, f"{choice.account} may not use qos {choice.options.qos}; it may use {', '.join(allowed)}"
 
 
 def _limits(site: Site, choice: Choice) -> _Lines:
@@ -167,22 +168,22 @@ def _node(site: Site, choice: Choice) -> _Lines:
         yield PROBLEM, node.error
     if node and node.python:  # it ran
         yield OK, f"{node.hostname} sees {site.folder.path} and {node.python}"
-        yield from _seen(node, choice.asked.gpus)
+        yield from _node_details(node, choice.options.gpus)
 
 
-def _seen(node: NodeReport, gpus: int) -> _Lines:
+def _node_details(node: NodeReport, gpus: int) -> _Lines:
     if node.package:
         level, which = (OK, "cruijff_kit") if node.same_package else (PROBLEM, "another cruijff_kit,")
         yield level, f"{node.hostname} imports {which} from {node.package}"
     if node.cache_shared:
         yield OK, f"{node.hostname} shares the cache"
     else:
-        mend = "export CRUIJFF_CACHE=DIR, where all nodes see and write it"
-        yield WARNING, f"{node.hostname} does not share the cache: {mend}"
+        fix = "export CRUIJFF_CACHE=DIR, where all nodes see and write it"
+        yield WARNING, f"{node.hostname} does not share the cache: {fix}"
     if gpus:
         enough = (node.torch_gpus or 0) >= gpus
-        mend = (
+        fix = (
             "" if enough else ": does nvidia-smi work there? then install PyTorch's build for its driver (pytorch.org)"
         )
-        text = f"PyTorch reaches {node.torch_gpus} of {gpus} GPUs on {node.hostname}{mend}"
+        text = f"PyTorch reaches {node.torch_gpus} of {gpus} GPUs on {node.hostname}{fix}"
         yield OK if enough else PROBLEM, text

@@ -11,28 +11,30 @@ def probe(answer: str, mark: str, start: str, with_gpus: bool) -> None:
     """Write what this node sees.
 
     Args:
-        answer: file to write. mark: a file in the cache of whoever asks. start: the folder that they are in.
+        answer: file to write.
+        mark: a file in the cache of the machine that submitted the job.
+        start: the folder where the command was given.
         with_gpus: count the GPUs that torch reaches.
     """
-    seen = {"hostname": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "python": sys.executable}
+    report = {"hostname": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "python": sys.executable}
     sys.path[0] = start  # as `python -m` has it
     try:
-        seen["package"] = os.path.dirname(importlib.import_module("cruijff_kit").__file__)
+        report["package"] = os.path.dirname(importlib.import_module("cruijff_kit").__file__)
     except Exception as error:
-        seen["error"] = f"cruijff_kit cannot be imported: {error}"
-    seen["cache_shared"] = os.access(mark, os.W_OK)
+        report["error"] = f"cruijff_kit cannot be imported: {error}"
+    report["cache_shared"] = os.access(mark, os.W_OK)
     if with_gpus:
         try:
             cuda = importlib.import_module("torch.cuda")  # in the job alone: the command itself stays without torch
-            seen["torch_gpus"] = cuda.device_count() if cuda.is_available() else 0
+            report["torch_gpus"] = cuda.device_count() if cuda.is_available() else 0
         except Exception:
-            seen["torch_gpus"] = 0
+            report["torch_gpus"] = 0
     draft = f"{answer}.draft"
     with open(draft, "w") as file:
-        json.dump(seen, file)
+        json.dump(report, file)
     os.replace(draft, answer)
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as asked:
-        probe(**json.load(asked))
+    with open(sys.argv[1], encoding="utf-8") as file:
+        probe(**json.load(file))

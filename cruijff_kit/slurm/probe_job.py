@@ -22,18 +22,17 @@ _SECONDS_TO_APPEAR = 20  # a network's file system may show late what a node wro
 
 @dataclass
 class NodeReport:
-    """What the probe job saw.
-
-    error: why it saw nothing, or not our package. torch_gpus: how many torch reaches; None: not asked for.
-    """
+    """What the probe job saw."""
 
     job_id: str | None = None
     error: str | None = None
+    """Why it saw nothing, or not our package."""
     hostname: str | None = None
     python: str | None = None
     package: str | None = None
     cache_shared: bool = False
     torch_gpus: int | None = None
+    """How many torch reaches; None: not counted."""
 
     @property
     def same_package(self) -> bool:
@@ -42,90 +41,95 @@ class NodeReport:
 
 
 def run_probe_job(folder: Path, options: list[str], gpus: int, wait: int) -> NodeReport:
-    """Submit the job, wait for it, and take away what it wrote.
+    """Submit the job, wait for it, and remove what it wrote.
 
     Args:
         folder: where runs will be written; the job writes into a folder of its own inside.
         options: more options of sbatch.
         gpus: how many it asks for.
-        wait: the most seconds until it has ended; then it is cancelled.
+        wait: seconds after which it is cancelled.
     """
-    test, name = NodeReport(), f".doctor-{secrets.token_hex(4)}"
-    place, mark = folder.absolute() / name, cache_dir() / name
+    report, name = NodeReport(), f".doctor-{secrets.token_hex(4)}"
+    folder, mark = folder.absolute() / name, cache_dir() / name
     try:
-        place.mkdir()
+        folder.mkdir()
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        (place / "node.py").write_text(Path(probe.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-        asked = {"answer": str(place / "node.json"), "mark": str(mark), "start": os.getcwd(), "with_gpus": bool(gpus)}
-        (place / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-        _submit(place, options, gpus, test)
-        ended = _await_end(wait, test)
+        (folder / "node.py").write_text(Path(probe.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+        arguments = {
+            "answer": str(folder / "node.json"),
+            "mark": str(mark),
+            "start": os.getcwd(),
+            "with_gpus": bool(gpus),
+        }
+        (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
+        _submit(folder, options, gpus, report)
+        ended = _await_end(wait, report)
         if ended:
-            _read_answer(place, ended, test)
+            _read_answer(folder, ended, report)
     except ClusterError as error:
-        test.error = str(error)
+        report.error = str(error)
     except OSError as error:
-        test.error = f"the test job could not be prepared: {error}"
+        report.error = f"the probe job could not be prepared: {error}"
     finally:
         with contextlib.suppress(ClusterError):  # an end that came before is no error
-            client.cancel([test.job_id] if test.job_id else [])
-        shutil.rmtree(place, ignore_errors=True)
+            client.cancel([report.job_id] if report.job_id else [])
+        shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             mark.unlink()
-    return test
+    return report
 
 
-def _submit(place: Path, options: list[str], gpus: int, test: NodeReport) -> None:
-    asked = ["--time=5", "--output=/dev/null", "--chdir=/", "--job-name=doctor", "--nodes=1", "--ntasks=1", *options]
+def _submit(folder: Path, options: list[str], gpus: int, report: NodeReport) -> None:
+    flags = ["--time=5", "--output=/dev/null", "--chdir=/", "--job-name=doctor", "--nodes=1", "--ntasks=1", *options]
     if gpus:
-        asked += [f"--gpus-per-node={gpus}", "--mem=4G"]  # torch takes some
+        flags += [f"--gpus-per-node={gpus}", "--mem=4G"]  # torch takes some
     try:
-        said = client.call("sbatch", "--parsable", *asked, stdin=_script(place), seconds=60)
+        printed = client.call("sbatch", "--parsable", *flags, stdin=_script(folder), seconds=60)
     except ClusterError as error:
-        raise ClusterError(f"the test job was refused: {error}") from None
-    test.job_id = said.strip().partition(";")[0]
+        raise ClusterError(f"the probe job was refused: {error}") from None
+    report.job_id = printed.strip().partition(";")[0]
 
 
-def _script(place: Path) -> str:
+def _script(folder: Path) -> str:
     python = shlex.quote(sys.executable)
     return f"""#!/bin/sh
-cd {shlex.quote(str(place))} || exit {_NO_FOLDER}
+cd {shlex.quote(str(folder))} || exit {_NO_FOLDER}
 exec >output 2>&1
 [ -x {python} ] || exit {_NO_PYTHON}
-srun --ntasks=1 {python} node.py asked.json
+srun --ntasks=1 {python} node.py arguments.json
 """
 
 
-def _await_end(wait: int, test: NodeReport) -> client.JobInfo | None:
+def _await_end(wait: int, report: NodeReport) -> client.JobInfo | None:
     """How the job ended; None when it has not."""
     end = time.monotonic() + wait
-    with progress(f"test job {test.job_id}", wait) as bar:
+    with progress(f"probe job {report.job_id}", wait) as bar:
         while True:
-            info = client.job_infos([test.job_id]).get(test.job_id)
+            info = client.job_infos([report.job_id]).get(report.job_id)
             if info is None or info.ended:
-                return info or client.JobInfo(test.job_id, "gone")
-            said = f"{info.state} ({info.reason})" if info.reason else info.state
+                return info or client.JobInfo(report.job_id, "gone")
+            state = f"{info.state} ({info.reason})" if info.reason else info.state
             if time.monotonic() >= end:
                 break
-            bar.advance(said)
+            bar.advance(state)
             time.sleep(1)
-    test.error = f"after {wait} s the test job was still {said}; cancelled. Wait longer: --wait {wait * 6}"
+    report.error = f"after {wait} s the probe job was still {state}; cancelled. Wait longer: --wait {wait * 6}"
     return None
 
 
-def _read_answer(place: Path, ended: client.JobInfo, test: NodeReport) -> None:
-    test.hostname = ended.node
-    answer, end = place / "node.json", time.monotonic() + (0 if ended.exit_code else _SECONDS_TO_APPEAR)
-    while answer.name not in os.listdir(place) and time.monotonic() < end:
+def _read_answer(folder: Path, ended: client.JobInfo, report: NodeReport) -> None:
+    report.hostname = ended.node
+    answer, end = folder / "node.json", time.monotonic() + (0 if ended.exit_code else _SECONDS_TO_APPEAR)
+    while answer.name not in os.listdir(folder) and time.monotonic() < end:
         time.sleep(0.5)
     if answer.exists():
-        vars(test).update(json.loads(answer.read_text()))
+        vars(report).update(json.loads(answer.read_text()))
     elif ended.exit_code == _NO_FOLDER:
-        test.error = f"{ended.node} does not see {place.parent}; write runs where all nodes see them"
+        report.error = f"{ended.node} does not see {folder.parent}; write runs where all nodes see them"
     elif ended.exit_code == _NO_PYTHON:
-        test.error = f"{ended.node} does not see {sys.executable}; put the environment where all nodes see it"
+        report.error = f"{ended.node} does not see {sys.executable}; put the environment where all nodes see it"
     else:
-        output = place / "output"
-        said = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
-        test.error = ": ".join([f"the test job ended as {ended.state}, exit code {ended.exit_code}", *said[-1:]])
+        output = folder / "output"
+        lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+        report.error = ": ".join([f"the probe job ended as {ended.state}, exit code {ended.exit_code}", *lines[-1:]])

@@ -1,6 +1,6 @@
 """The facts about a cluster and about the folder where runs will be written; `slurm/diagnosis.py` judges them.
 
-Everything is asked for in SLURM's parsable forms, which have been the same since 20.11.
+All queries use SLURM's parsable formats, which have been the same since 20.11.
 """
 
 import fcntl
@@ -29,10 +29,7 @@ _QOS = (
 
 @dataclass
 class Partition:
-    """A partition. Its nodes differ: cpus and memory_mb list what there is, gpus counts each type, "" where it has no name.
-
-    qos: whose limits its jobs have too. allow_accounts None: all.
-    """
+    """A partition; its nodes may differ."""
 
     name: str
     default: bool
@@ -42,18 +39,23 @@ class Partition:
     nodes_up: int = 0
     nodes_idle: int = 0
     cpus: list[int] = field(default_factory=list)
+    """The numbers that its nodes have."""
     memory_mb: list[int] = field(default_factory=list)
+    """The sizes that its nodes have."""
     gpus: dict[str, int] = field(default_factory=dict)
+    """Type ("" where it has no name) -> number."""
     features: list[str] = field(default_factory=list)
     preempt_mode: str | None = None
     priority: int = 0
     grace_s: int = 0
     qos: str | None = None
+    """The qos whose limits its jobs have too."""
     allow_accounts: list[str] | None = None
+    """None: all."""
     deny_accounts: list[str] = field(default_factory=list)
 
     def refuses(self, account: str | None) -> str | None:
-        """Why jobs of this account may not go there; None when they may."""
+        """Return why jobs of this account may not run here; None if they may."""
         if account and self.allow_accounts is not None and account not in self.allow_accounts:
             return f"is for the accounts {', '.join(self.allow_accounts)}"
         return f"is not for the account {account}" if account in self.deny_accounts else None
@@ -61,33 +63,31 @@ class Partition:
 
 @dataclass
 class Account:
-    """An account that the user may charge. limits: those that are set, by sacctmgr's names, for the user or all of it."""
+    """An account that the user may charge."""
 
     name: str
     partition: str | None
     qos: list[str]
     default_qos: str | None
     limits: dict[str, str]
+    """Those that are set for the user or the whole account, by sacctmgr's names."""
 
 
 @dataclass
 class Folder:
-    """A folder as this machine sees it. shared: whether its file system is of a kind that other machines see."""
+    """A folder as this machine sees it."""
 
     path: str
     file_system: str
     shared: bool
+    """Whether its file system is of a kind that other machines see."""
     writable: bool
     locks: bool
 
 
 @dataclass
 class Site:
-    """A cluster as one user sees it.
-
-    accounting: whether sacct answers; accounting_error: what sacct, or else sacctmgr, says instead. qos: their limits, by
-    sacctmgr's names, of those that matter here. preempted_qos: those whose jobs others may preempt -> seconds of grace.
-    """
+    """A cluster as one user sees it."""
 
     name: str
     version: str
@@ -95,14 +95,18 @@ class Site:
     max_array_size: int
     preempt_type: str
     accounting: bool
+    """Whether sacct answers."""
     accounting_error: str | None
+    """The error of sacct, or else of sacctmgr."""
     enforced: list[str]
     partitions: list[Partition]
     folder: Folder
     default_account: str | None = None
     accounts: list[Account] = field(default_factory=list)
     qos: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Limits of each qos that matters here, by sacctmgr's names."""
     preempted_qos: dict[str, int] = field(default_factory=dict)
+    """qos whose jobs others may preempt -> seconds of grace."""
     node: NodeReport | None = None
 
     def partition(self, name: str | None) -> Partition | None:
@@ -111,7 +115,7 @@ class Site:
 
 
 def read_site(folder: Path) -> Site:
-    """What SLURM says about itself and about this user.
+    """Query SLURM about itself and about this user.
 
     Raises:
         ClusterError: there is no SLURM here, or it does not answer.
@@ -127,7 +131,7 @@ def read_site(folder: Path) -> Site:
         accounting_error=None,
         enforced=config.get("AccountingStorageEnforce", "none").split(","),
         partitions=_partitions(),
-        folder=look_at(folder),
+        folder=inspect_folder(folder),
     )
     try:
         client.call("sacct", "-n", "-X", "-P", "-o", "JobID", "-S", "now")
@@ -139,68 +143,72 @@ def read_site(folder: Path) -> Site:
 
 
 def _number(text: str | None) -> int:
-    """The number that a value such as `300 sec` begins with; 0 if there is none."""
+    """Return the number that a value such as `300 sec` begins with; 0 if there is none."""
     word = (text or "").partition(" ")[0]
     return int(word) if word.isdigit() else 0
 
 
 def _partitions() -> list[Partition]:
-    """Those that this user sees; SLURM hides those that are for other groups."""
-    found: dict[str, Partition] = {}
+    """Return the partitions that this user sees; SLURM hides those of other groups."""
+    partitions: dict[str, Partition] = {}
     for line in client.call("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%F|%c|%m|%G|%f").splitlines():
         name, state, max_time, nodes, cpus, memory, gres, features = line.split("|")
         allocated, idle, _, total = map(int, nodes.split("/"))
-        p = found.setdefault(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), state, max_time))
+        p = partitions.setdefault(name.rstrip("*"), Partition(name.rstrip("*"), name.endswith("*"), state, max_time))
         p.nodes, p.nodes_up, p.nodes_idle = p.nodes + total, p.nodes_up + allocated + idle, p.nodes_idle + idle
         if total:
             p.cpus, p.memory_mb = sorted({*p.cpus, int(cpus)}), sorted({*p.memory_mb, int(memory)})
-        for kind, number in gpus_of(gres).items():
+        for kind, number in parse_gpus(gres).items():
             p.gpus[kind] = p.gpus.get(kind, 0) + total * number
         p.features = list(dict.fromkeys([*p.features, *_names(features)]))
     for fields in map(client.key_values, client.call("scontrol", "--oneliner", "show", "partition").splitlines()):
-        if p := found.get(fields.get("PartitionName", "")):
+        if p := partitions.get(fields.get("PartitionName", "")):
             p.preempt_mode, p.qos = fields.get("PreemptMode"), next(iter(_names(fields.get("QoS"))), None)
             p.priority, p.grace_s = _number(fields.get("PriorityTier")), _number(fields.get("GraceTime"))
             p.allow_accounts = _names(fields.get("AllowAccounts")) or None
             p.deny_accounts = _names(fields.get("DenyAccounts"))
-    return list(found.values())
+    return list(partitions.values())
 
 
 def _names(text: str | None) -> list[str]:
     return [] if text in (None, "", "(null)", "N/A", "NONE", "ALL") else text.split(",")
 
 
-def gpus_of(gres: str) -> dict[str, int]:
-    """Type -> number of GPUs on a node, from SLURM's `gpu:a100:4(S:0-1),shard:8`; the type is "" where it has none."""
-    found: dict[str, int] = {}
+def parse_gpus(gres: str) -> dict[str, int]:
+    """Parse SLURM's `gpu:a100:4(S:0-1),shard:8`: type ("" where it has none) -> number of GPUs on a node."""
+    gpus: dict[str, int] = {}
     # A type holds something other than digits: gpu:4, gpu:a100:4, gpu:1g.5gb:4
     for kind, number in re.findall(r"(?:^|,)gpu\b(?::([^:,(]*[^\d:,(][^:,(]*))?(?::(\d+))?", gres):
-        found[kind] = found.get(kind, 0) + int(number or 1)
-    return found
+        gpus[kind] = gpus.get(kind, 0) + int(number or 1)
+    return gpus
 
 
 def _read_accounts(site: Site) -> None:
     here = f"cluster={site.name}"
-    mine = _ask("assoc", f"user={site.user}", here, fields=("Account", "Partition", "QOS", "DefaultQOS", *_ASSOCIATION))
+    mine = _query(
+        "assoc", f"user={site.user}", here, fields=("Account", "Partition", "QOS", "DefaultQOS", *_ASSOCIATION)
+    )
     names = ",".join(sorted({row["Account"] for row in mine}))
-    rows = _ask("assoc", f"account={names}", "user=", here, fields=("Account", "User", *_ASSOCIATION)) if names else []
+    rows = (
+        _query("assoc", f"account={names}", "user=", here, fields=("Account", "User", *_ASSOCIATION)) if names else []
+    )
     of_all = {row["Account"]: _limits(row, _ASSOCIATION) for row in rows if not row["User"]}
     for row in mine:
         allowed = [q for q in row["QOS"].split(",") if q]
         usual = row["DefaultQOS"] or (allowed[0] if len(allowed) == 1 else "normal" if "normal" in allowed else None)
         limits = of_all.get(row["Account"], {}) | _limits(row, _ASSOCIATION)
         site.accounts.append(Account(row["Account"], row["Partition"] or None, allowed, usual, limits))
-    users = _ask("user", site.user, fields=("DefaultAccount",))
+    users = _query("user", site.user, fields=("DefaultAccount",))
     site.default_account = users[0]["DefaultAccount"] or None if users else None
-    known = {q for a in site.accounts for q in a.qos} | {p.qos for p in site.partitions}
-    rows = _ask("qos", fields=("Name", "Preempt", "GraceTime", *_QOS))
-    site.qos = {row["Name"]: _limits(row, _QOS) for row in rows if row["Name"] in known}
-    preempted = {name for row in rows for name in row["Preempt"].split(",") if name in known}
+    relevant = {q for a in site.accounts for q in a.qos} | {p.qos for p in site.partitions}
+    rows = _query("qos", fields=("Name", "Preempt", "GraceTime", *_QOS))
+    site.qos = {row["Name"]: _limits(row, _QOS) for row in rows if row["Name"] in relevant}
+    preempted = {name for row in rows for name in row["Preempt"].split(",") if name in relevant}
     grace = {row["Name"]: client.seconds(row["GraceTime"]) or 0 for row in rows}
     site.preempted_qos = {name: grace[name] for name in preempted}
 
 
-def _ask(*what: str, fields: tuple[str, ...]) -> list[dict[str, str]]:
+def _query(*what: str, fields: tuple[str, ...]) -> list[dict[str, str]]:
     text = client.call("sacctmgr", "-nP", "show", *what, f"format={','.join(fields)}")
     return [dict(zip(fields, line.split("|"), strict=True)) for line in text.splitlines()]
 
@@ -209,10 +217,10 @@ def _limits(row: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
     return {name: row[name] for name in names if row[name]}
 
 
-def look_at(folder: Path) -> Folder:
-    """What can be said about a folder without a job."""
-    said = subprocess.run(["df", "--output=fstype", folder.absolute()], capture_output=True, text=True).stdout.split()
-    kind = said[-1] if said else "unknown"
+def inspect_folder(folder: Path) -> Folder:
+    """Inspect a folder without a job."""
+    words = subprocess.run(["df", "--output=fstype", folder.absolute()], capture_output=True, text=True).stdout.split()
+    kind = words[-1] if words else "unknown"
     writable = locks = False
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

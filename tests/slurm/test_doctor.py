@@ -31,8 +31,8 @@ def facts_of(done: subprocess.CompletedProcess[str]) -> dict:
 
 
 def said(facts: dict, level: str) -> str:
-    """The verdicts of one level."""
-    return "\n".join(v["text"] for v in facts["verdicts"] if v["level"] == level)
+    """The findings of one level."""
+    return "\n".join(v["text"] for v in facts["findings"] if v["level"] == level)
 
 
 def test_report_with_accounting(doctor, slurm, tmp_path):
@@ -84,7 +84,7 @@ def test_job_says_what_the_node_sees(doctor, slurm, cache, tmp_path):
     done = doctor(slurm, "--json", "--job", "--account=other", "--partition=gpu", "--constraint=a100")
     facts = facts_of(done)
     node = facts["node"]
-    assert done.returncode == 0, facts["verdicts"]
+    assert done.returncode == 0, facts["findings"]
     assert node["hostname"] in ("g1", "g2") and node["python"] == sys.executable and node["error"] is None
     assert Path(node["package"]) == Path(client.__file__).parents[1] and node["cache_shared"]
     job = client.key_values(slurm.run("scontrol", "--oneliner", "show", "job", node["job_id"]).stdout)
@@ -108,7 +108,7 @@ def test_job_that_waits_is_cancelled(doctor, slurm_bare, tmp_path):
         done = doctor(slurm_bare, "--json", "--job", "--partition=gpu", "--wait=2")
         facts = facts_of(done)
         assert done.returncode == 1
-        assert "after 2 s the test job was still PENDING (Resources); cancelled" in said(facts, "problem")
+        assert "after 2 s the probe job was still PENDING (Resources); cancelled" in said(facts, "problem")
         job = slurm_bare.run("scontrol", "show", "job", facts["node"]["job_id"]).stdout
         assert "JobState=CANCELLED" in job
         assert not list(tmp_path.iterdir())
@@ -119,7 +119,7 @@ def test_job_that_waits_is_cancelled(doctor, slurm_bare, tmp_path):
 def test_job_that_is_refused(doctor, slurm):
     done = doctor(slurm, "--json", "--job", "--account=nobody")
     assert done.returncode == 1
-    assert "the test job was refused: Batch job submission failed: Invalid account" in said(facts_of(done), "problem")
+    assert "the probe job was refused: Batch job submission failed: Invalid account" in said(facts_of(done), "problem")
 
 
 def test_preemption_by_qos(slurm, tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_preemption_by_qos(slurm, tmp_path, monkeypatch):
     [
         ("cd ", "cd /nowhere", "does not see "),
         ("[ -x ", "[ -x /nowhere", "put the environment where all nodes see it"),
-        ("--ntasks=1 ", "--ntasks=1 /nowhere", "the test job ended as FAILED, exit code 2: "),
+        ("--ntasks=1 ", "--ntasks=1 /nowhere", "the probe job ended as FAILED, exit code 2: "),
     ],
 )
 def test_job_on_a_node_that_sees_less(slurm_bare, tmp_path, monkeypatch, line, on_the_node, text):
@@ -205,7 +205,7 @@ def test_the_yaml_composes(doctor, run_cli, request, tmp_path, name, arguments, 
     ],
 )
 def test_gpus_of_a_node(gres, gpus):
-    assert site.gpus_of(gres) == gpus
+    assert site.parse_gpus(gres) == gpus
 
 
 def test_importing_is_light():
