@@ -1,7 +1,7 @@
 """Cancel submitted runs: `cruijff-kit cancel DIR [RUN ...] [--yes] [--json]`.
 
-A run that is training saves its state first; `cruijff-kit resume DIR` goes on from there. It asks at a terminal
-only; --json never asks. --json: {"cancelled": [{"name", "folder", "job_id"}]}.
+A run that is training saves its state first; `cruijff-kit resume DIR` goes on from there. At a terminal it asks for
+confirmation, with --json never. --json: {"cancelled": [{"name", "folder", "job_id"}]}.
 """
 
 import argparse
@@ -16,37 +16,39 @@ from cruijff_kit.util import errors, json_output
 from cruijff_kit.util.errors import UserError
 
 
-def cancel(folder: Path, names: list[str], sure: bool) -> list[RunInfo]:
-    """Cancel the runs of these names (none: all) that are queued or running, and return those that were cancelled.
+def cancel(folder: Path, names: list[str], is_confirmed: bool) -> list[RunInfo]:
+    """Cancel the runs of these names (none: all) that are queued or running; returns those that were cancelled.
 
+    Args:
+        is_confirmed: do not ask.
     Raises:
-        UserError: no such run; or `sure` is False and there is no terminal to ask at.
+        UserError: no such run; or it is not confirmed, and there is no terminal to ask at.
         ClusterError: SLURM does not answer.
     """
     runs = select_runs(find_runs(folder), names)
     infos, trouble = collect_states(runs)
     if trouble:
         raise errors.ClusterError(trouble)
-    active = [(k, v) for k, v in zip(runs, infos, strict=True) if v.state in ACTIVE]
-    here = [v for _, v in active if v.job_id is None]
-    submitted = [(k, v) for k, v in active if v.job_id is not None]
+    active = [(ref, info) for ref, info in zip(runs, infos, strict=True) if info.state in ACTIVE]
+    here = [info for _, info in active if info.job_id is None]
+    submitted = [(ref, info) for ref, info in active if info.job_id is not None]
     if here:
         raise UserError(f"{here[0].name} runs on this machine, not on SLURM: press Ctrl-C where it was started")
     if not submitted:
         print("nothing to cancel: no run is queued or running")
         return []
-    if not sure and not _confirmed([v for _, v in submitted]):
+    if not is_confirmed and not _confirm([info for _, info in submitted]):
         print("nothing was cancelled")
         return []
     cancel_jobs(submitted)
-    for sweep_dir in {k.sweep_dir for k, _ in submitted if k.sweep_dir is not None}:
+    for sweep_dir in {ref.sweep_dir for ref, _ in submitted if ref.sweep_dir is not None}:
         write_summary(sweep_dir)
     print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; cruijff-kit resume {folder} goes on")
-    return [v for _, v in submitted]
+    return [info for _, info in submitted]
 
 
-def _confirmed(infos: list[RunInfo]) -> bool:
-    names = ", ".join(v.name for v in infos[:5]) + (", ..." if len(infos) > 5 else "")
+def _confirm(infos: list[RunInfo]) -> bool:
+    names = ", ".join(info.name for info in infos[:5]) + (", ..." if len(infos) > 5 else "")
     if not json_output.at_terminal():
         raise UserError(f"{len(infos)} runs would be cancelled ({names}); add --yes")
     return json_output.agreed(f"cancel {len(infos)} runs ({names})?")
@@ -60,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
 
     def command(options: argparse.Namespace) -> dict[str, list[dict[str, str | None]]]:
-        gone = cancel(options.folder, options.runs, options.yes)
-        return {"cancelled": [{"name": v.name, "folder": v.folder, "job_id": v.job_id} for v in gone]}
+        infos = cancel(options.folder, options.runs, options.yes)
+        return {"cancelled": [{"name": info.name, "folder": info.folder, "job_id": info.job_id} for info in infos]}
 
     return parser.run(argv, command)
 

@@ -1,6 +1,6 @@
-"""What a submitted run printed: `cruijff-kit logs DIR [RUN] [--follow] [--json]`.
+"""Show what a submitted run printed: `cruijff-kit logs DIR [RUN] [--follow] [--json]`.
 
---json: {"run", "log": the file, "lines": [...]}; with --follow when the run has ended.
+--json: {"run", "log": the file, "lines": [...]}; with --follow once the run has ended.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from cruijff_kit.util.errors import UserError
 
 
 def find_log(folder: Path, name: str | None, follow: bool) -> tuple[list[RunRef], RunInfo]:
-    """The run of this name, as a list of one, and its row.
+    """Return the run of this name, as a list of one, and its state.
 
     Raises:
         UserError: no such run, several and none was named, or it has no log (with `follow`: and will have none).
     """
     runs = select_runs(find_runs(folder), [name] if name else [])
     if len(runs) > 1:
-        names = ", ".join(k.entry.name if k.entry else k.folder.name for k in runs[:5])
+        names = ", ".join(ref.name for ref in runs[:5])
         raise UserError(f"{folder} has {len(runs)} runs; name one: {names}" + (", ..." if len(runs) > 5 else ""))
     info = collect_states(runs)[0][0]
     if info.log is None:
@@ -40,21 +40,21 @@ def find_log(folder: Path, name: str | None, follow: bool) -> tuple[list[RunRef]
     return runs, info
 
 
-def log_text(runs: list[RunRef], info: RunInfo, follow: bool) -> Iterator[str]:
-    """What the log of a run holds, piece by piece; with `follow` until the run has ended."""
-    at, last, decoder = 0, False, codecs.getincrementaldecoder("utf-8")("replace")
+def read_log(runs: list[RunRef], info: RunInfo, follow: bool) -> Iterator[str]:
+    """Yield the log of a run, piece by piece; with `follow` until the run has ended."""
+    offset, is_last, decoder = 0, False, codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        ended = info.state not in ACTIVE
+        has_ended = info.state not in ACTIVE
         log = Path(info.log)
         if log.exists():
             with log.open("rb") as file:
-                file.seek(at)
-                read = file.read()
-            at += len(read)
-            yield decoder.decode(read)
-        if not follow or (ended and last):
+                file.seek(offset)
+                new = file.read()
+            offset += len(new)
+            yield decoder.decode(new)
+        if not follow or (has_ended and is_last):
             return
-        last = ended  # what is printed behind a run's end is shown too
+        is_last = has_ended  # one more look: a run may print after its state says that it has ended
         time.sleep(2.0)
         info = collect_states(runs)[0][0]
 
@@ -62,9 +62,9 @@ def log_text(runs: list[RunRef], info: RunInfo, follow: bool) -> Iterator[str]:
 def _show(options: argparse.Namespace) -> dict[str, Any] | None:
     runs, info = find_log(options.folder, options.run, options.follow)
     if options.json:
-        text = "".join(log_text(runs, info, options.follow))
+        text = "".join(read_log(runs, info, options.follow))
         return {"run": info.name, "log": info.log, "lines": text.removesuffix("\n").split("\n") if text else []}
-    for text in log_text(runs, info, options.follow):
+    for text in read_log(runs, info, options.follow):
         sys.stdout.write(text)
         sys.stdout.flush()
     return None
@@ -72,7 +72,7 @@ def _show(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = Parser("logs", "What a submitted run printed.", "the run, its log and the lines as one JSON document")
+    parser = Parser("logs", "Show what a submitted run printed.", "the run, its log and the lines as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("run", metavar="RUN", nargs="?", help="the run's name, where DIR has several")
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the run has ended")

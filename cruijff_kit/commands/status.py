@@ -1,7 +1,7 @@
-"""How the runs below a folder are doing: `cruijff-kit status DIR [--watch] [--json]`.
+"""Show the state of all runs below a folder: `cruijff-kit status DIR [--watch] [--json]`.
 
-What the runs say themselves and what SLURM says, as one row a run. Runs of this machine are shown too. --json: a list, a
-row (RunInfo) for each run; with --watch that of the last look.
+A row combines what the run says itself and what SLURM says. Runs of this machine are shown too. --json: a list, a row
+(slurm.run_states.RunInfo) for each run; with --watch the rows of the last look.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def _show(options: argparse.Namespace) -> CommandResult:
     code, trouble = DONE, None
     if options.watch:
         infos = watch(str(options.folder), runs, none_active)
-        code = RUN_FAILED if any(v.state in (FAILED, CANCELLED) for v in infos) else DONE
+        code = RUN_FAILED if any(info.state in (FAILED, CANCELLED) for info in infos) else DONE
     else:
         infos, trouble = collect_states(runs)
     if options.json and trouble:
@@ -31,12 +31,12 @@ def _show(options: argparse.Namespace) -> CommandResult:
 
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         console.print(status_table(str(options.folder), infos, trouble, console.width))
-    return CommandResult([asdict(v) for v in infos], code)
+    return CommandResult([asdict(info) for info in infos], code)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code: 1 if a run that was watched failed."""
-    parser = Parser("status", "How the runs below a folder do.", "every row, as one JSON list")
+    parser = Parser("status", "Show the state of all runs below a folder.", "every row, as one JSON list")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or any folder above them")
     parser.add_argument("--watch", action="store_true", help="look again every few seconds until every run has ended")
     return parser.run(argv, _show)
