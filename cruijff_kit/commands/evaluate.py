@@ -33,8 +33,8 @@ from cruijff_kit.runs.evaluation_request import (
     BASE,
     NAME,
     EvaluationRequest,
-    check_missing,
-    find_missing,
+    check_requested,
+    find_requested,
     load_result,
     write_request,
 )
@@ -60,7 +60,7 @@ def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = 
     Raises:
         UserError: it cannot work; nothing was evaluated.
         ClusterError: SLURM refused or does not answer.
-        SystemExit: with code 1 if a cell failed.
+        SystemExit: with code 1 if an item failed.
     """
     if where is not None:
         require_folder(where)
@@ -136,9 +136,9 @@ def _plan_run(ref: RunRef, changes: EvaluationOverrides) -> PlannedEvaluation:
         request.subject = BASE
     config = request.apply(saved)
     _require_tasks(config)
-    missing = find_missing(request, config, result, folder)
+    missing = find_requested(request, config, result, folder)
     if missing:
-        check_missing(missing, request, config, result, folder)
+        check_requested(missing, request, config, result, folder)
     return PlannedEvaluation(ref, request, config, missing)
 
 
@@ -189,10 +189,10 @@ def _evaluate_model(adapter: Path | None, overrides: list[str], config_dir: str 
     if folder.result.exists():
         raise UserError(f"{folder.path} already holds a run; choose another output_dir")
     result = load_result(folder.path, request, config)
-    missing = find_missing(request, config, result, folder)
+    missing = find_requested(request, config, result, folder)
     if not missing:
         raise UserError("eval.baseline=false skips the base model, which is the only model here; set it to true")
-    check_missing(missing, request, config, result, folder)
+    check_requested(missing, request, config, result, folder)
     if config.dry_run:
         _show_missing([(config.run_name, missing)])
         return None

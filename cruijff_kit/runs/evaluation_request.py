@@ -104,7 +104,9 @@ def load_result(run: Path, request: EvaluationRequest, config: RunConfig) -> Run
     return result
 
 
-def find_requested(request: EvaluationRequest, config: RunConfig, result: RunResult, folder: RunFolder) -> EvaluationGrid:
+def find_requested(
+    request: EvaluationRequest, config: RunConfig, result: RunResult, folder: RunFolder
+) -> EvaluationGrid:
     """Return the requested items that the result lacks; for a base model alone, only its own.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cruijff_kit.analysis.results_table import answer_or_show
 from cruijff_kit.analysis.summary import write_overviews
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.evaluation.cells import Cells
+from cruijff_kit.evaluation.cells import EvaluationGrid
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import CANCELLED, FAILED
@@ -39,8 +39,8 @@ class PlannedEvaluation:
     run: RunRef
     request: EvaluationRequest
     config: RunConfig
-    missing: Cells | None = None
-    """The cells that the result lacks; None: not looked for."""
+    missing: EvaluationGrid | None = None
+    """The items that the result lacks; None: not looked for."""
 
 
 def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path | None:
@@ -52,7 +52,7 @@ def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path
         `where`, if everything is done; None after a submission that is not waited for.
     Raises:
         ClusterError: SLURM refused or does not answer.
-        SystemExit: with code 1, after the table, if a cell failed.
+        SystemExit: with code 1, after the table, if an item failed.
     """
     # Those of one base model in a row: it is read once.
     evaluations = sorted(evaluations, key=lambda e: base_identity(e.config))
