@@ -26,7 +26,7 @@ from cruijff_kit.records.run_status import ACTIVE, DONE
 from cruijff_kit.records.saved_config import frozen, frozen_swept, permit
 from cruijff_kit.records.sweep_manifest import RESUME, read_sweep_manifest
 from cruijff_kit.runs.evaluation_request import read_request, write_request
-from cruijff_kit.runs.multi_lora_runs import PackedRun, packs_of, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, plan_groups, run_group
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.slurm.request import double_memory
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
@@ -180,16 +180,16 @@ def _more_memory(info: RunInfo, mem: str | None) -> str | None:
 def _run_here(folder: Path, runs: list[RunRef], configs: dict[Path, RunConfig]) -> None:
     folders = [ref.folder for ref in runs]
     try:
-        for pack in plan_groups([configs[run] for run in folders]):
-            if len(pack.runs) > 1:
-                say(pack.summary(len(runs)))
-                packed = [
+        for group in plan_groups([configs[run] for run in folders]):
+            if len(group.runs) > 1:
+                say(group.summary(len(runs)))
+                members = [
                     GroupRun(configs[folders[n]], frozen_swept(folders[n]), f"[{n + 1}/{len(runs)}] ")
-                    for n in pack.runs
+                    for n in group.runs
                 ]
-                run_group(packed, pack.at_once)
+                run_group(members, group.at_once)
             else:
-                _run_single(folders[pack.runs[0]], configs, f"[{pack.runs[0] + 1}/{len(runs)}]")
+                _run_single(folders[group.runs[0]], configs, f"[{group.runs[0] + 1}/{len(runs)}]")
     finally:
         interrupted = sys.exc_info()[0] is not None
         sweeps = {ref.sweep_dir for ref in runs if ref.sweep_dir} - {folder.absolute()}

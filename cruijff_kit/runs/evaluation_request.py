@@ -22,7 +22,7 @@ from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.saved_config import frozen
 from cruijff_kit.runs.plan import check_evaluation
-from cruijff_kit.runs.run import begin
+from cruijff_kit.runs.run import start_result
 from cruijff_kit.util.errors import UserError
 
 NAME = "evaluate.json"
@@ -91,7 +91,7 @@ def load_result(run: Path, request: EvaluationRequest, config: RunConfig) -> Run
     path = RunFolder(run).result
     if path.exists():
         return read_result(path)
-    result = begin(config, {})
+    result = start_result(config, {})
     of_training = ("lr", "batch_size", "gradient_accumulation_steps", "epochs", "processes", "seed")
     result.settings |= dict.fromkeys(of_training)  # the training was not ours
     if request.subject == BASE:

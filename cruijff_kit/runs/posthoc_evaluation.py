@@ -31,7 +31,7 @@ from cruijff_kit.runs.evaluation_request import (
     select_tasks,
 )
 from cruijff_kit.runs.plan import check_evaluation
-from cruijff_kit.runs.run import Start, note_objective
+from cruijff_kit.runs.run import RunContext, record_objective
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.files import close_folder
@@ -44,14 +44,14 @@ class EvaluationJobError(RuntimeError):
     """A post-hoc evaluation of which an item failed."""
 
 
-def evaluate_pending(run: Path, start: Start | None = None) -> RunResult:
+def evaluate_pending(run: Path, context: RunContext | None = None) -> RunResult:
     """Evaluate what a run's evaluate.json lists; remove the file when everything is there.
 
     An item that fails does not stop the others.
 
     Args:
         run: the folder.
-        start: of a SLURM job, which has begun it already.
+        context: of a SLURM job, which has started the run already.
     Raises:
         EvaluationJobError: an item failed; the result says why.
         KeyboardInterrupt: on Ctrl-C; what is finished is kept.
@@ -125,7 +125,7 @@ def _evaluate(folder: RunFolder, request: EvaluationRequest, config: RunConfig, 
         _save(new, result, folder)
         json_output.extend(made=[{"run": result.name, "task": new.task, "epoch": new.epoch, "log": new.log}])
     if request.subject == ADAPTER and failure is None:
-        note_objective(result, config)
+        record_objective(result, config)
     return failure
 
 

@@ -75,7 +75,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     checked = [(config, check(config)) for config, _ in runs]
     of_runs = estimates(checked, folder)
     planned = [PlannedRun(*run, plan, e) for run, (_, plan), e in zip(runs, checked, of_runs, strict=True)]
-    groups = packs_of([config for config, _ in runs], [e.seconds for e in of_runs]) if len(runs) > 1 else []
+    groups = plan_groups([config for config, _ in runs], [e.seconds for e in of_runs]) if len(runs) > 1 else []
     submitted = [run for run in planned if run.config.slurm.submit]
     arrays = planned_arrays([run.config for run in submitted], folder.absolute(), [run.estimate for run in submitted])
     detectable = detectable_differences(planned)
@@ -142,7 +142,7 @@ def budget(config: RunConfig, of_runs: list[Estimate]) -> dict[str, Any]:
 def _print(
     runs: list[PlannedRun],
     arrays: list[PlannedArray],
-    groups: list[PlannedPack],
+    groups: list[PlannedGroup],
     detectable: dict[str, DetectableDifference],
 ) -> None:
     from rich.console import Console
@@ -157,7 +157,7 @@ def _print(
         console.print(f"each configuration has one seed, so that runs are compared; seed=1,2,3 would take {more} more")
     for group in groups:
         names = [runs[n].config.run_name for n in group.runs]
-        together = f"{group.in_words(len(runs))}: {'; '.join(names)}"
+        together = f"{group.summary(len(runs))}: {'; '.join(names)}"
         console.print(f"{names[0]} trains alone: {group.why}" if group.why else together, markup=False, soft_wrap=True)
     first = dict(_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):

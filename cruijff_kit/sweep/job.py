@@ -38,9 +38,9 @@ from cruijff_kit.records.run_status import (
 from cruijff_kit.records.saved_config import frozen, frozen_swept
 from cruijff_kit.records.sweep_manifest import is_done
 from cruijff_kit.records.versions import code_hash
-from cruijff_kit.runs.multi_lora_runs import PackedRun, run_pack
+from cruijff_kit.runs.multi_lora_runs import GroupRun, run_group
 from cruijff_kit.runs.posthoc_evaluation import evaluate_pending
-from cruijff_kit.runs.run import Start, train_then_eval
+from cruijff_kit.runs.run import RunContext, train_then_eval
 from cruijff_kit.sweep.job_outcome import EvaluationOutcome, JobOutcome
 from cruijff_kit.sweep.job_resources import use_granted_processors, was_over_memory
 from cruijff_kit.util.errors import one_line
@@ -143,11 +143,11 @@ def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSign
     for run in left:
         _wait_for_slot(run, code)
     group = [
-        PackedRun(frozen(run), frozen_swept(run), f"[{n}/{len(left)}] ", functools.partial(_refuse_cancelled, run))
+        GroupRun(frozen(run), frozen_swept(run), f"[{n}/{len(left)}] ", functools.partial(_refuse_cancelled, run))
         for n, run in enumerate(left, 1)
     ]
     try:
-        ended = run_pack(group, at_once and min(at_once, len(left)), stop, outcome.heartbeats) if left else []
+        ended = run_group(group, at_once and min(at_once, len(left)), stop, outcome.heartbeats) if left else []
     except KeyboardInterrupt:
         return outcome.on_signal(stop.received or signal.SIGINT)
     failed = sum(isinstance(result, Exception) for result in ended)
@@ -165,7 +165,7 @@ def evaluate(runs: list[Path], stop: StopSignals) -> int:
         label = f"[{number}/{len(waiting)}] {run.name}"
         say(label)
         try:
-            evaluate_pending(run, Start(Heartbeat(run), stop))
+            evaluate_pending(run, RunContext(Heartbeat(run), stop))
             outcome.num_evaluated += 1
         except Exception as error:
             say(f"{label} failed: {one_line(error)}")

@@ -37,20 +37,20 @@ def run_here(launcher, runs: list[SweepRun]) -> dict[int, float | None]:
         members = [runs[n] for n in group.runs]
         labels = [f"[{n + 1}/{len(runs)}] " for n in group.runs]
         if len(members) > 1:
-            say(group.in_words(len(runs)))
+            say(group.summary(len(runs)))
             objectives |= _run_group(members, labels, group.at_once)
         else:
             objectives[id(members[0])] = _run(launcher, members[0], labels[0])
     return objectives
 
 
-def _plan_groups(runs: list[SweepRun]) -> list[PlannedPack]:
-    """As packs_of; a run for which Hydra itself has something to do runs alone."""
+def _plan_groups(runs: list[SweepRun]) -> list[PlannedGroup]:
+    """As plan_groups; a run for which Hydra itself has something to do runs alone."""
     own = [n for n, run in enumerate(runs) if _needs_hydra(run.composed.hydra)]
     others = [n for n in range(len(runs)) if n not in own]
-    groups = packs_of([runs[n].config for n in others])
-    return [PlannedPack([others[n] for n in g.runs], g.at_once, g.why) for g in groups] + [
-        PlannedPack([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
+    groups = plan_groups([runs[n].config for n in others])
+    return [PlannedGroup([others[n] for n in g.runs], g.at_once, g.why) for g in groups] + [
+        PlannedGroup([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
     ]
 
 
@@ -60,12 +60,12 @@ def _needs_hydra(hydra: DictConfig) -> bool:
 
 def _run_group(members: list[SweepRun], labels: list[str], at_once: int | None) -> dict[int, float | None]:
     group = [
-        PackedRun(run.config, run.swept, label, functools.partial(_prepare_as_hydra, run))
+        GroupRun(run.config, run.swept, label, functools.partial(_prepare_as_hydra, run))
         for run, label in zip(members, labels, strict=True)
     ]
     return {
         id(run): math.nan if isinstance(result, Exception) else result.objective
-        for run, result in zip(members, run_pack(group, at_once), strict=True)
+        for run, result in zip(members, run_group(group, at_once), strict=True)
     }
 
 

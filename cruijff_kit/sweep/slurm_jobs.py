@@ -22,7 +22,7 @@ def make_job_requests(
 
     seconds = [e.seconds if e else 0.0 for e in estimates]
     jobs = []
-    for group in packs_of(configs, seconds):
+    for group in plan_groups(configs, seconds):
         config = configs[group.runs[0]]
         runs = [folders[n] for n in group.runs]
         jobs.append(JobRequest(runs, sbatch_options(config), config.slurm.max_parallel, at_once=group.at_once))
