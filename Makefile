@@ -24,7 +24,7 @@ bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/training_speed.py
 	$(BIN)/python tests/benchmarks/evaluation_speed.py
-	$(BIN)/python tests/benchmarks/late_evaluation.py
+	$(BIN)/python tests/benchmarks/posthoc_evaluation.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
 	$(BIN)/python tests/benchmarks/packed_sweep.py
 	$(BIN)/python tests/benchmarks/packed_passes.py

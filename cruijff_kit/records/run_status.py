@@ -88,18 +88,18 @@ def write_status(run: Path, status: RunStatus) -> None:
     RunFolder(run).write("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
 
 
-def ask_to_cancel(run: Path) -> None:
+def request_cancel(run: Path) -> None:
     """Ask a run that shares its process with others to stop by itself, its state saved."""
     (run / _CANCEL).touch()
 
 
-def cancel_asked(run: Path) -> bool:
-    """Whether somebody did."""
+def is_cancel_requested(run: Path) -> bool:
+    """Whether somebody asked for it."""
     return (run / _CANCEL).exists()
 
 
-def forget_cancel(run: Path) -> None:
-    """It has stopped, or is started again."""
+def clear_cancel_request(run: Path) -> None:
+    """Forget the request: the run has stopped, or starts again."""
     (run / _CANCEL).unlink(missing_ok=True)
 
 
@@ -117,14 +117,14 @@ def slurm_job_id() -> str | None:
 def mark_queued(
     run: Path, reason: str | None = None, changes: dict[str, Any] | None = None, before: RunStatus | None = None
 ) -> None:
-    """Say that a run waits for its start; what it was before goes into its history.
+    """Mark a run as queued; its status before that goes into its history.
 
     Args:
-        before: what it was; read from its folder unless given.
-        reason: why, where it is not the first time.
+        reason: why, unless it is the first time.
         changes: settings that the next start changes, besides those that were changed before.
+        before: its status; read from its folder unless given.
     """
-    forget_cancel(run)
+    clear_cancel_request(run)
     before = before or read_status(run)
     status = before if before and before.state == QUEUED and not before.started else _next(before)
     status.state, status.reason = QUEUED, reason if before else None
@@ -133,15 +133,15 @@ def mark_queued(
 
 
 def _next(before: RunStatus | None) -> RunStatus:
-    """The status of the start after `before`."""
+    """Return the status of the start after `before`."""
     if before is None or not before.started:
         return dataclasses.replace(before, cause=None) if before else RunStatus(QUEUED)
-    kept = ("step", "total_steps", "epoch", "epochs", "loss", "retries", "notes")
+    names = ("step", "total_steps", "epoch", "epochs", "loss", "retries", "notes")
     past = {k: getattr(before, k) for k in ("job_id", "started", "state", "reason", "cause", "step")}
     past |= {"ended": before.heartbeat, "changes": dict(before.changes)}
     return RunStatus(
         QUEUED,
-        **{k: getattr(before, k) for k in kept},
+        **{k: getattr(before, k) for k in names},
         changes=dict(before.changes),
         restarts=before.restarts + (before.state != DONE),  # what is done starts for a post-hoc evaluation
         history=[*before.history, past],

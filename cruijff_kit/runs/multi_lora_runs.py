@@ -17,7 +17,7 @@ from cruijff_kit.analysis.summary import refresh_above
 from cruijff_kit.config.run import AUTO, RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import RunResult
-from cruijff_kit.records.run_status import FAILED, Heartbeat, forget_cancel
+from cruijff_kit.records.run_status import FAILED, Heartbeat, clear_cancel_request
 from cruijff_kit.runs.plan import check
 from cruijff_kit.runs.run import RunContext, train_then_eval
 from cruijff_kit.training.group_size import MAX_SIZE, GroupSizeTuner
@@ -216,5 +216,5 @@ def _run_member(run: GroupRun, stop: StopSignals, started: list[Heartbeat] | Non
         say(f"{name} failed: {one_line(error)}")
         raise
     finally:
-        forget_cancel(folder)
+        clear_cancel_request(folder)
         refresh_above(folder)

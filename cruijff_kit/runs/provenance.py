@@ -81,7 +81,7 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
         UserError: the run's config cannot be read.
     """
     config, found = frozen(run), Conditions()
-    manifest = _manifest_folder(run)
+    manifest = _sweep_manifest(run)
     then = read_environment(run) or {}
     _code(found, result, manifest)
     _own_code(found, then)
@@ -99,10 +99,10 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
     return found
 
 
-def _manifest_folder(run: Path) -> SweepManifest | None:
-    known = next((k for k in find_runs(run) if k.folder == run.absolute()), None)
-    place = find_origin(known).sweep_dir if known else None
-    return read_sweep_manifest(place) if place else None
+def _sweep_manifest(run: Path) -> SweepManifest | None:
+    ref = next((ref for ref in find_runs(run) if ref.folder == run.absolute()), None)
+    sweep_dir = find_origin(ref).sweep_dir if ref else None
+    return read_sweep_manifest(sweep_dir) if sweep_dir else None
 
 
 def began_in(run: Path, manifest: SweepManifest | None = None) -> Path | None:
@@ -111,7 +111,7 @@ def began_in(run: Path, manifest: SweepManifest | None = None) -> Path | None:
     Args:
         manifest: of its sweep; None: looked for.
     """
-    manifest = manifest or _manifest_folder(run)
+    manifest = manifest or _sweep_manifest(run)
     if manifest is not None:
         return Path(manifest.cwd)
     try:

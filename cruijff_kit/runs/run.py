@@ -18,7 +18,15 @@ from cruijff_kit.records.environment import write_environment
 from cruijff_kit.records.failures import apply_retry_overrides, failure_of
 from cruijff_kit.records.result import RunResult, read_result, to_json
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.run_status import CANCELLED, DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat, cancel_asked
+from cruijff_kit.records.run_status import (
+    CANCELLED,
+    DONE,
+    EVALUATING,
+    FAILED,
+    INTERRUPTED,
+    Heartbeat,
+    is_cancel_requested,
+)
 from cruijff_kit.records.versions import code_hash, git_commit, versions
 from cruijff_kit.runs.leak_check import number_units
 from cruijff_kit.runs.plan import Plan, check
@@ -256,7 +264,7 @@ def _record_status(result: RunResult, context: RunContext) -> None:
     reason, cause, state = None, None, result.status
     if result.error is not None:
         reason, cause = f"{result.error.type}: {result.error.message}", result.error.cause
-    elif result.status == INTERRUPTED and cancel_asked(context.heartbeat.run):
+    elif result.status == INTERRUPTED and is_cancel_requested(context.heartbeat.run):
         state, reason = CANCELLED, "cancelled"
     elif result.status == INTERRUPTED:
         reason = f"stopped by {context.stop.received.name}" if context.stop.received else "interrupted"

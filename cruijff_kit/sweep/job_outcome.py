@@ -18,7 +18,7 @@ from cruijff_kit.records.run_status import (
     UNDER_WAY,
     Heartbeat,
     RunStatus,
-    cancel_asked,
+    is_cancel_requested,
     mark_queued,
     read_status,
     slurm_job_id,
@@ -152,7 +152,7 @@ class JobOutcome:
             status = read_status(run)
             if status is None or status.state not in (QUEUED, INTERRUPTED, *UNDER_WAY) or is_done(run):
                 continue
-            if cancel_asked(run):
+            if is_cancel_requested(run):
                 status.state, status.reason, status.cause = CANCELLED, "cancelled", None
                 write_status(run, status)
             elif status.state not in UNDER_WAY or status.job_id == slurm_job_id():

@@ -10,7 +10,7 @@ _SECONDS_BETWEEN_SAMPLES = 0.3  # of memory, which grows by hundreds of megabyte
 
 
 class HeldMemory:
-    """Bytes that this process and its children hold, measured once for the heartbeats of all runs of a pack."""
+    """Bytes that this process and its children hold, measured once for the heartbeats of all runs of a group."""
 
     def __init__(self) -> None:
         self._lock, self._measured, self._held = threading.Lock(), float("-inf"), 0

@@ -103,9 +103,9 @@ def codes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 ENDS = {
-    "0": ["sweep", "chats", "risk", "resume", "late", "table", "groups", "preview", "convert", "kept", "export"]
+    "0": ["sweep", "chats", "risk", "resume", "posthoc", "table", "groups", "preview", "convert", "kept", "export"]
     + ["report", "compare", "embed", "reproduce", "status", "archive"],
-    "1": ["single", "run", "late again"],
+    "1": ["single", "run", "posthoc again"],
     "2": ["broken", "noheader", "leaky", "split", "splits", "options", "built", "raises", "ours", "persons"],
     "130": ["stops"],
 }

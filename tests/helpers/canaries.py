@@ -203,9 +203,9 @@ def commands(tiny: str, wanted: list[str]) -> None:
     trained("ours", "dataset.path=data/rows.json", "eval=none", "custom_metrics=[metrics.raises_ours]")
     trained("stops", "dataset.path=data/rows.json", "eval=match", "epochs=2", "custom_metrics=[metrics.stops]")
     given("resume", lambda: resume.main(["runs/stops"]))
-    given("late", lambda: evaluate.main(["sweep", "eval.tasks=[includes.py@more]", "eval.baseline=false"]))
+    given("posthoc", lambda: evaluate.main(["sweep", "eval.tasks=[includes.py@more]", "eval.baseline=false"]))
     given(
-        "late again", lambda: evaluate.main(["sweep", "eval.tasks=[tasks.py@breaks_when_run]", "eval.baseline=false"])
+        "posthoc again", lambda: evaluate.main(["sweep", "eval.tasks=[tasks.py@breaks_when_run]", "eval.baseline=false"])
     )
     for form in ([], ["--json"], ["--csv"]):
         given("table", lambda form=form: table.main([".", *form]))

@@ -273,8 +273,8 @@ def test_a_later_evaluation_has_a_record_of_its_own(run):
     asked = cruijff_kit.compose(["eval=match", "eval.limit=1", "eval.max_tokens=6"])
     write_request(folder, EvaluationRequest(vars(asked.eval), vars(config.slurm), device="cpu"))
     evaluate_pending(folder)
-    late = json.loads((folder / "environment_evaluate.json").read_text())
-    assert late["packages"]["numpy"] == numpy.__version__ and (folder / "environment.json").read_bytes() == before
+    posthoc = json.loads((folder / "environment_evaluate.json").read_text())
+    assert posthoc["packages"]["numpy"] == numpy.__version__ and (folder / "environment.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def test_a_sweep_on_red_data(shell):
-    """One run that works, one whose metric raises with a row's text; submitted by an agent, then evaluated late."""
+    """One run that works, one whose metric raises with a row's text; submitted by an agent, then evaluated post hoc."""
     canaries.write_data(shell.cwd / "data")
     (shell.cwd / "data" / "TIER").write_text("red")
     (shell.cwd / "metrics.py").write_text(canaries.METRICS)
@@ -32,10 +32,10 @@ def test_a_sweep_on_red_data(shell):
         "batch_size=4",
     ]
     # The third call is in the second update: the check, and what was submitted, knew nothing of it.
-    late = canaries.METRICS.replace(
+    scorers = canaries.METRICS.replace(
         "os.kill(os.getpid(), signal.SIGINT)", "raises(logits, labels, tokenizer, ignore_index)"
     )
-    (shell.cwd / "metrics.py").write_text(late)
+    (shell.cwd / "metrics.py").write_text(scorers)
     sweep = ["-m", "slurm=cluster", *TINY, *own, "custom_metrics=[metrics.loud],[metrics.stops]", "hydra.sweep.dir=out"]
     environment = {"CLAUDECODE": "1", "PYTHONPATH": str(shell.cwd)}
     no = shell.run("train", *sweep, "eval.keep_samples=true", **environment)

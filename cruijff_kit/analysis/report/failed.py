@@ -43,6 +43,6 @@ def _rows(run: Run) -> list[list[Any]]:
         why = [error.phase, error.type, error.message, error.cause] if error else [None, None, info.reason, info.cause]
         rows.append([run.label, info.state, *why, *end])
     if result and result.posthoc_error:
-        late = result.posthoc_error
-        rows.append([run.label, "done, evaluation missing", late.phase, late.type, late.message, late.cause, *end])
+        error = result.posthoc_error
+        rows.append([run.label, "done, evaluation missing", error.phase, error.type, error.message, error.cause, *end])
     return rows

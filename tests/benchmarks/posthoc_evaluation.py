@@ -1,7 +1,7 @@
 """Eight adapters of one base model: evaluated in one command, and in eight.
 
-    python tests/benchmarks/late_evaluation.py             SmolLM2 on the CPU, a few minutes
-    python tests/benchmarks/late_evaluation.py --check     ends with 1 where one command takes more than 0.6 of the time
+    python tests/benchmarks/posthoc_evaluation.py          SmolLM2 on the CPU, a few minutes
+    python tests/benchmarks/posthoc_evaluation.py --check     ends with 1 where one command takes more than 0.6 of the time
 
 The adapters are trained for one step; both sides then evaluate copies of the same runs, and must find the same.
 """
