@@ -30,10 +30,10 @@ def cancel(folder: Path, names: list[str], is_confirmed: bool) -> list[RunInfo]:
     if trouble:
         raise errors.ClusterError(trouble)
     active = [(ref, info) for ref, info in zip(runs, infos, strict=True) if info.state in ACTIVE]
-    here = [info for _, info in active if info.job_id is None]
+    local = [info for _, info in active if info.job_id is None]
     submitted = [(ref, info) for ref, info in active if info.job_id is not None]
-    if here:
-        raise UserError(f"{here[0].name} runs on this machine, not on SLURM: press Ctrl-C where it was started")
+    if local:
+        raise UserError(f"{local[0].name} runs on this machine, not on SLURM: press Ctrl-C where it was started")
     if not submitted:
         print("nothing to cancel: no run is queued or running")
         return []

@@ -127,9 +127,9 @@ def _finish(folder: Path, left: list[tuple[RunRef, RunInfo]], changes: _Changes)
             by_sweep.setdefault(ref.sweep_dir or ref.folder, []).append((ref, info))
     for sweep_dir, runs in by_sweep.items():
         _submit(sweep_dir, runs, configs)
-    here = [ref for ref, _ in left if not configs[ref.folder].slurm.submit]
-    if here or not left:
-        _run_here(folder, here, configs)
+    local = [ref for ref, _ in left if not configs[ref.folder].slurm.submit]
+    if local or not left:
+        _run_here(folder, local, configs)
 
 
 def _evaluate(folder: Path, runs: list[tuple[RunRef, RunInfo]], changes: _Changes) -> None:

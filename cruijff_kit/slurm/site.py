@@ -184,13 +184,15 @@ def parse_gpus(gres: str) -> dict[str, int]:
 
 
 def _read_accounts(site: Site) -> None:
-    here = f"cluster={site.name}"
+    cluster = f"cluster={site.name}"
     mine = _query(
-        "assoc", f"user={site.user}", here, fields=("Account", "Partition", "QOS", "DefaultQOS", *_ASSOCIATION)
+        "assoc", f"user={site.user}", cluster, fields=("Account", "Partition", "QOS", "DefaultQOS", *_ASSOCIATION)
     )
     names = ",".join(sorted({row["Account"] for row in mine}))
     rows = (
-        _query("assoc", f"account={names}", "user=", here, fields=("Account", "User", *_ASSOCIATION)) if names else []
+        _query("assoc", f"account={names}", "user=", cluster, fields=("Account", "User", *_ASSOCIATION))
+        if names
+        else []
     )
     of_all = {row["Account"]: _limits(row, _ASSOCIATION) for row in rows if not row["User"]}
     for row in mine:

@@ -338,8 +338,8 @@ def explain_refusal(error: ClusterError) -> ClusterError:
     plain = str(error).removeprefix("Batch job submission failed: ").removeprefix("allocation failure: ")
     cures = [cure for sign, cure in _CURES.items() if sign in plain.lower()]
     valid = _partitions() if "slurm.partition" in cures and "account" not in plain.lower() else []
-    there = f" (there are: {', '.join(valid)})" if valid else ""
-    cure = f"override {' or '.join(cures)}{there}" if cures else None
+    partitions = f" (there are: {', '.join(valid)})" if valid else ""
+    cure = f"override {' or '.join(cures)}{partitions}" if cures else None
     return ClusterError(f"sbatch: {plain}" + (f"; {cure}" if cure else ""), cure or error.fix)
 
 

@@ -35,11 +35,11 @@ class PlannedRun:
     plan: Plan
     estimate: Estimate
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As --json has it: name, folder, swept, all of plan.Plan, the estimate, and what the recipe would receive."""
         where = {"name": self.config.run_name, "folder": self.config.output_dir, "swept": self.swept}
-        found = dataclasses.asdict(self.plan) | {"estimate": dataclasses.asdict(self.estimate)}
-        return where | found | {"torchtune": self.config.torchtune}
+        planned = dataclasses.asdict(self.plan) | {"estimate": dataclasses.asdict(self.estimate)}
+        return where | planned | {"torchtune": self.config.torchtune}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PlannedArray:
     error: ClusterError | None = None
     """SLURM's refusal."""
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As --json has it."""
         answers = {"test_only": self.test_only, "refused": self.error is not None}
         return {"what": self.what, "script": self.script} | answers
@@ -84,7 +84,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
         json_output.record(
             dry_run=True, folder=str(folder.absolute()), estimate=total(of_runs) | budget(runs[0][0], of_runs)
         )
-        json_output.extend(runs=[run.as_data() for run in planned], arrays=[array.as_data() for array in arrays])
+        json_output.extend(runs=[run.to_dict() for run in planned], arrays=[array.to_dict() for array in arrays])
         names = [run.config.run_name for run in planned]
         json_output.extend(
             groups=[{"runs": [names[n] for n in g.runs], "at_once": g.at_once, "why": g.why} for g in groups]
@@ -218,9 +218,9 @@ def _cells(run: PlannedRun) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     notes = list(plan.warnings)
-    for found, count in plan.leaks.items():
-        if found.startswith("target "):
-            notes.append(f"in {count} rows of split {found.removeprefix('target ')!r} the answer stands in the prompt")
+    for leak, count in plan.leaks.items():
+        if leak.startswith("target "):
+            notes.append(f"in {count} rows of split {leak.removeprefix('target ')!r} the answer stands in the prompt")
     if plan.packed_rows is not None:
         notes.append(f"{plan.packed_rows} rows in {plan.rows} packs; a pack counts as a row")
     return notes

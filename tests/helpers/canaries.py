@@ -205,7 +205,8 @@ def commands(tiny: str, wanted: list[str]) -> None:
     given("resume", lambda: resume.main(["runs/stops"]))
     given("posthoc", lambda: evaluate.main(["sweep", "eval.tasks=[includes.py@more]", "eval.baseline=false"]))
     given(
-        "posthoc again", lambda: evaluate.main(["sweep", "eval.tasks=[tasks.py@breaks_when_run]", "eval.baseline=false"])
+        "posthoc again",
+        lambda: evaluate.main(["sweep", "eval.tasks=[tasks.py@breaks_when_run]", "eval.baseline=false"]),
     )
     for form in ([], ["--json"], ["--csv"]):
         given("table", lambda form=form: table.main([".", *form]))
