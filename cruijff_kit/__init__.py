@@ -50,7 +50,7 @@ def train_then_eval(config: "RunConfig") -> "RunResult":
     return train_then_eval(config)
 
 
-def read_sweep(folder: str | os.PathLike) -> "pandas.DataFrame":
+def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
     """The results of all runs below a folder, one row per run; see cruijff_kit.analysis.results_frame.read_sweep."""
     from cruijff_kit.analysis.results_frame import read_sweep
 

@@ -348,7 +348,7 @@ class MultiLoraTrainer:
         if micro_batches[0].backward and not any(isinstance(output, Exception) for output in outputs):
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            num_tokens = sum(output.num_tokens for output in outputs)
+            num_tokens = sum(output.num_tokens for output in outputs if not isinstance(output, Exception))
             if self.tuner.record(size, time.perf_counter() - started, num_tokens):
                 say(self.tuner.summary())
         return outputs

@@ -1,5 +1,6 @@
 """Results of finished runs as data: read from result.json, as a data frame, as JSON."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def unfinished_runs(folder: Path) -> list[str]:
     return [e.name for d, e in entries if not (resolve_folder(d, e) / "result.json").exists()]
 
 
-def read_sweep(folder: str | Path) -> "pandas.DataFrame":
+def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
     """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
 
     Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", the known best

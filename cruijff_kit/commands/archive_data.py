@@ -100,6 +100,7 @@ def _copied(copy: DataCopy, typed: DataPath, path: DataPath, format: str | None)
     """
     below = f"{FOLDER}/{copy.hash}"
     if not isinstance(path, str):
+        assert not isinstance(typed, str)
         for number, (split, name) in enumerate(path.items()):  # two files may have one name
             file = Path(name).expanduser()
             copy.files[file] = f"{below}/{number}/{file.absolute().parent.name}/{file.name}"

@@ -56,7 +56,7 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
     used = used_splits(data, config.test_splits)
     shown = split or data.train_split
     if shown not in used:
-        how = {"format": data.format, "split_column": data.split_column, "type": data.type}
+        how: dict[str, Any] = {"format": data.format, "split_column": data.split_column, "type": data.type}
         used[shown] = conversations(data.path, shown, data.column_map, data.prompt, data.system_prompt, **how)
     examples = {name: _examples(config, name, tokenizer, len(of)) for name, of in used.items()}
     answers = {c.row: c.answer for c in used[shown]}

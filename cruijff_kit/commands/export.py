@@ -81,7 +81,8 @@ def _copy(adapter: Path, to: Path) -> None:
 
 
 def _as_data(done: Exported) -> dict[str, Any]:
-    files = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(Path(done.to).rglob("*")) if p.is_file()]
+    paths = [p for p in sorted(Path(done.to).rglob("*")) if p.is_file()]
+    files: list[dict[str, Any]] = [{"path": str(p), "bytes": p.stat().st_size} for p in paths]
     return asdict(done) | {"files": files, "bytes": sum(f["bytes"] for f in files)}
 
 

@@ -8,6 +8,7 @@ metrics and answers. The verdict is identical, equal within rounding (exit code 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -124,7 +125,7 @@ def _short(text: str) -> str:
     return commit[:10] + plus + rest if whole else text
 
 
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]], style: Any) -> None:
+def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], style: Any) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -101,7 +101,7 @@ def batch_order(
     return batches
 
 
-def make_batch(examples: list[Example | Pack], attention_cost: AttentionCost, share_prefix: bool = True) -> Batch:
+def make_batch(examples: Sequence[Example | Pack], attention_cost: AttentionCost, share_prefix: bool = True) -> Batch:
     """Lay out a batch in the cheapest way.
 
     Args:

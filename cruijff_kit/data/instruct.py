@@ -56,7 +56,7 @@ class InstructDataset:
         first: int | None = None,
         packed: bool = False,
     ) -> None:
-        how = dict(format=format, split_column=split_column, type=type, sample_seed=sample_seed)
+        how: dict[str, Any] = dict(format=format, split_column=split_column, type=type, sample_seed=sample_seed)
         asked = conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples, **how)[:first]
         self.tokenizer, self.train_on_input, self.train_on_last = tokenizer, train_on_input, train_on_last
         self.place = f"{data_files}, split {split!r}"
@@ -66,15 +66,16 @@ class InstructDataset:
                 "take a chat model, or rows with an input and an output"
             )
         with progress(f"tokenising {split}", len(asked)) if len(asked) > _LONG else contextlib.nullcontext() as bar:
-            self.examples: list[Example | Pack] = []
+            examples: list[Example] = []
             for c in asked:
-                self.examples.append(self._example(c))
+                examples.append(self._example(c))
                 if bar:
                     bar.advance()
+        self.examples: list[Example | Pack] = [*examples]
         if packed:
             if tokenizer.max_seq_len is None:
                 raise UserError("dataset.packed=true fills packs up to max_seq_len, but the tokenizer has none; set it")
-            self.examples = into_packs(self.examples, tokenizer.max_seq_len)
+            self.examples = [*into_packs(examples, tokenizer.max_seq_len)]
 
     def _example(self, c: Conversation) -> Example:
         tokens, prompt_length = self.tokenizer.example(c.messages, c.answer)

@@ -186,7 +186,7 @@ def _leaks(
     rows: Counter[tuple[str, str]] = Counter()
     alike: Counter[tuple[str, str]] = Counter()
     folded: Counter[tuple[str, str]] = Counter()
-    examples = {}
+    examples: dict[tuple[str, str], tuple[Conversation, Conversation]] = {}
     counted = set()
     for first, a, second, b in pairs:
         if (first, second, b.row) in counted:

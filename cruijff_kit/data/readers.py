@@ -101,7 +101,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     # Not splitlines(): it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(_utf8(path).split("\n"), 1):
         if not line.strip():

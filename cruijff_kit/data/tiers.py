@@ -51,7 +51,7 @@ def _files(path: str | Path | Mapping[str, str], format: str | None) -> set[str]
 def _beside(place: str) -> Iterator[str]:
     # A folder on the way may itself be a link, so the real path is looked for from each of them.
     given = Path(os.path.abspath(place))
-    for start in {given, *(Path(os.path.realpath(p)) for p in (place, *given.parents))}:
+    for start in {given, *(Path(os.path.realpath(p)) for p in (Path(place), *given.parents))}:
         yield from (os.path.join(folder, FILE) for folder in (start, *start.parents))
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -78,7 +79,14 @@ def _key(name: TaskName, chat_model: ChatModel, config: RunConfig, plan: Evaluat
     for other in ("tasks", "task_args", "epochs", "baseline", "batch_size", "keep_samples"):
         del decoding[other]
     data = config.dataset
-    asked = [data.test_split, data.prompt, data.system_prompt, data.column_map, data.format, data.split_column]
+    asked: list[Any] = [
+        data.test_split,
+        data.prompt,
+        data.system_prompt,
+        data.column_map,
+        data.format,
+        data.split_column,
+    ]
     asked += [data.type, data.max_test_samples, data.sample_seed]
     machine = {k: v for k, v in chat_model.describe().items() if k != "threads"}
     identity = [

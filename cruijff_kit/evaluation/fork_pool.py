@@ -154,7 +154,7 @@ class _Worker:
     connection: Connection
     open: dict[int, int] = field(default_factory=dict)
     """id of a request that it waits for -> number of the model."""
-    replies: list[tuple[int, Completion | Exception]] = field(default_factory=list)
+    replies: list[tuple[int, Completion | BaseException]] = field(default_factory=list)
     """That are still to be sent."""
 
     def receive(self) -> WorkerRequest | WorkerDone:
@@ -164,7 +164,7 @@ class _Worker:
             self.process.join(1)
             raise RuntimeError(f"a worker process was lost (exit code {self.process.exitcode})") from error
 
-    def reply(self, id: int, reply: Completion | Exception) -> None:
+    def reply(self, id: int, reply: Completion | BaseException) -> None:
         if self.open.pop(id, None) is not None:
             self.replies.append((id, reply))
 
@@ -252,8 +252,8 @@ class _Server:
             try:
                 self._schedulers[number].add(
                     request,
-                    lambda completion, worker=worker, id=id: worker.reply(id, completion),
-                    lambda worker=worker, id=id: id in worker.open,
+                    lambda completion, worker=worker, id=id: worker.reply(id, completion),  # type: ignore[misc]
+                    lambda worker=worker, id=id: id in worker.open,  # type: ignore[misc]
                 )
             except Exception as error:
                 worker.reply(id, _make_sendable(error))
@@ -265,8 +265,8 @@ class _Server:
             return
         try:
             failures = self.engine.step([*schedulers.values()])
-        except Exception as error:
-            failures = dict.fromkeys(schedulers.values(), error)
+        except Exception as failure:
+            failures = dict.fromkeys(schedulers.values(), failure)
         for number, scheduler in schedulers.items():
             if scheduler in failures:
                 worker, error = self._worker_of[number], _make_sendable(failures[scheduler])

@@ -7,6 +7,7 @@ provider has them from the same logits, but reports the likeliest token in place
 """
 
 import hashlib
+from typing import Any
 
 from inspect_ai.model import ChatMessage, GenerateConfig
 from inspect_ai.tool import ToolChoice, ToolInfo
@@ -24,7 +25,7 @@ NOT_OURS = {
     "max_retries", "timeout", "attempt_timeout", "max_connections", "adaptive_connections", "system_message",
     "max_tool_output", "cache", "cache_prompt", "fail_on_refusal", "reasoning_history",
 }  # fmt: skip
-_ABSENT = (None, False, "none", [], {}, "")
+_ABSENT: tuple[Any, ...] = (None, False, "none", [], {}, "")
 _LEAST = {"max_tokens": 1, "temperature": 0, "top_k": 1, "num_choices": 1, "top_logprobs": 0}
 
 

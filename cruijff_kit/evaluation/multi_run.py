@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,8 +115,8 @@ def _evaluate(items: dict[int, EvaluationItem], tasks: dict[int, Task]) -> dict[
         outcome = outcomes[n]
         if isinstance(outcome, Evaluation):
             share = tokens[n] / tokens.total() if tokens.total() else 1 / len(items)
-            outcomes[n] = replace(outcome, seconds=round(seconds * share, 3))
-            report_scores(outcomes[n], f"{item.config.run_name}: ")
+            outcomes[n] = evaluation = replace(outcome, seconds=round(seconds * share, 3))
+            report_scores(evaluation, f"{item.config.run_name}: ")
     return outcomes
 
 
@@ -164,7 +164,7 @@ def _answer(
 def _run_share(
     items: dict[int, EvaluationItem],
     tasks: dict[int, Task],
-    models: dict[int, AnsweringModel],
+    models: Mapping[int, AnsweringModel],
     engine: Engine,
     on_done: Callable[..., object],
     logs_folder: str,

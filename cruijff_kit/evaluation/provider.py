@@ -120,9 +120,9 @@ class BatchCollector:
         if self._num_idle > _IDLE_ITERATIONS:
             try:
                 finished = self._step()
-            except BaseException as error:
-                finished = dict.fromkeys(self._open, error)
-                if not isinstance(error, Exception):
+            except BaseException as failure:
+                finished = dict.fromkeys(self._open, failure)
+                if not isinstance(failure, Exception):
                     raise
             finally:
                 for api, error in finished.items():
@@ -237,9 +237,7 @@ class InMemoryAPI(ModelAPI):
         futures = []
         for request in requests:
             future = loop.create_future()
-            self._scheduler.add(
-                request, functools.partial(_resolve, future), lambda future=future: not future.cancelled()
-            )
+            self._scheduler.add(request, functools.partial(_resolve, future), functools.partial(_is_wanted, future))
             futures.append(future)
             self._open.add(future)
             future.add_done_callback(self._open.discard)
@@ -312,6 +310,10 @@ class InMemoryAPI(ModelAPI):
     def should_retry(self, ex: Exception) -> bool:
         """A failure in this process would only fail again."""
         return False
+
+
+def _is_wanted(future: asyncio.Future) -> bool:
+    return not future.cancelled()
 
 
 def _resolve(future: "asyncio.Future[Completion]", completion: Completion) -> None:

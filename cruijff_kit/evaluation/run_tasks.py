@@ -104,7 +104,8 @@ def evaluate(
     """
     if not config.eval.tasks:
         return []
-    trained, evaluations = adapter_state(chat_model.model), []
+    trained = adapter_state(chat_model.model)
+    evaluations: list[Evaluation] = []
     try:
         for epoch in config.evaluated_epochs:
             if epoch != last:

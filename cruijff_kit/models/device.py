@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,7 +104,7 @@ def nvidia_driver() -> str | None:
     return None
 
 
-def describe_hardware(machine: Machine) -> dict[str, dict | None]:
+def describe_hardware(machine: Machine) -> dict[str, Any]:
     """For the record: processor, gpu (None for a run on a CPU), and what torch was built for."""
     cpu = {"model": processor(), "cores": _processors(), "instructions": torch.backends.cpu.get_cpu_capability()}
     gpu = None
@@ -115,7 +116,7 @@ def describe_hardware(machine: Machine) -> dict[str, dict | None]:
             "memory_bytes": seen.total_memory,
             "compute_capability": f"{seen.major}.{seen.minor}",
         }
-    built = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": None}
+    built: dict[str, Any] = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": None}
     if machine.device.type == "cuda" and torch.backends.cudnn.is_available():
         built["cudnn"] = torch.backends.cudnn.version()
     return {"processor": cpu, "gpu": gpu, "nvidia_driver": nvidia_driver(), "torch_build": built}

@@ -42,7 +42,8 @@ class Difference:
     @property
     def perplexity(self) -> tuple[float | None, float | None]:
         """Of the scored tokens, by each model; None where none was scored, or beyond all numbers."""
-        return tuple(math.exp(n) if n < 700 else None for n in self.nll)  # NaN is not below
+        one, other = (math.exp(n) if n < 700 else None for n in self.nll)  # NaN is not below
+        return one, other
 
 
 @torch.inference_mode()
@@ -72,7 +73,8 @@ def difference(
             logits.append(next_logits(model, states[torch.arange(len(chosen), device=states.device), at]).cpu())
         _note(found, *logits)
         advance(len(chosen))
-    found.nll = tuple(s / found.scored if found.scored else math.nan for s in sums)
+    one, other = (s / found.scored if found.scored else math.nan for s in sums)
+    found.nll = one, other
     for name in ("mean_abs", "kl", "agree"):
         setattr(found, name, getattr(found, name) / len(rows))
     return found

@@ -105,7 +105,7 @@ class RunFolder:
         Folders of red data become the owner's alone.
         """
         if config.dataset.tier == tiers.RED:
-            files.close_folder(self.path, config.experiment)
+            files.close_folder(self.path, config.experiment.name)
         self.write_yaml("config.yaml", dataclasses.asdict(config))
         self.write("swept.json", json.dumps(swept) + "\n")
 

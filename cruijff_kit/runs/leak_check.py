@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.data.conversations import Conversation, conversations
 from cruijff_kit.util.errors import UserError
@@ -50,7 +50,9 @@ def used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conve
 
 
 def _used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversation]:
-    how = {"format": data.format, "split_column": data.split_column, "type": data.type, "sample_seed": data.sample_seed}
+    how: dict[str, Any] = dict(
+        format=data.format, split_column=data.split_column, type=data.type, sample_seed=data.sample_seed
+    )
     return conversations(data.path, split, data.column_map, data.prompt, data.system_prompt, limit, **how)
 
 

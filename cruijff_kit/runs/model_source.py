@@ -7,6 +7,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.explain import explained
@@ -121,7 +122,7 @@ def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
     config = frozen(run)
     with explained():
         parsed = OverridesParser.create().parse_overrides(overrides)
-    chosen = {o.key_or_group: o.value() for o in parsed}
+    chosen: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
     config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)
     if strange := [key for key in chosen if key not in (*_MACHINE, *_WHO)]:
         raise UserError(f"{strange[0]}: the run is what it is; here {', '.join(_MACHINE)} can differ")

@@ -58,7 +58,7 @@ class Plan(EvaluationPlan):
     sample_tokens: dict[str, int]
     accuracy_tasks: list[str]
     error_tasks: list[str]
-    machine: dict[str, str | int]
+    machine: dict[str, Any]
     leaks: dict[str, int]
     conversations: bool
     warnings: list[str]

@@ -163,7 +163,8 @@ def _packages(found: Conditions, result: RunResult, then: dict[str, Any]) -> Non
     apart = sorted(name for name in names if recorded.get(name) != now.get(name))
     weighty = [name for name in apart if computes(name) or name in used]
     for name in weighty:
-        found.add(f"package {name}", *(v.get(name, "not installed") for v in (recorded, now)), DIFFERS)
+        then_version, now_version = (v.get(name, "not installed") for v in (recorded, now))
+        found.add(f"package {name}", then_version, now_version, DIFFERS)
     rest = [name for name in apart if name not in weighty]
     if rest:
         shown = rest[:_SHOWN] + [f"{len(rest) - _SHOWN} more"] * (len(rest) > _SHOWN)

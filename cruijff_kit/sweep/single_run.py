@@ -89,7 +89,8 @@ def run_task(cfg: DictConfig) -> float | None:
 
 def _run(config: RunConfig, folder: Path) -> float | None:
     if config.dry_run:  # under a launcher that is not ours
-        return _show(config, folder)
+        _show(config, folder)
+        return None
     start_output(folder)
     return train_then_eval(config, swept.get()).objective
 

@@ -45,7 +45,8 @@ def read_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def get_rng_state() -> dict[str, Any]:
     """Read the state of every random number generator that training may use."""
-    name, keys, *rest = numpy.random.get_state()
+    numpy_state: Any = numpy.random.get_state()
+    name, keys, *rest = numpy_state
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

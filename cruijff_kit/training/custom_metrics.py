@@ -11,7 +11,7 @@ functions return are averaged over batches, weighted by labelled tokens.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class CustomMetrics:
         self.tokenizer = tokenizer
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name -> [sum of value x weight, weight]
 
-    def watch(self, loss_fn: Loss, examples: list[Example | Pack]) -> Loss:
+    def watch(self, loss_fn: Loss, examples: Sequence[Example | Pack]) -> Loss:
         """Wrap the loss of some rows, so that their metrics are computed, too."""
         if not self.functions:
             return loss_fn
@@ -99,7 +99,7 @@ class CustomMetrics:
         return means
 
 
-def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Example | Pack]) -> list[str]:
+def check_custom_metrics(names: list[str], tokenizer: Any, examples: Sequence[Example | Pack]) -> list[str]:
     """Try every function on two rows with random logits.
 
     Args:
@@ -118,7 +118,7 @@ def check_custom_metrics(names: list[str], tokenizer: Any, examples: list[Exampl
     return list(metrics.take())
 
 
-def _count_targets(examples: list[Example | Pack]) -> list[int]:
+def _count_targets(examples: Sequence[Example | Pack]) -> list[int]:
     return [sum(label != IGNORE for label in row.labels) for e in examples for row in rows_of(e)]
 
 

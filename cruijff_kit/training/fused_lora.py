@@ -36,7 +36,7 @@ class Span(NamedTuple):
 
     begin: int
     end: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
     scale: float | torch.Tensor
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,9 @@ class PackedModel:
         lengths = [b.tokens.shape[1] for b in batches] if self.exact else self._common_lengths()
         own = [b.tokens.shape[0] * length for b, length in zip(batches, lengths, strict=True)]
         self.sizes = own if self.exact else self._common_sizes(own)
-        tokens, positions, predicting, self.regions = [], [], [], []
+        tokens: list[torch.Tensor] = []
+        positions: list[torch.Tensor] = []
+        predicting, self.regions = [], []
         for batch, length, used, size in zip(batches, lengths, own, self.sizes, strict=True):
             rows, width = batch.tokens.shape
             placed = torch.arange(width, device=batch.tokens.device).expand(rows, -1)

@@ -37,7 +37,7 @@ class Workers:
 
     def __init__(self, module: str, tasks: list[dict[str, Any]], environment: list[dict[str, str]]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cruijff_kit-")
-        self._selector = selectors.DefaultSelector()
+        self._selector: Any = selectors.DefaultSelector()
         self.processes: list[subprocess.Popen] = []
         for task, variables in zip(tasks, environment, strict=True):
             self._start(module, task, variables)

@@ -12,7 +12,7 @@ def draw_capitalization(
     num_words: int = 1000,
     train_fraction: float = 0.8,
     seed: int = 0,
-    other_lengths: list[int] = (),
+    other_lengths: list[int] = (),  # type: ignore[assignment]  # never changed
     other_words: int = 100,
 ) -> Drawn:
     """Words of one length, sampled without replacement, and test splits of other lengths that are not trained on.

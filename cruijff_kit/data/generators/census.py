@@ -7,6 +7,7 @@ noise).
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from cruijff_kit.data.generators.common import Drawn, bayes_accuracy, distinct, mean, parted, require, sigmoid
 
@@ -19,7 +20,7 @@ AGES = ((18, 29), (30, 44), (45, 59), (60, 80))
 HOURS = (20, 25, 30, 35, 40, 45, 50, 55, 60)
 
 INTERCEPT = -0.6
-SCORES = {
+SCORES: dict[str, Any] = {
     "age": "0.04 for each year up to 60, counted from 40",
     "education": dict(zip(EDUCATION, (-1.6, -0.8, -0.2, 0.8, 1.4, 1.9), strict=True)),
     "occupation": dict(zip(OCCUPATION, (-1.2, -1.0, -0.5, -0.1, 0.5, 0.4, 1.1, 1.4), strict=True)),
@@ -31,7 +32,7 @@ SCORES = {
 MEAN_DOLLARS, DOLLARS, NOISE_DOLLARS = 90_000, 10_000, 8_000
 """Income = MEAN_DOLLARS + DOLLARS x (INTERCEPT + score) + a normal draw with this standard deviation."""
 
-Person = dict[str, int | str]
+Person = dict[str, Any]
 WORDINGS = ("verbose", "condensed", "terse")
 TARGETS = ("binary", "continuous")
 _QUESTIONS = {

@@ -21,7 +21,7 @@ def draw_model_organisms(
     num_rows: int = 200,
     train_fraction: float = 0.8,
     seed: int = 0,
-    ood_lengths: list[int] = (),
+    ood_lengths: list[int] = (),  # type: ignore[assignment]  # never changed
     ood_rows: int = 100,
     n: int = 1,
     value: str = "1",

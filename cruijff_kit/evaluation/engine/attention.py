@@ -21,7 +21,8 @@ class Attention:
     """Attention of one pass through all layers; `attend` decides what each layer's queries attend to."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.arrived = dtype, None
+        self.dtype = dtype
+        self.arrived: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_) -> torch.Tensor:
         """Replace scaled_dot_product_attention, [b, heads, s, d]; keys and values came through `_LayerCache.update`."""
@@ -85,11 +86,13 @@ class Prefill(Attention):
         out, start = [], 0
         for rows, length in self.groups:
             stop = start + rows * length
-            group = (x[0, :, start:stop].unflatten(1, (rows, length)).transpose(0, 1) for x in (q, k, v))
+            q_rows, k_rows, v_rows = (
+                x[0, :, start:stop].unflatten(1, (rows, length)).transpose(0, 1) for x in (q, k, v)
+            )
             if length >= _LONG:
-                attended = _attend_long(*group, prefix)
+                attended = _attend_long(q_rows, k_rows, v_rows, prefix)
             else:
-                attended = _attend_short(*group, prefix, _causal_mask(length, q.device))
+                attended = _attend_short(q_rows, k_rows, v_rows, prefix, _causal_mask(length, q.device))
             out.append(attended.transpose(0, 1).flatten(1, 2))
             start = stop
         return torch.cat(out, 1)[None]

@@ -192,7 +192,7 @@ class MultiLoraEngine(Engine):
     def _group(self, requests: dict[Scheduler, EngineRequest]) -> Iterator[tuple[_Group, _Compute]]:
         """Yield requests to compute together, and how: those better computed alone first. `requests` changes meanwhile."""
         for scheduler, request in [(s, request) for s, request in requests.items() if self._goes_alone(s, request)]:
-            yield [(scheduler, request)], lambda group, _, s=scheduler: [s.chat_model.compute(group[0])]
+            yield [(scheduler, request)], lambda group, _, s=scheduler: [s.chat_model.compute(group[0])]  # type: ignore[misc]
         for kind, compute in ((ForwardRequest, self._forward), (LogitsRequest, self._project)):
             yield [(s, request) for s, request in requests.items() if isinstance(request, kind)], compute
 
@@ -273,7 +273,7 @@ class MultiLoraEngine(Engine):
 
 def _has_copies(scheduler: Scheduler) -> bool:
     """Whether its model has weights with the adapter added; makes them where that pays and memory is plenty."""
-    chat_model = scheduler.chat_model
+    chat_model: Any = scheduler.chat_model
     if not chat_model.has_copies and scheduler.num_pending_tokens > _AHEAD:
         chat_model.prepare()
     return chat_model.has_copies

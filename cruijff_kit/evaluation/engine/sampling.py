@@ -6,6 +6,7 @@ it depends on the row alone.
 
 import random
 from collections import Counter
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def _choose(
 
 def _adjust(logits: torch.Tensor, settings: Sampling, completion: Completion) -> None:
     """Apply penalties and bias, in place, to one row [vocabulary]."""
-    change = Counter(settings.bias)
+    change: Any = Counter(settings.bias)  # of fractions
     for token, times in Counter(completion.ids).items():
         change[token] -= times * settings.frequency_penalty + settings.presence_penalty
     if change:

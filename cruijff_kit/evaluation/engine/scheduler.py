@@ -188,7 +188,8 @@ class Scheduler:
         candidates = [row for row in self.waiting if self._starts_with_prefix(row)]
         candidates.sort(key=lambda row: len(row.request.ids), reverse=True)
         longest = max([row.max_length for row in self.active], default=0)
-        selected, tokens = [], 0
+        selected: list[_Row] = []
+        tokens = 0
         for row in candidates:
             num_rows, longest = len(self.active) + len(selected) + 1, max(longest, row.max_length)
             is_full = num_rows > (self.max_rows or num_rows) or num_rows * (longest - common) > self._cache_tokens

@@ -60,7 +60,7 @@ def answers_task(
         UserError: malformed data; file, split and row are named.
     """
     columns = {"input": input_column, "output": output_column, "messages": messages_column}
-    asked = {"prompt": prompt, "system_prompt": system_prompt}
+    asked: dict[str, Any] = {"prompt": prompt, "system_prompt": system_prompt}
     samples = [
         Sample(
             id=c.row,

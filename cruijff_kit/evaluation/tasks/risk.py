@@ -1,5 +1,7 @@
 """A data set whose outputs are a few labels: which one is written, and how likely the model holds each."""
 
+from typing import Any
+
 from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig
 
@@ -40,7 +42,7 @@ def risk(
     Raises:
         UserError: malformed data, or outputs that are no such labels.
     """
-    rows = dict(
+    rows: dict[str, Any] = dict(
         data=data, split=split, prompt=prompt, system_prompt=system_prompt, input_column=input_column,
         output_column=output_column, messages_column=messages_column, format=format, split_column=split_column, type=type,
         max_samples=max_samples, sample_seed=sample_seed, train_split=train_split, train_samples=train_samples,
@@ -84,7 +86,7 @@ def numeric_risk(
     Raises:
         UserError: malformed data, or outputs that are not two labels.
     """
-    rows = dict(
+    rows: dict[str, Any] = dict(
         data=data, split=split, prompt=prompt, system_prompt=system_prompt, input_column=input_column,
         output_column=output_column, messages_column=messages_column, format=format, split_column=split_column, type=type,
         max_samples=max_samples, sample_seed=sample_seed, train_split=train_split, train_samples=train_samples,

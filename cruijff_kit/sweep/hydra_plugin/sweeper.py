@@ -1,5 +1,6 @@
 """The sweeper that makes values into runs (-m). Installed as hydra_plugins.cruijff_kit_launcher.sweeper."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,13 +24,15 @@ class Sweeper(BasicSweeper):
     def _parse_config(self) -> list[str]:
         return as_params(self.params)
 
-    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+    def split_arguments(  # type: ignore[override]  # a static method there
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
         """All runs, in batches; what comes from `params` stands before what was typed."""
         ours = len(self.params)
         runs = expand(overrides[:ours], overrides[ours:], self.paired, self.runs)
         return list(self.split_overrides_to_chunks(runs, max_batch_size))
 
-    def validate_batch_is_legal(self, batch: list[list[str]]) -> None:
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Leave it to our launcher, which refuses a bad run before it starts any."""
         if not isinstance(self.launcher, SweepLauncher):
             super().validate_batch_is_legal(batch)
