@@ -67,7 +67,7 @@ def format_yaml(site: Site, choice: Choice) -> str:
     accounts = [a for a in dict.fromkeys(a.name for a in site.accounts) if a != choice.account]
     lines = [
         _line("account", choice.account, "others: ", accounts),
-        _line("partition", options.partition or (p and p.name), "others: ", others),
+        _line("partition", options.partition or (p.name if p else None), "others: ", others),
         _line("qos", options.qos, "one of ", qos),
         _line("constraint", options.constraint, "one of ", p.features if p else []),
         _line("time", longest if short else None, "at most ", [longest] if longest else []),

@@ -59,7 +59,7 @@ def evaluate_pending(run: Path, context: RunContext | None = None) -> RunResult:
     folder, request = RunFolder(run), read_request(run)
     config = request.config(run)
     if config.dataset.tier == RED:
-        close_folder(run, config.experiment)
+        close_folder(run, config.experiment.name)
     result = load_result(run, request, config)
     result.tier, result.redacted = config.dataset.tier, withholds_samples(config)
     result.permission = config.dataset.permission

@@ -44,11 +44,11 @@ def pick_partition(site: Site, options: argparse.Namespace) -> Choice:
     name = partition and partition.name
     associations = [a for a in site.accounts if a.name == account and a.partition in (name, None)]
     association = min(associations, key=lambda a: a.partition is None, default=None)
-    qos = options.qos or (association and association.default_qos)
+    qos = options.qos or (association.default_qos if association else None)
     limits = []
     if "limits" in site.enforced:
         own = [(f"account {account}", association.limits)] if association else []
-        names = dict.fromkeys((qos, partition and partition.qos))
+        names = dict.fromkeys((qos, partition.qos if partition else None))
         own += [(f"qos {name}", site.qos.get(name or "", {})) for name in names]
         limits = [(name, value, whose) for whose, values in own for name, value in values.items()]
     return Choice(options, partition, account, association, qos, limits)

@@ -16,7 +16,7 @@ def probe(answer: str, mark: str, start: str, with_gpus: bool) -> None:
         start: the folder where the command was given.
         with_gpus: count the GPUs that torch reaches.
     """
-    report = {"hostname": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "python": sys.executable}
+    report: dict = {"hostname": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "python": sys.executable}
     sys.path[0] = start  # as `python -m` has it
     try:
         report["package"] = os.path.dirname(importlib.import_module("cruijff_kit").__file__)

@@ -38,7 +38,7 @@ class EvaluationOverrides:
             if key not in (*valid, *_CHANGEABLE) and not is_free:
                 raise UserError(unknown_key(key))
         self.groups = {o.key_or_group: o.input_line for o in parsed if o.key_or_group in ("eval", "slurm")}
-        self.values = {o.key_or_group: o.value() for o in parsed if o.key_or_group not in self.groups}
+        self.values: dict[str, Any] = {o.key_or_group: o.value() for o in parsed if o.key_or_group not in self.groups}
         self.is_dry_run, self.replaces = bool(self.values.get("dry_run")), bool(self.values.get("force"))
         self._composed = compose_unresolved([*self.groups.values()], config_dir) if self.groups else None
 
