@@ -70,7 +70,7 @@ def _composition(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         error = cause
-    inner = error
+    inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, UserError):  # a resolver of ours refused
             return str(inner)
@@ -94,7 +94,7 @@ def _composition(error: BaseException) -> str:
     return re.sub(r"^In '[^']+': ", "", line).rstrip(".") + where
 
 
-def _unknown_option(error) -> str:
+def _unknown_option(error: Any) -> str:
     # Hydra gives "option" with or without its group's folder in front.
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options)
@@ -113,7 +113,7 @@ def _kind(full_key: str) -> str | None:
     kind: Any = _type(full_key)
     choices = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
     words = [_KINDS.get(c) or {list: "a list such as [a,b]"}.get(typing.get_origin(c)) for c in choices]
-    return " or ".join(words) if all(words) else None
+    return " or ".join(word for word in words if word) if all(words) else None
 
 
 def _type(full_key: str) -> Any:

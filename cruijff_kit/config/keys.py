@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from cruijff_kit.util.suggest import nearest
 
@@ -16,7 +17,7 @@ def unknown_key(full_key: str, where: str = "") -> str:
     parent, _, name = full_key.rpartition(".")
     known = valid_keys()
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
-    near = siblings.get(nearest(name, [*siblings])) or _same_last_name(full_key, known)
+    near = siblings.get(nearest(name, [*siblings]) or "") or _same_last_name(full_key, known)
     near = near or (None if siblings else nearest(full_key, known))
     if where and parent and near == name:
         return f"unknown key {full_key}{where}; for {name} itself the file must open with '# @package _global_'"
@@ -38,13 +39,13 @@ def valid_keys() -> list[str]:
 def _dataclass_keys(cls: type, prefix: str) -> Iterator[str]:
     for f in dataclasses.fields(cls):
         yield prefix + f.name
-        if dataclasses.is_dataclass(f.type):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             yield from _dataclass_keys(f.type, f"{prefix}{f.name}.")
         elif f.default_factory is not dataclasses.MISSING and isinstance(made := f.default_factory(), dict):
             yield from _tree_keys(made, f"{prefix}{f.name}.")
 
 
-def _tree_keys(tree: dict, prefix: str) -> Iterator[str]:
+def _tree_keys(tree: dict[str, Any], prefix: str) -> Iterator[str]:
     for key, value in tree.items():
         yield prefix + key
         if isinstance(value, dict):

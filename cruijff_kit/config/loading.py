@@ -54,7 +54,7 @@ def _lr_scheduler_component(name: str) -> str:
     return LR_SCHEDULERS.get(name, name)
 
 
-_RESOLVERS: dict[str, Callable] = {
+_RESOLVERS: dict[str, Callable[..., Any]] = {
     "times": lambda a, b: a * b,
     "stem": lambda path: Path(path if isinstance(path, str) else str(next(iter(path.values())))).stem,
     "cached": lambda name: str(cache_dir() / name),
@@ -91,7 +91,7 @@ def load(cfg: DictConfig) -> RunConfig:
         # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
         torchtune = tree.pop("torchtune")
         strict = OmegaConf.merge(_schema(), literal(tree))
-        config = OmegaConf.to_object(strict)
+        config: RunConfig = OmegaConf.to_object(strict)
         config.torchtune = torchtune
         check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
         note(config)  # before anybody can read a row

@@ -27,7 +27,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
-    parser = get_args_parser()
+    parser: Any = get_args_parser()
     parser.error = lambda message: _refuse_flag(message, parser)  # argparse would print its usage and exit
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
@@ -67,7 +67,7 @@ def printed_as_data(hydra_command: Callable[[], object], arguments: list[str]) -
 def _refuse_flag(message: str, parser: argparse.ArgumentParser) -> NoReturn:
     flag = re.search(r"unrecognized arguments: -+([\w.-]+)", message)
     key = flag[1].replace("-", "_") if flag else ""
-    if key in valid_keys():
+    if flag and key in valid_keys():
         raise UserError(f"--{flag[1]} is not a flag; settings are written without dashes: {key}=VALUE")
     raise UserError(f"{message}; {suggest_flag(message, parser)}--help shows every flag")
 

@@ -83,7 +83,7 @@ class SlurmConfig:
         require(limit is None or limit > 0, f"slurm.time={self.time} leaves no time")
         # An unquoted 2:00:00 in a YAML file arrives here as 7200.
         require(
-            not (self.time or "").isdigit() or int(self.time) <= _MOST_MINUTES,
+            self.time is None or not self.time.isdigit() or int(self.time) <= _MOST_MINUTES,
             f"slurm.time={self.time} would be minutes; write HH:MM:SS, in a YAML file with quotes around it",
         )
         require(
@@ -101,7 +101,7 @@ class SlurmConfig:
             return None
         digits = self.mem.upper().rstrip("BKMGT")
         unit = self.mem.upper().removesuffix("B")[len(digits) :] or "M"
-        return int(digits) * 1024 ** (1 + "KMGT".index(unit))
+        return int(digits) << 10 * (1 + "KMGT".index(unit))
 
     @property
     def time_seconds(self) -> int | None:

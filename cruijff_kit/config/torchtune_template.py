@@ -11,4 +11,5 @@ from omegaconf import OmegaConf
 def torchtune_template() -> dict[str, Any]:
     """conf/torchtune.yaml before it is filled; not to be changed."""
     text = files("cruijff_kit.conf").joinpath("torchtune.yaml").read_text(encoding="utf-8")
-    return OmegaConf.to_container(OmegaConf.create(text))
+    tree: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(text))
+    return tree

@@ -86,9 +86,10 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
     """Epochs whose adapters were archived away from a run: what is known of each, and the archive.json that says so."""
     above = find_above(run, NAME)
-    if above is None:
+    manifest = read_manifest(above) if above else None
+    if above is None or manifest is None:
         return {}
-    manifest, own = read_manifest(above), PurePosixPath(run.absolute().relative_to(above).as_posix())
+    own = PurePosixPath(run.absolute().relative_to(above).as_posix())
     gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
     names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
     return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
@@ -97,9 +98,10 @@ def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
 def archived_data(run: Path, hash: str | None) -> dict[str, str]:
     """Path in a run's config -> the copy of that data in the run's archive, if it has one."""
     above = find_above(run, NAME)
-    if above is None:
+    manifest = read_manifest(above) if above else None
+    if above is None or manifest is None:
         return {}
-    copies = [d.places for d in read_manifest(above).data if d.hash == hash]
+    copies = [d.places for d in manifest.data if d.hash == hash]
     paths = {old: above / new for places in copies for old, new in places.items()}
     return {old: str(new) for old, new in paths.items() if new.exists()}
 

@@ -77,7 +77,7 @@ def environment(machine: "Machine") -> dict[str, Any]:
 @functools.cache
 def installed_packages() -> dict[str, str]:
     """Every installed package and its version, by normalised name (PEP 503)."""
-    found = {}
+    found: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         name = package.metadata["Name"]
         if name:  # a folder that a broken uninstall left has none

@@ -47,7 +47,7 @@ def describe_own_code(config: "RunConfig", to: Path | None) -> dict[str, Any]:
             entry["why_no_copy"] = WITHHELD
         elif commit is None and (len(content) > _MOST or copied + len(content) > _MOST_TOGETHER):
             entry["why_no_copy"] = f"{len(content)} bytes are too many"
-        elif commit is None:
+        elif commit is None and to is not None:
             place = to / file.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
@@ -146,7 +146,7 @@ def _commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
     Args:
         files: with the times of their writing, so that an edit is looked at anew. (A sweep asks once.)
     """
-    found = {}
+    found: dict[Path, str] = {}
     for folder in {file.parent for file, _ in files}:
         names = [file.name for file, _ in files if file.parent == folder]
         commit = _git(folder, "rev-parse", "HEAD")

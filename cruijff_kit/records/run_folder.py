@@ -27,7 +27,7 @@ from cruijff_kit.util.files import write_text
 _OF_A_RUN = {"swept.json", "status.json", "result.json"}
 
 
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Quotes the strings that OmegaConf would read as numbers or booleans, as OmegaConf's own (slow) dumper does."""
 
 
@@ -109,7 +109,7 @@ class RunFolder:
         self.write_yaml("config.yaml", dataclasses.asdict(config))
         self.write("swept.json", json.dumps(swept) + "\n")
 
-    def write_yaml(self, name: str, tree: dict) -> Path:
+    def write_yaml(self, name: str, tree: dict[str, Any]) -> Path:
         """Write a tree as YAML."""
         return self.write(name, yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 

@@ -95,4 +95,5 @@ def permit(run: Path, permission: str) -> None:
 
 def frozen_swept(run: Path) -> dict[str, Any]:
     """The values that distinguish a run in its sweep."""
-    return json.loads((run / "swept.json").read_text(encoding="utf-8"))
+    overrides: dict[str, Any] = json.loads((run / "swept.json").read_text(encoding="utf-8"))
+    return overrides

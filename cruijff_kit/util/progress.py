@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from typing import Any
 
 from cruijff_kit.util import redaction
 
@@ -31,7 +32,7 @@ class _Lines:
 class _Bar:
     """Progress in a terminal."""
 
-    def __init__(self, bar, task) -> None:
+    def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
 
     def advance(self, note: str = "", steps: int = 1) -> None:

@@ -47,9 +47,10 @@ def begin() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.umask(0o077)
-    logging.Logger.makeRecord = _record
+    logging.Logger.makeRecord = _record  # type: ignore[method-assign]
     warnings.showwarning = _show_warning
-    traceback.TracebackException.format_exception_only = _format_exception_only  # for hooks that others install
+    # For hooks that others install.
+    traceback.TracebackException.format_exception_only = _format_exception_only  # type: ignore
     sys.excepthook = lambda kind, error, trace: print(traceback_of(error), file=sys.stderr)
     threading.excepthook = lambda args: args.exc_value and print(traceback_of(args.exc_value), file=sys.stderr)
     sys.unraisablehook = lambda args: args.exc_value and print(traceback_of(args.exc_value), file=sys.stderr)
@@ -74,8 +75,9 @@ def said(error: BaseException | str) -> str:
     text = " ".join(str(error).split())
     if not text or not active() or _is_ours(error):
         return text
-    known = isinstance(error, OSError) and error.errno is not None  # such as: No space left on device
-    return f"{os.strerror(error.errno)} {WITHHELD}" if known else WITHHELD
+    if isinstance(error, OSError) and error.errno is not None:  # such as: No space left on device
+        return f"{os.strerror(error.errno)} {WITHHELD}"
+    return WITHHELD
 
 
 def _is_ours(error: BaseException | str) -> bool:
@@ -99,15 +101,16 @@ def traceback_of(error: BaseException) -> str:
     if not active():
         return "".join(traceback.format_exception(error))
     lines, seen = [], set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
         frames = [
             f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
-            for frame, line in traceback.walk_tb(error.__traceback__)
+            for frame, line in traceback.walk_tb(current.__traceback__)
         ]
-        notes = getattr(error, "__notes__", []) if _is_ours(error) else []  # a worker's traceback, made here too
-        lines.append("\n".join([*frames, f"{type(error).__name__}: {said(error)}", *notes]))
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        notes = getattr(current, "__notes__", []) if _is_ours(current) else []  # a worker's traceback, made here too
+        lines.append("\n".join([*frames, f"{type(current).__name__}: {said(current)}", *notes]))
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return "\nwhich was the cause of:\n".join(reversed(lines)) + "\n"
 
 
@@ -176,7 +179,10 @@ def spare_stderr() -> TextIO | None:
         return None
 
 
-def _record(logger, name, level, fn, lno, msg, args, exc_info, func=None, extra=None, sinfo=None):
+def _record(
+    logger: logging.Logger, name: str, level: int, fn: str, lno: int, msg: object, args: Any, exc_info: Any,
+    func: str | None = None, extra: Any = None, sinfo: str | None = None,
+) -> logging.LogRecord:  # fmt: skip
     """A log record without what it says, unless it is ours."""
     if not name.startswith("cruijff_kit"):
         msg, args, extra, sinfo = f"{name} said something {WITHHELD}", (), None, None
@@ -187,7 +193,10 @@ def _format_exception_only(error: traceback.TracebackException, **_: Any) -> Ite
     yield f"{error.exc_type.__name__}: {WITHHELD}\n"
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
     text = f"{filename}:{lineno}: {category.__name__} {WITHHELD}"
     if text not in _warned:
         _warned.add(text)

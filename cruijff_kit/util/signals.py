@@ -69,10 +69,11 @@ class StopSignals:
     def _handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
             return
-        is_repeated, self.received = self.received is not None, self.received or signal.Signals(number)
+        is_repeated = self.received is not None
+        self.received = received = self.received or signal.Signals(number)
         if self._recipes and not self._is_saved and not (is_repeated and number == signal.SIGINT):
             for recipe in self._recipes:
-                recipe.stop_requested = recipe.stop_requested or _reason(self.received)
+                recipe.stop_requested = recipe.stop_requested or _reason(received)
         elif not is_repeated or number == signal.SIGINT:  # what a cluster repeats must not cut the saving short
             self.interrupt_now()
 
@@ -80,5 +81,5 @@ class StopSignals:
         raise KeyboardInterrupt(_reason(self.received))
 
 
-def _reason(received: signal.Signals) -> str:
-    return "interrupted" if received is signal.SIGINT else f"stopped by {received.name}"
+def _reason(received: signal.Signals | None) -> str:
+    return "interrupted" if received is None or received is signal.SIGINT else f"stopped by {received.name}"
