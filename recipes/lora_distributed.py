@@ -96,7 +96,7 @@ class LoRAFinetuneRecipeDistributed:
                 smaller = smaller_micro_batch(size, self.steps.rows_per_update // self.steps.processes)
                 if smaller is None:
                     raise
-                say(f"{one_line(error)}; again with batch_size={smaller['batch_size']}, the same rows per update")
+                say(f"{one_line(error)}; retrying with batch_size={smaller['batch_size']}, the same rows per update")
             self.changes, size = smaller, smaller["batch_size"]
         self._read_trained()
 

@@ -376,7 +376,9 @@ class MultiLoraTrainer:
                 if is_out_of_memory(failure):
                     device.free_memory(group[0].member.machine.device)
                     self.tuner.reduce_below(len(group))
-                    say(f"out of memory with {len(group)} runs in one pass; on with {size}, the same rows per update")
+                    say(
+                        f"out of memory with {len(group)} runs in one pass; {size} from now on, the same rows per update"
+                    )
             else:
                 outputs.append(failure)
         return outputs

@@ -322,7 +322,7 @@ class LoRAFinetuneRecipeSingleDevice:
             self._set_rng_state(rng_state)
         self.changes, self.batch_size = smaller, smaller["batch_size"]
         words = " ".join(f"{k}={v}" for k, v in smaller.items())
-        say(f"out of memory at step {self.global_step + 1}; again with {words}, the same rows per update")
+        say(f"out of memory at step {self.global_step + 1}; retrying with {words}, the same rows per update")
 
     def _sum_over_processes(self, output: StepOutput) -> StepOutput:
         """The output, and in `trainable` the gradients, of all processes that share the rows of a step: here of one."""

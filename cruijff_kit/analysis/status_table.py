@@ -49,7 +49,7 @@ def status_table(title: str, infos: list[RunInfo], trouble: str | None, width: i
         Text(f"{len(infos)} run{'s' * (len(infos) != 1)}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
     )
     if trouble:
-        lines.append(Text(f"SLURM cannot be asked, so this is what the runs said last: {trouble}", style="yellow"))
+        lines.append(Text(f"SLURM does not answer; the runs last reported: {trouble}", style="yellow"))
     return Group(table, *lines)
 
 

@@ -43,7 +43,7 @@ def cancel(folder: Path, names: list[str], is_confirmed: bool) -> list[RunInfo]:
     cancel_jobs(submitted)
     for sweep_dir in {ref.sweep_dir for ref, _ in submitted if ref.sweep_dir is not None}:
         write_summary(sweep_dir)
-    print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; cruijff-kit resume {folder} goes on")
+    print(f"{len(submitted)} run{'s' * (len(submitted) != 1)} cancelled; cruijff-kit resume {folder} continues")
     return [info for _, info in submitted]
 
 

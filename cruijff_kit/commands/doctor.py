@@ -25,11 +25,11 @@ _SBATCH_OPTIONS = ("account", "partition", "qos", "constraint")
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 when something will not work, 3 when there is no SLURM to ask."""
-    parser = Parser("doctor", "What will work on this cluster.", "the findings and the YAML, as one JSON document")
+    parser = Parser("doctor", "Check this cluster.", "the findings and the YAML, as one JSON document")
     add = parser.add_argument
     add("folder", metavar="DIR", nargs="?", type=Path, default=".", help="where runs will be written; default: here")
     add("--job", action="store_true", help="also submit a tiny job that probes a node")
-    add("--gpus", type=int, default=0, metavar="N", help="GPUs that the job asks for")
+    add("--gpus", type=int, default=0, metavar="N", help="GPUs that the job requests")
     add("--wait", type=int, default=300, metavar="SECONDS", help="the longest wait for the job (300)")
     for name in _SBATCH_OPTIONS:
         add(f"--{name}", metavar=name[0].upper(), help="for the job and the YAML, as sbatch takes it")
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _examine(options: argparse.Namespace) -> CommandResult:
     if options.gpus and not options.job:
-        raise UserError("--gpus goes with --job")
+        raise UserError("--gpus needs --job")
     if not options.folder.is_dir():
         raise UserError(f"no such folder: {options.folder}; mkdir -p {options.folder}")
     site = read_site(options.folder)

@@ -105,7 +105,7 @@ def _find_finished(where: Path) -> list[RunRef]:
     if not finished:
         raise UserError(f"{where} has no finished run; cruijff-kit status {where}")
     if busy := [info.name for _, info in finished if info.state in ACTIVE]:
-        raise UserError(f"{', '.join(busy[:3])}: an evaluation is on its way; cruijff-kit status {where}")
+        raise UserError(f"{', '.join(busy[:3])}: an evaluation is active; cruijff-kit status {where}")
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         say(f"left out, because not finished: {some} (cruijff-kit resume {where})")
@@ -150,7 +150,7 @@ def _require_tasks(config: RunConfig) -> None:
 def _start(where: Path, plans: list[PlannedEvaluation]) -> Path | None:
     """Start evaluations; withdraw the requests of those that SLURM did not take."""
     if not plans:
-        say("every cell is there already")
+        say("every cell exists already")
     before = [_count_submissions(p.run.folder) for p in plans]
     try:
         return start_evaluations(where, plans)
@@ -214,7 +214,7 @@ def _show_missing(rows: list[tuple[str, EvaluationGrid]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="to evaluate; nothing is done", title_justify="left")
+    table = Table(title="to evaluate; nothing is started", title_justify="left")
     for column in ("run", "cells", "which"):
         table.add_column(column, overflow="fold")
     for name, cells in rows:
@@ -238,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = Parser(
         "evaluate",
-        "Evaluate what is trained already: finished runs, an adapter from elsewhere, a base model alone.",
-        "the cells that were made and every result, as one JSON document",
+        "Evaluate finished runs, a saved adapter, or a base model alone.",
+        "the new cells and every result, as one JSON document",
     )
     parser.add_examples(__doc__)
     parser.add_argument(

@@ -29,13 +29,11 @@ def find_log(folder: Path, name: str | None, follow: bool) -> tuple[list[RunRef]
         raise UserError(f"{folder} has {len(runs)} runs; name one: {names}" + (", ..." if len(runs) > 5 else ""))
     info = collect_states(runs)[0][0]
     if info.log is None:
-        raise UserError(
-            f"{info.name} was not submitted to SLURM; what it printed went to the terminal it was started in"
-        )
+        raise UserError(f"{info.name} was not submitted to SLURM; its output is in the terminal that started it")
     if not Path(info.log).exists() and not (follow and info.state in ACTIVE):
         raise UserError(
             f"{info.name} has no log yet: it is {info.state}" + (f" ({info.reason})" if info.reason else ""),
-            fix=f"cruijff-kit status {folder} shows when it begins; --follow waits for it",
+            fix=f"cruijff-kit status {folder} shows when it starts; --follow waits for it",
         )
     return runs, info
 
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("logs", "Show what a submitted run printed.", "the run, its log and the lines as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("run", metavar="RUN", nargs="?", help="the run's name, where DIR has several")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on until the run has ended")
+    parser.add_argument("--follow", "-f", action="store_true", help="follow the output until the run has ended")
     return parser.run(argv, _show)
 
 

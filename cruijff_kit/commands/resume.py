@@ -51,11 +51,11 @@ def resume(folder: Path, overrides: list[str]) -> None:
     runs = find_runs(folder)
     infos, trouble = collect_states(runs)
     if trouble and any(info.state in ACTIVE and info.job_id for info in infos):
-        raise ClusterError(f"whether the submitted runs are still on their way cannot be told: {trouble}")
+        raise ClusterError(f"cannot determine whether the submitted runs are still active: {trouble}")
     active = [info for info in infos if info.state in ACTIVE]
     left = [(ref, info) for ref, info in zip(runs, infos, strict=True) if info.state not in (DONE, *ACTIVE)]
     text = f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done"
-    say(text + (f"; {len(active)} on their way" if active else ""))
+    say(text + (f"; {len(active)} active" if active else ""))
     json_output.record(to_finish=[info.name for _, info in left], on_their_way=[info.name for info in active])
     json_output.record(folder=str(folder.absolute()), submitted=[], made=[], **no_data())
     try:
@@ -213,9 +213,9 @@ def _run_single(run: Path, configs: dict[Path, RunConfig], label: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = Parser("resume", "Finish what is not done.", "what was submitted or run, as one JSON document")
+    parser = Parser("resume", "Finish the unfinished runs.", "what was submitted or run, as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's or a sweep's folder, or one above")
-    parser.add_argument("overrides", metavar="slurm.KEY=VALUE", nargs="*", help="what to ask the cluster for now")
+    parser.add_argument("overrides", metavar="slurm.KEY=VALUE", nargs="*", help="a new request to the cluster")
     return parser.run(argv, lambda options: resume(options.folder, options.overrides))
 
 

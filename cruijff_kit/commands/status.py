@@ -25,7 +25,7 @@ def _show(options: argparse.Namespace) -> CommandResult:
     else:
         infos, trouble = collect_states(runs)
     if options.json and trouble:
-        say(f"SLURM cannot be asked: {trouble}")
+        say(f"SLURM does not answer: {trouble}")
     elif not options.json and not (options.watch and sys.stdout.isatty()):
         from rich.console import Console
 

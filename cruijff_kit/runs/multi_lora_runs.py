@@ -80,7 +80,7 @@ def _plan_group(runs: list[int], config: RunConfig, why: str, parts: int) -> Pla
     if len(runs) > 1:
         return PlannedGroup(runs, None if config.multi_lora == AUTO else min(config.multi_lora, len(runs)))
     others = "no other run shares its base model and machine"
-    return PlannedGroup(runs, why=why or (others if parts == 1 else "it is what is left when the others are in jobs"))
+    return PlannedGroup(runs, why=why or (others if parts == 1 else "the other runs fill their jobs"))
 
 
 def _split_into_jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float] | None) -> list[list[int]]:
@@ -109,7 +109,7 @@ def reason_not_grouped(config: RunConfig) -> str:
     on_cpus = config.slurm.submit and (config.device == "cpu" or not (config.slurm.gpus or config.slurm.gres))
     reasons = {
         "multi_lora=off": config.multi_lora == "off",
-        "on a cluster's CPUs jobs side by side end sooner than a group (multi_lora=4 makes groups)": on_cpus
+        "on a cluster's CPUs parallel jobs finish sooner than a group (multi_lora=4 makes groups)": on_cpus
         and config.multi_lora == AUTO,
         f"it trains on {config.processes} processes": config.processes > 1,
         "compile=true": config.compile,

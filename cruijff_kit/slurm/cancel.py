@@ -21,7 +21,7 @@ def cancel_jobs(submitted: list[tuple[RunRef, RunInfo]]) -> None:
             request_cancel(ref.folder)
         status = read_status(ref.folder)
         if info.state == QUEUED and status is not None and status.state == QUEUED:
-            status.state, status.reason = CANCELLED, "cancelled before it began"
+            status.state, status.reason = CANCELLED, "cancelled before it started"
             write_status(ref.folder, status)
 
 

@@ -95,7 +95,7 @@ def job_infos(job_ids: Iterable[str]) -> dict[str, JobInfo]:
         if missing:
             # Just after a job's end accounting may still call it running, and squeue has said that it is not.
             answers = query(missing)
-            # An array that was cancelled before it began is remembered as one job.
+            # An array that was cancelled before it started is remembered as one job.
             answers = {i: answers.get(i) or answers.get(i.partition("_")[0]) for i in missing}
             infos |= {i: info for i, info in answers.items() if info is not None and info.ended}
     return infos

@@ -14,8 +14,8 @@ _PLAIN = (
 # Options of sbatch that we set, and the settings behind them.
 _OURS = {
     "array": "sweep with -m; slurm.max_parallel limits how many run at once",
-    "output": "logs lie in .submitit; cruijff-kit logs shows them",
-    "error": "logs lie in .submitit; cruijff-kit logs shows them",
+    "output": "logs are in .submitit; cruijff-kit logs shows them",
+    "error": "logs are in .submitit; cruijff-kit logs shows them",
     "signal": "slurm.signal_delay_s",
     "open-mode": "logs are appended to",
     "job-name": "slurm.job_name",
@@ -25,7 +25,7 @@ _OURS = {
     "ntasks-per-node": "a run is one task",
     "nodes": "a run is one task on one node",
     "wrap": "slurm.setup",
-    "parsable": "nothing: job ids are in sweep.json",
+    "parsable": "job ids are in sweep.json",
     "test-only": "dry_run=true",
     "wait": "slurm.wait=true",
 }
@@ -61,7 +61,7 @@ def _additional(slurm: SlurmConfig) -> dict[str, Any]:
         fields = {f.replace("_", "-") for f in _PLAIN}
         if name in _OURS or name in fields:
             instead = _OURS.get(name) or f"slurm.{name.replace('-', '_')}"
-            raise UserError(f"slurm.additional_parameters.{key} is not free; what decides it: {instead}")
+            raise UserError(f"slurm.additional_parameters.{key} is reserved; instead: {instead}")
         if name == "no-requeue" and value:
             del options["requeue"]
         if value is not None and value is not False:

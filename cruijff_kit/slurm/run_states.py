@@ -200,7 +200,7 @@ def _merge(status: RunStatus, job: JobInfo | None, job_id: str) -> RunStatus:
         if status.state == INTERRUPTED:
             return status
         if status.state == QUEUED:
-            return dataclasses.replace(status, state=CANCELLED, reason=f"job {job_id} left the queue and never began")
+            return dataclasses.replace(status, state=CANCELLED, reason=f"job {job_id} left the queue and never started")
         gone = f"job {job_id} is gone, and the cluster keeps no record of it"
         return dataclasses.replace(status, state=FAILED, reason=gone, cause=failures.KILLED)
     if job.ended:
@@ -215,7 +215,7 @@ def _merge(status: RunStatus, job: JobInfo | None, job_id: str) -> RunStatus:
         return dataclasses.replace(status, state=RUNNING, reason="starting", host=job.node)
     silent = seconds_since(status.heartbeat) or 0
     if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
-        return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s (SLURM: {job.state.lower()})")
+        return dataclasses.replace(status, reason=f"no heartbeat for {silent:.0f} s (SLURM: {job.state.lower()})")
     return status
 
 
@@ -225,7 +225,7 @@ def _after_end(status: RunStatus, job: JobInfo) -> RunStatus:
     if status.state == INTERRUPTED:
         return status
     if status.state == QUEUED and status.job_id is not None and not status.started:
-        return dataclasses.replace(status, state=INTERRUPTED, reason="its job ended before its turn came")
+        return dataclasses.replace(status, state=INTERRUPTED, reason="its job ended before the run started")
     cause, reason = _CAUSES.get(job.state, (failures.KILLED, None))
     if reason is None:
         reason = f"ended without a result ({failures.describe_exit(job.exit_code or 0)})"
@@ -238,12 +238,12 @@ def _without_slurm(status: RunStatus, job_id: str | None) -> RunStatus:
         return status
     if status.host == socket.gethostname() and status.pid is not None and not _alive(status.pid):
         if status.state == QUEUED:
-            return dataclasses.replace(status, state=INTERRUPTED, reason="the sweep ended before its turn came")
+            return dataclasses.replace(status, state=INTERRUPTED, reason="the sweep ended before the run started")
         reason = f"its process {status.pid} is gone"
         return dataclasses.replace(status, state=FAILED, reason=reason, cause=failures.KILLED)
     silent = seconds_since(status.heartbeat) or 0
     if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
-        return dataclasses.replace(status, reason=f"no sign of life for {silent:.0f} s")
+        return dataclasses.replace(status, reason=f"no heartbeat for {silent:.0f} s")
     return status
 
 

@@ -154,7 +154,7 @@ def _print(
     if len(runs) > 1 and len({configuration_hash(run.config) for run in runs}) == len(runs):
         further = [run.estimate for run in runs for _ in {1, 2, 3} - {run.config.seed}]
         more = clock(total(further)["seconds"])
-        console.print(f"each configuration has one seed, so that runs are compared; seed=1,2,3 would take {more} more")
+        console.print(f"each configuration has one seed, so runs are compared; seed=1,2,3 would take {more} more")
     for group in groups:
         names = [runs[n].config.run_name for n in group.runs]
         together = f"{group.summary(len(runs))}: {'; '.join(names)}"
@@ -185,7 +185,7 @@ def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
     of_runs = [run.estimate for run in runs]
     console.print(in_words(of_runs), markup=False, soft_wrap=True)
     if budget(runs[0].config, of_runs)["stopped"]:
-        console.print("above max_gpu_hours: without approved=true nothing of it starts", markup=False, soft_wrap=True)
+        console.print("above max_gpu_hours: nothing starts without approved=true", markup=False, soft_wrap=True)
     for run in runs:
         for note in _notes(run.plan):
             console.print(f"{run.config.run_name}: {note}", markup=False, soft_wrap=True)
@@ -222,5 +222,5 @@ def _notes(plan: Plan) -> list[str]:
         if leak.startswith("target "):
             notes.append(f"in {count} rows of split {leak.removeprefix('target ')!r} the answer stands in the prompt")
     if plan.packed_rows is not None:
-        notes.append(f"{plan.packed_rows} rows in {plan.rows} packs; a pack counts as a row")
+        notes.append(f"{plan.packed_rows} rows in {plan.rows} packed sequences; each counts as one row")
     return notes

@@ -32,7 +32,7 @@ class EvaluationOverrides:
             key = o.key_or_group
             if not {key, key.partition(".")[0]} & {*_CHANGEABLE} and key in valid:
                 raise UserError(
-                    f"{key} belongs to the training, which is done; here {', '.join(_CHANGEABLE)} can differ"
+                    f"{key} belongs to the finished training; here only {', '.join(_CHANGEABLE)} can differ"
                 )
             is_free = key.startswith(("slurm.additional_parameters.", "eval.task_args."))
             if key not in (*valid, *_CHANGEABLE) and not is_free:

@@ -63,15 +63,13 @@ def expand(
     """
     by_hand = {_name(o): _values(o) for o in typed}
     if len(by_hand.get("experiment", [])) > 1:
-        raise UserError("an experiment brings a sweep of its own; give one command for each")
+        raise UserError("an experiment has its own sweep; use one command for each")
     listed = _listed(runs, {*by_hand})
     of_runs = {_bare(key) for run in listed for key in run}
     grid = {_name(o): _values(o) for o in swept} | by_hand
     for key in grid:
         if _bare(key) in of_runs:
-            raise UserError(
-                f"{_bare(key)} stands in hydra.sweeper.params and in hydra.sweeper.runs; leave it in one of them"
-            )
+            raise UserError(f"{_bare(key)} is in hydra.sweeper.params and in hydra.sweeper.runs; keep one")
     axes: list[list[Run]] = [listed] if listed else []
     for keys in _groups(paired, grid):
         axes.append(_side_by_side({key: grid[key] for key in keys}))
@@ -150,7 +148,7 @@ def _groups(paired: Any, grid: Mapping[str, list[str]]) -> list[list[str]]:
             raise UserError(f"hydra.sweeper.paired: {key} has no values in this sweep; {did_you_mean(key, [*spelled])}")
     named = [*itertools.chain.from_iterable(groups)]
     if twice := [key for key in named if named.count(key) > 1]:
-        raise UserError(f"hydra.sweeper.paired: {twice[0]} stands there twice; a key goes with one list")
+        raise UserError(f"hydra.sweeper.paired: {twice[0]} is listed twice; list it once")
     return [[spelled[key] for key in group] for group in groups]
 
 
@@ -159,6 +157,6 @@ def _side_by_side(values: dict[str, list[str]]) -> list[Run]:
     lengths = {len(v) for v in values.values()} - {1}
     if len(lengths) > 1:
         counts = ", ".join(f"{_bare(key)} has {len(v)} values" for key, v in values.items())
-        raise UserError(f"hydra.sweeper.paired: {counts}; give them equally many, or one that goes with all")
+        raise UserError(f"hydra.sweeper.paired: {counts}; give each the same number, or one value for all")
     count = max(lengths, default=1)
     return [{key: v[i if len(v) > 1 else 0] for key, v in values.items()} for i in range(count)]

@@ -26,7 +26,7 @@ def print_summary(folder: Path, report: bool = True) -> None:
     infos, _ = collect_states(find_runs(folder))
     failed = [info for info in infos if info.state in (FAILED, CANCELLED)]
     if failed:
-        fix = f"cruijff-kit status {folder} says why; cruijff-kit resume {folder} tries them again"
+        fix = f"cruijff-kit status {folder} shows why; cruijff-kit resume {folder} tries them again"
         json_output.record(error=json_output.error("run", f"{len(failed)} of {len(infos)} runs failed", fix, 1))
         say(f"{len(failed)} of {len(infos)} runs failed; why: {folder}/*/result.json")
         raise SystemExit(1)

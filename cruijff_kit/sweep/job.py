@@ -179,7 +179,7 @@ def _is_elsewhere(run: Path) -> bool:
     is_elsewhere = other is not None and other.state in UNDER_WAY and other.job_id != slurm_job_id()
     if not is_elsewhere or (seconds_since(other.heartbeat) or 0) >= HEARTBEAT_TIMEOUT:
         return False
-    say(f"{run} is under way already, as job {other.job_id} on {other.host}")
+    say(f"{run} is already active, as job {other.job_id} on {other.host}")
     return True
 
 
@@ -213,7 +213,7 @@ def _refuse_cancelled(run: Path) -> None:
     """Raises Cancelled: somebody cancelled the run while it waited for its slot."""
     status = read_status(run)
     if status is not None and status.state == CANCELLED:
-        raise Cancelled(f"{run.name} was cancelled before it began")
+        raise Cancelled(f"{run.name} was cancelled before it started")
 
 
 if __name__ == "__main__":

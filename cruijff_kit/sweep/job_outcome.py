@@ -59,7 +59,7 @@ class JobOutcome:
         for run, status in statuses.items():
             status.retries = 0 if has_progress else status.retries + 1
             if status.state == QUEUED:
-                status.reason = f"its job was stopped by {received.name} before its turn came"
+                status.reason = f"its job was stopped by {received.name} before the run started"
             else:
                 status.reason = f"stopped by {received.name}{self.progress_of(status)}"
                 status.cause = failures.STOPPED
@@ -106,7 +106,7 @@ class JobOutcome:
         if is_early and max(s.retries for s in statuses.values()) < self._max_retries(statuses) and can_requeue():
             for run, status in statuses.items():
                 status.retries += 1
-                mark_queued(run, f"{exit_text} before it began; again", before=status)
+                mark_queued(run, f"{exit_text} before it started; retrying", before=status)
             client.requeue(os.environ["SLURM_JOB_ID"])
             return
         for run, status in statuses.items():
@@ -131,12 +131,12 @@ class JobOutcome:
         more = {run: double_memory(mem[run], granted) for run in statuses}
         for run, status in statuses.items():
             status.retries += 1
-            mark_queued(run, f"{status.reason}; again with {more[run]}", {"slurm.mem": more[run]}, status)
+            mark_queued(run, f"{status.reason}; retrying with {more[run]}", {"slurm.mem": more[run]}, status)
         try:
             client.requeue(os.environ["SLURM_JOB_ID"], mem_mb=2 * granted)
         except ClusterError as error:
             for run, status in statuses.items():
-                status.reason += f", and SLURM would not grant more: {error}; cruijff-kit resume asks for {more[run]}"
+                status.reason += f", and SLURM would not grant more: {error}; cruijff-kit resume requests {more[run]}"
                 write_status(run, status)
 
     def _requested_memory(self, statuses: Statuses) -> dict[Path, str | None]:
@@ -173,7 +173,7 @@ class JobOutcome:
 
     def next_start_of(self, status: RunStatus) -> str:
         """What a requeued run does next."""
-        return f"goes on from step {status.step or 0}"
+        return f"continues from step {status.step or 0}"
 
     def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
         """Set the state of a run whose process is gone.
@@ -182,9 +182,9 @@ class JobOutcome:
             is_waiting: other runs of the job had started, this one had not.
         """
         if is_waiting:
-            status.state, status.reason = INTERRUPTED, f"its job ended before its turn came ({exit_text})"
+            status.state, status.reason = INTERRUPTED, f"its job ended before the run started ({exit_text})"
             return
-        began = "" if status.started else " before it began; see its log"
+        began = "" if status.started else " before it started; see its log"
         status.state, status.cause = FAILED, failures.KILLED
         status.reason = f"ended without a result ({exit_text}){began}"
 
@@ -230,7 +230,7 @@ class EvaluationOutcome(JobOutcome):
 
     def next_start_of(self, status: RunStatus) -> str:
         """What a requeued run does next."""
-        return "evaluation goes on"
+        return "evaluation continues"
 
     def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
         """As of training; the runs that were waiting failed too."""

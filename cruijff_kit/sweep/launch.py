@@ -75,7 +75,7 @@ def _reject_search_without_objective(launcher, runs: list[SweepRun]) -> None:
         best = "maximize" if higher_is_better(objective) else "minimize"
         if direction in ("minimize", "maximize") and direction != best:
             raise UserError(
-                f"hydra.sweeper.direction={direction} looks for the worst {objective}; "
+                f"hydra.sweeper.direction={direction} searches for the worst {objective}; "
                 f"set hydra.sweeper.direction={best}"
             )
     if any(run.config.slurm.submit and not run.config.slurm.wait for run in runs):

@@ -231,7 +231,7 @@ def _report_existing(runs: list[SweepRun], total: int) -> None:
     parts = [f"{done} done"] * (done > 0) + [f"{len(runs) - done} queued or running"] * (done < len(runs))
     sweeps = sorted({str(run.existing.parent) for run in runs})
     where = sweeps[0] if len(sweeps) == 1 else f"{len(sweeps)} sweeps"
-    say(f"{len(runs)} of {total} runs exist already ({', '.join(parts)}) in {where}; force=true runs them again")
+    say(f"{len(runs)} of {total} runs exist already ({', '.join(parts)}) in {where}; force=true repeats them")
 
 
 def estimate(runs: list[SweepRun], sweep_dir: Path) -> None:

@@ -36,5 +36,5 @@ def _warn_of_little_time(config: RunConfig, num_runs: int, seconds: float) -> No
     if limit is not None and seconds > limit:
         say(
             f"warning: {num_runs} runs share a job of slurm.time={config.slurm.time} and take {clock(seconds)} one after "
-            "another by the estimate; at its end they go back into the queue and go on from there"
+            "another by the estimate; when it ends they are requeued and continue from there"
         )

@@ -65,7 +65,7 @@ def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path
     failed += sum(info.state in (FAILED, CANCELLED) for info in collect_states([e.run for e in on_slurm])[0])
     if failed:
         print_results(where)
-        fix = f"cruijff-kit status {where} says why; cruijff-kit resume {where} tries again"
+        fix = f"cruijff-kit status {where} shows why; cruijff-kit resume {where} tries again"
         json_output.record(
             error=json_output.error("run", f"the evaluation of {failed} of {len(evaluations)} runs failed", fix, 1)
         )

@@ -27,7 +27,7 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
             cancel_jobs(active)
             say(f"{len(active)} runs cancelled")
         elif active:
-            say(f"{len(active)} runs go on without us: cruijff-kit status {sweep_dir} --watch")
+            say(f"{len(active)} runs continue: cruijff-kit status {sweep_dir} --watch")
         raise
 
 

@@ -48,7 +48,7 @@ def _check_arguments(path: str, node: dict[str, Any], given: tuple[str, ...]) ->
     parameters = inspect.signature(component).parameters
     for name in given:
         if name in node:
-            raise UserError(f"{path}.{name} is given by the recipe; it cannot be set")
+            raise UserError(f"{path}.{name} is set by the recipe; leave it out")
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     valid = [p for p in parameters if p not in given]

@@ -84,10 +84,10 @@ class CustomMetrics:
                 raise UserError(f"custom_metrics: {name} raised {type(error).__name__}: {one_line(error)}") from error
             if not quoted_names(values) and values:
                 raise UserError(
-                    f"custom_metrics: {name} returns names that are no names, and the data is red; rename them"
+                    f"custom_metrics: {name} returns names that are not names, and the data is red; rename them"
                 )
             if reserved := _RESERVED.intersection(values):
-                raise UserError(f"custom_metrics: {name} calls a value {min(reserved)!r}, which is ours; rename it")
+                raise UserError(f"custom_metrics: {name} calls a value {min(reserved)!r}, which is reserved; rename it")
             for key, value in values.items():
                 self.sums[key][0] += value * len(targets)
                 self.sums[key][1] += len(targets)

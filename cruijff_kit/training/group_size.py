@@ -78,9 +78,9 @@ class GroupSizeTuner:
             self._settle(f"with {large} at a time a token took {ratio:.2f} times as long as with {small}")
             self._rest, self._pause = self._pause, 2 * self._pause
         elif large == self.most:
-            self._settle(f"{large} are the most")
+            self._settle(f"{large} is the maximum")
         elif not self.fits_in_memory(large, then):
-            self._settle(f"memory lasts for {large} at a time, not for {then}")
+            self._settle(f"memory suffices for {large} at a time, not for {then}")
         else:
             self._compare(large)
         return self._pair is None and (first or self.best != before)

@@ -115,7 +115,7 @@ def test_only_what_is_missing(runs, capsys):
     assert "match accuracy after" in shown.out
     logs_then = logs(runs / "four")
     assert main(asked) == 0
-    assert "every cell is there already" in capsys.readouterr().err
+    assert "every cell exists already" in capsys.readouterr().err
     assert logs(runs / "four") == logs_then
 
 
@@ -167,7 +167,7 @@ def test_dry_run_shows_and_leaves_nothing(runs, capsys):
     before = sorted(runs.rglob("*"))
     assert main([str(runs), "eval=match", "dry_run=true"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "match of epoch 1, match of the untrained model" in out and "nothing is done" in out
+    assert "match of epoch 1, match of the untrained model" in out and "nothing is started" in out
     assert sorted(runs.rglob("*")) == before
 
 
@@ -230,8 +230,8 @@ def refusals(runs: Path, tmp_path: Path) -> list[tuple[list[str], str]]:
         (["nowhere"], "no such folder: nowhere"),
         (["empty"], "empty holds no runs"),
         ([], "name a run's or a sweep's folder"),
-        ([str(runs), "lr=3"], "lr belongs to the training, which is done"),
-        ([str(runs), "dataset.prompt=x"], "dataset.prompt belongs to the training"),
+        ([str(runs), "lr=3"], "lr belongs to the finished training"),
+        ([str(runs), "dataset.prompt=x"], "dataset.prompt belongs to the finished training"),
         ([str(runs), "eval.limti=3"], "unknown key eval.limti; did you mean eval.limit?"),
         ([str(runs), "eval=matsch"], "eval=matsch does not exist; did you mean match?"),
         ([str(runs), "eval=none"], "eval.tasks is empty"),

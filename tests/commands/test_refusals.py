@@ -109,8 +109,7 @@ CHECKS = [
     ("+torchtune.optimizer.betas=[2,3]", "torchtune.optimizer: torch.optim.AdamW refuses its arguments: "
      "Invalid beta parameter at index 0: 2"),
     ("+torchtune.lr_scheduler.num_training_steps=3",
-     "torchtune.lr_scheduler.num_training_steps is given by the recipe; "
-     "it cannot be set"),
+     "torchtune.lr_scheduler.num_training_steps is set by the recipe; leave it out"),
     ("model.model_type=LLAMA9", "model.model_type=LLAMA9 does not exist; did you mean LLAMA3?"),
     ("num_warmup_steps=5000",
      "num_warmup_steps=5000 never ends: training has 50 steps (400 rows, 8 per step, 1 epochs); "

@@ -308,7 +308,7 @@ def test_out_of_memory_halves_the_passes(chats, monkeypatch, kind, capsys):
     assert not failed and sizes[:3] == [5, 2, 1] and set(sizes[3:]) == {1}
     for own, common in zip(alone, found, strict=True):
         same(own, common)
-    assert "out of memory with 5 runs in one pass; on with 2" in capsys.readouterr().err
+    assert "out of memory with 5 runs in one pass; 2 from now on" in capsys.readouterr().err
 
 
 def test_what_fails_in_a_pass_is_its_own_runs(chats, monkeypatch):

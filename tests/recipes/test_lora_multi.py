@@ -217,7 +217,7 @@ def test_out_of_memory_splits_the_group(config, capsys):
     trainer = Small()
     packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], trainer)
     assert trainer.tries == 1 and trainer.tuner.best == 2
-    assert "out of memory with 5 runs in one pass; on with 2" in capsys.readouterr().err
+    assert "out of memory with 5 runs in one pass; 2 from now on" in capsys.readouterr().err
     for i, more in enumerate(chosen):
         assert not packed[i].changes
         assert_same(packed[i], alone(config(f"own{i}", *more)))

@@ -85,7 +85,7 @@ def test_the_cluster_forgets(tmp_path, environment, slurm_packages):
             assert time.monotonic() < deadline
             time.sleep(1)
         (view,) = shell.views(folder).values()
-        assert view["state"] == "cancelled" and "left the queue and never began" in view["reason"]
+        assert view["state"] == "cancelled" and "left the queue and never started" in view["reason"]
         assert "1 run submitted" in shell.run("resume", folder).stdout
 
 

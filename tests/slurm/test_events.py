@@ -62,7 +62,7 @@ def test_a_signal_saves_and_requeues(module_shell, sweep, event):
     module_shell.cluster.run("scancel", f"--signal={event.upper().removeprefix('SIG')}", job)
     view = module_shell.wait(sweep, lambda v: v[run]["state"] == "queued")[run]
     at = view["step"]
-    assert at > 5 and view["restarts"] == 1 and f"goes on from step {at} (SIG{event.upper()})" in view["reason"]
+    assert at > 5 and view["restarts"] == 1 and f"continues from step {at} (SIG{event.upper()})" in view["reason"]
     view = module_shell.wait(sweep, lambda v: went_on(v[run], at))[run]
     assert view["job_id"] == job
     status = json.loads((sweep / run / "status.json").read_text())
@@ -101,7 +101,9 @@ def test_over_memory_asks_for_more(shell):
     folder = shell.submit("memory", *TINY, "slurm.mem=400M", "seed=1")
     view = shell.wait(folder, lambda v: next(iter(v.values()))["restarts"] == 1)
     view = next(iter(view.values()))
-    assert view["changes"] == {"slurm.mem": "800M"} and "out of host memory (400M); again with 800M" in view["reason"]
+    assert (
+        view["changes"] == {"slurm.mem": "800M"} and "out of host memory (400M); retrying with 800M" in view["reason"]
+    )
     shell.wait_all(folder, "done")
     (result,) = folder.glob("*/result.json")
     assert read_result(result).restarts >= 1 and read_result(result).changes["slurm.mem"] in ("800M", "1600M")
@@ -177,6 +179,6 @@ def test_slurmctld_restarts(shell):
     blind = time.monotonic()
     done = shell.run("status", folder)
     assert time.monotonic() - blind < 30 and done.returncode == 0
-    assert "SLURM cannot be asked" in done.stdout and "running" in done.stdout
+    assert "SLURM does not answer" in done.stdout and "running" in done.stdout
     shell.cluster.start_daemon("slurmctld")
     shell.wait_all(folder, "done")

@@ -47,7 +47,7 @@ def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
     view = shell.wait(folder, lambda v: (v["seed=1"]["step"] or 0) > 10)["seed=1"]
     shell.cluster.run("scancel", "--signal=USR2", view["job_id"])
     stopped = shell.wait(folder, lambda v: all(r["state"] == "queued" for r in v.values()))
-    assert all("goes on from step" in r["reason"] for r in stopped.values())
+    assert all("continues from step" in r["reason"] for r in stopped.values())
     shell.wait_all(folder, "done")
     shell.wait_all(whole, "done")
     for run in ("seed=1", "seed=2"):
@@ -124,9 +124,9 @@ def test_one_that_fails_leaves_the_others_and_is_left(shell):
 @pytest.mark.parametrize(
     ("settings", "jobs", "why"),
     [
-        ([], [1, 1, 1], "jobs side by side end sooner"),
+        ([], [1, 1, 1], "parallel jobs finish sooner"),
         (["slurm.gpus=1", "slurm.partition=gpu", "device=auto"], [3], ""),
-        (["multi_lora=2"], [2, 1], "what is left"),
+        (["multi_lora=2"], [2, 1], "the other runs fill their jobs"),
     ],
 )
 def test_a_dry_run_shows_the_jobs(shell, settings, jobs, why):

@@ -28,7 +28,7 @@ def test_where_the_sweep_ran(shell):
     assert done.returncode == 0, done.stderr
     assert "2 runs submitted to SLURM" in done.stdout and "2 runs in 1 job" in done.stdout
     again = shell.run("evaluate", folder, *LATE)
-    assert again.returncode == 0 or "an evaluation is on its way" in again.stderr
+    assert again.returncode == 0 or "an evaluation is active" in again.stderr
     views = shell.wait_all(folder, "done", "failed")
     assert {v["state"] for v in views.values()} == {"done"} and len({v["job_id"] for v in views.values()}) == 1
     assert [made(folder / name) for name in ("rank=2", "rank=4")] == [
@@ -39,7 +39,7 @@ def test_where_the_sweep_ran(shell):
     log = shell.run("logs", folder, "rank=4")
     assert "2 of 2 runs evaluated" in log.stdout
     nothing = shell.run("evaluate", folder, *LATE)
-    assert nothing.returncode == 0 and "every cell is there already" in nothing.stderr
+    assert nothing.returncode == 0 and "every cell exists already" in nothing.stderr
     here = shell.run("evaluate", folder, "eval=match", "eval.limit=2", "eval.baseline=false", "slurm.submit=false")
     assert here.returncode == 0, here.stderr
     assert ("match", 1) in made(folder / "rank=2")

@@ -13,11 +13,11 @@ BEGUN = {"started": "2026-01-01T00:00:00+00:00", "heartbeat": "2026-01-01T00:00:
     ("said", "slurm", "state", "words"),
     [
         ("running", None, "failed", "gone, and the cluster keeps no record of it"),
-        ("queued", None, "cancelled", "left the queue and never began"),
+        ("queued", None, "cancelled", "left the queue and never started"),
         ("interrupted", None, "interrupted", "before"),
         ("done", None, "done", "before"),
         ("done", JobInfo("7", "FAILED"), "done", "before"),
-        ("running", JobInfo("7", "RUNNING"), "running", "no sign of life for"),
+        ("running", JobInfo("7", "RUNNING"), "running", "no heartbeat for"),
         ("queued", JobInfo("7", "RUNNING"), "running", "starting"),
         ("interrupted", JobInfo("7", "COMPLETING"), "interrupted", "before"),
         ("interrupted", JobInfo("7", "PENDING", "BeginTime"), "queued", "before; BeginTime"),

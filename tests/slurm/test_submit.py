@@ -157,7 +157,7 @@ def test_options_of_ours_are_not_free(shell):
     done = shell.run("train", "slurm=cluster", *TINY, "slurm.additional_parameters.output=here")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: slurm.additional_parameters.output is not free; what decides it: logs lie in .submitit; "
+        "error: slurm.additional_parameters.output is reserved; instead: logs are in .submitit; "
         "cruijff-kit logs shows them"
     )
 
@@ -274,7 +274,7 @@ def test_waiting_for_a_failure_and_ctrl_c(shell):
     time.sleep(1)
     waiting.send_signal(signal.SIGINT)
     _, err = waiting.communicate(timeout=30)
-    assert waiting.returncode == 130 and "1 runs go on without us" in err
+    assert waiting.returncode == 130 and "1 runs continue" in err
     (view,) = shell.views(shell.cwd / "out").values()
     assert view["state"] in ("queued", "running") and queue(shell)
 

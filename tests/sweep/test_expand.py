@@ -58,15 +58,15 @@ def test_listed_runs():
     [
         (({"a": "1,2", "b": "1,2,3"}, [], ["a", "b"]), "a has 2 values, b has 3 values"),
         (({"rank": "1,2"}, [], ["rang"]), "rang has no values in this sweep; did you mean rank?"),
-        (({"a": "1,2", "b": "1,2"}, [], [["a", "b"], ["b"]]), "b stands there twice"),
+        (({"a": "1,2", "b": "1,2"}, [], [["a", "b"], ["b"]]), "b is listed twice"),
         (({}, [], "a"), "is a list of keys"),
-        (({"a": "1,2"}, [], None, [{"a": 3}]), "a stands in hydra.sweeper.params and in hydra.sweeper.runs"),
+        (({"a": "1,2"}, [], None, [{"a": 3}]), "a is in hydra.sweeper.params and in hydra.sweeper.runs"),
         (({}, [], None, [["a=1,2"]]), "run 1 of hydra.sweeper.runs sweeps itself (a=1,2)"),
         (({}, [], None, [{"a": 1}, "b"]), "run 2 of hydra.sweeper.runs is 'b'"),
         (({}, [], None, {"a": 1}), "is a list of runs"),
         (({"a": "interval(0,1)"}, []), "a: interval() has no list of values; give some, a=1,2"),
         (({"a": []}, []), "a is an empty list"),
-        (({}, ["experiment=a,b"]), "an experiment brings a sweep of its own"),
+        (({}, ["experiment=a,b"]), "an experiment has its own sweep"),
     ],
 )
 def test_refused(arguments, says):

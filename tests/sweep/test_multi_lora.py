@@ -186,7 +186,7 @@ def test_runs_that_were_cancelled_on_a_cluster_are_finished_here(tiny, tmp_path)
     configs = [config(tiny, *small, f"seed={n}", f"output_dir={tmp_path / str(n)}") for n in (1, 2)]
     for n in (1, 2):
         (tmp_path / str(n)).mkdir()
-        write_status(tmp_path / str(n), RunStatus("cancelled", "cancelled before it began"))
+        write_status(tmp_path / str(n), RunStatus("cancelled", "cancelled before it started"))
     assert [r.status for r in run_group([GroupRun(c, {}) for c in configs], 2)] == ["done", "done"]
 
 

@@ -23,12 +23,12 @@ FASTER = {1: 1.0, 2: 0.8, 4: 0.7, 8: 0.68, 16: 0.66}
 @pytest.mark.parametrize(
     ("seconds", "runs", "best", "why"),
     [
-        (FASTER, 16, 16, "16 are the most"),
-        (FASTER, 5, 5, "5 are the most"),
+        (FASTER, 16, 16, "16 is the maximum"),
+        (FASTER, 5, 5, "5 is the maximum"),
         (FASTER | {8: 0.9}, 16, 4, "with 8 at a time a token took 1.29 times as long as with 4"),
         ({1: 1.0, 2: 1.2}, 8, 1, "with 2 at a time a token took 1.20 times as long as with 1"),
-        ({1: 1.0, 2: 1.0, 4: 0.99, 8: 0.985}, 8, 1, "8 are the most"),
-        ({1: 1.0, 2: 1.03, 4: 0.8, 8: 0.79}, 8, 4, "8 are the most"),
+        ({1: 1.0, 2: 1.0, 4: 0.99, 8: 0.985}, 8, 1, "8 is the maximum"),
+        ({1: 1.0, 2: 1.03, 4: 0.8, 8: 0.79}, 8, 4, "8 is the maximum"),
     ],
 )
 def test_the_fastest_size_is_chosen(seconds, runs, best, why):
@@ -71,7 +71,7 @@ def test_short_rounds_are_measured_more_often():
 def test_memory_ends_the_search():
     size = GroupSizeTuner(16, measured=True, fits_in_memory=lambda now, then: then <= 4)
     rounds(size, FASTER, 16)
-    assert size.best == 4 and size.why == "memory lasts for 4 at a time, not for 8"
+    assert size.best == 4 and size.why == "memory suffices for 4 at a time, not for 8"
     size = GroupSizeTuner(16, measured=True)
     rounds(size, FASTER, 16, count=15)
     assert size.concurrency == 8

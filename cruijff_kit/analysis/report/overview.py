@@ -24,7 +24,7 @@ def overview(runs: Runs) -> Section:
     words = {"question": "Question", "hypothesis": "Hypothesis", "evaluation": "Evaluation plan"}
     section.text = list(dict.fromkeys(f"{words[n]}: {getattr(led, n)}" for led, n in asked if getattr(led, n)))
     if runs.trouble:
-        section.text.append(f"SLURM cannot be asked, so this is what the runs said last: {runs.trouble}")
+        section.text.append(f"SLURM does not answer; the runs last reported: {runs.trouble}")
     keys = varied(runs.all)
     rows = [[r.label, r.info.state, *(plain(r.value(k)) for k in keys), *_outcome(runs, r)] for r in runs.all]
     header = ["run", "state", *keys, "objective", "value", "value: 95%", "loss", "validation loss",

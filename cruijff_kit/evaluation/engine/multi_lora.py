@@ -225,7 +225,7 @@ class MultiLoraEngine(Engine):
                 if is_out_of_memory(failure):
                     device.free_memory(self.chat_models[0].machine.device)
                     self.max_group = most
-                    say(f"out of memory with {len(part)} runs in one pass; on with {most}")
+                    say(f"out of memory with {len(part)} runs in one pass; {most} from now on")
                 continue
             group = group[len(part) :]
 
