@@ -1,4 +1,4 @@
-"""The slurm group: where a run goes and what it asks of the cluster."""
+"""The slurm group: where a run is executed and what it requests from the cluster."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ _MOST_MINUTES = 240  # a time limit that is a plain number
 
 @dataclass
 class SlurmConfig:
-    """Where a run goes and what it asks of the cluster; named as sbatch names it. Null: not asked for."""
+    """Where a run is executed and what it requests from the cluster, under sbatch's names. Null: not requested."""
 
     submit: bool = False
-    """false: the run is made here. true: it is submitted to SLURM."""
+    """false: the run is local. true: it is submitted to SLURM."""
     time: str | None = None
     """Time limit in any form that sbatch takes: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS."""
     gpus: int | None = None
@@ -34,17 +34,17 @@ class SlurmConfig:
     nodelist: Any = None
     """Nodes to run on: a list, or text as sbatch takes it."""
     exclude: Any = None
-    """Nodes to stay away from: a list, or text."""
+    """Nodes to exclude: a list, or text."""
     gres: str | None = None
     """Generic resources, for example gpu:a100:1 (then leave gpus at 0)."""
     exclusive: Any = None
-    """true: share the node with nobody; or sbatch's words: user, mcs."""
+    """true: the whole node; or sbatch's values: user, mcs."""
     dependency: str | None = None
     """Start after other jobs, for example afterok:1234."""
     mail_type: Any = None
-    """When to write a mail: a list such as [END,FAIL], or text."""
+    """Events that send a mail: a list such as [END,FAIL], or text."""
     mail_user: str | None = None
-    """Whom to write to."""
+    """Address for SLURM's mail."""
     comment: str | None = None
     """Free text kept with the job."""
     wckey: str | None = None
@@ -62,11 +62,11 @@ class SlurmConfig:
     signal_delay_s: int = 120
     """Seconds before the time limit at which a run saves its state and is requeued; a quarter of short limits."""
     max_parallel: int | None = None
-    """Most runs of one submission that run at once; null: as many as the cluster lets."""
+    """Maximum number of runs of a submission that run at once; null: the cluster's limit."""
     max_retries: int = 3
-    """How often a run may start again by itself without getting further; 0: never."""
+    """Maximum number of automatic restarts without progress; 0: none."""
     wait: bool = False
-    """Stay until every run has ended, with a live table; sweepers that optimise need it."""
+    """Wait until every run has ended, with a live table; sweepers that optimise need it."""
 
     def __post_init__(self) -> None:
         for name in ("nodelist", "exclude", "mail_type"):
@@ -96,7 +96,7 @@ class SlurmConfig:
 
     @property
     def mem_bytes(self) -> int | None:
-        """The memory that is asked for, in bytes; sbatch counts in MB where there is no unit."""
+        """The requested memory in bytes; sbatch counts in MB if there is no unit."""
         if self.mem is None:
             return None
         digits = self.mem.upper().rstrip("BKMGT")
