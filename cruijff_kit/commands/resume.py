@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cruijff_kit.analysis.results_frame import no_data
 from cruijff_kit.analysis.summary import refresh_above, write_overviews, write_summary
@@ -20,6 +19,7 @@ from cruijff_kit.commands.base import Parser
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.explain import explained
 from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import ACTIVE, DONE
@@ -99,7 +99,7 @@ class _Changes:
 def _parse(overrides: list[str]) -> _Changes:
     changes, valid = _Changes({}, {}), valid_keys()
     with explained():
-        for override in OverridesParser.create().parse_overrides(overrides):
+        for override in parse_overrides(overrides):
             key = override.key_or_group
             if key in ("agent", "dataset.permission"):
                 changes.caller[key] = override.value()

@@ -4,7 +4,6 @@ Used on the failure path only, so that the normal path pays nothing for it.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from cruijff_kit.config.hydra_messages import SEARCH_PATH, Message, file_of, match_message, strip_details
 from cruijff_kit.config.keys import unknown_key, valid_keys
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.util import redaction
@@ -25,9 +25,6 @@ from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.suggest import did_you_mean, nearest
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-_FLAGS = "Only one of --run"  # how Hydra's ValueErrors begin
-_RESOLVE = "The --resolve flag"
-_GROUP = "Config group override"
 
 
 @contextmanager
@@ -44,15 +41,16 @@ def explained() -> Iterator[None]:
 
 def explain(error: BaseException) -> str | None:
     """One line for an error that the user can mend, or None for anything else."""
+    if isinstance(error, UserError):
+        return one_line(error) if redaction.active() else str(error)
+
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from yaml import YAMLError
 
-    if isinstance(error, UserError):
-        return one_line(error) if redaction.active() else str(error)
     if isinstance(error, YAMLError):
         return f"a YAML file cannot be read: {_one_line(error)}"
-    if isinstance(error, ValueError) and str(error).startswith((_FLAGS, _RESOLVE, _GROUP)):
-        return _misused(str(error))
+    if isinstance(error, ValueError) and (message := _misuse(error)):
+        return message
     if not isinstance(error, OmegaConfBaseException | HydraException):
         return None
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -66,7 +64,7 @@ def _composition(error: BaseException) -> str:
     """What went wrong while values were put together; in which file, where Hydra says so."""
     from hydra.errors import HydraException
 
-    file = re.match(r"In '([^']+)'", str(error))
+    file = file_of(error)
     cause = error.__cause__ or error.__context__
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         error = cause
@@ -75,23 +73,22 @@ def _composition(error: BaseException) -> str:
         if isinstance(inner, UserError):  # a resolver of ours refused
             return str(inner)
         inner = inner.__cause__ or inner.__context__
-    where = f" in {file[1]}.yaml" if file else ""
+    where = f" in {file}.yaml" if file else ""
     full_key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and full_key:
         return unknown_key(full_key, where)
     if isinstance(error, ValidationError) and full_key and (kind := _kind(full_key)):
         return f"{full_key}={getattr(error, 'value', None)}{where} is not {kind}"
-    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
-        return f"{missing[1]} is not set; add {missing[1]}=VALUE"
-    if missing := isinstance(error, InterpolationKeyError) and re.search(r"key '([\w.]+)' not found", str(error)):
-        near = nearest(missing[1], valid_keys())
-        return f"{full_key} refers to {missing[1]}, which does not exist" + (f"; did you mean {near}?" if near else "")
-    if values := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
-        key, value = values.groups()
+    if match := match_message(error, Message.MISSING_VALUE):
+        return f"{match['key']} is not set; add {match['key']}=VALUE"
+    if isinstance(error, InterpolationKeyError) and (match := match_message(error, Message.MISSING_REFERENCE)):
+        near = nearest(match["key"], valid_keys())
+        return f"{full_key} refers to {match['key']}, which does not exist" + (f"; did you mean {near}?" if near else "")
+    if match := match_message(error, Message.SWEEP_WITHOUT_FLAG):
+        key, value = match.groups()
         ways = f"add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"
         return f"{key}={value} has a comma: {ways}"
-    line = _one_line(error).partition(" Config search path:")[0]
-    return re.sub(r"^In '[^']+': ", "", line).rstrip(".") + where
+    return _one_line(error).partition(SEARCH_PATH)[0].rstrip(".") + where
 
 
 def _unknown_option(error: Any) -> str:
@@ -135,18 +132,15 @@ def _unreadable(override: str) -> str:
     return f"{override} cannot be read; put text with spaces, commas, colons or braces into quotes: '{key}=\"...\"'"
 
 
-def _misused(message: str) -> str:
-    if message.startswith(_GROUP):
+def _misuse(error: ValueError) -> str | None:
+    if match_message(error, Message.GROUP_IS_NO_NAME):
         groups = "model, dataset, lora, eval, slurm and experiment"
         return f"{groups} take the name of an option, not a number; --help lists the options"
-    if message.startswith(_FLAGS) and "--cfg" in message:
+    if match_message(error, Message.EXCLUSIVE_FLAGS):
         return "-m, --cfg and --info exclude each other; dry_run=true shows the runs of a sweep"
-    return message
+    return str(error) if match_message(error, Message.RESOLVE_ALONE) else None
 
 
 def _one_line(error: BaseException) -> str:
-    # OmegaConf adds lines such as "object_type=LoraConfig" that mean nothing to a user.
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("object_type=", "reference_type=", "full_key:"))]
     full_key = getattr(error, "full_key", None)
-    return (f"{full_key}: " if full_key else "") + " ".join(kept)
+    return (f"{full_key}: " if full_key else "") + strip_details(error)

@@ -9,10 +9,11 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from cruijff_kit.config.data_policy import note
 from cruijff_kit.config.explain import explained
+from cruijff_kit.config.hydra_messages import silence_notices
 from cruijff_kit.config.name_resolver import readable_name
 from cruijff_kit.config.run import LR_SCHEDULERS, RunConfig, processes_of
 from cruijff_kit.config.torchtune_checks import check_torchtune
@@ -72,6 +73,7 @@ _RESOLVERS: dict[str, Callable[..., Any]] = {
 
 def register() -> None:
     """Make the schema and the resolvers of conf/ known to Hydra. Safe to call again."""
+    silence_notices()
     for name, resolver in _RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     ConfigStore.instance().store(name="run_config", node=RunConfig, provider="cruijff_kit")
@@ -87,7 +89,7 @@ def load(cfg: DictConfig) -> RunConfig:
             TIER file beside the data.
     """
     with explained():
-        tree = {k: _resolved(cfg._get_node(k)) for k in cfg if k != "hydra"}
+        tree = {k: _resolved(cfg, k) for k in cfg if k != "hydra"}
         # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
         torchtune = tree.pop("torchtune")
         strict = OmegaConf.merge(_schema(), literal(tree))
@@ -107,9 +109,9 @@ def literal(tree: Any) -> Any:
     return tree.replace("${", "\\${") if isinstance(tree, str) else tree
 
 
-def _resolved(node: Any) -> Any:
-    node = node._dereference_node() if node._is_interpolation() else node
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = MISSING if OmegaConf.is_missing(cfg, key) else cfg[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cruijff_kit.config.keys import unknown_key, valid_keys
@@ -25,9 +25,9 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     Raises:
         UserError: an unknown flag, or a key added with + that no run has (Hydra's `--cfg` would print it).
     """
-    from hydra._internal.utils import get_args_parser
+    from cruijff_kit.config.hydra_private import make_parser
 
-    parser: Any = get_args_parser()
+    parser: Any = make_parser()
     parser.error = lambda message: _refuse_flag(message, parser)  # argparse would print its usage and exit
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
@@ -102,6 +102,11 @@ def parse_override(text: str) -> "Override":
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(text)
+
+
+def parse_overrides(texts: Iterable[str]) -> "list[Override]":
+    """As `parse_override`, of several."""
+    return [parse_override(text) for text in texts]
 
 
 # Where the runs lie, and what showed or planned them instead of making them.

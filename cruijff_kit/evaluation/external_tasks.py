@@ -1,7 +1,4 @@
-"""Tasks that are not ours: in a file of the user's, or in an installed package. Loaded as inspect-ai itself loads them.
-
-The one module that knows inspect-ai's loader and registry, which are not part of its public interface.
-"""
+"""Tasks that are not ours: in a file of the user's, or in an installed package. Loaded as inspect-ai itself loads them."""
 
 import inspect
 import warnings
@@ -10,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task
-from inspect_ai._eval.loader import create_file_tasks
-from inspect_ai._eval.task.results import eval_results
-from inspect_ai._util.module import load_module
-from inspect_ai._util.path import chdir_python
-from inspect_ai._util.registry import (
+from inspect_ai.scorer import SampleScore, Scorer
+from inspect_ai.util import registry_info
+
+from cruijff_kit.config.task_names import TaskName
+from cruijff_kit.evaluation.inspect_private import (
+    chdir_python,
+    create_file_tasks,
+    eval_results,
     is_registry_object,
+    load_module,
     registry_find,
-    registry_info,
     registry_log_name,
     registry_lookup,
     registry_params,
     registry_unqualified_name,
+    scorer_metrics,
+    unique_scorer_name,
 )
-from inspect_ai.scorer import SampleScore, Scorer
-from inspect_ai.scorer._scorer import scorer_metrics, unique_scorer_name
-
-from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.redaction import muted
 from cruijff_kit.util.suggest import did_you_mean

@@ -19,16 +19,25 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
-from inspect_ai.hooks._hooks import get_all_hooks
 from inspect_ai.log import EvalConfig as InspectConfig
-from inspect_ai.log import EvalDataset, EvalLog, EvalMetric, EvalPlan, EvalResults, EvalSample, EvalScore, EvalSpec
-from inspect_ai.log._log import EvalError
-from inspect_ai.model import GenerateConfig, _model
+from inspect_ai.log import (
+    EvalDataset,
+    EvalError,
+    EvalLog,
+    EvalMetric,
+    EvalPlan,
+    EvalResults,
+    EvalSample,
+    EvalScore,
+    EvalSpec,
+)
+from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Score
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.dataset_files import digest_of
 from cruijff_kit.data.tiers import LONGEST_GROUP
+from cruijff_kit.evaluation.inspect_private import get_all_hooks, intercept_generation
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import WITHHELD, of_log
 
@@ -55,13 +64,11 @@ def kept_in_memory() -> Iterator[str]:
         raise UserError(
             f"the data is red, and the inspect-ai hook {found[0]} would see each sample; uninstall its package"
         )
-    folder, store, generate = f"memory://cruijff_kit/{uuid.uuid4().hex}", _model.cache_store, _model.Model.generate
-    _model.cache_store = lambda entry, output: False
-    _model.Model.generate = _asked_here(generate)
+    folder = f"memory://cruijff_kit/{uuid.uuid4().hex}"
     try:
-        yield folder
+        with intercept_generation(_asked_here):
+            yield folder
     finally:
-        _model.cache_store, _model.Model.generate = store, generate
         with contextlib.suppress(FileNotFoundError):
             fsspec.filesystem("memory").rm(folder, recursive=True)
 
@@ -69,7 +76,7 @@ def kept_in_memory() -> Iterator[str]:
 def _asked_here(generate: Callable[..., Any]) -> Callable[..., Any]:
     """inspect-ai's Model.generate for models of this process alone: a model that grades answers would get them sent."""
 
-    async def asked(model: _model.Model, *arguments: Any, **more: Any) -> Any:
+    async def asked(model: Model, *arguments: Any, **more: Any) -> Any:
         provider = str(model).partition("/")[0]
         if provider not in _IN_PROCESS:
             raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.explain import explained
+from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data import tiers
 from cruijff_kit.records.archive_manifest import refuse_archived, saved_epochs
@@ -115,13 +116,11 @@ def _of_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool)
 
 def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
     """A run's config with what was typed of the machine."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     from cruijff_kit.records.saved_config import frozen
 
     config = frozen(run)
     with explained():
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = parse_overrides(overrides)
     chosen: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
     config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)
     if strange := [key for key in chosen if key not in (*_MACHINE, *_WHO)]:

@@ -5,23 +5,24 @@ The result is what Hydra's own load_sweep_config gives (tests/sweep/test_compose
 
 import pickle
 from collections.abc import Sequence
-from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cruijff_kit.config.overrides import parse_override
+from cruijff_kit.config.hydra_private import set_values
+from cruijff_kit.config.overrides import parse_overrides
 
 
 class Composer:
     """Composes the runs of one sweep."""
 
-    def __init__(self, loader: Any, master: DictConfig) -> None:
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         """Args: loader, master: Hydra's config loader, and the sweep's own config."""
         self._loader, self._master = loader, master
         self._bases: dict[tuple[str, ...], bytes] = {}  # pickled: loading is the fastest way to copy
+        self._is_group: dict[str, bool] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config of a run, with the ``hydra`` node.
@@ -29,24 +30,36 @@ class Composer:
         Raises:
             ConfigCompositionException: what Hydra would raise.
         """
-        parsed = [parse_override(o) for o in overrides]
-        groups = tuple(o.input_line for o in parsed if self._chooses_an_option(o))
-        if groups not in self._bases:
-            self._bases[groups] = pickle.dumps(self._loader.load_sweep_config(self._master, list(groups)))
-        config = pickle.loads(self._bases[groups])
-        values = [o for o in parsed if not self._chooses_an_option(o)]
+        parsed = parse_overrides(overrides)
+        structural = tuple(o.input_line for o in parsed if self._is_structural(o))
+        if structural not in self._bases:
+            self._bases[structural] = pickle.dumps(self._loader.load_sweep_config(self._master, list(structural)))
+        config = pickle.loads(self._bases[structural])
         try:
-            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            set_values(config, [o for o in parsed if not self._is_structural(o)])
         except OmegaConfBaseException:
             return self._loader.load_sweep_config(self._master, list(overrides))  # says it in Hydra's words
         task = [o for o in parsed if not o.is_hydra_override()]
         config.hydra.overrides.task = [o.input_line for o in task]
-        named = config.hydra.job.config.override_dirname
-        config.hydra.job.override_dirname = get_overrides_dirname(
-            overrides=task, kv_sep=named.kv_sep, item_sep=named.item_sep, exclude_keys=named.exclude_keys
-        )
+        if not OmegaConf.is_interpolation(config.hydra.job, "override_dirname"):  # which it is from Hydra 1.4 on
+            config.hydra.job.override_dirname = _override_dirname(task, config.hydra.job.config.override_dirname)
         OmegaConf.copy_cache(from_config=self._master, to_config=config)
         return config
 
-    def _chooses_an_option(self, override: Override) -> bool:
-        return override.package is not None or self._loader.repository.group_exists(override.key_or_group)
+    def _is_structural(self, override: Override) -> bool:
+        """Whether Hydra has to compose anew for it: it chooses an option of a group, or sets a key of Hydra's own."""
+        if override.package is not None or override.is_hydra_override():
+            return True
+        key = override.key_or_group
+        if key not in self._is_group:
+            hydra = self._master.hydra
+            search = list(hydra.overrides.hydra)  # hydra.searchpath=[...] may bring groups of the user's
+            options = self._loader.get_group_options(key, config_name=hydra.job.config_name, overrides=search)
+            self._is_group[key] = bool(options)
+        return self._is_group[key]
+
+
+def _override_dirname(task: Sequence[Override], named: DictConfig) -> str:
+    """`hydra.job.override_dirname` as Hydra 1.3 fills it."""
+    lines = sorted(o.input_line for o in task if o.key_or_group not in named.exclude_keys)
+    return named.item_sep.join(lines).replace("=", named.kv_sep)

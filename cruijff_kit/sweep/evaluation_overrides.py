@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cruijff_kit.config.compose import compose_unresolved
@@ -11,6 +10,7 @@ from cruijff_kit.config.explain import explained
 from cruijff_kit.config.groups import EvalConfig
 from cruijff_kit.config.keys import unknown_key, valid_keys
 from cruijff_kit.config.loading import literal
+from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.runs.evaluation_request import EvaluationRequest
@@ -26,7 +26,7 @@ class EvaluationOverrides:
     def __init__(self, overrides: list[str], config_dir: str | None) -> None:
         """Raises UserError: a key that does not exist, or that cannot change any more."""
         with explained():
-            parsed = OverridesParser.create().parse_overrides(overrides)
+            parsed = parse_overrides(overrides)
         valid = valid_keys()
         for o in parsed:
             key = o.key_or_group

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from cruijff_kit.config.hydra_private import write_value
 from cruijff_kit.config.overrides import parse_override, without_breaks
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.suggest import did_you_mean
@@ -24,7 +25,7 @@ Run = dict[str, str]
 
 def as_override(key: str, value: Any) -> str:
     """An override that gives a key this value, as plain YAML has it; text is text, whatever stands in it."""
-    return without_breaks(f"{key}={Override._get_value_element_as_str(_quoted(value))}")
+    return without_breaks(f"{key}={write_value(_quoted(value))}")
 
 
 def as_params(params: Mapping[str, Any]) -> list[str]:
@@ -102,7 +103,7 @@ def _values(override: Override) -> list[str]:
 
 def _readable(key: str, value: Any) -> str:
     """One value of a list as an override. choice() drops the quotes of its texts, and may then not be read again."""
-    text = f"{key}={Override._get_value_element_as_str(value)}"
+    text = f"{key}={write_value(value)}"
     try:
         parse_override(text)
     except HydraException:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.config.hydra_nodes import SweeperConfig
+from cruijff_kit.config.hydra_private import BASIC_SWEEPER
 from cruijff_kit.config.overrides import typed_arguments
 from cruijff_kit.records.result import higher_is_better, read_result
 from cruijff_kit.records.run_folder import discard_unused
@@ -61,7 +62,7 @@ def launch(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: in
 
 
 def _reject_search_without_objective(launcher, runs: list[SweepRun]) -> None:
-    lists = (SweeperConfig._target_, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+    lists = (SweeperConfig._target_, BASIC_SWEEPER)
     sweeper, objective = launcher.config.hydra.sweeper, runs[0].config.objective_name
     if sweeper._target_ in lists:
         return

@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cruijff_kit.analysis.summary import refresh_above
+from cruijff_kit.config.hydra_private import failure_of
 from cruijff_kit.records.run_status import mark_queued, read_status, write_status
 from cruijff_kit.runs.multi_lora_runs import GroupRun, PlannedGroup, plan_groups, run_group
 from cruijff_kit.sweep.prepare import SweepRun
@@ -104,6 +105,6 @@ def _run(launcher, run: SweepRun, label: str) -> float | None:
         )
     refresh_above(run.folder)
     if returned.status is JobStatus.FAILED:
-        say(f"{label}{run.name} failed: {one_line(returned._return_value)}")
+        say(f"{label}{run.name} failed: {one_line(failure_of(returned))}")
         return math.nan
     return returned.return_value

@@ -147,7 +147,7 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
         namesakes = [other for other in composed if other.given_name == run.given_name]
         name = make_run_name(run.shown_values(namesakes), taken).lstrip("=")
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.job.id, config.hydra.job.num = str(number), number
             config.run_name = name
             if not has_subdir:
                 config.hydra.sweep.subdir = name

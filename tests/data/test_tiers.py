@@ -387,23 +387,24 @@ def test_no_model_elsewhere_grades_red_answers():
 
 
 def test_hooks_would_see_red_samples():
-    from inspect_ai._util.registry import _registry
     from inspect_ai.hooks import Hooks, hooks
 
     from cruijff_kit.evaluation.log_redaction import kept_in_memory
 
-    known = {*_registry}
+    installed = True
 
     @hooks(name="spy", description="sees everything")
     class Spy(Hooks):
-        pass
+        def enabled(self) -> bool:
+            return installed
 
     try:
         with pytest.raises(UserError, match="hook Spy would see each sample"), kept_in_memory():
             pass
     finally:
-        for name in {*_registry} - known:
-            del _registry[name]
+        installed = False  # for the tests that follow: a hook stays registered
+    with kept_in_memory():
+        pass
 
 
 def test_data_that_was_marked_later(tmp_path, tiny, run_cli):

@@ -1,12 +1,14 @@
 """Composing quickly gives what Hydra gives."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.core.plugins import Plugins
-from hydra.core.utils import setup_globals
+from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cruijff_kit.config.loading import register
 from cruijff_kit.sweep import plugin
@@ -26,13 +28,28 @@ RUNS = [
 ]
 
 
+# Keys of Hydra's own, groups of the user's, groups and their values in either order, what is taken out.
+MORE = [
+    ["hydra.job.name=x", "lr=1e-3"],
+    ["+hydra.job.env_set.A=b"],
+    ["hydra.sweeper.max_batch_size=3"],
+    ["hydra.launcher.nothing=1"],
+    ["hydra/launcher=basic"],
+    ["+mine=one", "lr=1e-3"],
+    ["mine=two"],
+    ["lora.rank=4", "lora=dora"],
+    ["lora=dora", "lora.rank=4"],
+    ["~lora.rank"],
+    ["~lora.rank=8"],
+]
+
+
 @pytest.fixture(scope="module")
-def loader():
+def loader() -> ConfigLoader:
     register()
     plugin.register()
-    Plugins.instance()
-    setup_globals()
-    return ConfigLoaderImpl(create_config_search_path("pkg://cruijff_kit.conf"))
+    with initialize_config_module("cruijff_kit.conf", version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
 
 
 @pytest.mark.parametrize("typed", [[], ["hydra.sweep.dir=out", "hydra.job.config.override_dirname.item_sep=_"]])
@@ -56,3 +73,22 @@ def test_the_same_errors(loader, wrong, tiny):
             compose([wrong])
         errors.append((raised.type, str(raised.value)))
     assert errors[0] == errors[1]
+
+
+def attempt(compose: Callable[[list[str]], DictConfig], overrides: list[str]) -> tuple[type, str]:
+    """What composing gives, or what it raises."""
+    try:
+        return DictConfig, OmegaConf.to_yaml(compose(overrides))
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("overrides", MORE, ids=" ".join)
+def test_the_same_config_or_error(loader, overrides, tiny, tmp_path):
+    Path(tmp_path, "mine").mkdir()
+    for name in ("one", "two"):
+        Path(tmp_path, "mine", f"{name}.yaml").write_text("# @package _global_\nlr: 3e-3\n")
+    own = ["model=hf_llama", f"model.path={tiny}", f"hydra.searchpath=[file://{tmp_path}]"]
+    master = loader.load_configuration("config", own, RunMode.MULTIRUN)
+    hydras = attempt(lambda o: loader.load_sweep_config(master, o), overrides)
+    assert attempt(Composer(loader, master).compose, overrides) == hydras

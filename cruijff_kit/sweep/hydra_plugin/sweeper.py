@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra_plugins.cruijff_kit_launcher.launcher import SweepLauncher
 from omegaconf import OmegaConf
 
+from cruijff_kit.config.hydra_private import BasicSweeper
 from cruijff_kit.sweep.expand import as_params, expand
 
 

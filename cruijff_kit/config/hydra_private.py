@@ -1,0 +1,44 @@
+"""The private names of Hydra that we use; no other module imports one.
+
+They are those of hydra-core 1.3.8 and 1.4. Where a release renames one, tests/architecture/test_private_names.py says which.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig
+
+__all__ = ["BasicSweeper"]
+
+BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+"""`hydra.sweeper._target_` of hydra/sweeper=basic."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of Hydra's own flags."""
+    return get_args_parser()
+
+
+def write_value(value: Any) -> str:
+    """A value as Hydra's grammar writes it behind the ``=`` of an override."""
+    return Override._get_value_element_as_str(value)
+
+
+def set_values(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Set the values of overrides that choose no group, in a composed config.
+
+    Raises:
+        OmegaConfBaseException: an unknown key, or a value of the wrong type.
+    """
+    ConfigLoaderImpl._apply_overrides_to_config(list(overrides), config)
+
+
+def failure_of(job: JobReturn) -> Exception:
+    """What a failed job raised; its public ``return_value`` would raise it."""
+    return job._return_value
