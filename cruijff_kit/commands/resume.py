@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from cruijff_kit.analysis.results_frame import no_data
 from cruijff_kit.analysis.summary import refresh_above, write_overviews, write_summary
 from cruijff_kit.commands.base import Parser

@@ -83,7 +83,9 @@ def _composition(error: BaseException) -> str:
         return f"{match['key']} is not set; add {match['key']}=VALUE"
     if isinstance(error, InterpolationKeyError) and (match := match_message(error, Message.MISSING_REFERENCE)):
         near = nearest(match["key"], valid_keys())
-        return f"{full_key} refers to {match['key']}, which does not exist" + (f"; did you mean {near}?" if near else "")
+        return f"{full_key} refers to {match['key']}, which does not exist" + (
+            f"; did you mean {near}?" if near else ""
+        )
     if match := match_message(error, Message.SWEEP_WITHOUT_FLAG):
         key, value = match.groups()
         ways = f"add -m to sweep, or write {key}=[{value}] for a list, '{key}=\"{value}\"' for text"

@@ -60,10 +60,10 @@ class ModelConfig:
     """The safetensors files inside path."""
     model_type: str = "LLAMA3_2"
     """torchtune's ModelType; only torchtune's own checkpointer asks for it."""
-    date: str = "${today:}"
+    date: str = field(default="${today:}", metadata={"identity": False})
     """YYYY-MM-DD: the day that a chat template is told if it asks (Llama 3's writes it into each prompt). Today's, and kept
     when a run is resumed."""
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig, metadata={"identity": False})
     """What a run of this model asks of a cluster unless slurm.* says otherwise."""
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class DatasetConfig:
     """Use at most so many rows of the test split."""
     sample_seed: int | None = None
     """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
-    allow_leaks: list[str] = field(default_factory=list)
+    allow_leaks: list[str] = field(default_factory=list, metadata={"identity": False})
     """Repetitions across splits that are meant: exact (the same prompts but for case, blanks and final punctuation; else
     refused), near (else warned of), unit (rows of one unit; else refused). result.json and the methods text name them."""
     unit_column: str | None = None
@@ -126,12 +126,12 @@ class DatasetConfig:
     """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
     max_seq_len: int | None = 2048
     """Rows are cut to this many tokens."""
-    tier: str = "green"
+    tier: str = field(default="green", metadata={"identity": False})
     """green: public. yellow: a coding agent needs `permission`. red: samples are withheld from messages, logs and reports.
     A file named TIER beside the data, or in a folder above, counts too; the strictest wins (cruijff_kit/data/tiers.py)."""
-    permission: str | None = None
+    permission: str | None = field(default=None, metadata={"identity": False})
     """Who allowed a coding agent to use yellow data, and when; kept in result.json."""
-    group_columns: list[str] = field(default_factory=list)
+    group_columns: list[str] = field(default_factory=list, metadata={"identity": False})
     """Columns of red data whose values may stay in the logs, to compare groups: few values, each short."""
 
     def __post_init__(self) -> None:
@@ -218,7 +218,7 @@ class EvalConfig:
     """Keep also this many alternatives per token."""
     baseline: bool = True
     """Evaluate the untrained model first (cached)."""
-    keep_samples: bool = False
+    keep_samples: bool = field(default=False, metadata={"identity": False})
     """Keep the samples in the logs of red data. Not for a coding agent to say."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The private names of Hydra that we use; no other module imports one.
 
-They are those of hydra-core 1.3.8 and 1.4. Where a release renames one, tests/architecture/test_private_names.py says which.
+hydra-core 1.3.8 and 1.4 have them. tests/architecture/test_private_names.py says which one a release renames.
 """
 
 import argparse

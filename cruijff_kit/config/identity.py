@@ -3,63 +3,49 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from cruijff_kit.config.run import RunConfig
-
-# Where a run is made, what it is called and who is told.
-_NOT_COMPUTED = (
-    "output_dir",
-    "run_name",
-    "experiment",
-    "objective",
-    "dry_run",
-    "multi_lora",
-    "report",
-    "scaffold",
-    "max_gpu_hours",
-    "approved",
-    "force",
-    "slurm",
-    "models_dir",
-    "trackers",
-    "agent",
-)
-# Who may see the data, not what is computed from it.
-_OF_THE_TIER = {"dataset": ("tier", "permission", "group_columns"), "eval": ("keep_samples",)}
+from cruijff_kit.config.torchtune_template import filled_keys
 
 
 def config_hash(config: RunConfig) -> str:
     """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
-    return _hash(_computed(config), config.output_dir)
+    return _hash(config, {*unidentifying_keys(RunConfig)})
 
 
 def configuration_hash(config: RunConfig) -> str:
     """As `config_hash`, the seed left aside: the same for all runs of one configuration."""
-    tree = _computed(config)
-    del tree["seed"], tree["torchtune"]["seed"]
-    return _hash(tree, config.output_dir)
+    return _hash(config, {*unidentifying_keys(RunConfig), "seed"})
 
 
-def _computed(config: RunConfig) -> dict[str, Any]:
+def unidentifying_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """The dotted settings that do not belong to a run's identity: those whose field says ``"identity": False``."""
+    for field in dataclasses.fields(cls):
+        if not field.metadata.get("identity", True):
+            yield prefix + field.name
+        elif dataclasses.is_dataclass(field.type):
+            yield from unidentifying_keys(field.type, f"{prefix}{field.name}.")
+
+
+def _hash(config: RunConfig, without: set[str]) -> str:
     tree = dataclasses.asdict(config)
-    for name in _NOT_COMPUTED:
-        del tree[name]
-    for group, names in _OF_THE_TIER.items():
-        for name in names:
-            del tree[group][name]
-    del tree["model"]["resources"], tree["model"]["date"], tree["dataset"]["allow_leaks"]
-    tree["torchtune"]["tokenizer"].pop("date", None)
-    for name in ("checkpoint_every_n_steps", "resume_from_checkpoint"):  # an interrupted run ends as one that was not
-        del tree[name], tree["torchtune"][name]
-    tree["torchtune"]["metric_logger"].pop("append", None)
-    del tree["torchtune"]["trackers"]
+    for key in without:
+        _remove(tree, key)
+    for key, setting in filled_keys():
+        if setting in without and setting != "output_dir":  # which stands in other keys too, and is replaced below
+            _remove(tree, f"torchtune.{key}")
+    _remove(tree, "torchtune.trackers")
     # A task that was edited is another one.
     files = [name.file for name in config.eval.names if name.file is not None and name.file.is_file()]
     tree["eval"]["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return tree
-
-
-def _hash(tree: dict[str, Any], output_dir: str) -> str:
-    text = json.dumps(tree, sort_keys=True, default=str).replace(output_dir, "<output_dir>")
+    text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _remove(tree: dict[str, Any], key: str) -> None:
+    *parents, name = key.split(".")
+    for parent in parents:
+        tree = tree.get(parent, {})
+    tree.pop(name, None)

@@ -26,22 +26,26 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 @dataclass
 class RunConfig:
-    """One run: a model, data, LoRA, training, evaluation, and the torchtune config filled from them."""
+    """One run: a model, data, LoRA, training, evaluation, and the torchtune config filled from them.
+
+    A field whose metadata says ``"identity": False``, here and in the groups, changes nothing that a run computes: where
+    it is made, what it is called, who may see it. Runs that differ in such fields alone are the same (config/identity.py).
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig, metadata={"identity": False})
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig, metadata={"identity": False})
     torchtune: dict[str, Any] = field(default_factory=dict)
     """What the recipe receives (conf/torchtune.yaml)."""
 
-    models_dir: str = "models"
+    models_dir: str = field(default="models", metadata={"identity": False})
     """Folder in which models are expected whose path is not set."""
-    run_name: str = "run"
+    run_name: str = field(default="run", metadata={"identity": False})
     """Folder of the run: a name of two words, drawn from the command; a sweep names its runs by what varies."""
-    output_dir: str = MISSING
+    output_dir: str = field(default=MISSING, metadata={"identity": False})
     """The run's folder."""
     epochs: int = 1
     """Passes over the training split."""
@@ -71,9 +75,9 @@ class RunConfig:
     """Validation loss also every N updates; 0: after each epoch only."""
     log_every_n_steps: int = 1
     """Write a line to metrics.jsonl every N updates."""
-    checkpoint_every_n_steps: int = 0
+    checkpoint_every_n_steps: int = field(default=0, metadata={"identity": False})
     """Save a state to resume from every N updates; 0: only when the run is asked to stop."""
-    resume_from_checkpoint: bool = False
+    resume_from_checkpoint: bool = field(default=False, metadata={"identity": False})
     """Go on from the newest saved state in output_dir, if there is one."""
     epochs_to_save: Any = "all"
     """all, none, last, or a list of 0-indexed epochs whose adapter is kept."""
@@ -81,7 +85,7 @@ class RunConfig:
     """Write these epochs also as whole models (merged/epoch_N): the base with the adapter added to its weights."""
     custom_metrics: list[str] = field(default_factory=list)
     """Dotted names of functions (logits, labels, tokenizer, ignore_index) -> {name: value}: training/custom_metrics.py."""
-    trackers: list[str] = field(default_factory=list)
+    trackers: list[str] = field(default_factory=list, metadata={"identity": False})
     """Which get the metrics besides metrics.jsonl: tensorboard, wandb, mlflow (training/trackers.py)."""
     gpus: int | None = None
     """Processes that train a run together, a GPU each (with device=cpu: a share of the cores). null: as many as slurm.gpus
@@ -98,26 +102,26 @@ class RunConfig:
     """Recompute activations in the backward pass: less memory, more time."""
     enable_activation_offloading: bool = False
     """Keep activations in host memory (CUDA, with activation checkpointing)."""
-    objective: str | None = None
+    objective: str | None = field(default=None, metadata={"identity": False})
     """Metric that picks the best configuration and that Hydra's sweepers get: validation_loss, loss, accuracy,
     match/accuracy. null: the validation loss where there is a validation split, else none is picked. A metric of a task
     picks on the test split, which flatters what it picks; tables and reports say so."""
-    multi_lora: Any = AUTO
+    multi_lora: Any = field(default=AUTO, metadata={"identity": False})
     """Runs of a sweep that train together in one process, on one base model in memory: auto (as many as measuring finds
     fastest), off, or how many, such as 4. On SLURM such a group is one job; there auto groups runs that ask for GPUs."""
-    report: bool = True
+    report: bool = field(default=True, metadata={"identity": False})
     """Write report.html at the end of a sweep that was made here (`cruijff-kit report DIR` does at any time)."""
-    dry_run: bool = False
+    dry_run: bool = field(default=False, metadata={"identity": False})
     """Show what would run, and stop."""
-    scaffold: bool = False
+    scaffold: bool = field(default=False, metadata={"identity": False})
     """Check everything and make the folders, start nothing; `cruijff-kit resume DIR` starts what was made."""
-    max_gpu_hours: float | None = None
+    max_gpu_hours: float | None = field(default=None, metadata={"identity": False})
     """Start nothing whose estimate is above so many GPU-hours in all, unless approved=true; null: no limit."""
-    approved: bool = False
+    approved: bool = field(default=False, metadata={"identity": False})
     """A person has seen the estimate and lets it go above max_gpu_hours."""
-    force: bool = False
+    force: bool = field(default=False, metadata={"identity": False})
     """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
-    agent: bool | None = None
+    agent: bool | None = field(default=None, metadata={"identity": False})
     """Whether a coding agent gives the command; null: as the environment says (cruijff_kit/util/agents.py)."""
 
     def __post_init__(self) -> None:

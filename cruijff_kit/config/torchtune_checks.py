@@ -5,12 +5,10 @@ config.load; no torch. (What a component takes is checked by training.components
 """
 
 import json
-import re
-from collections.abc import Iterator
 from typing import Any
 
 from cruijff_kit.config.keys import unknown_key
-from cruijff_kit.config.torchtune_template import torchtune_template
+from cruijff_kit.config.torchtune_template import filled_keys, torchtune_template
 from cruijff_kit.util.errors import UserError
 
 # What our recipes do not do, so that another value would have no effect.
@@ -37,7 +35,9 @@ def check_torchtune(run: dict[str, Any]) -> None:
     for key, ours in template.items():
         if key not in given or isinstance(ours, dict) is not isinstance(given[key], dict):
             raise UserError(f"torchtune.{key} cannot be removed or replaced; set what is in it")
-    for path, key in _filled(template):
+    for path, key in filled_keys():
+        if path.partition(".")[0] in _FREE:
+            continue
         value = _value(given, path)
         if value is _ABSENT and path in _OPTIONAL:
             continue
@@ -55,12 +55,3 @@ def _value(tree: Any, path: str) -> Any:
     for name in path.split("."):
         tree = tree.get(name, _ABSENT) if isinstance(tree, dict) else _ABSENT
     return tree
-
-
-def _filled(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key of the torchtune config, the typed key it is filled from), the free sections apart."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and prefix + name not in _FREE:
-            yield from _filled(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", value)):
-            yield prefix + name, match[1]
