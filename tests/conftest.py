@@ -209,11 +209,9 @@ def set_up_recipe():
 @pytest.fixture
 def forgetful(monkeypatch):
     """A process never forgets that it handled red data; this one has other tests to run, and no agent starts them."""
-    from cruijff_kit.config import data_policy
     from cruijff_kit.util import redaction
     from cruijff_kit.util.agents import VARIABLES
 
-    monkeypatch.setattr(data_policy, "_chosen", None)
     for name in (*VARIABLES, redaction._VARIABLE, "WANDB_MODE", "CURSOR_TRACE_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

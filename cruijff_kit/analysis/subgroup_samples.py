@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cruijff_kit.analysis.subgroups import MOST_GROUPS, Row, pool
-from cruijff_kit.config.data_policy import handle
+from cruijff_kit.config.data_policy import enable_redaction_for
 from cruijff_kit.data.tiers import marked
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import folders_below
@@ -41,7 +41,7 @@ def read_samples(path: Path, groups: list[str] | None = None, unit: str | None =
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.suffix.lower() == ".csv":
-        handle(marked(path))
+        enable_redaction_for(marked(path))
         return _read_csv(path, groups, unit)
     logs = _logs(path)
     for log in logs:

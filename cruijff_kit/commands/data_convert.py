@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.commands.base import Parser
-from cruijff_kit.config.data_policy import admit_agent, handle
+from cruijff_kit.config.data_policy import check_agent, enable_redaction_for
 from cruijff_kit.data.dataset_files import FORMATS, file_hash
 from cruijff_kit.data.readers import Row
 from cruijff_kit.data.rows import read_splits
@@ -48,8 +48,8 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; name a folder that does not exist")
     tier = marked(source, format)
-    admit_agent(tier, permission, agent, "--permission ", "{}")
-    handle(tier)
+    check_agent(tier, permission, agent, "--permission ", "{}")
+    enable_redaction_for(tier)
     splits = read_splits(source, format, split_column)
     for split, rows in splits.items():
         if not re.fullmatch(r"\w[\w.-]*", split):

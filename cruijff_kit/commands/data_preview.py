@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.commands.base import Parser
-from cruijff_kit.config.data_policy import admit
+from cruijff_kit.config.data_policy import check_access
 from cruijff_kit.config.groups import DatasetConfig
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.conversations import Conversation, columns_of, conversations
@@ -48,7 +48,7 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
     Raises:
         UserError: what a run would refuse in the data, repetitions apart.
     """
-    data, red = config.dataset, admit(config) == RED
+    data, red = config.dataset, check_access(config) == RED
     if data.generator is not None:
         generate(data.generator, data.arguments)
     download.fetch(config.model)

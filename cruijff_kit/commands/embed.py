@@ -40,7 +40,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     where, overrides = places_and_settings(options.items, 1)
     source = source_of(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
-    red = source.admit(options.file) == RED
+    red = source.check_access(options.file) == RED
     if red and options.top:
         raise UserError("--top writes what the model would say, and the data is red; leave it out")
     tokenizer, texts, context, blocks = read_texts(source, options)

@@ -79,11 +79,11 @@ class _Changes:
     """agent and dataset.permission: who gives the command, and who permitted it."""
 
     def check_access(self, run: Path, config: RunConfig) -> RunConfig:
-        """Return a run's config with the caller. Raises UserError as data_policy.admit."""
+        """Return a run's config with the caller. Raises UserError as data_policy.check_access."""
         config.agent = self.caller.get("agent")
         config.dataset.permission = self.caller.get("dataset.permission", config.dataset.permission)
         try:
-            data_policy.admit(config)
+            data_policy.check_access(config)
         except UserError as error:
             raise UserError(f"{run}: {error}") from error
         return config
@@ -142,7 +142,7 @@ def _evaluate(folder: Path, runs: list[tuple[RunRef, RunInfo]], changes: _Change
         mem = _more_memory(info, request.slurm["mem"])
         request.slurm |= ({"mem": mem} if mem else {}) | changes.slurm
         write_request(ref.folder, request)
-        evaluations.append(PlannedEvaluation(ref, request, request.config(ref.folder)))
+        evaluations.append(PlannedEvaluation(ref, request, request.config(ref.folder, changes.caller.get("agent"))))
     if start_evaluations(folder, evaluations) is not None:
         print_results(folder)
 

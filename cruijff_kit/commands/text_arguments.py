@@ -44,7 +44,7 @@ def read_texts(
         raise UserError("--column names a column of --file; add --file FILE")
     if options.max_samples and chosen and chosen != ["split"]:
         raise UserError(f"--max-samples counts rows of a data set, not of --{chosen[0]}; leave it out")
-    source.admit(options.file)
+    source.check_access(options.file)
     given = list(options.text or []) or (ways.texts_of_file(options.file, options.column) if options.file else [])
 
     download.fetch(source.config.model)

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from cruijff_kit.config.data_policy import note
+from cruijff_kit.config.data_policy import raise_tier
 from cruijff_kit.config.explain import explained
 from cruijff_kit.config.hydra_messages import silence_notices
 from cruijff_kit.config.name_resolver import readable_name
@@ -96,7 +96,7 @@ def load(cfg: DictConfig) -> RunConfig:
         config: RunConfig = OmegaConf.to_object(strict)
         config.torchtune = torchtune
         check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
-        note(config)  # before anybody can read a row
+        raise_tier(config)  # before anybody can read a row
         return config
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.config.data_policy import handle
+from cruijff_kit.config.data_policy import enable_redaction_for
 from cruijff_kit.data.tiers import GREEN, RED, marked
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
@@ -243,7 +243,7 @@ def withholds(result: "RunResult") -> bool:
     except UserError:  # a TIER file that says something else
         red = True
     if red:
-        handle(RED)
+        enable_redaction_for(RED)
     return red
 
 

@@ -106,7 +106,8 @@ class RunFolder:
         """
         if config.dataset.tier == tiers.RED:
             files.close_folder(self.path, config.experiment.name)
-        self.write_yaml("config.yaml", dataclasses.asdict(config))
+        # Without `agent`, which a SLURM job sets to False whoever submitted it.
+        self.write_yaml("config.yaml", dataclasses.asdict(config) | {"agent": None})
         self.write("swept.json", json.dumps(swept) + "\n")
 
     def write_yaml(self, name: str, tree: dict[str, Any]) -> Path:

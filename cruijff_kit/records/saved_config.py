@@ -14,16 +14,18 @@ from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.errors import UserError
 
 
-def frozen(run: Path, slurm: dict[str, Any] | None = None) -> RunConfig:
+def frozen(run: Path, slurm: dict[str, Any] | None = None, agent: bool | None = None) -> RunConfig:
     """The config of a run, set to resume; its folder may have been moved.
 
     Args:
         run: its folder.
         slurm: keys of the slurm group that are to differ.
+        agent: whether a coding agent gives this command, as the setting `agent`; a job of a cluster says False.
     Raises:
         UserError: the file is missing or not a configuration of this version.
     """
     cfg = _read(run)
+    cfg.agent = agent
     cfg.resume_from_checkpoint = cfg.torchtune.resume_from_checkpoint = True
     cfg.torchtune.metric_logger.append = True
     for key, value in (slurm or {}).items():

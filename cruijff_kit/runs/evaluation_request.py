@@ -46,13 +46,13 @@ class EvaluationRequest:
     replaces: bool = False
     """Whether items that exist under other settings are evaluated again."""
 
-    def config(self, run: Path) -> RunConfig:
+    def config(self, run: Path, agent: bool | None = None) -> RunConfig:
         """Return the run's saved config with the groups of the request.
 
         Raises:
             UserError: the folder has no config, or a group has a value that cannot be.
         """
-        return self.apply(frozen(run))
+        return self.apply(frozen(run, agent=agent))
 
     def apply(self, config: RunConfig) -> RunConfig:
         """Return a config with the groups of the request."""

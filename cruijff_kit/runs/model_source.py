@@ -41,15 +41,15 @@ class Source:
         """The adapter's folder as text, for reports."""
         return str(self.adapter) if self.adapter else None
 
-    def admit(self, file: Path | None = None) -> str:
+    def check_access(self, file: Path | None = None) -> str:
         """Refuse what the tier of the run's data, or of a file with texts, forbids, before it is read; the tier.
 
         Raises:
             UserError: a coding agent without permission, or a wrong TIER file.
         """
         tier = tiers.strictest([self.config.dataset.tier, *([tiers.marked(file)] if file else [])])
-        data_policy.handle(tier)
-        data_policy.admit_agent(tier, self.config.dataset.permission, self.config.agent)
+        data_policy.enable_redaction_for(tier)
+        data_policy.check_agent(tier, self.config.dataset.permission, self.config.agent)
         return tier
 
     def in_words(self) -> str:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from cruijff_kit.config.data_policy import admit
+from cruijff_kit.config.data_policy import check_access
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.dataset_files import file_hash
 from cruijff_kit.data.generators import generate
@@ -82,7 +82,7 @@ def check(config: RunConfig) -> Plan:
     Raises:
         UserError: whatever cannot work, in one line.
     """
-    admit(config)
+    check_access(config)
     data_hash = _make_ready(config, (config.dataset.train_split, config.dataset.validation_split, *config.test_splits))
     # The same settings on the same data need no second look.
     key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
@@ -135,7 +135,7 @@ def check_evaluation(config: RunConfig) -> EvaluationPlan:
     Raises:
         UserError: whatever cannot work, in one line.
     """
-    admit(config)
+    check_access(config)
     data_hash = _make_ready(config, tuple(config.test_splits))
     check_units(config.dataset, config.test_splits)
     _say_loading()

@@ -44,7 +44,7 @@ class EvaluationJobError(RuntimeError):
     """A post-hoc evaluation of which an item failed."""
 
 
-def evaluate_pending(run: Path, context: RunContext | None = None) -> RunResult:
+def evaluate_pending(run: Path, context: RunContext | None = None, agent: bool | None = None) -> RunResult:
     """Evaluate what a run's evaluate.json lists; remove the file when everything is there.
 
     An item that fails does not stop the others.
@@ -52,12 +52,13 @@ def evaluate_pending(run: Path, context: RunContext | None = None) -> RunResult:
     Args:
         run: the folder.
         context: of a SLURM job, which has started the run already.
+        agent: as of `frozen`.
     Raises:
         EvaluationJobError: an item failed; the result says why.
         KeyboardInterrupt: on Ctrl-C; what is finished is kept.
     """
     folder, request = RunFolder(run), read_request(run)
-    config = request.config(run)
+    config = request.config(run, agent)
     if config.dataset.tier == RED:
         close_folder(run, config.experiment.name)
     result = load_result(run, request, config)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from cruijff_kit.analysis.summary import refresh_above
-from cruijff_kit.config.data_policy import submitted
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
@@ -58,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--ended", type=int)
     options = parser.parse_args(argv)
-    submitted()
     collect_rarely()
     listed = json.loads(options.runs.read_text(encoding="utf-8"))
     entry = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
@@ -107,7 +105,7 @@ def train(run: Path, code: str, stop: StopSignals) -> int:
     heartbeat.__enter__()  # before the imports, which take seconds
     _exit_on_signal(stop, outcome)
     try:
-        result = train_then_eval(frozen(run), frozen_swept(run), RunContext(heartbeat, stop))
+        result = train_then_eval(frozen(run, agent=False), frozen_swept(run), RunContext(heartbeat, stop))
         say(f"done: {result.outcome}")
         return 0
     except KeyboardInterrupt:
@@ -143,7 +141,7 @@ def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSign
     for run in left:
         _wait_for_slot(run, code)
     group = [
-        GroupRun(frozen(run), frozen_swept(run), f"[{n}/{len(left)}] ", functools.partial(_refuse_cancelled, run))
+        GroupRun(frozen(run, agent=False), frozen_swept(run), f"[{n}/{len(left)}] ", functools.partial(_refuse_cancelled, run))
         for n, run in enumerate(left, 1)
     ]
     try:
@@ -165,7 +163,7 @@ def evaluate(runs: list[Path], stop: StopSignals) -> int:
         label = f"[{number}/{len(waiting)}] {run.name}"
         say(label)
         try:
-            evaluate_pending(run, RunContext(Heartbeat(run), stop))
+            evaluate_pending(run, RunContext(Heartbeat(run), stop), agent=False)
             outcome.num_evaluated += 1
         except Exception as error:
             say(f"{label} failed: {one_line(error)}")

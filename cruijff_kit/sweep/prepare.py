@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from cruijff_kit.config.data_policy import admit, withholds_samples
+from cruijff_kit.config.data_policy import check_access, withholds_samples
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.records.result import read_result
@@ -62,7 +62,7 @@ class SweepRun:
 
     def continue_in(self, folder: Path) -> None:
         """Go on in the folder of an unfinished run that this one repeats."""
-        self.folder, self.config = folder, frozen(folder)
+        self.folder, self.config = folder, frozen(folder, agent=self.config.agent)
         with open_dict(self.composed):
             self.composed.run_name = folder.name
             self.composed.resume_from_checkpoint = True
@@ -108,7 +108,7 @@ def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
         with _naming_in_errors(run):
             HydraConfig.instance().set_config(run.composed)  # for what refers to ${hydra:...}
             run.config = load_task(run.composed, str(run.folder))
-            admit(run.config)
+            check_access(run.config)
             if run.config.slurm.submit:
                 run.composed = OmegaConf.create({"run_name": run.name})  # the rest is large, and saved in config.yaml
     with progress("checking", len(runs)) as bar:

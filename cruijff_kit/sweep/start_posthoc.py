@@ -59,7 +59,7 @@ def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path
     on_slurm = [e for e in evaluations if e.config.slurm.submit]
     if on_slurm:
         _submit(on_slurm)
-    failed = _run_here([e.run for e in evaluations if not e.config.slurm.submit])
+    failed = _run_here([e for e in evaluations if not e.config.slurm.submit])
     if on_slurm and not on_slurm[0].config.slurm.wait:
         return None
     failed += sum(info.state in (FAILED, CANCELLED) for info in collect_states([e.run for e in on_slurm])[0])
@@ -73,14 +73,15 @@ def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path
     return where
 
 
-def _run_here(runs: list[RunRef]) -> int:
+def _run_here(evaluations: list[PlannedEvaluation]) -> int:
     """Evaluate one run after another; returns how many failed."""
     failed = 0
-    for number, ref in enumerate(runs, 1):
-        label = f"[{number}/{len(runs)}] {ref.folder.name}"
+    for number, evaluation in enumerate(evaluations, 1):
+        folder = evaluation.run.folder
+        label = f"[{number}/{len(evaluations)}] {folder.name}"
         say(label)
         try:
-            evaluate_pending(ref.folder)
+            evaluate_pending(folder, agent=evaluation.config.agent)
         except EvaluationJobError as error:
             failed += 1
             say(f"{label} failed: {one_line(error)}")

@@ -27,6 +27,8 @@ from cruijff_kit.config import data_policy
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.data import tiers
 from cruijff_kit.records.result import RunResult, notice, read_result, withholds
+from cruijff_kit.records.run_folder import RunFolder
+from cruijff_kit.records.saved_config import frozen
 from cruijff_kit.util import redaction
 from cruijff_kit.util.agents import VARIABLES, agent
 from cruijff_kit.util.errors import UserError, one_line
@@ -283,9 +285,8 @@ def test_a_terminal_in_an_editor_is_no_agent():
 
 def refused(overrides: list[str]) -> str:
     """Why a run is not admitted; empty: it is."""
-    data_policy._chosen = None  # each is a command of its own
     try:
-        data_policy.admit(cruijff_kit.compose(overrides))
+        data_policy.check_access(cruijff_kit.compose(overrides))
     except UserError as error:
         return str(error)
     return ""
@@ -438,11 +439,9 @@ def test_finished_and_unfinished_runs_on_data_that_became_yellow(tmp_path, tiny,
     cruijff_kit.train_then_eval(cruijff_kit.compose(typed))
     (tmp_path / "data" / "TIER").write_text("yellow")
     monkeypatch.setenv("COPILOT_CLI", "1")
-    data_policy._chosen = None
     asked = [str(run), "eval=match", "eval.limit=2", "eval.baseline=false"]
     assert evaluate(asked) == 2 and read_result(run / "result.json").evaluation == []
     assert evaluate([*asked, "agent=false"]) == 0
-    data_policy._chosen = None
     (run / "result.json").unlink()
     (run / "status.json").unlink()
     assert resume([str(run)]) == 2
@@ -450,6 +449,20 @@ def test_finished_and_unfinished_runs_on_data_that_became_yellow(tmp_path, tiny,
     assert (
         read_result(run / "result.json").permission == "Ann" and "permission: Ann" in (run / "config.yaml").read_text()
     )
+
+
+def test_a_job_was_admitted_when_it_was_submitted(tmp_path, tiny, monkeypatch):
+    """Its node may have an agent's variables in its environment; what the submitter said is not kept for others."""
+    canaries.write_data(tmp_path / "data")
+    typed = ["model=hf_llama", f"model.path={tiny}", "dataset=files", f"dataset.path={tmp_path / 'data' / 'rows.json'}"]
+    config = cruijff_kit.compose([*typed, "agent=true", f"output_dir={tmp_path / 'run'}"])
+    RunFolder(config.output_dir).freeze(config, {})
+    (tmp_path / "data" / "TIER").write_text("yellow")
+    monkeypatch.setenv("COPILOT_CLI", "1")
+    assert data_policy.check_access(frozen(tmp_path / "run", agent=False)) == "yellow"
+    with pytest.raises(UserError, match="COPILOT_CLI is set"):
+        data_policy.check_access(frozen(tmp_path / "run"))
+    assert "agent: null" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_group_columns_are_groups(tmp_path, tiny):
