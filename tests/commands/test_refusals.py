@@ -226,7 +226,9 @@ def fill(weightless, cache, tmp_path_factory, request):
     values = {"{model}": weightless, "{mine}": mine, "{data}": data}
     values |= {"{models}": ", ".join(models), "{torchtune}": ", ".join(torchtune)}
 
-    with pytest.raises(YAMLError, match="mapping values are not allowed") as raised:  # OmegaConf 2.4 adds words of its own
+    with pytest.raises(
+        YAMLError, match="mapping values are not allowed"
+    ) as raised:  # OmegaConf 2.4 adds words of its own
         OmegaConf.load(mine / "dataset" / "syntax.yaml")
     values["{syntax error}"] = " ".join(str(raised.value).split())
     assert values["{syntax error}"].endswith(f'in "{mine}/dataset/syntax.yaml", line 2, column 6')
