@@ -141,7 +141,12 @@ def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSign
     for run in left:
         _wait_for_slot(run, code)
     group = [
-        GroupRun(frozen(run, agent=False), frozen_swept(run), f"[{n}/{len(left)}] ", functools.partial(_refuse_cancelled, run))
+        GroupRun(
+            frozen(run, agent=False),
+            frozen_swept(run),
+            f"[{n}/{len(left)}] ",
+            functools.partial(_refuse_cancelled, run),
+        )
         for n, run in enumerate(left, 1)
     ]
     try:
