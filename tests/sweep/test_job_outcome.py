@@ -1,4 +1,4 @@
-"""What becomes of the runs of a job that is stopped or dies. There is no cluster: scontrol is a script that notes its calls."""
+"""What becomes of the runs of a job that is stopped or dies; there is no cluster: scontrol is a script."""
 
 import dataclasses
 import signal
@@ -78,7 +78,7 @@ def test_a_signal_requeues_what_got_further(job):
     assert JobOutcome([run]).on_signal(signal.SIGUSR2) == 128 + signal.SIGUSR2
     assert states(run) == [("queued", 0)] and job.changes == ["requeue 7"]
     status = read_status(run)
-    assert status.reason == "goes on from step 7 (SIGUSR2)" and status.restarts == 1
+    assert status.reason == "continues from step 7 (SIGUSR2)" and status.restarts == 1
     assert status.history[0]["reason"] == "stopped by SIGUSR2 at step 7" and status.history[0]["cause"] == "stopped"
 
 
@@ -98,7 +98,7 @@ def test_a_cancelled_job_is_not_requeued(job):
     JobOutcome([run, waits]).on_signal(signal.SIGTERM)
     assert states(run, waits) == [("interrupted", 0), ("interrupted", 0)] and job.changes == []
     assert read_status(run).reason == "stopped by SIGTERM at step 7"
-    assert read_status(waits).reason == "its job was stopped by SIGTERM before its turn came"
+    assert read_status(waits).reason == "its job was stopped by SIGTERM before the run started"
 
 
 def test_slurm_refuses_to_requeue(job):
@@ -124,13 +124,13 @@ def test_a_killed_process(job):
     assert states(run, waits) == [("failed", 0), ("interrupted", 0)] and job.changes == []
     assert read_status(run).reason == "ended without a result (killed by signal 9)"
     assert read_status(run).cause == "killed"
-    assert read_status(waits).reason == "its job ended before its turn came (killed by signal 9)"
+    assert read_status(waits).reason == "its job ended before the run started (killed by signal 9)"
 
 
 def test_a_process_that_never_began(job):
     run = job.run("a", "queued")
     JobOutcome([run]).on_exit(1)
-    assert read_status(run).reason == "ended without a result (exit code 1) before it began; see its log"
+    assert read_status(run).reason == "ended without a result (exit code 1) before it started; see its log"
 
 
 def test_a_signal_before_python_handles_it(job):
@@ -148,7 +148,7 @@ def test_over_memory(job):
     assert states(run, waits) == [("queued", 1), ("queued", 1)]
     assert job.changes == ["requeue 7", "update JobId=7 MinMemoryNode=200"]
     assert read_status(run).changes == {"slurm.mem": "200M"}
-    assert read_status(run).reason == "out of host memory (100M); again with 200M"
+    assert read_status(run).reason == "out of host memory (100M); retrying with 200M"
     assert read_status(run).history[0]["cause"] == "out_of_memory"
 
 
@@ -159,7 +159,7 @@ def test_over_memory_without_retries_left_and_refused(job):
     job.refuse()
     run = job.run("b", "running", memory_bytes=95 * 2**20)
     JobOutcome([run]).on_exit(KILLED)
-    assert read_status(run).state == "failed" and "cruijff-kit resume asks for 200M" in read_status(run).reason
+    assert read_status(run).state == "failed" and "cruijff-kit resume requests 200M" in read_status(run).reason
 
 
 def test_evaluations(job):
@@ -167,7 +167,7 @@ def test_evaluations(job):
     first, second = job.run("a", "evaluating", evaluates=True, step=7), job.run("b", "queued", evaluates=True)
     assert EvaluationOutcome([first, second]).on_signal(signal.SIGUSR2) == 128 + signal.SIGUSR2
     assert states(first, second) == [("queued", 1), ("queued", 1)] and job.changes == ["requeue 7"]
-    assert read_status(first).reason == "evaluation goes on (SIGUSR2)"
+    assert read_status(first).reason == "evaluation continues (SIGUSR2)"
     for memory, cause in ((50, "killed"), (95, "out_of_memory")):
         first = job.run("a", "evaluating", evaluates=True, memory_bytes=memory * 2**20)
         second = job.run("b", "queued", evaluates=True)
