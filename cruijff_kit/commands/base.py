@@ -1,7 +1,5 @@
 """How our commands end: errors explained in a line, never a bare traceback for a user's mistake; exit codes.
 
-0 done; 1 a run failed; 2 the user's input; 3 the cluster; 130 interrupted.
-
 With `--json` a command's stdout is one JSON document: what it has to say, or {"error": {type, message, fix, exit_code}}
 beside what was done by then. docs/json.md has every shape.
 """
@@ -12,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NoReturn
 
 from cruijff_kit.util import json_output, redaction
@@ -19,8 +18,24 @@ from cruijff_kit.util.errors import ClusterError, InnerError, UserError, one_lin
 from cruijff_kit.util.process import collect_rarely
 from cruijff_kit.util.suggest import suggest_flag
 
-DONE, RUN_FAILED, USER_ERROR, CLUSTER_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
-_TYPES = {RUN_FAILED: "run", USER_ERROR: "user", CLUSTER_ERROR: "cluster", INTERRUPTED: "interrupted"}
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    RUN_FAILED = 1
+    USER_ERROR = 2
+    """The user's input."""
+    CLUSTER_ERROR = 3
+    INTERRUPTED = 130
+
+
+_TYPES = {
+    ExitCode.RUN_FAILED: "run",
+    ExitCode.USER_ERROR: "user",
+    ExitCode.CLUSTER_ERROR: "cluster",
+    ExitCode.INTERRUPTED: "interrupted",
+}
 
 
 @dataclass
@@ -28,7 +43,7 @@ class CommandResult:
     """What a command has to say and how it ends, where that is not 0: a table of runs of which one failed."""
 
     data: Any
-    exit_code: int = DONE
+    exit_code: int = ExitCode.DONE
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,14 +118,14 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
     except KeyboardInterrupt:
         folder = json_output.recorded("folder")
         fix = f"cruijff-kit resume {folder}" if folder else "give the command again"
-        return _end("interrupted; finished runs and their results are kept", INTERRUPTED, fix)
+        return _end("interrupted; finished runs and their results are kept", ExitCode.INTERRUPTED, fix)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
         sys.stderr.close()
     except InnerError as carried:
         return _explain(carried.error)
     except Exception as error:
         return _explain(error)
-    return DONE, None
+    return ExitCode.DONE, None
 
 
 def _explain(error: Exception) -> tuple[int, Any]:
@@ -118,11 +133,11 @@ def _explain(error: Exception) -> tuple[int, Any]:
 
     message = explain(error)
     if message is not None:
-        code = CLUSTER_ERROR if isinstance(error, ClusterError) else USER_ERROR
+        code = ExitCode.CLUSTER_ERROR if isinstance(error, ClusterError) else ExitCode.USER_ERROR
         return _end(f"error: {message}", code, getattr(error, "fix", None))
     where = "CRUIJFF_TRACEBACK=1 shows where"
     said = f"failed: {type(error).__name__}: {one_line(error)}"
-    return _end(f"{said} ({where})", RUN_FAILED, json_output.fix_in(said) or where)
+    return _end(f"{said} ({where})", ExitCode.RUN_FAILED, json_output.fix_in(said) or where)
 
 
 def _end(message: str, code: int, fix: str | None = None) -> tuple[int, Any]:

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
+from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.diagnosis import OK, PROBLEM, WARNING, Choice, Finding, diagnose, gpu_text, pick_partition
 from cruijff_kit.slurm.probe_job import run_probe_job
@@ -53,7 +53,7 @@ def _examine(options: argparse.Namespace) -> CommandResult:
     if not options.json:
         print_report(site, findings, yaml)
     data = asdict(site) | {"findings": [asdict(f) for f in findings], "yaml": yaml}
-    return CommandResult(data, RUN_FAILED if any(f.level == PROBLEM for f in findings) else DONE)
+    return CommandResult(data, ExitCode.RUN_FAILED if any(f.level == PROBLEM for f in findings) else ExitCode.DONE)
 
 
 def format_yaml(site: Site, choice: Choice) -> str:

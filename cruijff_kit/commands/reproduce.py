@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.analysis.reproduction import DIFFERENT, Agreement, compare_results
-from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
+from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder, folders_below
 from cruijff_kit.records.saved_config import frozen_anew
@@ -55,7 +55,7 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     report |= {"new": str(new)} | agreement.as_dict()
     RunFolder(new).write(NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     show_agreement(agreement, new)
-    return CommandResult(report, RUN_FAILED if agreement.verdict == DIFFERENT else DONE)
+    return CommandResult(report, ExitCode.RUN_FAILED if agreement.verdict == DIFFERENT else ExitCode.DONE)
 
 
 def _finished(run: Path) -> RunResult:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cruijff_kit.analysis.status_table import none_active, status_table, watch
-from cruijff_kit.commands.base import DONE, RUN_FAILED, CommandResult, Parser
+from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
 from cruijff_kit.records.run_status import CANCELLED, FAILED
 from cruijff_kit.slurm.run_states import collect_states, find_runs
 from cruijff_kit.util.progress import say
@@ -18,10 +18,10 @@ from cruijff_kit.util.progress import say
 
 def _show(options: argparse.Namespace) -> CommandResult:
     runs = find_runs(options.folder)
-    code, trouble = DONE, None
+    code, trouble = ExitCode.DONE, None
     if options.watch:
         infos = watch(str(options.folder), runs, none_active)
-        code = RUN_FAILED if any(info.state in (FAILED, CANCELLED) for info in infos) else DONE
+        code = ExitCode.RUN_FAILED if any(info.state in (FAILED, CANCELLED) for info in infos) else ExitCode.DONE
     else:
         infos, trouble = collect_states(runs)
     if options.json and trouble:

@@ -9,7 +9,7 @@ import torch
 from inspect_ai.log import read_eval_log
 
 from cruijff_kit import train_then_eval
-from cruijff_kit.commands.base import INTERRUPTED, RUN_FAILED, USER_ERROR
+from cruijff_kit.commands.base import ExitCode
 from cruijff_kit.commands.evaluate import main as command
 from cruijff_kit.commands.resume import main as resume
 from cruijff_kit.config.compose import compose
@@ -152,7 +152,7 @@ def test_a_log_that_is_gone_is_made_again(runs):
 def test_other_settings_are_another_cell(runs, capsys):
     """They are not mixed: refused, or with force=true put in the others' place, whose logs are kept."""
     asked = [str(runs / "eight"), "eval.max_tokens=7"]
-    assert main(asked) == USER_ERROR
+    assert main(asked) == ExitCode.USER_ERROR
     error = capsys.readouterr().err
     assert "capitalization of epoch 1 with other settings" in error and "force=true" in error
     old = logs(runs / "eight")
@@ -175,7 +175,7 @@ def test_a_cell_that_fails(runs, tmp_path, capsys):
     """The other cells are made, the run stays done, and says what is missing; mended, the same command makes the rest."""
     (tmp_path / "broken").touch()
     asked = [str(runs / "four"), "eval.tasks=[tasks.py@mood,tasks.py@sums]", "eval.baseline=false"]
-    assert main(asked) == RUN_FAILED
+    assert main(asked) == ExitCode.RUN_FAILED
     result = read_result(runs / "four" / "result.json")
     assert cells(runs / "four") == [("sums", 1)] and result.status == "done"
     assert "the scorer broke" in result.posthoc_error.message and result.posthoc_error.phase == "evaluate"
@@ -192,13 +192,13 @@ def test_a_cell_that_fails(runs, tmp_path, capsys):
 
 def test_a_broken_task_can_be_given_up(runs, tmp_path):
     (tmp_path / "broken").touch()
-    assert main([str(runs / "eight"), "eval.tasks=[tasks.py@mood]", "eval.baseline=false"]) == RUN_FAILED
+    assert main([str(runs / "eight"), "eval.tasks=[tasks.py@mood]", "eval.baseline=false"]) == ExitCode.RUN_FAILED
     assert main([str(runs / "eight"), "eval=capitalization", *ASKED]) == 0
     assert read_status(runs / "eight").state == "done" and read_request(runs / "eight") is None
 
 
 def test_unscored_is_no_success(runs, capsys):
-    assert main([str(runs / "four"), "eval.tasks=[tasks.py@unscored]", "eval.baseline=false"]) == RUN_FAILED
+    assert main([str(runs / "four"), "eval.tasks=[tasks.py@unscored]", "eval.baseline=false"]) == ExitCode.RUN_FAILED
     assert "scored 0 of 1" in capsys.readouterr().out and not cells(runs / "four")
 
 
@@ -216,7 +216,7 @@ def test_interrupted(runs, monkeypatch):
 
     monkeypatch.setattr(run_tasks, "evaluate_item", once)
     asked = [str(runs / "four"), "eval=capitalization", *ASKED, "eval.epochs=all", "eval.baseline=false"]
-    assert main(asked) == INTERRUPTED
+    assert main(asked) == ExitCode.INTERRUPTED
     assert cells(runs / "four") == [("capitalization", 0)] and read_status(runs / "four").state == "interrupted"
     monkeypatch.undo()
     monkeypatch.chdir(runs.parent)
@@ -250,7 +250,7 @@ def test_refused_before_anything(runs, tmp_path, capsys):
     """One line, exit code 2, nothing written."""
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
     for arguments, words in refusals(runs, tmp_path):
-        assert main(arguments) == USER_ERROR, arguments
+        assert main(arguments) == ExitCode.USER_ERROR, arguments
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and words in lines[0], (arguments, lines)
     assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before
@@ -258,7 +258,7 @@ def test_refused_before_anything(runs, tmp_path, capsys):
 
 def test_missing_adapter_and_changed_data(runs, capsys, tmp_path, model):
     (runs / "four" / "epoch_0" / "adapter_model.safetensors").unlink()
-    assert main([str(runs), "eval=match", "eval.epochs=all"]) == USER_ERROR
+    assert main([str(runs), "eval=match", "eval.epochs=all"]) == ExitCode.USER_ERROR
     assert f"{runs}/four has no adapter of epoch 0" in capsys.readouterr().err
     data = tmp_path / "mine.json"
     rows = [{"input": f"{n} + 1", "output": str(n + 1)} for n in range(20)]
@@ -266,7 +266,7 @@ def test_missing_adapter_and_changed_data(runs, capsys, tmp_path, model):
     mine = ["dataset=files", f"dataset.path={data}", "dataset.validation_split=null"]
     train_then_eval(compose([*model, *SMALL, *mine, "eval=none", f"output_dir={tmp_path / 'of_mine'}"], None))
     data.write_text(json.dumps({"train": rows[:15], "test": rows[16:]}))
-    assert main([str(tmp_path / "of_mine"), "eval=match"]) == USER_ERROR
+    assert main([str(tmp_path / "of_mine"), "eval=match"]) == ExitCode.USER_ERROR
     assert "is not what" in capsys.readouterr().err
 
 
@@ -277,7 +277,7 @@ def test_unfinished_runs_are_left_out(runs, capsys):
     assert main([str(runs), "eval=match", *ASKED, "eval.baseline=false"]) == 0
     assert "left out, because not finished: four" in capsys.readouterr().err
     assert ("match", 1) in cells(runs / "eight") and not cells(runs / "four")
-    assert main([str(runs / "four"), "eval=match"]) == USER_ERROR
+    assert main([str(runs / "four"), "eval=match"]) == ExitCode.USER_ERROR
     assert "has no finished run" in capsys.readouterr().err
 
 
@@ -321,7 +321,7 @@ def test_a_base_model_alone(model, tiny, tmp_path, monkeypatch, capsys):
     assert "best that any model can expect: accuracy 1.000" in capsys.readouterr().out
     log = read_eval_log(found[0].baseline[0].log)
     assert log.eval.metadata["adapter"] is None and len(log.samples) == 6
-    assert main([*model, "eval=capitalization", "eval.baseline=false"]) == USER_ERROR
+    assert main([*model, "eval=capitalization", "eval.baseline=false"]) == ExitCode.USER_ERROR
     assert "skips the base model" in capsys.readouterr().err
 
 
@@ -360,7 +360,7 @@ def test_an_adapter_from_elsewhere(changes, model, tiny, tmp_path, monkeypatch):
     asked = ["eval=capitalization", *ASKED, "eval.logprobs=true", "eval.baseline=false", "device=cpu", "dtype=fp32"]
     code = main([str(tmp_path / "theirs"), *asked])
     if changes.get("use_dora"):  # PEFT adapts one of the MLP's projections; ours adapts all three or none
-        assert code == USER_ERROR
+        assert code == ExitCode.USER_ERROR
         return
     assert code == 0
     (path,) = Path("multirun").rglob("result.json")
@@ -402,7 +402,7 @@ def test_adapters_that_are_refused(trained, model, tmp_path, monkeypatch, capsys
         ([str(weightless)], "has no adapter_model.safetensors"),
         ([str(good), "lora.rank=3"], "rank, alpha and modules are the adapter's own"),
     ]:
-        assert main([*arguments, "eval=match"]) == USER_ERROR
+        assert main([*arguments, "eval=match"]) == ExitCode.USER_ERROR
         assert words in capsys.readouterr().err
     assert not (tmp_path / "multirun").exists()
 
@@ -417,7 +417,7 @@ def test_an_adapter_of_another_model(trained, smollm2, tmp_path, monkeypatch, ca
         "eval.limit=2",
         "eval.baseline=false",
     ]
-    assert main([str(adapter), *asked]) == USER_ERROR
+    assert main([str(adapter), *asked]) == ExitCode.USER_ERROR
     assert "does not fit the base model" in capsys.readouterr().err
     assert not (tmp_path / "multirun").exists()
 
