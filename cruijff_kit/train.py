@@ -15,7 +15,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cruijff_kit.commands.base import json_asked, run_command
+from cruijff_kit.commands.base import has_json_flag, run_command
 from cruijff_kit.config.loading import register
 from cruijff_kit.config.overrides import hydra_arguments, printed_as_data
 from cruijff_kit.sweep import plugin
@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float | None:
 def main(argv: list[str] | None = None) -> int:
     """The command, with errors explained; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    as_json = json_asked(given)
+    as_json = has_json_flag(given)
 
     def command() -> object:
         sys.argv[1:] = hydra_arguments([a for a in given if a != "--json"])  # Hydra reads it there

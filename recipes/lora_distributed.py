@@ -35,14 +35,14 @@ from cruijff_kit.recipes.lora_single_device import (
     TrainingInterrupted,
     TrainingSummary,
 )
-from cruijff_kit.records.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, cause_of
+from cruijff_kit.records.failures import NOT_FINITE, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, USER_ERROR, find_cause
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.training import process_cache
 from cruijff_kit.training.checkpoint import get_rng_state, read_newest_checkpoint, set_rng_state
 from cruijff_kit.training.loss import StepOutput, attention_cost, batch_loss
-from cruijff_kit.training.schedule import Steps, smaller_micro_batch
+from cruijff_kit.training.schedule import StepSchedule, smaller_micro_batch
 from cruijff_kit.training.validation import validation_batches, validation_sums
-from cruijff_kit.training.worker_processes import Boss, Workers
+from cruijff_kit.training.worker_processes import ParentConnection, Workers
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.progress import say
@@ -60,7 +60,7 @@ class LoRAFinetuneRecipeDistributed:
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
         self.folder = RunFolder(self.cfg["output_dir"])
-        self.machine = device.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
+        self.machine = device.choose_machine(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
         self.global_step, self.epoch = 0, 0
         self.changes: dict[str, int] = {}
@@ -74,7 +74,9 @@ class LoRAFinetuneRecipeDistributed:
             UserError: files that are missing or do not fit.
         """
         self.tokenizer = process_cache.get_tokenizer(self.cfg["tokenizer"])
-        self.steps = Steps.of(self.cfg, len(process_cache.get_dataset(self.cfg["dataset"], self.cfg["tokenizer"])))
+        self.steps = StepSchedule.of(
+            self.cfg, len(process_cache.get_dataset(self.cfg["dataset"], self.cfg["tokenizer"]))
+        )
         state = read_newest_checkpoint(self.folder.checkpoints) if self.cfg["resume_from_checkpoint"] else None
         if state is not None:
             self.epoch, _, self.global_step = state["position"]
@@ -170,7 +172,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
     retries_out_of_memory = False  # it would leave the others waiting: the run's process starts all of them again
 
-    def __init__(self, cfg: dict[str, Any], rank: int, boss: Boss) -> None:
+    def __init__(self, cfg: dict[str, Any], rank: int, boss: ParentConnection) -> None:
         super().__init__(cfg)
         self.rank, self.size, self.boss = rank, dist.get_world_size(), boss
 
@@ -198,7 +200,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         for module in [*model.layers, self.loss_module]:
             self._from_first(p for p in module.parameters() if p not in adapters and not hasattr(p, "full_tensor"))
             fully_shard(module, ignored_params=set(adapters))
-        base_model.release()
+        base_model.clear_cache()
         self.attention_cost = attention_cost(model)  # where it lies now
         if self.rank:  # dropout draws apart
             torch.manual_seed(self.cfg["seed"] + self.rank)
@@ -307,10 +309,10 @@ class _NoMetrics:
     def close(self) -> None: ...
 
 
-def work(boss: Boss) -> None:
+def work(boss: ParentConnection) -> None:
     """One worker, from its task to its end."""
     cfg, rank, size = (boss.task[k] for k in ("cfg", "rank", "size"))
-    cuda = device.choose(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
+    cuda = device.choose_machine(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
     if cuda:
         torch.cuda.set_device(rank)
         cfg["device"] = f"cuda:{rank}"
@@ -330,12 +332,12 @@ def work(boss: Boss) -> None:
 
 def main() -> None:
     """The program of a worker."""
-    boss = Boss()
+    boss = ParentConnection()
     try:
         work(boss)
     except BaseException as error:
-        cause = _INTERRUPTED if isinstance(error, TrainingInterrupted) else cause_of(error)
-        trace = redaction.traceback_of(error)
+        cause = _INTERRUPTED if isinstance(error, TrainingInterrupted) else find_cause(error)
+        trace = redaction.format_traceback(error)
         boss.tell(error=one_line(error), cause=cause, kind=type(error).__name__, trace=trace)
         os._exit(1)
 

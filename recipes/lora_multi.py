@@ -282,7 +282,7 @@ class MultiLoraTrainer:
         if self._memory_before is None or self._device is None:
             return True
         took = device.peak_memory(self._device) - self._memory_before
-        available = device.free_bytes(self._device) + device.held_memory(self._device) - self._memory_before
+        available = device.free_bytes(self._device) + device.used_memory(self._device) - self._memory_before
         return took * then / now < _MEMORY_SHARE * available
 
     def _resume(self, slot: Slot, *values: Any) -> None:
@@ -340,7 +340,7 @@ class MultiLoraTrainer:
         if self._device is None:
             self._device = micro_batches[0].member.machine.device
             device.reset_peak_memory(self._device)
-            held = device.held_memory(self._device)
+            held = device.used_memory(self._device)
             adapters = sum(p.numel() * p.element_size() for m in micro_batches for p in m.member.trainable)
             self._memory_before = None if held is None else held - adapters  # which each run adds to what it takes
         size, started = self.tuner.choose_size(len(micro_batches)), time.perf_counter()

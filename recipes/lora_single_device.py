@@ -50,8 +50,8 @@ from cruijff_kit.training.checkpoint import get_rng_state, read_newest_checkpoin
 from cruijff_kit.training.custom_metrics import CustomMetrics
 from cruijff_kit.training.loss import StepOutput, attention_cost, batch_loss, sum_outputs
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
-from cruijff_kit.training.schedule import Steps, resolve_lr_scheduler, smaller_micro_batch
-from cruijff_kit.training.trackers import open_metrics
+from cruijff_kit.training.schedule import StepSchedule, resolve_lr_scheduler, smaller_micro_batch
+from cruijff_kit.training.trackers import open_metric_logger
 from cruijff_kit.training.validation import RowLosses, eval_mode, validation_batches, validation_sums
 from cruijff_kit.util.progress import progress, say
 
@@ -71,7 +71,7 @@ class TrainingSummary:
     custom_metrics: dict[str, float] = field(default_factory=dict)
     """By name: of the last epoch's validation, else of the last step."""
     steps: int = 0
-    """Steps of the optimiser."""
+    """StepSchedule of the optimiser."""
     epochs: int = 0
     """Epochs that were finished."""
     tokens: int = 0
@@ -104,7 +104,7 @@ class LoRAFinetuneRecipeSingleDevice:
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
         self.folder = RunFolder(self.cfg["output_dir"])
-        self.machine = device.choose(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
+        self.machine = device.choose_machine(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
         self.global_step, self.epoch, self.steps_in_epoch = 0, 0, 0
         self.batch_size = self.cfg["batch_size"]  # rows per forward pass; less after memory has run out
@@ -130,7 +130,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.custom_metrics = CustomMetrics(cfg["custom_metrics"], self.tokenizer)
         self.row_losses = RowLosses()
         self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
-        self.steps = Steps.of(cfg, len(self.train_data))
+        self.steps = StepSchedule.of(cfg, len(self.train_data))
         scheduler = OmegaConf.create(resolve_lr_scheduler(cfg, self.steps.warmup))
         self.lr_scheduler = instantiate(scheduler, self.optimizer, num_training_steps=self.steps.total, last_epoch=-1)
         self.metrics = self._open_metrics()
@@ -140,7 +140,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
 
     def _open_metrics(self) -> Any:
-        return open_metrics(self.cfg)
+        return open_metric_logger(self.cfg)
 
     def _build_model(self) -> TransformerDecoder:
         quantize = self.cfg["model"].get("quantize_base", False)

@@ -18,12 +18,12 @@ import pytest
 from filelock import FileLock
 from forked import forked
 
-from cruijff_kit.util.process import collect_rarely
+from cruijff_kit.util.process import collect_garbage_rarely
 
 # Before anything imports torch: one thread per process, so that tests repeat and do not slow each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-collect_rarely()
+collect_garbage_rarely()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would commands
 
 TINY = Path(__file__).parent / "tiny" / "llama"
@@ -195,10 +195,10 @@ def set_up_recipe():
     def made(*overrides: str):
         import cruijff_kit
         from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
-        from cruijff_kit.runs.plan import check
+        from cruijff_kit.runs.plan import plan_run
 
         config = cruijff_kit.compose(["eval=none", "device=cpu", *overrides])
-        check(config)
+        plan_run(config)
         recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
         recipe.setup()
         return recipe

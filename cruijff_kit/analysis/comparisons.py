@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, item_values, pool_seeds, with_holm
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
-from cruijff_kit.analysis.samples import aligned, constant_samples_of, samples_of
+from cruijff_kit.analysis.samples import align, load_constant_samples, load_samples
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.records.result import higher_is_better
 
@@ -65,13 +65,13 @@ class Comparison:
         """Task, scorer and metric."""
         return self.task, self.scorer, self.metric
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON: what is not finite is null."""
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _Test:
     configuration: Configuration
     against: str
     measured: Measured
@@ -101,11 +101,11 @@ def compare_configurations(
             if id(c) in leaders:
                 tried += _against_best(c, leaders[id(c)], measured, between)
     if VALIDATION in chosen_by:
-        tried += [t for c in configurations if id(c) in leaders for t in _validation(c, leaders[id(c)])]
-    return _corrected(configurations, tried)
+        tried += [t for c in configurations if id(c) in leaders for t in _against_best_by_validation(c, leaders[id(c)])]
+    return _correct(configurations, tried)
 
 
-def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict[str, list[Comparison]]:
+def _correct(configurations: list[Configuration], tried: list[_Test]) -> dict[str, list[Comparison]]:
     corrected = iter(with_holm([t.found for t in tried if not t.untested]))
     made: dict[str, list[Comparison]] = {c.name: [] for c in configurations}
     for t in tried:
@@ -123,18 +123,18 @@ def _corrected(configurations: list[Configuration], tried: list[_Tried]) -> dict
     return {name: sorted(found, key=lambda c: order.index(c.against)) for name, found in made.items()}
 
 
-def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance | None) -> Iterator[_Tried]:
+def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance | None) -> Iterator[_Test]:
     """Against what was not trained: the untrained model, and the constant baseline."""
     task, scorer, metric = measured
     cells = c.cells(task)
     if not cells or scorer not in cells[0].metrics:
         return
     untested = SAME_ANSWER if _is_constant(c, measured) else ""
-    own = [samples_of(e.log, scorer) for e in cells]
-    before = [samples_of(e.log, scorer) for e in c.cells(task, untrained=True)[:1]]
+    own = [load_samples(e.log, scorer) for e in cells]
+    before = [load_samples(e.log, scorer) for e in c.cells(task, untrained=True)[:1]]
     is_above_chance = True  # where there is no constant
-    for against, others in ((CHANCE, [constant_samples_of(cells[0].log, scorer, metric)]), (UNTRAINED, before)):
-        both = aligned([*own, *others]) if others else None
+    for against, others in ((CHANCE, [load_constant_samples(cells[0].log, scorer, metric)]), (UNTRAINED, before)):
+        both = align([*own, *others]) if others else None
         if both is None or not all(is_computable(metric, s) for s in both):
             continue
         # Of one seed it is this run that is compared with what was not trained, whatever other seeds would do.
@@ -145,7 +145,7 @@ def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance |
             is_above_chance = gain > 0
         elif gain > 0 and not is_above_chance:
             untested = untested or NO_BETTER_THAN_CHANCE
-        yield _Tried(c, against, measured, found, untested)
+        yield _Test(c, against, measured, found, untested)
 
 
 def _is_constant(c: Configuration, measured: Measured) -> bool:
@@ -156,23 +156,23 @@ def _is_constant(c: Configuration, measured: Measured) -> bool:
 
 def _against_best(
     c: Configuration, best: Configuration, measured: Measured, between: SeedVariance | None
-) -> Iterator[_Tried]:
+) -> Iterator[_Test]:
     task, scorer, metric = measured
-    own, others = ([samples_of(e.log, scorer) for e in side.cells(task)] for side in (c, best))
-    both = aligned([*own, *others]) if own and others else None
+    own, others = ([load_samples(e.log, scorer) for e in side.cells(task)] for side in (c, best))
+    both = align([*own, *others]) if own and others else None
     if both is None or not all(is_computable(metric, s) for s in both):
         return
     found = compare(_rows(metric, both[: len(own)]), _rows(metric, both[len(own) :]), between)
     untested = SAME_ANSWER if _is_constant(c, measured) and _is_constant(best, measured) else ""
-    yield _Tried(c, BEST, measured, found, untested)
+    yield _Test(c, BEST, measured, found, untested)
 
 
-def _validation(c: Configuration, best: Configuration) -> Iterator[_Tried]:
+def _against_best_by_validation(c: Configuration, best: Configuration) -> Iterator[_Test]:
     """Validation losses, row by row; by seeds alone where the rows were not kept."""
     rows = row_losses([*c.runs, *best.runs])
     if rows is not None:
         between = pool_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
-        yield _Tried(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between))
+        yield _Test(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between))
 
 
 def _rows(metric: str, samples: list[Samples]) -> "np.ndarray":
@@ -186,13 +186,13 @@ def _between_seeds(configurations: list[Configuration], measured: Measured) -> S
     task, scorer, metric = measured
     sides = []
     for c in configurations:
-        found = aligned([samples_of(e.log, scorer) for e in c.cells(task)]) if len(c.runs) > 1 else None
+        found = align([load_samples(e.log, scorer) for e in c.cells(task)]) if len(c.runs) > 1 else None
         if found and all(is_computable(metric, s) for s in found):
             sides.append(_rows(metric, found))
     return pool_seeds(sides)
 
 
-def shown(comparisons: list[Comparison], against: str, measured: Measured) -> str:
+def format_comparison(comparisons: list[Comparison], against: str, measured: Measured) -> str:
     """A cell of the table: difference [interval] corrected p."""
     for c in comparisons:
         if (c.against, c.measured) == (against, measured):
@@ -212,7 +212,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}" if abs(value) < 10 else f"{value:+.3g}"
 
 
-def columns(comparisons: list[Comparison]) -> dict[str, float | int | str]:
+def csv_columns(comparisons: list[Comparison]) -> dict[str, float | int | str]:
     """Columns of results.csv: "versus AGAINST TASK/SCORER/METRIC WHAT"."""
     kept = ("difference", "low", "high", "p", "p_holm", "items")
     return {f"versus {c.against} {'/'.join(c.measured)} {k}": getattr(c, k) for c in comparisons for k in kept}

@@ -63,7 +63,7 @@ def group_configurations(results: list[RunResult]) -> list[Configuration]:
     for r in results:
         if r.status == "done":
             groups.setdefault(r.configuration_hash or r.config_hash, {})[seed_of(r)] = r
-    made = [_together([runs[seed] for seed in sorted(runs)]) for runs in groups.values()]
+    made = [_make_configuration([runs[seed] for seed in sorted(runs)]) for runs in groups.values()]
     names = [c.name for c in made]
     for c in made:  # of experiments in one folder that vary the same, or vary nothing
         if names.count(c.name) > 1:
@@ -71,7 +71,7 @@ def group_configurations(results: list[RunResult]) -> list[Configuration]:
     return made
 
 
-def _together(runs: list[RunResult]) -> Configuration:
+def _make_configuration(runs: list[RunResult]) -> Configuration:
     swept = {k: v for r in runs for k, v in r.swept.items() if k != SEED}
     name = runs[0].name
     if len(runs) > 1:

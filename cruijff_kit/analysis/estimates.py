@@ -9,7 +9,7 @@ from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import item_values, mean_error
 from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, interval_of_mean, wilson
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
-from cruijff_kit.analysis.samples import aligned, remembered, samples_of
+from cruijff_kit.analysis.samples import align, cached, load_samples
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.records.result import Evaluation
 
@@ -42,7 +42,7 @@ def estimate_cell(cell: Evaluation, scorer: str, metric: str, level: float = LEV
     value = cell.metrics.get(scorer, {}).get(metric)
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    found = samples_of(cell.log, scorer)
+    found = load_samples(cell.log, scorer)
     return _of_one(value, metric, found and found[1], level, cell, scorer)
 
 
@@ -62,7 +62,7 @@ def estimate(
     if untrained or len(values) == 1:
         return estimate_cell(cells[0], scorer, metric, level)
     mean = sum(values) / len(values)
-    found = aligned([samples_of(e.log, scorer) for e in cells])
+    found = align([load_samples(e.log, scorer) for e in cells])
     if found is None or not all(is_computable(metric, s) for s in found):
         return _over_seeds(values, metric, level)
     if metric in ("c_ece", "r_ece"):  # they have no item values
@@ -103,7 +103,7 @@ def _of_one(
         found = interval_of(metric, samples, level)
         return [*(found[:2] if found else (None, None)), calibrated_error(metric, samples)]
 
-    low, high, expected = remembered(cell.log, f"{scorer} {metric} {level}", compute)
+    low, high, expected = cached(cell.log, f"{scorer} {metric} {level}", compute)
     return Estimate(value, low, high, 1, len(samples), "" if low is None else "test items", None, expected, level)
 
 

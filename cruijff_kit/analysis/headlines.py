@@ -4,12 +4,12 @@ from cruijff_kit.analysis.measures import measure
 from cruijff_kit.records.result import Evaluation, RunResult
 
 
-def scorers_of(results: list[RunResult]) -> list[tuple[str, str]]:
+def list_scorers(results: list[RunResult]) -> list[tuple[str, str]]:
     """(task, scorer) in the order in which they come."""
     return list(dict.fromkeys((e.task, s) for e in _cells(results) for s in e.metrics))
 
 
-def headline(results: list[RunResult], task: str, scorer: str) -> str:
+def pick_headline(results: list[RunResult], task: str, scorer: str) -> str:
     """Accuracy, else a scorer's first metric (of those that can be compared, if it has any); AUC where an earlier scorer of
     the task has an accuracy.
     """

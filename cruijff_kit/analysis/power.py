@@ -62,7 +62,7 @@ class DetectableDifference:
             f"5 points would need {needs} items"
         )
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, with the words."""
         return asdict(self) | {"text": str(self)}
 

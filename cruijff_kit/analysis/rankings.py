@@ -45,7 +45,7 @@ class Ranking:
         return higher_is_better(self.chosen_by)
 
     @property
-    def flatters(self) -> bool:
+    def is_optimistic(self) -> bool:
         """Whether the rows that chose the best are those that it is reported on: then its numbers are too good."""
         return self.is_reported and len(self.ranked) > 1
 
@@ -54,7 +54,7 @@ class Ranking:
         """Of the best one's intervals on the split that chose it: 95% for all that it was chosen from (Bonferroni)."""
         return 1 - (1 - LEVEL) / len(self.ranked)
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "runs": [r.name for c in self.best for r in c.runs],
@@ -75,8 +75,8 @@ def rank(configurations: list[Configuration]) -> list[Ranking]:
         name = c.runs[0].objective_name
         if name is None or not all(is_finite(v) for v in c.objectives()):
             continue
-        source = source_of(c.runs[0])
-        split = split_of(c.runs[0], name, source)
+        source = find_source(c.runs[0])
+        split = find_split(c.runs[0], name, source)
         is_reported = any(e.split == split for r in c.runs for e in r.evaluation)
         groups.setdefault((source or name, split), Ranking(name, source, split, is_reported, [])).ranked.append(c)
     for ranking in groups.values():
@@ -89,12 +89,12 @@ def _order(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
     sign = -1 if ranking.higher else 1
 
     def key(c: Configuration) -> tuple[bool, float]:
-        return answers_nothing(c, ranking.source), sign * mean(c.objectives())
+        return has_no_answers(c, ranking.source), sign * mean(c.objectives())
 
     return key
 
 
-def answers_nothing(c: Configuration, source: Measured | None) -> bool:
+def has_no_answers(c: Configuration, source: Measured | None) -> bool:
     """Whether a scorer could read no answer of a run: then its numbers are the constant baseline's, and it is ranked last.
 
     Args:
@@ -114,14 +114,14 @@ def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> Non
         tested = [t for t in comparisons[c.name] if t.against == BEST and t.measured == measured]
         unknown = unknown or not tested
         is_equal = mean(c.objectives()) == mean(ranking.leader.objectives())
-        if answers_nothing(c, ranking.source) and not answers_nothing(ranking.leader, ranking.source):
+        if has_no_answers(c, ranking.source) and not has_no_answers(ranking.leader, ranking.source):
             continue
         if is_equal or tested and not tested[0].differs:
             ranking.best.append(c)
     ranking.note = UNSURE if unknown else ""
 
 
-def source_of(result: RunResult) -> Measured | None:
+def find_source(result: RunResult) -> Measured | None:
     """Task, scorer and metric that a run's objective is, as RunResult.metrics finds it; None for a loss."""
     name = result.objective_name
     for e in {e.task: e for e in result.evaluation}.values():
@@ -132,7 +132,7 @@ def source_of(result: RunResult) -> Measured | None:
     return None
 
 
-def split_of(result: RunResult, objective: str, source: Measured | None) -> str:
+def find_split(result: RunResult, objective: str, source: Measured | None) -> str:
     """The split on which an objective is measured: validation, train or test."""
     if source is not None:
         return last_cell(result, source[0]).split

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.analysis.comparisons import columns
+from cruijff_kit.analysis.comparisons import csv_columns
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.records.result import Evaluation, RunResult, read_result
-from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.run_folder import find_folders
 from cruijff_kit.records.sweep_manifest import find_sweep_manifests, read_sweep_manifest, resolve_folder
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import require_folder, write_text
@@ -40,7 +40,7 @@ def find_results(folder: Path) -> list[Path]:
     reused = (
         resolve_folder(d, e) for d in find_sweep_manifests(folder) for e in read_sweep_manifest(d).runs if e.reused
     )
-    runs = dict.fromkeys([*folders_below(folder, "result.json"), *reused])
+    runs = dict.fromkeys([*find_folders(folder, "result.json"), *reused])
     return [run / "result.json" for run in runs if (run / "result.json").exists()]
 
 
@@ -108,7 +108,7 @@ def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
         "validation_loss": training.get("validation_loss"),
         **dict(_metrics(result.baseline, "untrained ")),
         **dict(_metrics(result.evaluation, "")),
-        **columns(analysis.comparisons_of(result)),
+        **csv_columns(analysis.comparisons_of(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,
         "seconds": result.seconds.get("total"),
         "best": analysis.is_best(result),
@@ -137,12 +137,12 @@ def write_csv(sweep_dir: Path, results: list[RunResult]) -> None:
     write_text(sweep_dir / "results.csv", to_frame(results).to_csv(index=False))
 
 
-def no_data() -> dict[str, Any]:
-    """As `as_data`, while there are no results."""
+def empty_dict() -> dict[str, Any]:
+    """As `to_dict`, while there are no results."""
     return {"runs": [], "best": None, "configurations": [], "detectable_difference": {}}
 
 
-def as_data(results: list[RunResult]) -> dict[str, Any]:
+def to_dict(results: list[RunResult]) -> dict[str, Any]:
     """What --json prints: every result as its result.json has it, with the comparisons of its configuration; the best; the
     configurations; and what could be found.
     """
@@ -152,7 +152,7 @@ def as_data(results: list[RunResult]) -> dict[str, Any]:
         c = analysis.configuration_of(r)
         more = {
             "configuration": c.name if c else None,
-            "comparisons": [x.as_data() for x in analysis.comparisons_of(r)],
+            "comparisons": [x.to_dict() for x in analysis.comparisons_of(r)],
         }
         runs.append(asdict(r) | more)
-    return {"runs": runs} | analysis.as_data()
+    return {"runs": runs} | analysis.to_dict()

@@ -15,12 +15,12 @@ from cruijff_kit.analysis.table_cells import (
     untrained_line,
     versus_cells,
 )
-from cruijff_kit.records.result import RunResult, notice
+from cruijff_kit.records.result import RunResult, red_data_notice
 from cruijff_kit.util import json_output
 
 if TYPE_CHECKING:
     from rich.table import Table
-from cruijff_kit.analysis.results_frame import as_data, read_results, unfinished_runs
+from cruijff_kit.analysis.results_frame import read_results, to_dict, unfinished_runs
 
 
 def _of_several_epochs(results: list[RunResult]) -> str:
@@ -67,7 +67,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
         table = _rich(*table_cells(results, analysis, narrow=True), styles, broken=True)
         below.append(untrained_line(results, analysis))
     console.print(table)
-    for line in (*below, *lines_below(results, analysis), _of_several_epochs(results), notice(results)):
+    for line in (*below, *lines_below(results, analysis), _of_several_epochs(results), red_data_notice(results)):
         if line:
             console.print(line, markup=False)
     if versus := versus_cells(analysis):
@@ -87,10 +87,10 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
             console.print(f"{r.name}: what was to be evaluated later is missing: {why}", markup=False)
 
 
-def answer_or_show(folder: Path, results: list[RunResult] | None = None) -> None:
+def record_or_show(folder: Path, results: list[RunResult] | None = None) -> None:
     """Record the results for the command's JSON document, or, where none is wanted, print their table."""
-    if json_output.wanted():
-        json_output.record(folder=str(folder.absolute()), **as_data(results or read_results(folder)))
+    if json_output.is_enabled():
+        json_output.record(folder=str(folder.absolute()), **to_dict(results or read_results(folder)))
     else:
         show_results(folder, results)
 

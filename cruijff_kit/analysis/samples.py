@@ -27,21 +27,21 @@ _OF_THE_SAMPLE = ("id", "unit", "chance", "label", "positive", "is_positive", "t
 _FORMAT = 3  # of what is kept
 
 
-def samples_of(log: str, scorer: str) -> tuple[list[str], Samples] | None:
+def load_samples(log: str, scorer: str) -> tuple[list[str], Samples] | None:
     """Ids and samples of a scorer in a log; None where the log is gone, cannot be read, or has no such scorer."""
-    columns = _columns_of(log).get(scorer)
-    return (columns["id"], _as_samples(columns)) if columns else None
+    columns = _load_columns(log).get(scorer)
+    return (columns["id"], _make_samples(columns)) if columns else None
 
 
-def constant_samples_of(log: str, scorer: str, metric: str) -> tuple[list[str], Samples] | None:
-    """As `samples_of`, as if every answer were the constant baseline's; None where there is none.
+def load_constant_samples(log: str, scorer: str, metric: str) -> tuple[list[str], Samples] | None:
+    """As `load_samples`, as if every answer were the constant baseline's; None where there is none.
 
     Args:
         metric: what is to be computed; an AUC needs no more than that nothing stands above anything.
     """
-    columns = _columns_of(log).get(scorer, {})
+    columns = _load_columns(log).get(scorer, {})
     if metric == "auc" and columns:
-        ids, own = samples_of(log, scorer)
+        ids, own = load_samples(log, scorer)
         return ids, replace(own, order=own.value * 0)
     if any(c is None for c in columns.get("chance", [None])):
         return None
@@ -49,7 +49,7 @@ def constant_samples_of(log: str, scorer: str, metric: str) -> tuple[list[str], 
     said = [c or {} for c in columns.get("constant", [None] * len(columns["id"]))]
     made = {name: [c.get(name) for c in said] for name in ("predicted", "risk", "confidence")}
     made = {name: values for name, values in made.items() if None not in values}
-    return columns["id"], _as_samples(
+    return columns["id"], _make_samples(
         same | made | {"value": columns["chance"], "scored": ["target" not in same] * len(said)}
     )
 
@@ -58,11 +58,11 @@ def item_scores(log: str) -> dict[str, dict[str, float]]:
     """scorer -> id of the sample -> its score, of those that were scored; empty where the log is gone or cannot be read."""
     return {
         scorer: {i: v for i, v in zip(columns["id"], columns["value"], strict=True) if v is not None}
-        for scorer, columns in _columns_of(log).items()
+        for scorer, columns in _load_columns(log).items()
     }
 
 
-def aligned(found: Sequence[tuple[list[str], Samples] | None]) -> list[Samples] | None:
+def align(found: Sequence[tuple[list[str], Samples] | None]) -> list[Samples] | None:
     """The samples that all have, in one order; None where one has none, or they have none in common."""
     if not found or any(f is None for f in found):
         return None
@@ -89,7 +89,7 @@ def select(samples: Samples, places: Sequence[int]) -> Samples:
     return Samples(**chosen)
 
 
-def remembered(log: str, key: str, compute: Callable[[], Any]) -> Any:
+def cached(log: str, key: str, compute: Callable[[], Any]) -> Any:
     """What was computed from a log under this key, from the cache where it was before: a JSON value."""
     identity = _identity(log)
     if identity is None:
@@ -122,7 +122,7 @@ def _identity(log: str) -> str | None:
         return None
 
 
-def _columns_of(log: str) -> dict[str, dict[str, list[Any]]]:
+def _load_columns(log: str) -> dict[str, dict[str, list[Any]]]:
     identity = _identity(log)
     return _read(log, identity) if identity else {}
 
@@ -135,7 +135,7 @@ def _read(log: str, identity: str) -> dict[str, dict[str, list[Any]]]:
     from cruijff_kit.evaluation.eval_logs import scored_samples  # inspect-ai
 
     try:
-        found = {scorer: _by_id(columns) for scorer, columns in scored_samples(log).items()}
+        found = {scorer: _sort_by_id(columns) for scorer, columns in scored_samples(log).items()}
     except Exception:  # whatever is wrong with a file: the table says what it can without it
         return {}
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
@@ -143,13 +143,13 @@ def _read(log: str, identity: str) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-def _by_id(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _sort_by_id(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """In one order, whichever one the samples were answered in: resampling draws by place."""
     order = sorted(range(len(columns["id"])), key=columns["id"].__getitem__)
     return {name: [values[i] for i in order] for name, values in columns.items()}
 
 
-def _as_samples(columns: dict[str, list[Any]]) -> Samples:
+def _make_samples(columns: dict[str, list[Any]]) -> Samples:
     import numpy as np
 
     n = len(columns["id"])
@@ -158,10 +158,10 @@ def _as_samples(columns: dict[str, list[Any]]) -> Samples:
     value = np.array([0.0 if v is None else float(v) for v in columns["value"]])
     made: dict[str, Any] = {"chance": chance}
     if "target" in columns:
-        made |= _of_numbers(columns, scored)
+        made |= _number_arrays(columns, scored)
         value = np.where(scored, value, abs(made["prediction"] - made["target"]))
     elif "label" in columns or "is_positive" in columns:
-        made |= _of_options(columns, scored)
+        made |= _option_arrays(columns, scored)
     if all(u is not None for u in columns.get("unit", [None])):
         made["unit"] = np.unique(columns["unit"], return_inverse=True)[1]
     return Samples(value=value, **made)
@@ -183,7 +183,7 @@ def _constants(columns: dict[str, list[Any]], name: str, scored: "np.ndarray") -
     return np.array([math.nan if v is None else v for v in said], dtype=float)
 
 
-def _filled(columns: dict[str, list[Any]], name: str, constant: "np.ndarray | None", scored: "np.ndarray") -> Any:
+def _fill(columns: dict[str, list[Any]], name: str, constant: "np.ndarray | None", scored: "np.ndarray") -> Any:
     """[n] a column with the constant's value where a sample was not scored; None where that is not known."""
     import numpy as np
 
@@ -194,7 +194,7 @@ def _filled(columns: dict[str, list[Any]], name: str, constant: "np.ndarray | No
     return None if np.isnan(filled).any() else filled
 
 
-def _of_numbers(columns: dict[str, list[Any]], scored: "np.ndarray") -> dict[str, "np.ndarray | None"]:
+def _number_arrays(columns: dict[str, list[Any]], scored: "np.ndarray") -> dict[str, "np.ndarray | None"]:
     import numpy as np
 
     target = np.array(columns["target"], dtype=float)
@@ -204,11 +204,11 @@ def _of_numbers(columns: dict[str, list[Any]], scored: "np.ndarray") -> dict[str
     for name, where in (("median", "prediction"), ("mean", "prediction_for_squares")):
         constant = _constants(columns, name, scored)
         constant = np.full(len(target), own[name]) if constant is None else constant
-        filled[where] = _filled(columns, "prediction", constant, scored)
+        filled[where] = _fill(columns, "prediction", constant, scored)
     return {"target": target, **filled}
 
 
-def _of_options(columns: dict[str, list[Any]], scored: "np.ndarray") -> dict[str, "np.ndarray | None"]:
+def _option_arrays(columns: dict[str, list[Any]], scored: "np.ndarray") -> dict[str, "np.ndarray | None"]:
     import numpy as np
 
     n = len(scored)
@@ -229,10 +229,10 @@ def _of_options(columns: dict[str, list[Any]], scored: "np.ndarray") -> dict[str
         filled = [s if ok else c for s, c, ok in zip(said, constant, scored, strict=True)]
         confirmed = np.array([float(f == text) for f, text in zip(filled, labels, strict=True)])
         made = {"label": label, "predicted": predicted, "positive": positive, "predicted_positive": written}
-    risk = _filled(columns, "risk", _constants(columns, "risk", scored), scored)
+    risk = _fill(columns, "risk", _constants(columns, "risk", scored), scored)
     if risk is None:
         return made
-    confidence = _filled(columns, "confidence", _constants(columns, "confidence", scored), scored)
+    confidence = _fill(columns, "confidence", _constants(columns, "confidence", scored), scored)
     made |= {"risk": risk, "order": _order(columns, risk, scored), "confidence": confidence}
     return made | {"confirmed": None if confidence is None else confirmed}
 

@@ -92,7 +92,7 @@ def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]
     Returns:
         The last look.
     """
-    if sys.stdout.isatty() and not json_output.wanted():
+    if sys.stdout.isatty() and not json_output.is_enabled():
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:

@@ -8,11 +8,12 @@ from typing import NoReturn
 
 from cruijff_kit.analysis.subgroups import MOST_GROUPS, Row, pool
 from cruijff_kit.config.data_policy import enable_redaction_for
-from cruijff_kit.data.tiers import marked
+from cruijff_kit.data.tiers import find_tier
 from cruijff_kit.records.result import read_result
-from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.run_folder import find_folders
+from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import WITHHELD, active, quoted, quoted_names
+from cruijff_kit.util.redaction import WITHHELD, quote, quote_names
 
 _COLUMNS = ("TRUE_LABEL", "PREDICTION", "P(TRUE LABEL)")
 _GROUP, _LOG_GROUP = "GROUP", "group"  # compared whatever their values look like
@@ -41,7 +42,7 @@ def read_samples(path: Path, groups: list[str] | None = None, unit: str | None =
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.suffix.lower() == ".csv":
-        enable_redaction_for(marked(path))
+        enable_redaction_for(find_tier(path))
         return _read_csv(path, groups, unit)
     logs = _logs(path)
     for log in logs:
@@ -122,7 +123,7 @@ def _logs(path: Path) -> list[Path]:
         return [path]
 
     if not (path / "result.json").is_file():
-        runs = folders_below(path, "result.json")
+        runs = find_folders(path, "result.json")
         instead = f", for example {min(runs)}" if runs else ""
         raise UserError(f"{path} is no run; give a run's folder, an .eval log or a CSV{instead}")
     last = {e.task: Path(e.log) for e in read_result(path / "result.json").evaluation}  # of several epochs the last one
@@ -136,14 +137,14 @@ def _read_csv(path: Path, groups: list[str] | None, unit: str | None) -> Grouped
         others = groups or [c for c in header if c not in (*_COLUMNS, "INPUT")] or [_GROUP]
         lacking = [c for c in dict.fromkeys((*_COLUMNS, *others, *([unit] if unit else []))) if c not in header]
         if lacking:
-            there = ", ".join(quoted_names(header)) or WITHHELD
+            there = ", ".join(quote_names(header)) or WITHHELD
             raise UserError(f"{path} has no column {', '.join(lacking)}; it has {there} (--group names the group's)")
         read = [(_csv_row(cells, f"{path}, line {reader.line_num}", unit), cells) for cells in reader]
     columns = {c: [replace(row, group=cells[c]) for row, cells in read if cells[c]] for c in others}
     samples = _choose(path, {c: rows for c, rows in columns.items() if rows}, groups, unit)
     if not samples.columns:
         raise UserError(f"no column of {path} names groups, two to {MOST_GROUPS}; --group NAME compares what it has")
-    return _number_groups(samples) if active() else samples
+    return _number_groups(samples) if redaction.is_enabled() else samples
 
 
 def _number_groups(samples: GroupedSamples) -> GroupedSamples:
@@ -151,9 +152,9 @@ def _number_groups(samples: GroupedSamples) -> GroupedSamples:
     columns = {}
     for place, (column, rows) in enumerate(samples.columns.items(), 1):
         names = {name: f"group {number}" for number, name in enumerate(sorted({r.group for r in rows}), 1)}
-        title = next(iter(quoted_names([column])), f"column {place}")
+        title = next(iter(quote_names([column])), f"column {place}")
         columns[title] = [replace(r, group=names[r.group]) for r in rows]
-    return GroupedSamples(samples.source, columns, quoted_names(samples.left_out))
+    return GroupedSamples(samples.source, columns, quote_names(samples.left_out))
 
 
 def _csv_row(cells: dict[str, str], where: str, unit: str | None) -> Row:
@@ -161,10 +162,10 @@ def _csv_row(cells: dict[str, str], where: str, unit: str | None) -> Row:
     try:
         positive, p = {0.0: False, 1.0: True}[float(label)], float(share)
     except (ValueError, KeyError):
-        said = f"TRUE_LABEL {quoted(label)} must be 0 or 1, P(TRUE LABEL) {quoted(share)} a number"
+        said = f"TRUE_LABEL {quote(label)} must be 0 or 1, P(TRUE LABEL) {quote(share)} a number"
         raise UserError(f"{where}: {said}") from None
     if not 0 <= p <= 1:
-        raise UserError(f"{where}: P(TRUE LABEL) {quoted(p)} must be in [0, 1]")
+        raise UserError(f"{where}: P(TRUE LABEL) {quote(p)} must be in [0, 1]")
     try:
         predicted = float(prediction)
     except ValueError:  # an answer that is neither label is wrong

@@ -24,7 +24,7 @@ from cruijff_kit.analysis.table_cells import (
     table_cells,
     versus_cells,
 )
-from cruijff_kit.records.result import RunResult, notice, read_result
+from cruijff_kit.records.result import RunResult, read_result, red_data_notice
 from cruijff_kit.records.run_status import ACTIVE, DONE, PLANNED
 from cruijff_kit.records.sweep_manifest import (
     RunEntry,
@@ -37,7 +37,7 @@ from cruijff_kit.records.sweep_manifest import (
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import write_text
-from cruijff_kit.util.format import clock, now
+from cruijff_kit.util.format import format_duration, now
 from cruijff_kit.util.progress import say
 
 NAME = "experiment_summary.md"
@@ -106,7 +106,7 @@ def _head(manifest: SweepManifest, infos: list[RunInfo], results: list[RunResult
     told = {"Question": manifest.question, "Hypothesis": manifest.hypothesis, "Evaluation plan": manifest.evaluation}
     about = "".join(f"**{title}.** {' '.join(text.split())}\n\n" for title, text in told.items() if text)
     counts = ", ".join(f"{n} {state}" for state, n in Counter(v.state for v in infos).items())
-    line = notice(results)
+    line = red_data_notice(results)
     said = f"\n{line[0].upper()}{line[1:]}.\n" if line else ""
     return f"# {manifest.experiment}\n\n{about}{len(infos)} run{'s' * (len(infos) != 1)}: {counts} ({now()}).\n{said}"
 
@@ -173,7 +173,7 @@ def _resources(runs: list[RunRef], results: dict[Path, RunResult]) -> str:
         "Estimated GPU-hours",
         "GPU-hours",
     ]
-    sums_row = [clock(sums[n]) if sums[n] else "" for n in ("estimated", "took")]
+    sums_row = [format_duration(sums[n]) if sums[n] else "" for n in ("estimated", "took")]
     hours_row = [f"{sums[n]:.3g}" for n in ("estimated_hours", "hours")]
     rows.append(["in all", *sums_row, "", "", *hours_row])
     bases = dict.fromkeys(k.entry.estimate["basis"] for k in runs if k.entry.estimate)
@@ -191,8 +191,8 @@ def _spent(entry: RunEntry, result: RunResult | None, sums: Counter) -> Cells:
     sums["hours"] += hours or 0
     peak = result.training.get("peak_memory_bytes") if result else None
     return [
-        clock(estimate["seconds"]) if estimate else "",
-        "" if took is None else clock(took),
+        format_duration(estimate["seconds"]) if estimate else "",
+        "" if took is None else format_duration(took),
         _gigabytes(estimate.get("memory_bytes")),
         _gigabytes(peak),
         f"{estimate['gpu_hours']:.3g}" if estimate else "",

@@ -6,12 +6,12 @@ from typing import Any
 from cruijff_kit.analysis.comparisons import VALIDATION, Comparison, Measured, compare_configurations
 from cruijff_kit.analysis.configurations import Configuration, group_configurations
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
-from cruijff_kit.analysis.headlines import headline, scorers_of
+from cruijff_kit.analysis.headlines import list_scorers, pick_headline
 from cruijff_kit.analysis.intervals import LEVEL, effective_items
 from cruijff_kit.analysis.measures import is_computable, measure, terms
 from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
-from cruijff_kit.analysis.samples import aligned, samples_of
+from cruijff_kit.analysis.samples import align, load_samples
 from cruijff_kit.records.result import RunResult
 
 ONE_SEED = (
@@ -86,12 +86,12 @@ class Analysis:
         time = f"{gpu:.2g} GPU-hours" if gpu else _duration(seconds)
         return ONE_SEED.format(runs=sum(n for _, n in more), time=time)
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, beside the runs: best, configurations, detectable_difference."""
         return {
-            "best": self.ranking.as_data() if self.ranking else None,
+            "best": self.ranking.to_dict() if self.ranking else None,
             "configurations": [self._configuration(c) for c in self.configurations],
-            "detectable_difference": {task: d.as_data() for task, d in self.detectable.items()},
+            "detectable_difference": {task: d.to_dict() for task, d in self.detectable.items()},
         }
 
     def _configuration(self, c: Configuration) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Analysis:
             "runs": [r.name for r in c.runs],
             "config_hashes": [r.config_hash for r in c.runs],
             "estimates": {name: vars(e) for name, e in estimates.items() if e is not None},
-            "comparisons": [comparison.as_data() for comparison in self.comparisons[c.name]],
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons[c.name]],
         }
 
 
@@ -142,7 +142,7 @@ def _analyse(results: list[RunResult]) -> Analysis:
     configurations = group_configurations(results)
     rankings = rank(configurations)
     done = [r for c in configurations for r in c.runs]
-    metrics = [(t, s, name) for t, s in scorers_of(done) if (name := headline(done, t, s))]
+    metrics = [(t, s, name) for t, s in list_scorers(done) if (name := pick_headline(done, t, s))]
     metrics += [r.source for r in rankings if r.source and r.source not in metrics]
     leaders = {id(c): r.leader for r in rankings for c in r.ranked[1:]}
     chosen_by = {VALIDATION for r in rankings if r.chosen_by == VALIDATION[2]}
@@ -163,8 +163,8 @@ def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
     cells = [c.cells(task) for c in asked]
     n, k, seeds = min(own[0].samples for own in cells), max(2, len(asked)), min(len(c.runs) for c in asked)
     # One that gives all the same answer is right by the answer, not by the item.
-    telling = [samples_of(own[0].log, measured[1]) for own in cells if not all(e.constant_answer for e in own)]
-    both = aligned(telling)
+    telling = [load_samples(own[0].log, measured[1]) for own in cells if not all(e.constant_answer for e in own)]
+    both = align(telling)
     if both is None or not all(is_computable(measured[2], s) for s in both):
         both = []
     values = [terms(measured[2], s) for s in both]

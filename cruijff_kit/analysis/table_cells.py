@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, VALIDATION, Measured, shown
+from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, VALIDATION, Measured, format_comparison
 from cruijff_kit.analysis.configurations import Configuration, last_cell
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell, estimate_loss
-from cruijff_kit.analysis.headlines import headline, scorers_of
+from cruijff_kit.analysis.headlines import list_scorers, pick_headline
 from cruijff_kit.analysis.rankings import Ranking
 from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.records.result import Evaluation, RunResult
-from cruijff_kit.util.format import number
+from cruijff_kit.util.format import format_number
 
 VERSUS = (
     "Difference [95% interval] p, item by item; intervals and p allow for the number of tests (all intervals hold at once; "
@@ -41,10 +41,10 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
             columns.append((key, values))
     columns.append(("loss", [cell(r.training.get("loss")) for r in results]))
     columns.append(("val. loss" if narrow else "validation loss", _losses(results, narrow)))
-    first = {task: scorer for task, scorer in reversed(scorers_of(results))}
-    for task, scorer in scorers_of(results):
+    first = {task: scorer for task, scorer in reversed(list_scorers(results))}
+    for task, scorer in list_scorers(results):
         name = f"{task} {scorer}" if several else scorer
-        what = headline(results, task, scorer)
+        what = pick_headline(results, task, scorer)
         before = _scores(results, analysis, (task, scorer, what), narrow, untrained=True)
         if not narrow or scorer == first[task] and len({*before}) > 1:
             columns.append((f"{name} {what} before", before))
@@ -69,7 +69,9 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
 
 def untrained_line(results: list[RunResult], analysis: Analysis) -> str:
     """A line about what the untrained model got in each task's first scorer, where that is the same for all runs."""
-    first = {task: (task, scorer, headline(results, task, scorer)) for task, scorer in reversed(scorers_of(results))}
+    first = {
+        task: (task, scorer, pick_headline(results, task, scorer)) for task, scorer in reversed(list_scorers(results))
+    }
     found = []
     for measured in reversed(first.values()):
         before = {*_scores(results, analysis, measured, narrow=False, untrained=True)}
@@ -117,7 +119,7 @@ def best_line(ranking: Ranking | None) -> str:
     others = [c.name for c in ranking.best[1:]]
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     line += f"; not to be told apart from it: {some}" if others else ""
-    if ranking.flatters:
+    if ranking.is_optimistic:
         line += (
             f"; the {ranking.split} split chose it, whose numbers flatter it: their intervals are made for the "
             f"{len(ranking.ranked)} that it was chosen from"
@@ -132,7 +134,7 @@ def versus_cells(analysis: Analysis) -> Cells | None:
     rows = []
     for c in analysis.configurations:
         for measured in [*metrics, VALIDATION]:
-            cells = [shown(analysis.comparisons[c.name], a, measured) for a in (UNTRAINED, CHANCE, BEST)]
+            cells = [format_comparison(analysis.comparisons[c.name], a, measured) for a in (UNTRAINED, CHANCE, BEST)]
             star = "* " if analysis.ranking and c in analysis.ranking.best else ""
             words = measured[2:] if measured == VALIDATION else measured if several else measured[1:]
             rows.append([star + c.name, " ".join(words).replace("_loss", " loss"), *cells])
@@ -161,7 +163,7 @@ def seed_cells(analysis: Analysis) -> Cells | None:
         }
         for i, (name, e) in enumerate((name, e) for name, e in found.items() if e is not None):
             about = [c.name, ", ".join(map(str, c.seeds))] if i == 0 else ["", ""]
-            deviation = "" if e.seed_deviation is None else number(e.seed_deviation)
+            deviation = "" if e.seed_deviation is None else format_number(e.seed_deviation)
             rows.append([*about, name, with_interval(e), deviation])
     return (["configuration", "seeds", "", "mean", "sd between seeds"], rows) if rows else None
 
@@ -174,9 +176,9 @@ def _words(measured: Measured, analysis: Analysis) -> str:
 def with_interval(e: Estimate, narrow: bool = False) -> str:
     """ "0.840 [0.756, 0.899]"; narrow: "0.840 [.76, .90]"."""
     if e.low is None:
-        return number(e.value)
-    ends = [number(v, 2).removeprefix("0") if narrow else number(v) for v in (e.low, e.high)]
-    return f"{number(e.value)} [{', '.join(ends)}]"
+        return format_number(e.value)
+    ends = [format_number(v, 2).removeprefix("0") if narrow else format_number(v) for v in (e.low, e.high)]
+    return f"{format_number(e.value)} [{', '.join(ends)}]"
 
 
 def _entries(results: list[RunResult]) -> list[Evaluation]:
@@ -202,7 +204,7 @@ def _losses(results: list[RunResult], narrow: bool) -> list[str]:
     for r in results:
         found = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
         ends = [] if found is None or found.low is None else [found.low, found.high]
-        told = [number(v, 2).removeprefix("0") if narrow else cell(v) for v in ends]
+        told = [format_number(v, 2).removeprefix("0") if narrow else cell(v) for v in ends]
         cells.append(cell(r.training.get("validation_loss")) + (f" [{', '.join(told)}]" if told else ""))
     return cells
 
@@ -217,12 +219,12 @@ def _of_each(results: list[RunResult], task: str, read: Callable[[Evaluation], f
     """A number of each run's cell of a task (the untrained model's where there is no other), as text."""
     entries = [last_cell(r, task) or last_cell(r, task, untrained=True) for r in results]
     values = [e and read(e) for e in entries]
-    return ["" if v is None or not math.isfinite(v) else number(v) for v in values]
+    return ["" if v is None or not math.isfinite(v) else format_number(v) for v in values]
 
 
 def _chances(results: list[RunResult]) -> dict[Measured, list[str]]:
     """(task, scorer, metric) -> what the constant baseline gets on each run's samples; of the metrics that tables show."""
-    shown_metrics = [(t, s, headline(results, t, s)) for t, s in scorers_of(results)]
+    shown_metrics = [(t, s, pick_headline(results, t, s)) for t, s in list_scorers(results)]
     found = {
         (t, s, m): _of_each(results, t, lambda e, s=s, m=m: e.chance.get(s, {}).get(m)) for t, s, m in shown_metrics
     }
@@ -231,7 +233,7 @@ def _chances(results: list[RunResult]) -> dict[Measured, list[str]]:
 
 def _ceilings(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
     """(task, metric) -> the ceiling of each run; of the metrics that tables show."""
-    keys = dict.fromkeys((task, headline(results, task, scorer)) for task, scorer in scorers_of(results))
+    keys = dict.fromkeys((task, pick_headline(results, task, scorer)) for task, scorer in list_scorers(results))
     found = {(t, m): _of_each(results, t, lambda e, m=m: e.ceiling.get(m)) for t, m in keys}
     return {key: values for key, values in found.items() if any(values)}
 

@@ -9,7 +9,6 @@ and what is gone; ro-crate-metadata.json describes it for repositories (ro_crate
 (archive_data.py).
 """
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,11 +21,19 @@ from cruijff_kit.commands.base import Parser
 from cruijff_kit.commands.ro_crate import NAME as CRATE
 from cruijff_kit.commands.ro_crate import read_runs, write_crate
 from cruijff_kit.data.tiers import write_tier
-from cruijff_kit.records.archive_manifest import DELETING, DONE, NAME, Deleted, Manifest, read_manifest, write_manifest
+from cruijff_kit.records.archive_manifest import (
+    DELETING,
+    DONE,
+    NAME,
+    ArchiveManifest,
+    DeletedFolder,
+    read_manifest,
+    write_manifest,
+)
 from cruijff_kit.slurm.run_states import find_runs
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.files import sha256_of
-from cruijff_kit.util.format import size
+from cruijff_kit.util.files import atomic, hash_file
+from cruijff_kit.util.format import format_size
 from cruijff_kit.util.progress import progress
 
 
@@ -75,24 +82,24 @@ def archive(
         if place is not None:
             write_manifest(manifest, place)
             write_crate(place, manifest, results, license)
-    print(f"{size(plan.freed)} freed; {root / NAME} says what was deleted")
+    print(f"{format_size(plan.freed)} freed; {root / NAME} says what was deleted")
     return report
 
 
-def _manifest(plan: Plan, keep: str) -> Manifest:
+def _manifest(plan: Plan, keep: str) -> ArchiveManifest:
     before = read_manifest(plan.root)
     best = [run.relative_to(plan.root).as_posix() for run in plan.best]
-    manifest = Manifest(str(plan.root), keep, best, links=[p.as_posix() for p in plan.links])
+    manifest = ArchiveManifest(str(plan.root), keep, best, links=[p.as_posix() for p in plan.links])
     gone = {d.path: d for d in (before.deleted if before else [])}
     with progress("hashing", len(plan.files) + len(plan.delete)) as bar:
         for path, length in plan.files.items():
-            manifest.files[path.as_posix()] = {"sha256": sha256_of(plan.root / path), "bytes": length}
+            manifest.files[path.as_posix()] = {"sha256": hash_file(plan.root / path), "bytes": length}
             bar.advance()
         for path, length in plan.delete.items():
             files = _hashes(plan.root / path) if EPOCH.fullmatch(path.name) else {}
             known = gone.get(path.as_posix())  # cut short: what was hashed before it was half deleted
             gone[path.as_posix()] = (
-                known if known and len(known.files) > len(files) else Deleted(path.as_posix(), length, files)
+                known if known and len(known.files) > len(files) else DeletedFolder(path.as_posix(), length, files)
             )
             bar.advance()
     here = {p.as_posix() for p in plan.adapters}
@@ -101,7 +108,7 @@ def _manifest(plan: Plan, keep: str) -> Manifest:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file() and not f.is_symlink()}
+    return {f.name: hash_file(f) for f in sorted(folder.iterdir()) if f.is_file() and not f.is_symlink()}
 
 
 def _copy(files: dict[Path, str], target: Path, hashes: dict[str, str]) -> None:
@@ -115,15 +122,13 @@ def _copy(files: dict[Path, str], target: Path, hashes: dict[str, str]) -> None:
     with progress("copying", len(files)) as bar:
         for file, path in files.items():
             copy = target / path
-            if not copy.is_file() or sha256_of(copy) != hashes[str(path)]:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                draft = copy.with_name(f".{copy.name}.{os.getpid()}")
-                shutil.copy2(file, draft)
-                os.replace(draft, copy)
+            if not copy.is_file() or hash_file(copy) != hashes[str(path)]:
+                with atomic(copy) as draft:
+                    shutil.copy2(file, draft)
             bar.advance()
     with progress("comparing", len(files)) as bar:
         for path in files.values():
-            if sha256_of(target / path) != hashes[str(path)]:
+            if hash_file(target / path) != hashes[str(path)]:
                 raise OSError(f"the copy {target / path} is not what it was made of; nothing was deleted")
             bar.advance()
 
@@ -148,7 +153,7 @@ def _target(root: Path, to: Path) -> Path:
 
 
 def _confirmed(plan: Plan) -> bool:
-    what = f"{len(plan.delete)} folders ({size(plan.freed)}) of {len(plan.runs)} runs"
+    what = f"{len(plan.delete)} folders ({format_size(plan.freed)}) of {len(plan.runs)} runs"
     if not sys.stdin.isatty():
         raise UserError(f"{what} would be deleted from {plan.root}; add --yes (--dry-run shows which)")
     return input(f"delete {what} from {plan.root}? [y/N] ").strip().lower() in ("y", "yes")
@@ -178,16 +183,16 @@ def _report(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCop
 
 def _show(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> None:
     would = "would be " if dry_run else "to be "
-    kept = f"{len(plan.files)} files ({size(sum(plan.files.values()))})"
+    kept = f"{len(plan.files)} files ({format_size(sum(plan.files.values()))})"
     print(f"{len(plan.runs)} runs in {plan.root}")
     print(f"{would}kept: {kept}" + (f", {would}copied to {target}" if target else ""))
     for path in plan.adapters:
         print(f"  adapter {path}")
     for copy in copies:
-        print(f"  data {', '.join(copy.places)} ({copy.tier}, {size(copy.bytes)})")
-    print(f"{would}deleted: {len(plan.delete)} folders ({size(plan.freed)})")
+        print(f"  data {', '.join(copy.places)} ({copy.tier}, {format_size(copy.bytes)})")
+    print(f"{would}deleted: {len(plan.delete)} folders ({format_size(plan.freed)})")
     for path, length in plan.delete.items():
-        print(f"  {path} ({size(length)})")
+        print(f"  {path} ({format_size(length)})")
     if plan.links:
         print(f"left alone, because they are links: {', '.join(map(str, plan.links))}")
 

@@ -7,15 +7,15 @@ never. What lies in the archive is what the runs were made of, byte for byte: it
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cruijff_kit.data.dataset_files import ABOUT, DataPath, file_hash, locate
+from cruijff_kit.data.dataset_files import METADATA_FILES, DataPath, find_files, hash_data
 from cruijff_kit.data.generators import generate
-from cruijff_kit.data.tiers import RED, YELLOW, marked, strictest
+from cruijff_kit.data.tiers import RED, YELLOW, find_tier, strictest_tier
 from cruijff_kit.records.archive_manifest import ArchivedData
 from cruijff_kit.records.result import RunResult, read_result
-from cruijff_kit.records.saved_config import frozen
-from cruijff_kit.runs.provenance import began_in, located
+from cruijff_kit.records.saved_config import load_saved_config
+from cruijff_kit.runs.provenance import find_original_cwd, resolve_path
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.files import sha256_of
+from cruijff_kit.util.files import hash_file
 
 FOLDER = "data"
 
@@ -38,7 +38,7 @@ class DataCopy:
 
     def described(self) -> ArchivedData:
         """For archive.json, with hashes."""
-        known = {to: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file, to in self.files.items()}
+        known = {to: {"sha256": hash_file(file), "bytes": file.stat().st_size} for file, to in self.files.items()}
         return ArchivedData(self.hash, self.tier, self.places, known)
 
 
@@ -60,18 +60,18 @@ def data_of(runs: list[Path]) -> list[DataCopy]:
 
 def _copy_of(run: Path, result: RunResult) -> DataCopy:
     """Where the files of a run's data lie, and where they go. Data that is drawn is drawn again if it is gone."""
-    data, began = frozen(run).dataset, began_in(run)
+    data, began = load_saved_config(run).dataset, find_original_cwd(run)
     path: DataPath = data.path
     if data.generator is not None:
         path = str(generate(data.generator, data.arguments))
     elif isinstance(path, str):
-        path = located(path, began)
+        path = resolve_path(path, began)
     else:
-        path = {split: located(file, began) for split, file in path.items()}
-    tier = strictest([result.tier, *([] if data.generator else [marked(path, data.format)])])
+        path = {split: resolve_path(file, began) for split, file in path.items()}
+    tier = strictest_tier([result.tier, *([] if data.generator else [find_tier(path, data.format)])])
     _refuse_sensitive(run, tier, result.permission)
     try:
-        now = file_hash(path, data.format)
+        now = hash_data(path, data.format)
     except (UserError, OSError) as error:
         raise UserError(f"--data: the data of {run} is not at {path}; put it back, or leave --data out") from error
     if now != result.data_hash:
@@ -108,8 +108,8 @@ def _copied(copy: DataCopy, typed: DataPath, path: DataPath, format: str | None)
         return copy
     root = Path(path).expanduser().absolute()
     copy.places[str(typed)] = f"{below}/{root.name}"
-    files = {f.path.absolute() for f in locate(path, format).files}
+    files = {f.path.absolute() for f in find_files(path, format).files}
     if root.is_dir():  # what says which of them is which split goes, too
-        files |= {f for name in ABOUT for f in root.rglob(name)}
+        files |= {f for name in METADATA_FILES for f in root.rglob(name)}
     copy.files = {f: f"{below}/{f.relative_to(root.parent).as_posix()}" for f in sorted(files)}
     return copy

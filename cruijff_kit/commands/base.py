@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from cruijff_kit.util import json_output, redaction
 from cruijff_kit.util.errors import ClusterError, InnerError, UserError, one_line
-from cruijff_kit.util.process import collect_rarely
+from cruijff_kit.util.process import collect_garbage_rarely
 from cruijff_kit.util.suggest import suggest_flag
 
 
@@ -78,10 +78,10 @@ class Parser(argparse.ArgumentParser):
                 facts that were recorded are the answer). With --json its own prints go to stderr.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        return run_command(lambda: command(self.parse_intermixed_args(argv)), json_asked(argv))
+        return run_command(lambda: command(self.parse_intermixed_args(argv)), has_json_flag(argv))
 
 
-def json_asked(arguments: Sequence[str]) -> bool:
+def has_json_flag(arguments: Sequence[str]) -> bool:
     """Whether --json stands among the flags."""
     flags = list(arguments)
     return "--json" in (flags[: flags.index("--")] if "--" in flags else flags)
@@ -96,12 +96,12 @@ def run_command(command: Callable[[], object], as_json: bool = False) -> int:
         as_json: print what it returns (or, if that is None, the facts that were recorded), or its error beside those facts,
             as one JSON document; all that it prints itself goes to stderr.
     """
-    collect_rarely()
+    collect_garbage_rarely()
     if not as_json:
         return _ended(command)[0]
-    with json_output.gathering() as facts:
+    with json_output.capture() as facts:
         code, data = _ended(command)
-    json_output.write(facts if data is None else {**facts, **data} if isinstance(data, dict) else data)
+    json_output.emit(facts if data is None else {**facts, **data} if isinstance(data, dict) else data)
     return code
 
 
@@ -116,7 +116,7 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
     except SystemExit as end:  # of argparse's and Hydra's --help, of dry runs, and after a table with failed runs
         return end.code if isinstance(end.code, int) else int(end.code is not None), None
     except KeyboardInterrupt:
-        folder = json_output.recorded("folder")
+        folder = json_output.get("folder")
         fix = f"cruijff-kit resume {folder}" if folder else "give the command again"
         return _end("interrupted; finished runs and their results are kept", ExitCode.INTERRUPTED, fix)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
@@ -137,12 +137,12 @@ def _explain(error: Exception) -> tuple[int, Any]:
         return _end(f"error: {message}", code, getattr(error, "fix", None))
     where = "CRUIJFF_TRACEBACK=1 shows where"
     said = f"failed: {type(error).__name__}: {one_line(error)}"
-    return _end(f"{said} ({where})", ExitCode.RUN_FAILED, json_output.fix_in(said) or where)
+    return _end(f"{said} ({where})", ExitCode.RUN_FAILED, json_output.extract_fix(said) or where)
 
 
 def _end(message: str, code: int, fix: str | None = None) -> tuple[int, Any]:
     if os.environ.get("CRUIJFF_TRACEBACK") == "1":
-        print(redaction.traceback_of(sys.exception() or Exception(message)), file=sys.stderr)
+        print(redaction.format_traceback(sys.exception() or Exception(message)), file=sys.stderr)
     print(message, file=sys.stderr, flush=True)
     said = re.sub(r"^(error|failed): | \(CRUIJFF_TRACEBACK=1 shows where\)$", "", message)
-    return code, {"error": json_output.error(_TYPES[code], said, fix or json_output.fix_in(said), code)}
+    return code, {"error": json_output.describe_error(_TYPES[code], said, fix or json_output.extract_fix(said), code)}

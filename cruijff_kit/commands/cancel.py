@@ -49,9 +49,9 @@ def cancel(folder: Path, names: list[str], is_confirmed: bool) -> list[RunInfo]:
 
 def _confirm(infos: list[RunInfo]) -> bool:
     names = ", ".join(info.name for info in infos[:5]) + (", ..." if len(infos) > 5 else "")
-    if not json_output.at_terminal():
+    if not json_output.is_tty():
         raise UserError(f"{len(infos)} runs would be cancelled ({names}); add --yes")
-    return json_output.agreed(f"cancel {len(infos)} runs ({names})?")
+    return json_output.confirm(f"cancel {len(infos)} runs ({names})?")
 
 
 def main(argv: list[str] | None = None) -> int:

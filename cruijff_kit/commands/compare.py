@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.commands.text_arguments import add_texts, places_and_settings, read_texts
-from cruijff_kit.runs.model_source import Source, model_at, source_of, typed
+from cruijff_kit.models.adapter_files import is_adapter_folder
+from cruijff_kit.runs.model_source import ModelRef, find_model, has_override, model_overrides
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import progress, say
 
 if TYPE_CHECKING:
-    from cruijff_kit.models.model_difference import AdapterSize, Difference
+    from cruijff_kit.models.model_difference import AdapterSize, ModelDifference
     from cruijff_kit.runs.texts import Text
 
 _NOTHING = 1e-6  # largest difference of logits that is rounding
@@ -35,8 +36,8 @@ _ON_THE_MACHINE = ("device", "dtype", "threads", "gpus")
 class Pair:
     """The two models; of one source alone the first is its base model."""
 
-    first: Source
-    second: Source
+    first: ModelRef
+    second: ModelRef
 
     @property
     def against_base(self) -> bool:
@@ -58,19 +59,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     options.max_samples = _TEXTS if by_default else options.max_samples
     tokenizer, texts, _, _ = read_texts(pair.second, options, answers=True)
     rows = _rows(texts)
-    say(f"comparing {pair.first.in_words()} with {pair.second.in_words()} on {len(texts)} texts")
+    say(f"comparing {pair.first.summary()} with {pair.second.summary()} on {len(texts)} texts")
     from cruijff_kit.models import hidden_states
-    from cruijff_kit.models.model_difference import adapter_size, difference
+    from cruijff_kit.models.model_difference import measure_adapter, measure_difference
 
     second = hidden_states.open_model(pair.second.config.torchtune, pair.second.adapter, pair.second.ours)
-    sizes = {"second": adapter_size(second.decoder)}
+    sizes = {"second": measure_adapter(second.decoder)}
     if pair.against_base:
         first = replace(second, base=True)
     else:  # the base weights are in memory once
         first = hidden_states.open_model(pair.first.config.torchtune, pair.first.adapter, pair.first.ours)
-        sizes["first"] = adapter_size(first.decoder)
+        sizes["first"] = measure_adapter(first.decoder)
     with progress("comparing", len(rows)) as bar:
-        found = difference(
+        found = measure_difference(
             first, second, rows, tokenizer.pad_id, options.batch_size, advance=lambda done: bar.advance(steps=done)
         )
     report = _report(pair, found, sizes)
@@ -86,31 +87,31 @@ def _pair(options: argparse.Namespace) -> Pair:
     for_run = machine if not all(runs) else settings
     if len(places) < 2:
         place, run = (places[0], runs[0]) if places else (None, False)
-        second = source_of(place, for_run if run else settings, options.config_dir, options.epoch)
+        second = find_model(place, for_run if run else settings, options.config_dir, options.epoch)
         if second.adapter is None:
             name = place or second.config.model.name
             raise UserError(f"{name} is a base model without an adapter; name a run's or an adapter's folder")
         return Pair(replace(second, adapter=None, epoch=None), second)
-    sources: list[Source] = []
+    sources: list[ModelRef] = []
     for place, run in zip(places, runs, strict=True):
         own = for_run if run else [*settings, *_base_of_first(place, settings, sources)]
-        sources.append(source_of(place, own, options.config_dir, options.epoch if run else None))
+        sources.append(find_model(place, own, options.config_dir, options.epoch if run else None))
     _refuse_other_base(*sources)
     return Pair(*sorted(sources, key=lambda s: s.adapter is not None))  # a base model comes first
 
 
-def _base_of_first(place: Path, settings: list[str], sources: list[Source]) -> list[str]:
+def _base_of_first(place: Path, settings: list[str], sources: list[ModelRef]) -> list[str]:
     """The first one's base model for an adapter whose own is no folder here."""
-    if not sources or typed(settings, "model") or not (place / "adapter_config.json").is_file():
+    if not sources or has_override(settings, "model") or not is_adapter_folder(place):
         return []
-    from cruijff_kit.models.external_adapter import base_of
+    from cruijff_kit.models.external_adapter import base_model_name
 
     model = sources[0].config.model
-    here = Path(base_of(place) or "/nowhere").expanduser().is_dir()
-    return [] if here else [*model_at(Path(model.path), settings), f"model.kind={model.kind}"]
+    here = Path(base_model_name(place) or "/nowhere").expanduser().is_dir()
+    return [] if here else [*model_overrides(Path(model.path), settings), f"model.kind={model.kind}"]
 
 
-def _refuse_other_base(first: Source, second: Source) -> None:
+def _refuse_other_base(first: ModelRef, second: ModelRef) -> None:
     from cruijff_kit.models.fingerprint import fingerprint
 
     one, other = (Path(s.config.model.path).expanduser().resolve() for s in (first, second))
@@ -121,23 +122,23 @@ def _refuse_other_base(first: Source, second: Source) -> None:
 
 
 def _rows(texts: list["Text"]) -> list[Any]:
-    from cruijff_kit.models.model_difference import Row
+    from cruijff_kit.models.model_difference import ScoredText
 
     rows = []
     for t in texts:
         if t.answer:
-            rows.append(Row([*t.ids, *t.answer], len(t.ids), len(t.ids) - 1))
+            rows.append(ScoredText([*t.ids, *t.answer], len(t.ids), len(t.ids) - 1))
         else:  # a text alone: every token but its first
-            rows.append(Row(t.ids, 1, len(t.ids) - 1))
+            rows.append(ScoredText(t.ids, 1, len(t.ids) - 1))
     return rows
 
 
-def _report(pair: Pair, found: "Difference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
+def _report(pair: Pair, found: "ModelDifference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
     perplexity, differs = found.perplexity, found.max_abs > _NOTHING
     report: dict[str, Any] = {
         "base_model": pair.second.config.model.path,
-        "first": {"name": pair.first.in_words(), "adapter": pair.first.place, "perplexity": perplexity[0]},
-        "second": {"name": pair.second.in_words(), "adapter": pair.second.place, "perplexity": perplexity[1]},
+        "first": {"name": pair.first.summary(), "adapter": pair.first.adapter_path, "perplexity": perplexity[0]},
+        "second": {"name": pair.second.summary(), "adapter": pair.second.adapter_path, "perplexity": perplexity[1]},
         "texts": found.texts,
         "scored_tokens": found.scored,
         "logits": {"mean_abs": found.mean_abs, "max_abs": found.max_abs},

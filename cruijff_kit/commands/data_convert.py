@@ -7,20 +7,19 @@ Any layout that can be read becomes a folder with a file for each split. What wa
 import argparse
 import json
 import math
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config.data_policy import check_agent, enable_redaction_for
-from cruijff_kit.data.dataset_files import FORMATS, file_hash
+from cruijff_kit.data.dataset_files import FORMATS, hash_data
 from cruijff_kit.data.readers import Row
 from cruijff_kit.data.rows import read_splits
-from cruijff_kit.data.tiers import FILE, GREEN, RED, marked, write_tier
+from cruijff_kit.data.tiers import GREEN, RED, TIER_FILE, find_tier, write_tier
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.redaction import quoted
+from cruijff_kit.util.files import atomic
+from cruijff_kit.util.redaction import quote
 
 
 def convert(
@@ -47,32 +46,26 @@ def convert(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; name a folder that does not exist")
-    tier = marked(source, format)
+    tier = find_tier(source, format)
     check_agent(tier, permission, agent, "--permission ", "{}")
     enable_redaction_for(tier)
     splits = read_splits(source, format, split_column)
     for split, rows in splits.items():
         if not re.fullmatch(r"\w[\w.-]*", split):
-            raise UserError(f"{source}: a split called {quoted(split)} cannot be the name of a file; rename it")
+            raise UserError(f"{source}: a split called {quote(split)} cannot be the name of a file; rename it")
         if not rows:
             raise UserError(f"{source}: split {split!r} is empty")
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.mkdir(parents=True, mode=0o700 if tier == RED else 0o777)
-    try:
+    with atomic(target) as draft:
+        draft.mkdir(mode=0o700 if tier == RED else 0o777)
         for split, rows in splits.items():
             _WRITERS[to](rows, draft / f"{split}.{to}", f"{source}, split {split!r}")
         if tier != GREEN:
             write_tier(draft, tier)
         _compare(source, splits, read_splits(str(draft), to))
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     files = [str(target / f"{split}.{to}") for split in splits]
     counts = {split: len(rows) for split, rows in splits.items()}
     made = {"source": source, "target": str(target), "files": files, "rows": counts}
-    return made | {"hash": file_hash(str(target), to), "tier": tier}
+    return made | {"hash": hash_data(str(target), to), "tier": tier}
 
 
 def _write_parquet(rows: list[Row], path: Path, where: str) -> None:
@@ -112,10 +105,10 @@ def _compare(source: str, splits: dict[str, list[Row]], written: dict[str, list[
         for number, (before, after) in enumerate(zip(rows, written[split], strict=True)):
             if repr(_plain(before)) != repr(_plain(after)):
                 column = next(c for c in before if repr(_plain(before[c])) != repr(_plain(after.get(c))))
-                would = quoted(after.get(column), 40)
+                would = quote(after.get(column), 40)
                 raise UserError(
                     f"{source}, split {split!r}, row {number}: column {column!r} would become {would}, "
-                    f"not {quoted(before[column], 40)}; make its values of one kind, or add --to jsonl"
+                    f"not {quote(before[column], 40)}; make its values of one kind, or add --to jsonl"
                 )
 
 
@@ -150,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
             for file, (split, count) in zip(made["files"], made["rows"].items(), strict=True):
                 print(f"{file}  {count} row{'s' * (count != 1)} of split {split!r}")
             if made["tier"] != GREEN:
-                print(f"{options.target / FILE} says {made['tier']}, as beside {options.source}")
+                print(f"{options.target / TIER_FILE} says {made['tier']}, as beside {options.source}")
         return made
 
     return parser.run(argv, command)

@@ -20,17 +20,17 @@ from cruijff_kit.commands.base import Parser
 from cruijff_kit.config.data_policy import check_access
 from cruijff_kit.config.groups import DatasetConfig
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.data.conversations import Conversation, columns_of, conversations
-from cruijff_kit.data.dataset_files import file_hash
+from cruijff_kit.data.conversations import Conversation, read_columns, read_conversations
+from cruijff_kit.data.dataset_files import hash_data
 from cruijff_kit.data.examples import IGNORE, Example
 from cruijff_kit.data.generators import generate
-from cruijff_kit.data.leaks import find_leaks, targets_in_prompts
-from cruijff_kit.data.packing import packed
-from cruijff_kit.data.rows import named_columns
+from cruijff_kit.data.leaks import find_leaks, find_targets_in_prompts
+from cruijff_kit.data.packing import pack_sequences
+from cruijff_kit.data.rows import prompt_columns
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.models import download
-from cruijff_kit.runs.leak_check import used_splits
-from cruijff_kit.util.redaction import WITHHELD, quoted_names
+from cruijff_kit.runs.leak_check import read_used_splits
+from cruijff_kit.util.redaction import WITHHELD, quote_names
 
 _LABELS = 20  # different answers up to which they are counted one by one
 
@@ -53,24 +53,24 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
         generate(data.generator, data.arguments)
     download.fetch(config.model)
     tokenizer = _made(config.torchtune["tokenizer"])
-    used = used_splits(data, config.test_splits)
+    used = read_used_splits(data, config.test_splits)
     shown = split or data.train_split
     if shown not in used:
         how: dict[str, Any] = {"format": data.format, "split_column": data.split_column, "type": data.type}
-        used[shown] = conversations(data.path, shown, data.column_map, data.prompt, data.system_prompt, **how)
+        used[shown] = read_conversations(data.path, shown, data.column_map, data.prompt, data.system_prompt, **how)
     examples = {name: _examples(config, name, tokenizer, len(of)) for name, of in used.items()}
     answers = {c.row: c.answer for c in used[shown]}
     shown_rows = [] if red else examples[shown][:rows]
     leaks = find_leaks(used, unit_column=data.unit_column)
     report = {
         "data": data.path,
-        "hash": file_hash(data.path, data.format),
+        "hash": hash_data(data.path, data.format),
         "model": config.model.name,
-        "unused_columns": quoted_names(_unused_columns(data, used[shown][0], shown)),
+        "unused_columns": quote_names(_unused_columns(data, used[shown][0], shown)),
         "rows": [_shown(e, shown, tokenizer) | {"answer": answers[e.row]} for e in shown_rows],
         "splits": {name: _summary(name, examples[name], used[name], config) for name in used},
         "leaks": [dataclasses.asdict(leak) | {"says": str(leak)} for leak in leaks],
-        "targets_in_prompts": {name: targets_in_prompts(of) for name, of in used.items()},
+        "targets_in_prompts": {name: find_targets_in_prompts(of) for name, of in used.items()},
         "tier": data.tier,
     }
     return _without_contents(report, used) if red else report
@@ -104,10 +104,10 @@ def _made(node: dict[str, Any], *arguments: Any) -> Any:
 
 def _unused_columns(data: DatasetConfig, first: Conversation, split: str) -> list[str]:
     """Columns that neither the prompt nor the answer comes from."""
-    if first.whole:
+    if first.has_messages:
         return []
-    columns = columns_of(data.path, split, data.format, data.split_column)
-    used = {data.column_map.get(name) or name for name in [*named_columns(data.prompt), "output"]}
+    columns = read_columns(data.path, split, data.format, data.split_column)
+    used = {data.column_map.get(name) or name for name in [*prompt_columns(data.prompt), "output"]}
     used |= {"prompt", "completion"} if data.column_map["output"] not in columns else set()
     return [c for c in columns if c not in used and c != data.split_column]
 
@@ -158,7 +158,7 @@ def _summary(split: str, examples: list[Example], asked: list[Conversation], con
         "answers": dict(answers.most_common(_LABELS)),
     }
     if config.dataset.packed and split == config.dataset.train_split:
-        summary["packs"] = len(packed(examples, config.dataset.max_seq_len))
+        summary["packs"] = len(pack_sequences(examples, config.dataset.max_seq_len))
     return summary
 
 

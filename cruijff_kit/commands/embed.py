@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.commands.text_arguments import _joined, add_texts, places_and_settings, read_texts
 from cruijff_kit.data.tiers import RED
-from cruijff_kit.models.embedding_file import Table, check_target, write
-from cruijff_kit.runs.model_source import source_of
+from cruijff_kit.models.embedding_file import EmbeddingTable, check_target, write_table
+from cruijff_kit.models.pooling import EACH, POOLINGS
+from cruijff_kit.runs.model_source import find_model
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import progress, say
 
 if TYPE_CHECKING:
     from cruijff_kit.runs.texts import Text
 
-POOLINGS = ("mean", "mean_non_padding", "median", "first", "last", "last_non_padding", "none")
 _SHOWN = 20  # texts whose next tokens people see
 
 
@@ -39,7 +39,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     where, overrides = places_and_settings(options.items, 1)
-    source = source_of(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
+    source = find_model(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
     red = source.check_access(options.file) == RED
     if red and options.top:
         raise UserError("--top writes what the model would say, and the data is red; leave it out")
@@ -47,7 +47,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     layers = _layers(numbers, blocks)
     from cruijff_kit.models import hidden_states
 
-    say(f"reading {source.in_words()}")
+    say(f"reading {source.summary()}")
     model = hidden_states.open_model(source.config.torchtune, source.adapter, source.ours)
     with progress("reading texts", len(texts)) as bar:
         states = hidden_states.read_states(
@@ -56,9 +56,9 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
             advance=lambda done: bar.advance(steps=done),
         )  # fmt: skip
     tops = states.top and [[(_spelled(n, tokenizer), share) for n, share in row] for row in states.top]
-    about = {"model": source.config.model.path, "adapter": source.place}
+    about = {"model": source.config.model.path, "adapter": source.adapter_path}
     shown = None if red else [t.shown for t in texts]
-    write(Table(states, [t.id for t in texts], shown, layers, options.pooling, tops, about), options.to)
+    write_table(EmbeddingTable(states, [t.id for t in texts], shown, layers, options.pooling, tops, about), options.to)
     report = about | {
         "file": str(options.to.absolute()), "texts": len(texts), "tokens": sum(len(t.ids) for t in texts),
         "shape": list(states.tensor.shape), "layers": layers, "pooling": options.pooling,
@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     add_texts(parser)
     parser.add_argument("--max-samples", type=int, metavar="N", help="the first N rows of the split")
     parser.add_argument("--layers", default="-1", metavar="N,N", help="0: the embedding; -1: the last one (default)")
-    parser.add_argument("--pooling", choices=POOLINGS, default="last_non_padding", help="over positions; none: each")
+    poolings = (*POOLINGS, EACH)
+    parser.add_argument("--pooling", choices=poolings, default="last_non_padding", help="over positions; none: each")
     parser.add_argument("--logits", action="store_true", help="also the logits behind each text")
     parser.add_argument("--top", type=int, metavar="N", help="also the N likeliest next tokens with probabilities")
     parser.add_argument("--force", action="store_true", help="write over a file that exists")

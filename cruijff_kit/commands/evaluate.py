@@ -18,15 +18,16 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cruijff_kit.analysis.results_frame import no_data
+from cruijff_kit.analysis.results_frame import empty_dict
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config.compose import compose
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.evaluation.cells import EvaluationGrid
+from cruijff_kit.models.adapter_files import is_adapter_folder
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import ACTIVE, DONE, read_status, write_status
-from cruijff_kit.records.saved_config import frozen, permit
+from cruijff_kit.records.saved_config import allow_sensitive, load_saved_config
 from cruijff_kit.records.sweep_manifest import is_done
 from cruijff_kit.runs.evaluation_request import (
     ADAPTER,
@@ -38,7 +39,7 @@ from cruijff_kit.runs.evaluation_request import (
     load_result,
     write_request,
 )
-from cruijff_kit.runs.model_source import model_at, quoted_text, settings_of, typed
+from cruijff_kit.runs.model_source import adapter_overrides, has_override, model_overrides, repr_text
 from cruijff_kit.slurm.run_states import RunRef, collect_states, find_run, find_runs
 from cruijff_kit.sweep.evaluation_overrides import EvaluationOverrides
 from cruijff_kit.sweep.start_posthoc import PlannedEvaluation, print_results, start_evaluations
@@ -64,10 +65,10 @@ def evaluate(where: Path | None, overrides: list[str], config_dir: str | None = 
     """
     if where is not None:
         require_folder(where)
-    if where is not None and (where / "adapter_config.json").is_file():
+    if where is not None and is_adapter_folder(where):
         return _evaluate_model(where, overrides, config_dir)
     if where is not None and (where / "config.json").is_file() and not (where / "result.json").exists():
-        return _evaluate_model(None, [*model_at(where, overrides), *overrides], config_dir)
+        return _evaluate_model(None, [*model_overrides(where, overrides), *overrides], config_dir)
     if where is not None:
         return _evaluate_runs(where, overrides, config_dir)
     return _evaluate_model(None, overrides, config_dir)
@@ -85,9 +86,9 @@ def _evaluate_runs(where: Path, overrides: list[str], config_dir: str | None) ->
             _withdraw(plan.run.folder)
             continue
         if "dataset.permission" in changes.values:
-            permit(plan.run.folder, plan.config.dataset.permission)
+            allow_sensitive(plan.run.folder, plan.config.dataset.permission)
         write_request(plan.run.folder, plan.request)
-    json_output.record(folder=str(where.absolute()), made=[], submitted=[], **no_data())
+    json_output.record(folder=str(where.absolute()), made=[], submitted=[], **empty_dict())
     return _start(where, [p for p in plans if p.missing])
 
 
@@ -127,7 +128,7 @@ def _plan(runs: list[RunRef], changes: EvaluationOverrides) -> list[PlannedEvalu
 
 
 def _plan_run(ref: RunRef, changes: EvaluationOverrides) -> PlannedEvaluation:
-    folder, saved = RunFolder(ref.folder), changes.note_caller(frozen(ref.folder))
+    folder, saved = RunFolder(ref.folder), changes.note_caller(load_saved_config(ref.folder))
     result, request = read_result(folder.result), changes.request(saved)
     request.adapter = result.paths.get("adapter")
     if request.adapter:
@@ -177,9 +178,9 @@ def _withdraw(run: Path) -> None:
 
 def _evaluate_model(adapter: Path | None, overrides: list[str], config_dir: str | None) -> Path | None:
     """Evaluate an adapter from elsewhere, or a base model; its results lie in a new folder below multirun/."""
-    of_adapter = settings_of(adapter, overrides) if adapter else []
-    is_named = typed(overrides, "run_name") or typed(overrides, "output_dir")
-    name = quoted_text(adapter.absolute().name) if adapter else "${model.name}"
+    of_adapter = adapter_overrides(adapter, overrides) if adapter else []
+    is_named = has_override(overrides, "run_name") or has_override(overrides, "output_dir")
+    name = repr_text(adapter.absolute().name) if adapter else "${model.name}"
     config = compose([*of_adapter, *([] if is_named else [f"run_name={name}"]), *overrides], config_dir)
     _require_tasks(config)
     request = EvaluationRequest(asdict(config.eval), asdict(config.slurm), config.device, config.threads, BASE)
@@ -198,7 +199,7 @@ def _evaluate_model(adapter: Path | None, overrides: list[str], config_dir: str 
         return None
     folder.freeze(config, {})
     write_request(folder.path, request)
-    json_output.record(folder=str(folder.path), made=[], submitted=[], **no_data())
+    json_output.record(folder=str(folder.path), made=[], submitted=[], **empty_dict())
     try:
         return start_evaluations(folder.path, [PlannedEvaluation(RunRef(folder.path), request, config, missing)])
     except Exception:
@@ -208,7 +209,7 @@ def _evaluate_model(adapter: Path | None, overrides: list[str], config_dir: str 
 
 
 def _show_missing(rows: list[tuple[str, EvaluationGrid]]) -> None:
-    if json_output.wanted():
+    if json_output.is_enabled():
         json_output.record(dry_run=True, cells=[{"run": name, **cells.to_dict()} for name, cells in rows])
         return
     from rich.console import Console

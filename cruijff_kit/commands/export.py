@@ -6,17 +6,18 @@ Without --merged: the adapter in PEFT's format. With it: a whole model, base and
 
 import argparse
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cruijff_kit.commands.base import Parser
-from cruijff_kit.records.archive_manifest import refuse_archived, saved_epochs
+from cruijff_kit.models.adapter_files import ADAPTER_CONFIG
+from cruijff_kit.records.archive_manifest import reject_archived, require_epochs
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import atomic
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     folder, to = RunFolder(run), Path(to).expanduser().absolute()
     if folder.result.exists():
         read_result(folder.result)  # of red data, what an adapter has learnt is the owner's alone too
-    saved = saved_epochs(folder)
+    saved = require_epochs(folder)
     if epoch is not None and epoch not in saved:
-        refuse_archived(folder.path, [epoch])
+        reject_archived(folder.path, [epoch])
         raise UserError(
             f"{folder.path} holds no adapter of epoch {epoch}; there: {', '.join(map(str, saved))} (counted from 0)"
         )
@@ -54,12 +55,12 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     if to.exists():
         raise UserError(f"--to {to} exists already; choose another folder")
     adapter = folder.epoch(epoch)
-    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if merged:
         if not Path(base).is_dir():
             raise UserError(
                 f"the base model of {adapter} was {base}, which is gone; put it back there, or its new place into "
-                f"base_model_name_or_path in {adapter}/adapter_config.json"
+                f"base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
             )
         from cruijff_kit.models.merge import merge  # torch
 
@@ -70,14 +71,8 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
 
 
 def _copy(adapter: Path, to: Path) -> None:
-    # Beside the target and renamed, so that the folder appears whole or not at all.
-    draft = to.with_name(f".{to.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with atomic(to) as draft:
         shutil.copytree(adapter, draft)
-        os.replace(draft, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _as_data(done: Exported) -> dict[str, Any]:

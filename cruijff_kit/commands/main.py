@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cruijff_kit.commands.base import json_asked, run_command
+from cruijff_kit.commands.base import has_json_flag, run_command
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.suggest import nearest
+from cruijff_kit.util.suggest import find_nearest
 from cruijff_kit.util.version import __version__
 
 # What is typed -> what it does in a line, in the order in which one needs them; the module of that name has a `main(argv)`.
@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (name := " ".join(argv[:words])) in COMMANDS:
             sys.argv[1:] = argv[words:]  # Hydra, and the manifest of a sweep, read it there
             return importlib.import_module(module_of(name)).main(argv[words:])
-    return run_command(lambda: _about(argv), json_asked(argv))
+    return run_command(lambda: _about(argv), has_json_flag(argv))
 
 
 def _complete(argv: list[str]) -> int:
-    """Tab completion, called by Hydra's script for the shell: names of commands; settings of train come from Hydra."""
+    """Complete what was typed, called by Hydra's script for the shell; Hydra itself completes the settings of train."""
     typed = os.environ.get("COMP_LINE", "").split(" ")
     if argv[1].startswith("query=") and typed[1:2] != ["train"]:
         print(" ".join(dict.fromkeys(name.split()[0] for name in COMMANDS)))
@@ -105,7 +105,7 @@ def _refusal(argv: list[str]) -> str:
     if first.startswith("-") or "=" in first:
         return f"{first} stands where a command should; cruijff-kit train {first} ..., or another of cruijff-kit --help"
     below = _below(first)
-    near = nearest(two, below or [*COMMANDS]) or nearest(first, [*COMMANDS])
+    near = find_nearest(two, below or [*COMMANDS]) or find_nearest(first, [*COMMANDS])
     if near:
         return f"there is no command {two if below else first}; did you mean cruijff-kit {near}?"
     choices = " or ".join(f"cruijff-kit {name}" for name in below)

@@ -14,13 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.reproduction import DIFFERENT, Agreement, compare_results
+from cruijff_kit.analysis.reproduction import DIFFERENT, ReproductionReport, compare_results
 from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
 from cruijff_kit.records.result import RunResult, read_result
-from cruijff_kit.records.run_folder import RunFolder, folders_below
-from cruijff_kit.records.saved_config import frozen_anew
-from cruijff_kit.runs.plan import check
-from cruijff_kit.runs.provenance import SAME, Condition, Conditions, conditions_of
+from cruijff_kit.records.run_folder import RunFolder, find_folders
+from cruijff_kit.records.saved_config import reload_with
+from cruijff_kit.runs.plan import plan_run
+from cruijff_kit.runs.provenance import SAME, Dependency, Provenance, collect_provenance
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import say
@@ -36,16 +36,16 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
         UserError: there is nothing to make again, or it would say nothing; nothing was run.
         Exception: whatever failed in the new run.
     """
-    result = _finished(run)
+    result = _read_finished(run)
     run = run.absolute()
     new = _new_folder(result, to)
-    found = conditions_of(run, result)
-    show_conditions(found)
+    found = collect_provenance(run, result)
+    show_provenance(found)
     _refuse(found)
     report: dict[str, Any] = {"run": str(run), "conditions": [asdict(r) for r in found.rows]}
-    config = frozen_anew(run, new, found.changed | {"run_name": new.name}, found.places)
+    config = reload_with(run, new, found.changed | {"run_name": new.name}, found.places)
     if check_only:
-        check(config)
+        plan_run(config)
         print("it can be made again")
         return CommandResult(report | {"ready": True})
 
@@ -54,11 +54,11 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     agreement = compare_results(run, result, new, again)
     report |= {"new": str(new)} | agreement.as_dict()
     RunFolder(new).write(NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    show_agreement(agreement, new)
+    show_report(agreement, new)
     return CommandResult(report, ExitCode.RUN_FAILED if agreement.verdict == DIFFERENT else ExitCode.DONE)
 
 
-def _finished(run: Path) -> RunResult:
+def _read_finished(run: Path) -> RunResult:
     """The result of a run that can be made again.
 
     Raises:
@@ -67,7 +67,7 @@ def _finished(run: Path) -> RunResult:
     if not run.is_dir():
         raise UserError(f"no such folder: {run}")
     if not (run / "result.json").is_file():
-        runs = folders_below(run, "result.json")
+        runs = find_folders(run, "result.json")
         instead = f"; give the folder of one, for example {runs[0]}" if runs else "; give a run's folder"
         raise UserError(f"{run} is no run (it has no result.json){instead}")
     result = read_result(run / "result.json")
@@ -89,25 +89,25 @@ def _new_folder(result: RunResult, to: Path | None) -> Path:
     return to
 
 
-def _refuse(found: Conditions) -> None:
+def _refuse(found: Provenance) -> None:
     refusals = found.refusals
     if refusals:
         what = ", ".join(f"{r.what} {r.state} (then {r.then}, now {r.now})" for r in refusals)
         raise UserError(f"another result would say nothing: {what}; " + "; ".join(r.fix for r in refusals))
 
 
-def show_conditions(found: Conditions) -> None:
+def show_provenance(found: Provenance) -> None:
     """Print what was recorded, what is here, and where they differ."""
     rows = [(r.what, _short(r.then), _short(r.now), _state(r)) for r in found.rows]
     _table("conditions", ("", "then", "now", ""), rows, lambda row: "bold" if _MATTERS in row[3] else "")
 
 
-def _state(row: Condition) -> str:
+def _state(row: Dependency) -> str:
     """The state, and where it is not the same, whether that can change results."""
     return row.state if row.state == SAME else f"{row.state}: {_MATTERS if row.matters else 'changes no result'}"
 
 
-def show_agreement(agreement: Agreement, new: Path) -> None:
+def show_report(agreement: ReproductionReport, new: Path) -> None:
     """Print what was compared, and the verdict."""
     rows = [
         (f.what, f.agreement or "not compared", "" if f.distance is None else f"{f.distance:.3g}", f.note)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.results_frame import no_data
+from cruijff_kit.analysis.results_frame import empty_dict
 from cruijff_kit.analysis.summary import refresh_above, write_overviews, write_summary
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config import data_policy
@@ -22,7 +22,7 @@ from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import ACTIVE, DONE
-from cruijff_kit.records.saved_config import frozen, frozen_swept, permit
+from cruijff_kit.records.saved_config import allow_sensitive, load_saved_config, load_swept
 from cruijff_kit.records.sweep_manifest import RESUME, read_sweep_manifest
 from cruijff_kit.runs.evaluation_request import read_request, write_request
 from cruijff_kit.runs.multi_lora_runs import GroupRun, plan_groups, run_group
@@ -56,11 +56,11 @@ def resume(folder: Path, overrides: list[str]) -> None:
     text = f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done"
     say(text + (f"; {len(active)} active" if active else ""))
     json_output.record(to_finish=[info.name for _, info in left], on_their_way=[info.name for info in active])
-    json_output.record(folder=str(folder.absolute()), submitted=[], made=[], **no_data())
+    json_output.record(folder=str(folder.absolute()), submitted=[], made=[], **empty_dict())
     try:
         _finish(folder, left, changes)
     finally:
-        if json_output.wanted():
+        if json_output.is_enabled():
             json_output.record(states=_state_rows(find_runs(folder)))
 
 
@@ -92,7 +92,7 @@ class _Changes:
         """Write the permission into the configs of runs, if one was typed."""
         if "dataset.permission" in self.caller:
             for run in runs:
-                permit(run, self.caller["dataset.permission"])
+                allow_sensitive(run, self.caller["dataset.permission"])
 
 
 def _parse(overrides: list[str]) -> _Changes:
@@ -118,7 +118,9 @@ def _finish(folder: Path, left: list[tuple[RunRef, RunInfo]], changes: _Changes)
         _evaluate(folder, to_evaluate, changes)
         if not left:
             return
-    configs = {ref.folder: changes.check_access(ref.folder, frozen(ref.folder, changes.slurm)) for ref, _ in left}
+    configs = {
+        ref.folder: changes.check_access(ref.folder, load_saved_config(ref.folder, changes.slurm)) for ref, _ in left
+    }
     changes.save_permission(configs)
     by_sweep: dict[Path, list[tuple[RunRef, RunInfo]]] = {}
     for ref, info in left:
@@ -183,8 +185,7 @@ def _run_here(folder: Path, runs: list[RunRef], configs: dict[Path, RunConfig]) 
             if len(group.runs) > 1:
                 say(group.summary(len(runs)))
                 members = [
-                    GroupRun(configs[folders[n]], frozen_swept(folders[n]), f"[{n + 1}/{len(runs)}] ")
-                    for n in group.runs
+                    GroupRun(configs[folders[n]], load_swept(folders[n]), f"[{n + 1}/{len(runs)}] ") for n in group.runs
                 ]
                 run_group(members, group.at_once)
             else:
@@ -204,7 +205,7 @@ def _run_here(folder: Path, runs: list[RunRef], configs: dict[Path, RunConfig]) 
 def _run_single(run: Path, configs: dict[Path, RunConfig], label: str) -> None:
     say(f"{label} {run.name}")
     try:
-        train_then_eval(configs[run], frozen_swept(run))
+        train_then_eval(configs[run], load_swept(run))
     except Exception as error:
         say(f"{label} {run.name} failed: {one_line(error)}")
     refresh_above(run)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from cruijff_kit.analysis.report.document import several
 from cruijff_kit.records.archive_manifest import NAME as MANIFEST
-from cruijff_kit.records.archive_manifest import Manifest
+from cruijff_kit.records.archive_manifest import ArchiveManifest
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.util.files import write_text
 from cruijff_kit.util.format import now
@@ -27,7 +27,7 @@ _TYPES = {".eval": "application/zip", ".jsonl": "application/jsonl", ".safetenso
 _STATES = {"done": "CompletedActionStatus", "failed": "FailedActionStatus"}
 
 
-def write_crate(folder: Path, manifest: Manifest, runs: dict[str, RunResult], license: str | None) -> Path:
+def write_crate(folder: Path, manifest: ArchiveManifest, runs: dict[str, RunResult], license: str | None) -> Path:
     """Write the description of an archive into its folder.
 
     Args:

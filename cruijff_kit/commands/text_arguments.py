@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.models import download
 from cruijff_kit.runs import texts as ways
-from cruijff_kit.runs.model_source import Source
+from cruijff_kit.runs.model_source import ModelRef
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import say
 
@@ -28,7 +28,7 @@ def places_and_settings(items: list[str], most: int) -> tuple[list[Path], list[s
 
 
 def read_texts(
-    source: Source, options: argparse.Namespace, answers: bool = False
+    source: ModelRef, options: argparse.Namespace, answers: bool = False
 ) -> tuple[Any, list["Text"], int, int]:
     """The tokenizer, the texts that the options name, the model's context and its number of blocks.
 
@@ -45,7 +45,7 @@ def read_texts(
     if options.max_samples and chosen and chosen != ["split"]:
         raise UserError(f"--max-samples counts rows of a data set, not of --{chosen[0]}; leave it out")
     source.check_access(options.file)
-    given = list(options.text or []) or (ways.texts_of_file(options.file, options.column) if options.file else [])
+    given = list(options.text or []) or (ways.read_file_texts(options.file, options.column) if options.file else [])
 
     download.fetch(source.config.model)
     say("loading torch and torchtune")
@@ -55,11 +55,11 @@ def read_texts(
     cfg = source.config.torchtune
     tokenizer = process_cache.get_tokenizer(cfg["tokenizer"])
     if given:
-        texts = ways.given_texts(given, tokenizer)
+        texts = ways.tokenise_texts(given, tokenizer)
     else:
-        texts = ways.texts_of_split(source.config, options.split, options.max_samples, tokenizer)
+        texts = ways.read_split_texts(source.config, options.split, options.max_samples, tokenizer)
     decoder = skeleton(cfg["model"])
-    ways.refuse_long(texts, decoder.max_seq_len, source.config.model.name, answers)
+    ways.reject_long_texts(texts, decoder.max_seq_len, source.config.model.name, answers)
     return tokenizer, texts, decoder.max_seq_len, len(decoder.layers)
 
 

@@ -4,9 +4,9 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cruijff_kit.data.tiers import RED, YELLOW, marked, strictest
+from cruijff_kit.data.tiers import RED, YELLOW, find_tier, strictest_tier
 from cruijff_kit.util import redaction
-from cruijff_kit.util.agents import agent
+from cruijff_kit.util.agents import detect_agent
 from cruijff_kit.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ _LOCAL_STORES = ("", "file", "sqlite")
 
 
 def tier_of(config: "RunConfig") -> str:
-    """The strictest tier that a run's settings or files beside its data name. Raises UserError as `marked`."""
+    """The strictest tier that a run's settings or files beside its data name. Raises UserError as `find_tier`."""
     data = config.dataset
     files = [str(n.file) for n in config.eval.names if n.file is not None]  # a task's samples lie where it does
-    beside = [marked(f) for f in files] + ([marked(data.path, data.format)] if data.generator is None else [])
-    return strictest([data.tier, *beside])
+    beside = [find_tier(f) for f in files] + ([find_tier(data.path, data.format)] if data.generator is None else [])
+    return strictest_tier([data.tier, *beside])
 
 
 def raise_tier(config: "RunConfig") -> str:
@@ -29,7 +29,7 @@ def raise_tier(config: "RunConfig") -> str:
     Call it as soon as there is a config, before anybody can read a row.
 
     Raises:
-        UserError: as `marked`.
+        UserError: as `find_tier`.
     """
     config.dataset.tier = tier_of(config)
     enable_redaction_for(config.dataset.tier)
@@ -39,7 +39,7 @@ def raise_tier(config: "RunConfig") -> str:
 def enable_redaction_for(tier: str) -> None:
     """Redact what this process prints and logs, from now on, if the tier is red."""
     if tier == RED:
-        redaction.begin()
+        redaction.enable()
 
 
 def check_access(config: "RunConfig") -> str:
@@ -80,7 +80,7 @@ def check_agent(
     Raises:
         UserError: names the setting.
     """
-    agent_name = agent(is_agent)
+    agent_name = detect_agent(is_agent)
     if tier == YELLOW and agent_name and not (permission or "").strip():
         typed = quotes.format(f'{setting}"who allowed it, when"')
         raise UserError(

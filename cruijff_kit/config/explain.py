@@ -22,7 +22,7 @@ from cruijff_kit.config.keys import unknown_key, valid_keys
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.suggest import did_you_mean, nearest
+from cruijff_kit.util.suggest import did_you_mean, find_nearest
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -42,7 +42,7 @@ def explained() -> Iterator[None]:
 def explain(error: BaseException) -> str | None:
     """One line for an error that the user can mend, or None for anything else."""
     if isinstance(error, UserError):
-        return one_line(error) if redaction.active() else str(error)
+        return one_line(error) if redaction.is_enabled() else str(error)
 
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from yaml import YAMLError
@@ -82,7 +82,7 @@ def _composition(error: BaseException) -> str:
     if match := match_message(error, Message.MISSING_VALUE):
         return f"{match['key']} is not set; add {match['key']}=VALUE"
     if isinstance(error, InterpolationKeyError) and (match := match_message(error, Message.MISSING_REFERENCE)):
-        near = nearest(match["key"], valid_keys())
+        near = find_nearest(match["key"], valid_keys())
         return f"{full_key} refers to {match['key']}, which does not exist" + (
             f"; did you mean {near}?" if near else ""
         )
@@ -103,7 +103,7 @@ def _unknown_option(error: Any) -> str:
         folder = f"to name the folder of the runs: experiment.name={option}"
         return f"experiment={option} does not exist; {did_you_mean(option, options)} ({folder})"
     return f"{group}={option} does not exist; {did_you_mean(option, options)}" + (
-        f" (all of {group}: {', '.join(sorted(options))})" if nearest(option, options) else ""
+        f" (all of {group}: {', '.join(sorted(options))})" if find_nearest(option, options) else ""
     )
 
 

@@ -9,10 +9,10 @@ from omegaconf import MISSING
 from cruijff_kit.config.checks import above_zero, at_least, one_of, require
 from cruijff_kit.config.task_names import TaskName, task_names
 from cruijff_kit.data.dataset_files import FORMATS
+from cruijff_kit.data.tiers import TIERS
 
 MODEL_KINDS = ("chat", "base")
 DATA_TYPES = ("chat", "text", "messages")
-DATA_TIERS = ("green", "yellow", "red")
 LEAKS = ("exact", "near", "unit")
 COLUMN_MAP = {"input": "input", "output": "output", "messages": None}
 
@@ -146,7 +146,7 @@ class DatasetConfig:
             one_of("dataset.format", self.format, tuple(FORMATS))
         if self.type is not None:
             one_of("dataset.type", self.type, DATA_TYPES)
-        one_of("dataset.tier", self.tier, DATA_TIERS)
+        one_of("dataset.tier", self.tier, TIERS)
         for kind in self.allow_leaks:
             one_of("dataset.allow_leaks", kind, LEAKS)
         require(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from cruijff_kit.util.suggest import nearest
+from cruijff_kit.util.suggest import find_nearest
 
 
 def unknown_key(full_key: str, where: str = "") -> str:
@@ -17,8 +17,8 @@ def unknown_key(full_key: str, where: str = "") -> str:
     parent, _, name = full_key.rpartition(".")
     known = valid_keys()
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
-    near = siblings.get(nearest(name, [*siblings]) or "") or _same_last_name(full_key, known)
-    near = near or (None if siblings else nearest(full_key, known))
+    near = siblings.get(find_nearest(name, [*siblings]) or "") or _same_last_name(full_key, known)
+    near = near or (None if siblings else find_nearest(full_key, known))
     if where and parent and near == name:
         return f"unknown key {full_key}{where}; for {name} itself the file must open with '# @package _global_'"
     if near:

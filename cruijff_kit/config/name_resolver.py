@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cruijff_kit.config.overrides import parse_override
 
 # Where a run goes, whether it is shown or made, and what is told of it: the name does not change with these.
-_APART = ("hydra", "run_name", "output_dir", "slurm", "agent", "report", "dry_run", "scaffold", "approved",
+_IGNORED = ("hydra", "run_name", "output_dir", "slurm", "agent", "report", "dry_run", "scaffold", "approved",
           "max_gpu_hours", "force", "multi_lora", "resume_from_checkpoint", "trackers")  # fmt: skip
 
 
@@ -22,10 +22,10 @@ def readable_name(overrides: Sequence[str], seed: int) -> str:
 
     # A sweeper may write a value in another way than the user: 0.001 for 1e-3.
     said = sorted(
-        str((o.key_or_group, o.value())) for o in map(parse_override, overrides) if not _apart(o.key_or_group)
+        str((o.key_or_group, o.value())) for o in map(parse_override, overrides) if not _is_ignored(o.key_or_group)
     )
     return "_".join(coolname.RandomGenerator(words, random.Random(f"{seed} {said}")).generate(2))
 
 
-def _apart(key: str) -> bool:
-    return key.partition(".")[0].partition("/")[0] in _APART
+def _is_ignored(key: str) -> bool:
+    return key.partition(".")[0].partition("/")[0] in _IGNORED

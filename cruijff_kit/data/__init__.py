@@ -1,7 +1,7 @@
 """Data: rows read from files or drawn by generators, rendered to token ids, and put into batches.
 
-    layouts, readers, rows   files to rows          instruct, packing, batches   to tokens, packs and tensors
-    conversations            to what is asked       leaks, preview, convert      checks and commands
+    dataset_files, readers, rows   files to rows           instruct, packing, batches   to tokens, packs and tensors
+    conversations                  to prompts, answers     leaks, near_duplicates       checks
 
-Only `batches` knows torch. Called by the plan, recipes and evaluation; `cruijff-kit data` are its commands.
+Only `batches` imports torch.
 """

@@ -1,14 +1,14 @@
-"""Examples as tensors: which rows share a batch, and how a batch is laid out without waste.
+"""Collate examples into tensors: which rows share a batch, and how a batch is laid out without waste.
 
 Two layouts give the same losses:
 
 padded   [rows, longest]. Right-padded; causality keeps the pad tokens from mattering.
-shared   [1, prefix + all the rest]. The tokens that all rows begin with stand once, each row's own follow; a row sees the
-         prefix and itself, and its positions continue the prefix's. No pad tokens, the prefix computed once.
-         Attention goes over everything, with a mask, or (where calls are cheap) row by row, without one.
-         Rows that are packed (`packing`) stand so pack by pack: [packs, longest pack].
+shared   [1, prefix + all the rest]. The common prefix of all rows comes once, then the other tokens of each row; a row
+         attends to the prefix and itself, and its positions continue the prefix's. No pad tokens; the prefix is
+         computed once. Attention runs over everything, with a mask, or (where calls are cheap) row by row, without one.
+         Packed rows (`packing`) are laid out so pack by pack: [packs, longest pack].
 
-The cheapest is taken. In each, a row's last token is left out: nothing is predicted from it.
+The cheapest layout is chosen. Each leaves out a row's last token, because nothing is predicted from it.
 """
 
 import math
@@ -19,29 +19,30 @@ from dataclasses import dataclass
 import torch
 
 from cruijff_kit.data.examples import IGNORE, Example
-from cruijff_kit.data.packing import Pack, rows_of
+from cruijff_kit.data.packing import PackedSequence, unpack
 
-_PREFIX, _PAD = -1, -2  # whose a token is: all rows' of its pack, or nobody's
+_PREFIX, _PAD = -1, -2  # row numbers of tokens that belong to all rows of a pack, or to none
 _CHUNK = 50  # batches among which rows are sorted by length: enough to find like rows, few enough to stay random
 
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """What attention costs, in units of one token through the linear layers.
-
-    pair: of one query and one key. call: of each call beside its pairs, as pairs; None: attention cannot go row by row.
-    """
+    """Cost of attention, in units of one token through the linear layers."""
 
     pair: float
+    """Of one query and one key."""
     call: float | None = None
+    """Of a call without its pairs, in pairs; None: attention cannot run row by row."""
 
 
 @dataclass(frozen=True)
 class Spans:
-    """In place of a mask: the first `prefix` tokens are shared, then follow `own` tokens of each row."""
+    """Replaces a mask: where the tokens of each row are in a batch of one sequence."""
 
     prefix: int
+    """Number of tokens at the beginning that all rows share."""
     own: tuple[int, ...]
+    """Number of further tokens of each row."""
 
     @property
     def pairs(self) -> int:
@@ -51,22 +52,23 @@ class Spans:
 
 @dataclass
 class Batch:
-    """Rows ready for the model.
-
-    tokens: [b, s] ids. positions: [b, s] or None for 0..s-1. mask: [b, s, s], True where attention is allowed; None for
-    causal; Spans for attention row by row (`training.cpu`). predicting: [n] indices into the flattened [b * s] of
-    the positions that predict a learnt token. targets: [n] those tokens. num_tokens: of the rows, as if each stood alone.
-    """
+    """Rows ready for the model."""
 
     tokens: torch.Tensor
+    """[b, s] ids."""
     positions: torch.Tensor | None
+    """[b, s]; None for 0..s-1."""
     mask: torch.Tensor | Spans | None
-    predicting: torch.Tensor
+    """[b, s, s], True where attention is allowed; None for causal; Spans for attention row by row."""
+    target_positions: torch.Tensor
+    """[n] indices into the flattened [b * s] of the positions that predict a learnt token."""
     targets: torch.Tensor
+    """[n] these tokens."""
     num_tokens: int
+    """Of the rows, each counted with its prefix."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         moved = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
@@ -78,56 +80,58 @@ class Batch:
 def batch_order(
     lengths: list[int], batch_size: int, *, seed: int, epoch: int, shuffle: bool, group_by_length: bool
 ) -> list[list[int]]:
-    """The rows of each batch of an epoch; every row once, the last batch may be smaller.
+    """Return the row numbers of each batch of an epoch: every row once; the last batch may be smaller.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows per batch.
-        seed, epoch: what the order is drawn from.
-        shuffle: False keeps the file's order.
-        group_by_length: after shuffling, sort stretches of 50 batches by length and draw the batches' order again.
+        seed, epoch: they seed the order.
+        shuffle: False keeps the order of the file.
+        group_by_length: after shuffling, sort chunks of 50 batches by length and shuffle the batches again.
     """
     rows = list(range(len(lengths)))
     if not shuffle:
         return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    draw = random.Random(f"{seed} {epoch}")
-    draw.shuffle(rows)
+    rng = random.Random(f"{seed} {epoch}")
+    rng.shuffle(rows)
     if group_by_length:
-        stretch = _CHUNK * batch_size
-        rows = [r for i in range(0, len(rows), stretch) for r in sorted(rows[i : i + stretch], key=lengths.__getitem__)]
+        chunk = _CHUNK * batch_size
+        rows = [r for i in range(0, len(rows), chunk) for r in sorted(rows[i : i + chunk], key=lengths.__getitem__)]
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     if group_by_length:
-        draw.shuffle(batches)
+        rng.shuffle(batches)
     return batches
 
 
-def make_batch(examples: Sequence[Example | Pack], attention_cost: AttentionCost, share_prefix: bool = True) -> Batch:
+def make_batch(
+    examples: Sequence[Example | PackedSequence], attention_cost: AttentionCost, share_prefix: bool = True
+) -> Batch:
     """Lay out a batch in the cheapest way.
 
     Args:
-        examples: the rows, or packs of rows; where attention goes row by row, what is packed with what does not matter.
+        examples: rows, or packs of rows; where attention runs row by row, it does not matter which pack a row is in.
         attention_cost: of the model on its device.
-        share_prefix: False forces the padded layout (needed where rows must differ on the prefix, as with dropout).
+        share_prefix: False forces the padded layout, which dropout needs: each row has its own on the prefix.
     """
-    packs = [rows_of(e) for e in examples]
+    packs = [unpack(e) for e in examples]
     rows = tuple(row for pack in packs for row in pack)
     if len(rows) > len(packs) and attention_cost.call is None:
-        return _laid_out(packs, share_prefix)
+        return _collate_shared(packs, share_prefix)
     prefix = common_prefix(rows)
     spans = Spans(prefix, tuple(len(e.tokens) - 1 - prefix for e in rows))
-    together, longest, pair = prefix + sum(spans.own), prefix + max(spans.own), attention_cost.pair
+    total, longest, pair = prefix + sum(spans.own), prefix + max(spans.own), attention_cost.pair
     padded = len(rows) * (longest + pair * longest**2)
-    masked = together + pair * together**2
+    masked = total + pair * total**2
     by_rows = math.inf
     if attention_cost.call is not None:
-        by_rows = together + pair * (spans.pairs + attention_cost.call * len(rows))
+        by_rows = total + pair * (spans.pairs + attention_cost.call * len(rows))
     if not share_prefix or len(rows) == 1 or padded <= min(masked, by_rows):
-        return _padded(rows, longest)
-    return _laid_out([rows], share_prefix, spans if by_rows < masked else None)
+        return _collate_padded(rows, longest)
+    return _collate_shared([rows], share_prefix, spans if by_rows < masked else None)
 
 
 def common_prefix(examples: Sequence[Example]) -> int:
-    """How many tokens all rows begin with, short of the token that predicts the first learnt one."""
+    """Return how many tokens all rows begin with, at most up to the token that predicts the first learnt one."""
     first = examples[0].tokens
     limit = min(e.first_label - 1 for e in examples)
     for i in range(limit):
@@ -136,65 +140,71 @@ def common_prefix(examples: Sequence[Example]) -> int:
     return limit
 
 
-def _padded(examples: Sequence[Example], longest: int) -> Batch:
+def _collate_padded(examples: Sequence[Example], longest: int) -> Batch:
     tokens = torch.zeros(len(examples), longest, dtype=torch.long)
-    predicting, targets = [], []
+    target_positions, targets = [], []
     for r, e in enumerate(examples):
         tokens[r, : len(e.tokens) - 1] = torch.tensor(e.tokens[:-1])
         for i in range(1, len(e.labels)):
             if e.labels[i] != IGNORE:
-                predicting.append(r * longest + i - 1)
+                target_positions.append(r * longest + i - 1)
                 targets.append(e.labels[i])
-    return _batch(tokens, None, None, predicting, targets, examples)
+    return _make_batch(tokens, None, None, target_positions, targets, examples)
 
 
-def _batch(tokens, positions, mask, predicting, targets, examples) -> Batch:
+def _make_batch(tokens, positions, mask, target_positions, targets, examples) -> Batch:
     return Batch(
-        tokens, positions, mask, torch.tensor(predicting), torch.tensor(targets), sum(len(e.tokens) for e in examples)
+        tokens,
+        positions,
+        mask,
+        torch.tensor(target_positions),
+        torch.tensor(targets),
+        sum(len(e.tokens) for e in examples),
     )
 
 
-def _laid_out(packs: list[tuple[Example, ...]], share_prefix: bool, spans: Spans | None = None) -> Batch:
-    """[packs, longest]: the shared layout, for each pack of rows; with `spans` in place of a mask, for a single one."""
-    laid = [_lay(rows, common_prefix(rows) if share_prefix and len(rows) > 1 else 0) for rows in packs]
-    longest = max(len(one.tokens) for one in laid)
+def _collate_shared(packs: list[tuple[Example, ...]], share_prefix: bool, spans: Spans | None = None) -> Batch:
+    """Lay out packs of rows in the shared layout, [packs, longest]; a single pack may have `spans` instead of a mask."""
+    collated = [_collate_pack(rows, common_prefix(rows) if share_prefix and len(rows) > 1 else 0) for rows in packs]
+    longest = max(len(pack.tokens) for pack in collated)
     tokens, positions = (torch.zeros(len(packs), longest, dtype=torch.long) for _ in range(2))
-    whose = torch.full((len(packs), longest), _PAD)
-    predicting, targets = [], []
-    for p, one in enumerate(laid):
-        end = len(one.tokens)
-        tokens[p, :end], positions[p, :end] = torch.tensor(one.tokens), torch.tensor(one.positions)
-        whose[p, :end] = torch.tensor(one.whose)
-        predicting += [p * longest + i for i in one.predicting]
-        targets += one.targets
+    row_ids = torch.full((len(packs), longest), _PAD)
+    target_positions, targets = [], []
+    for p, pack in enumerate(collated):
+        end = len(pack.tokens)
+        tokens[p, :end], positions[p, :end] = torch.tensor(pack.tokens), torch.tensor(pack.positions)
+        row_ids[p, :end] = torch.tensor(pack.row_ids)
+        target_positions += [p * longest + i for i in pack.target_positions]
+        targets += pack.targets
     rows = [e for pack in packs for e in pack]
-    return _batch(tokens, positions, _mask(whose) if spans is None else spans, predicting, targets, rows)
+    return _make_batch(tokens, positions, _mask(row_ids) if spans is None else spans, target_positions, targets, rows)
 
 
-def _mask(whose: torch.Tensor) -> torch.Tensor:
-    # Pad tokens see each other: a token that saw nothing would have no attention to share out.
-    return ((whose[:, :, None] == whose[:, None, :]) | (whose[:, None, :] == _PREFIX)).tril()
+def _mask(row_ids: torch.Tensor) -> torch.Tensor:
+    # Pad tokens attend to each other: the softmax of a token that attends to nothing would be NaN.
+    return ((row_ids[:, :, None] == row_ids[:, None, :]) | (row_ids[:, None, :] == _PREFIX)).tril()
 
 
 @dataclass
-class _Laid:
-    """A pack's tokens, their positions and whose they are; which of them predict, and what."""
+class _CollatedPack:
+    """The tokens of a pack, in the shared layout."""
 
     tokens: list[int]
     positions: list[int]
-    whose: list[int]
-    predicting: list[int]
+    row_ids: list[int]
+    """Number of the row that each token belongs to, or _PREFIX."""
+    target_positions: list[int]
     targets: list[int]
 
 
-def _lay(rows: tuple[Example, ...], prefix: int) -> _Laid:
-    laid = _Laid(list(rows[0].tokens[:prefix]), list(range(prefix)), [_PREFIX] * prefix, [], [])
+def _collate_pack(rows: tuple[Example, ...], prefix: int) -> _CollatedPack:
+    pack = _CollatedPack(list(rows[0].tokens[:prefix]), list(range(prefix)), [_PREFIX] * prefix, [], [])
     for number, e in enumerate(rows):
-        shift = len(laid.tokens) - prefix
+        shift = len(pack.tokens) - prefix
         learnt = [i for i in range(max(1, e.first_label), len(e.labels)) if e.labels[i] != IGNORE]
-        laid.predicting += [shift + i - 1 for i in learnt]
-        laid.targets += [e.labels[i] for i in learnt]
-        laid.tokens += e.tokens[prefix:-1]
-        laid.positions += range(prefix, len(e.tokens) - 1)
-        laid.whose += [number] * (len(e.tokens) - 1 - prefix)
-    return laid
+        pack.target_positions += [shift + i - 1 for i in learnt]
+        pack.targets += [e.labels[i] for i in learnt]
+        pack.tokens += e.tokens[prefix:-1]
+        pack.positions += range(prefix, len(e.tokens) - 1)
+        pack.row_ids += [number] * (len(e.tokens) - 1 - prefix)
+    return pack

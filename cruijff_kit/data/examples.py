@@ -13,7 +13,7 @@ class Example:
     tokens: list[int]
     labels: list[int]
     cut: int
-    """Tokens that did not fit into max_seq_len."""
+    """Number of tokens that max_seq_len cut off."""
     row: int = 0
     """The row's number in its split."""
 

@@ -1,16 +1,15 @@
-"""A split as the model reads it: token ids and which of them are learnt. Built by the torchtune config.
+"""The training data set: a split as token ids and labels. The torchtune config builds it.
 
-What a row asks and wants is `conversations`' affair, which evaluation uses too, so a prompt cannot be worded in two ways.
+Evaluation reads its prompts through `read_conversations` too, so a prompt cannot be worded in two ways.
 """
 
 import contextlib
 from typing import Any
 
-from cruijff_kit.data.conversations import DEFAULT_PROMPT, Conversation, conversations
+from cruijff_kit.data.conversations import DEFAULT_PROMPT, Conversation, read_conversations
 from cruijff_kit.data.dataset_files import DataPath
 from cruijff_kit.data.examples import IGNORE, Example
-from cruijff_kit.data.packing import Pack
-from cruijff_kit.data.packing import packed as into_packs
+from cruijff_kit.data.packing import PackedSequence, pack_sequences
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import progress
 
@@ -18,7 +17,7 @@ _LONG = 5000  # rows that take more than a second to tokenise
 
 
 class InstructDataset:
-    """A split as token ids; a sequence of `Example`, or of `Pack`. Built by the torchtune config with the tokenizer first.
+    """A split as a sequence of `Example`, or of `PackedSequence`.
 
     Args:
         tokenizer: turns messages and an answer into ids (`models.tokenizer.ChatTokenizer`).
@@ -27,14 +26,14 @@ class InstructDataset:
         column_map: {"input": column, "output": column, "messages": column}.
         prompt: template of the user's message.
         system_prompt: the system message; empty for none.
-        format, split_column, type, sample_seed: as `conversations`.
-        train_on_input: learn the prompt's tokens too.
-        train_on_last: of a conversation, learn the assistant's last turn only, not all of its turns.
-        max_samples: at most so many rows.
-        first: of these, only the first so many.
-        packed: put rows into packs of at most the tokenizer's max_seq_len.
+        format, split_column, type, sample_seed: as `read_conversations`.
+        train_on_input: learn the tokens of the prompt too.
+        train_on_last: learn only the last turn of the assistant in a conversation, not all of its turns.
+        max_samples: maximum number of rows.
+        first: keep only the first N of these rows.
+        packed: pack rows into sequences of at most the tokenizer's max_seq_len.
     Raises:
-        UserError: malformed data (file, split and row are named), or an answer that max_seq_len cuts off wholly.
+        UserError: malformed data (file, split and row are named), or max_seq_len cuts off a whole answer.
     """
 
     def __init__(
@@ -56,35 +55,36 @@ class InstructDataset:
         first: int | None = None,
         packed: bool = False,
     ) -> None:
-        how: dict[str, Any] = dict(format=format, split_column=split_column, type=type, sample_seed=sample_seed)
-        asked = conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples, **how)[:first]
+        options: dict[str, Any] = dict(format=format, split_column=split_column, type=type, sample_seed=sample_seed)
+        rows = read_conversations(data_files, split, dict(column_map), prompt, system_prompt, max_samples, **options)
+        rows = rows[:first]
         self.tokenizer, self.train_on_input, self.train_on_last = tokenizer, train_on_input, train_on_last
-        self.place = f"{data_files}, split {split!r}"
-        if asked[0].whole and tokenizer.kind == "base":
+        self.source = f"{data_files}, split {split!r}"
+        if rows[0].has_messages and tokenizer.kind == "base":
             raise UserError(
-                f"{self.place}: the rows hold conversations, which a base model has no template for; "
+                f"{self.source}: the rows hold conversations, which a base model has no template for; "
                 "take a chat model, or rows with an input and an output"
             )
-        with progress(f"tokenising {split}", len(asked)) if len(asked) > _LONG else contextlib.nullcontext() as bar:
+        with progress(f"tokenising {split}", len(rows)) if len(rows) > _LONG else contextlib.nullcontext() as bar:
             examples: list[Example] = []
-            for c in asked:
+            for c in rows:
                 examples.append(self._example(c))
                 if bar:
                     bar.advance()
-        self.examples: list[Example | Pack] = [*examples]
+        self.examples: list[Example | PackedSequence] = [*examples]
         if packed:
             if tokenizer.max_seq_len is None:
                 raise UserError("dataset.packed=true fills packs up to max_seq_len, but the tokenizer has none; set it")
-            self.examples = [*into_packs(examples, tokenizer.max_seq_len)]
+            self.examples = [*pack_sequences(examples, tokenizer.max_seq_len)]
 
     def _example(self, c: Conversation) -> Example:
         tokens, prompt_length = self.tokenizer.example(c.messages, c.answer)
         limit = self.tokenizer.max_seq_len or len(tokens)
-        several = c.whole and not self.train_on_last and any(m["role"] == "assistant" for m in c.messages)
+        several = c.has_messages and not self.train_on_last and any(m["role"] == "assistant" for m in c.messages)
         learnt = set(self.tokenizer.answered(c.messages)) if several else set()
         if min(learnt, default=prompt_length) >= limit:
             raise UserError(
-                f"{self.place}, row {c.row}: the prompt alone has {min(learnt, default=prompt_length)} tokens, so "
+                f"{self.source}, row {c.row}: the prompt alone has {min(learnt, default=prompt_length)} tokens, so "
                 f"dataset.max_seq_len={limit} cuts off the whole answer; raise it to {len(tokens)}"
             )
         if self.train_on_input:
@@ -97,5 +97,5 @@ class InstructDataset:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example | Pack:
+    def __getitem__(self, index: int) -> Example | PackedSequence:
         return self.examples[index]

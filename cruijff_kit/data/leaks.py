@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cruijff_kit.data.conversations import Conversation
-from cruijff_kit.data.near_duplicates import Pair, fold, near_pairs
+from cruijff_kit.data.near_duplicates import Pair, find_near_duplicates, fold
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import quoted, quoted_names
+from cruijff_kit.util.redaction import quote, quote_names
 from cruijff_kit.util.suggest import did_you_mean
 
 REFUSED = ("exact", "unit")
@@ -58,7 +58,7 @@ class Leak:
 
     def __str__(self) -> str:
         where = f"{self.second} row {self.example[1]}, {self.first} row {self.example[0]}"
-        example = f"for example {where}: {quoted(self.prompt)}"
+        example = f"for example {where}: {quote(self.prompt)}"
         whose = f"what rows of {self.first!r} ask too" if self.across else "what another of its rows asks"
         if self.kind == "unit":
             return (
@@ -104,16 +104,16 @@ def find_leaks(
     Raises:
         UserError: a row has no unit.
     """
-    exact = [pair for pair in _exact_pairs(splits) if within or pair[0] != pair[2]]
+    exact = [pair for pair in _find_exact_pairs(splits) if within or pair[0] != pair[2]]
     known = {(first, second, row.row) for first, _, second, row in exact}
-    near = (p for p in near_pairs(splits, within) if (p[0], p[2], p[3].row) not in known)
-    found = [*_leaks("exact", splits, exact), *_leaks("near", splits, near)]
+    near = (p for p in find_near_duplicates(splits, within) if (p[0], p[2], p[3].row) not in known)
+    found = [*_count_leaks("exact", splits, exact), *_count_leaks("near", splits, near)]
     if unit_column is not None:
-        found += _leaks("unit", splits, _unit_pairs(splits, unit_column), unit_column)
+        found += _count_leaks("unit", splits, _find_unit_pairs(splits, unit_column), unit_column)
     return sorted(found, key=lambda leak: (not leak.across, leak.kind))
 
 
-def unit_of(row: Conversation, column: str, split: str) -> str:
+def find_unit(row: Conversation, column: str, split: str) -> str:
     """The unit that a row is of, as text.
 
     Raises:
@@ -123,7 +123,7 @@ def unit_of(row: Conversation, column: str, split: str) -> str:
     if isinstance(unit, float) and unit.is_integer():  # a column of numbers with a gap elsewhere
         unit = int(unit)
     if unit is None or str(unit).strip() == "":
-        there = quoted_names(row.columns)
+        there = quote_names(row.columns)
         hint = did_you_mean(column, there) if there else "there is none beside the input and the output"
         wrong = "" if column in row.columns else f" (where there is no such column: {hint})"
         raise UserError(
@@ -133,7 +133,7 @@ def unit_of(row: Conversation, column: str, split: str) -> str:
     return str(unit).strip()
 
 
-def targets_in_prompts(rows: list[Conversation]) -> list[int]:
+def find_targets_in_prompts(rows: list[Conversation]) -> list[int]:
     """Numbers of the rows whose answer, of three letters at least, stands as words of its own in what fills the prompt."""
     found = []
     for c in rows:
@@ -145,42 +145,42 @@ def targets_in_prompts(rows: list[Conversation]) -> list[int]:
     return found
 
 
-def _exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
+def _find_exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
     """(split, row, later split, row) with the same prompt; each row with the first one of each split before."""
     seen: dict[str, dict[str, Conversation]] = {}
     for split, rows in splits.items():
         for c in rows:
-            written, folded = (seen.setdefault(key, {}) for key in _prompts(c))
+            written, folded = (seen.setdefault(key, {}) for key in _prompt_keys(c))
             yield from ((holder, earlier, split, c) for holder, earlier in (folded | written).items())
             for holders in (written, folded):
                 holders.setdefault(split, c)
 
 
-def _prompts(c: Conversation) -> tuple[str, str]:
+def _prompt_keys(c: Conversation) -> tuple[str, str]:
     """What two rows are compared by: the prompt as it stands; and what is the row's own in it, folded.
 
     The words of a template may stand behind the row's own, whose end would then not be the prompt's.
     """
     system = [m["content"] for m in c.messages if m["role"] == "system"]
     own = c.values or [m["content"] for m in c.messages]
-    return _written(c), "folded\x1f" + "\x1f".join(map(fold, [*system, *own]))
+    return _join_prompt(c), "folded\x1f" + "\x1f".join(map(fold, [*system, *own]))
 
 
-def _written(c: Conversation) -> str:
+def _join_prompt(c: Conversation) -> str:
     return "\x1f".join(m["content"] for m in c.messages)
 
 
-def _unit_pairs(splits: dict[str, list[Conversation]], column: str) -> Iterator[Pair]:
+def _find_unit_pairs(splits: dict[str, list[Conversation]], column: str) -> Iterator[Pair]:
     """(split, row, later split, row) of the same unit; each row with the first one of each split before its own."""
     seen: dict[str, dict[str, Conversation]] = {}
     for split, rows in splits.items():
         for c in rows:
-            holders = seen.setdefault(unit_of(c, column, split), {})
+            holders = seen.setdefault(find_unit(c, column, split), {})
             yield from ((holder, earlier, split, c) for holder, earlier in holders.items() if holder != split)
             holders.setdefault(split, c)
 
 
-def _leaks(
+def _count_leaks(
     kind: str, splits: dict[str, list[Conversation]], pairs: Iterable[Pair], unit_column: str | None = None
 ) -> Iterator[Leak]:
     rows: Counter[tuple[str, str]] = Counter()
@@ -194,11 +194,11 @@ def _leaks(
         counted.add((first, second, b.row))
         rows[first, second] += 1
         alike[first, second] += a.answer == b.answer
-        folded[first, second] += kind == "exact" and _written(a) != _written(b)
+        folded[first, second] += kind == "exact" and _join_prompt(a) != _join_prompt(b)
         examples.setdefault((first, second), (a, b))
     for (first, second), count in rows.items():
         a, b = examples[first, second]
-        told = b.messages[-1]["content"] if unit_column is None else unit_of(b, unit_column, second)
+        told = b.messages[-1]["content"] if unit_column is None else find_unit(b, unit_column, second)
         prompt = " ".join(told.split())
         shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
         yield Leak(
@@ -209,4 +209,4 @@ def _leaks(
 
 def _copies(rows: list[Conversation]) -> float:
     """How often each different prompt stands in some rows, on average."""
-    return len(rows) / max(1, len({_prompts(c)[1] for c in rows}))
+    return len(rows) / max(1, len({_prompt_keys(c)[1] for c in rows}))

@@ -40,21 +40,21 @@ def fold(text: str) -> str:
     return plain.rstrip(" .,;:!?…。！？") or plain
 
 
-def near_pairs(splits: dict[str, list[Conversation]], within: bool = True) -> Iterator[Pair]:
+def find_near_duplicates(splits: dict[str, list[Conversation]], within: bool = True) -> Iterator[Pair]:
     """(split, row, the same or a later split, row): alike, not the same when folded. A lower bound where many are alike.
 
     Args:
         splits: the rows, by split.
         within: also pairs inside a split.
     """
-    texts = [(split, text, same) for split, rows in splits.items() for text, same in _by_text(rows).items()]
+    texts = [(split, text, same) for split, rows in splits.items() for text, same in _group_by_text(rows).items()]
     if len(texts) < 2:
         return
-    words = _own_words([text for _, text, _ in texts])
+    words = _distinct_words([text for _, text, _ in texts])
     place = {split: n for n, split in enumerate(splits)}
-    numbers = _numbered(words)
+    numbers = _encode_words(words)
     places = [place[split] for split, _, _ in texts]
-    for a, b in _alike(words, numbers, places, _proposed(numbers, places, within)):
+    for a, b in _filter_similar(words, numbers, places, _propose_pairs(numbers, places, within)):
         (first, one, mine), (second, other, theirs) = texts[a], texts[b]
         if one == other:
             continue
@@ -63,7 +63,7 @@ def near_pairs(splits: dict[str, list[Conversation]], within: bool = True) -> It
             yield from ((first, theirs[0], second, row) for row in mine if row.row > theirs[0].row)
 
 
-def _by_text(rows: list[Conversation]) -> dict[str, list[Conversation]]:
+def _group_by_text(rows: list[Conversation]) -> dict[str, list[Conversation]]:
     """Folded text -> the rows that have it. (Each for itself would make the words of a text that stands often common.)"""
     found: dict[str, list[Conversation]] = {}
     for row in rows:
@@ -71,20 +71,20 @@ def _by_text(rows: list[Conversation]) -> dict[str, list[Conversation]]:
     return found
 
 
-def _own_words(texts: list[str]) -> list[set[str]]:
+def _distinct_words(texts: list[str]) -> list[set[str]]:
     """Of each text its words without those that many texts share; none where there are fewer than _OWN."""
     most = max(400, _LETTERS // len(texts))
-    words = [{*_WORD.findall(_ends(text, most))} for text in texts]
+    words = [{*_WORD.findall(_cut_middle(text, most))} for text in texts]
     holders = Counter(itertools.chain.from_iterable(words))
     common = {word for word, count in holders.items() if count > max(_FEW, _COMMON * len(texts))}
     return [own if len(own := w - common) >= _OWN else set() for w in words]
 
 
-def _ends(text: str, most: int) -> str:
+def _cut_middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} {text[-(most // 2) :]}"
 
 
-def _numbered(words: list[set[str]]) -> "list[numpy.ndarray]":
+def _encode_words(words: list[set[str]]) -> "list[numpy.ndarray]":
     """The words as numbers from 0 on."""
     import numpy as np
 
@@ -92,7 +92,7 @@ def _numbered(words: list[set[str]]) -> "list[numpy.ndarray]":
     return [np.array([codes.setdefault(w, len(codes)) for w in of], dtype=np.int64) for of in words]
 
 
-def _proposed(words: "list[numpy.ndarray]", splits: list[int], within: bool) -> "numpy.ndarray":
+def _propose_pairs(words: "list[numpy.ndarray]", splits: list[int], within: bool) -> "numpy.ndarray":
     """Pairs of texts that agree in all hashes of a band, as two rows of numbers, the smaller one above.
 
     Args:
@@ -138,7 +138,7 @@ def _partners(bucket: "numpy.ndarray", split: "numpy.ndarray", most: int, within
             yield np.stack([first[fits] + n, place[fits]])
 
 
-def _alike(
+def _filter_similar(
     words: list[set[str]], numbers: "list[numpy.ndarray]", splits: list[int], pairs: "numpy.ndarray"
 ) -> Iterator[tuple[int, int]]:
     """Those of the pairs whose similarity is SIMILAR at least, and no matter of chance.

@@ -1,7 +1,7 @@
-"""Several rows in one: a pack counts as one row of batch_size (torchtune's `packed`). No torch.
+"""Sequence packing: several rows count as one row of batch_size (torchtune's `pack_sequences`). No torch.
 
-Rows of a pack do not see each other, and each counts its positions from 0 (`batches` lays it out so); a pack's loss and
-gradients are those of its rows.
+Rows of a pack do not attend to each other, and each counts its positions from 0 (see `batches`), so that a pack has the
+loss and gradients of its rows.
 """
 
 import functools
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pack:
-    """Rows that are trained on as one; looks like an `Example` from outside."""
+class PackedSequence:
+    """Rows that training treats as one; it has the interface of an `Example`."""
 
     examples: tuple["Example", ...]
 
@@ -31,28 +31,28 @@ class Pack:
 
     @property
     def cut(self) -> int:
-        """Tokens of all the rows that did not fit into max_seq_len."""
+        """Number of tokens of all rows that max_seq_len cut off."""
         return sum(e.cut for e in self.examples)
 
 
-def packed(examples: Iterable["Example"], max_seq_len: int) -> list[Pack]:
-    """Fill packs greedily, in the order of the rows; no row is split.
+def pack_sequences(examples: Iterable["Example"], max_seq_len: int) -> list[PackedSequence]:
+    """Fill packs greedily in the order of the rows, without splitting a row.
 
     Args:
         examples: rows of at most max_seq_len tokens.
-        max_seq_len: most tokens of a pack.
+        max_seq_len: maximum number of tokens in a pack.
     """
     packs: list[list[Example]] = []
-    room = 0
+    free = 0
     for e in examples:
-        if not packs or len(e.tokens) > room:
+        if not packs or len(e.tokens) > free:
             packs.append([])
-            room = max_seq_len
+            free = max_seq_len
         packs[-1].append(e)
-        room -= len(e.tokens)
-    return [Pack(tuple(pack)) for pack in packs]
+        free -= len(e.tokens)
+    return [PackedSequence(tuple(pack)) for pack in packs]
 
 
-def rows_of(example: "Example | Pack") -> tuple["Example", ...]:
-    """The rows of a pack; a row alone is its own."""
-    return example.examples if isinstance(example, Pack) else (example,)
+def unpack(example: "Example | PackedSequence") -> tuple["Example", ...]:
+    """Return the rows of a pack; an unpacked row is returned alone."""
+    return example.examples if isinstance(example, PackedSequence) else (example,)

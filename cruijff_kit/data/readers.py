@@ -1,7 +1,7 @@
-"""One reader a format: a file's rows as dicts, or a refusal in one line with the file and the row. No torch.
+"""Read files into rows (dicts), one function per format; errors name the file and the row. No torch.
 
-A cell of a CSV file is text exactly as it is written there, an empty one is missing (None). The other formats have types
-of their own, which are kept; `rows.text` says what becomes text.
+A cell of a CSV file is its exact text; an empty cell is missing (None). Values of the other formats keep their types;
+`rows.cell_text` turns them into text.
 """
 
 import csv
@@ -13,29 +13,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.data.dataset_files import File
+from cruijff_kit.data.dataset_files import DataFile
+from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.redaction import active, quoted, quoted_names
+from cruijff_kit.util.redaction import quote, quote_names
 
 Row = dict[str, Any]
 
 
-def read(file: File) -> Any:
-    """What a file holds: a list of rows; of a JSON file also a dict of splits. The file is read once while it is the same.
+def read_file(file: DataFile) -> Any:
+    """Read a file: a list of rows, or from a JSON file a dict of splits. A file is read again only when it changes.
 
     Raises:
-        UserError: it is not what its format says.
+        UserError: the file is not of its format.
     """
     stat = file.path.stat()
-    return _read(file, stat.st_mtime_ns, stat.st_size)
+    return _read_cached(file, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=8)
-def _read(file: File, mtime_ns: int, size: int) -> Any:
+def _read_cached(file: DataFile, mtime_ns: int, size: int) -> Any:
     return _READERS[file.format](file.path)
 
 
-def _utf8(path: Path) -> str:
+def _read_utf8(path: Path) -> str:
     raw = path.read_bytes()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path} is not UTF-8 but UTF-16; save it as UTF-8")
@@ -46,42 +47,41 @@ def _utf8(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from error
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
         twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
-        raise UserError(f"the key {quoted(twice)} stands twice in one object; rename one of them")
-    return made
+        raise UserError(f"the key {quote(twice)} stands twice in one object; rename one of them")
+    return content
 
 
-def _parsed(text: str) -> Any:
-    content = json.loads(text, object_pairs_hook=_unique_keys)
+def _parse_json(text: str) -> Any:
+    content = json.loads(text, object_pairs_hook=_require_unique_keys)
     if "\\ud" in text or "\\uD" in text:  # escapes can name half a character, which no tokenizer takes
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode-escape").decode()
-            raise UserError(
-                f"{quoted(half) if active() else half} stands alone, which is half a character; write the whole one"
-            ) from error
+            shown = quote(half) if redaction.is_enabled() else half
+            raise UserError(f"{shown} stands alone, which is half a character; write the whole one") from error
     return content
 
 
-def _wrong(error: json.JSONDecodeError) -> str:
+def _describe_json_error(error: json.JSONDecodeError) -> str:
     return error.msg.partition(": ")[0]  # what follows is a piece of the file
 
 
-def _column(name: str) -> str:
-    return repr(name) if quoted_names([name]) else quoted(name)
+def _quote_column(name: str) -> str:
+    return repr(name) if quote_names([name]) else quote(name)
 
 
 def _read_json(path: Path) -> Any:
     try:
-        content = _parsed(_utf8(path))
+        content = _parse_json(_read_utf8(path))
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data" and "; if each line is a row of its own, add dataset.format=jsonl"
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path} is not JSON: {_wrong(error)} at {where}{lines or ''}") from error
+        raise UserError(f"{path} is not JSON: {_describe_json_error(error)} at {where}{lines or ''}") from error
     except RecursionError as error:
         raise UserError(f"{path} is not a data set: its JSON is nested too deep") from error
     except UserError as error:
@@ -103,14 +103,14 @@ def _read_json(path: Path) -> Any:
 def _read_jsonl(path: Path) -> list[Row]:
     rows: list[Row] = []
     # Not splitlines(): it also splits at characters that may stand inside a JSON string.
-    for number, line in enumerate(_utf8(path).split("\n"), 1):
+    for number, line in enumerate(_read_utf8(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, row {len(rows)} (line {number})"
         try:
-            row = _parsed(line)
+            row = _parse_json(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON: {_wrong(error)} at column {error.colno}") from error
+            raise UserError(f"{where} is not JSON: {_describe_json_error(error)} at column {error.colno}") from error
         except RecursionError as error:
             raise UserError(f"{where}: its JSON is nested too deep") from error
         except UserError as error:
@@ -124,7 +124,7 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 def _read_csv(path: Path) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # a long text is no error
-    text = _utf8(path)
+    text = _read_utf8(path)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
     rows: list[Row] = []
     try:
@@ -147,7 +147,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """Tab in a .tsv; else what separates most names in the first line: comma, semicolon (many spreadsheets) or tab."""
+    """Return tab for a .tsv, else whichever of comma, semicolon and tab gives the first line most columns."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     first = re.split("[\r\n]", text, maxsplit=1)[0]
@@ -157,17 +157,19 @@ def _delimiter(path: Path, text: str) -> str:
 def _check_header(path: Path, header: list[str]) -> None:
     for column, count in Counter(header).items():
         if count > 1:
-            raise UserError(f"{path}: {count} columns are called {_column(column)}; rename them in its first line")
+            raise UserError(
+                f"{path}: {count} columns are called {_quote_column(column)}; rename them in its first line"
+            )
         if not column.strip() and len(header) == 1:
             raise UserError(f"{path}: its first line must name the columns")
 
 
-def _read_table(path: Path, opened: Any) -> list[Row]:
-    for column, count in Counter(opened.column_names).items():
+def _read_table(path: Path, table: Any) -> list[Row]:
+    for column, count in Counter(table.column_names).items():
         if count > 1:
-            raise UserError(f"{path}: {count} columns are called {_column(column)}; rename them")
-    opened.validate(full=True)  # else damaged offsets end the process
-    return opened.to_pylist()
+            raise UserError(f"{path}: {count} columns are called {_quote_column(column)}; rename them")
+    table.validate(full=True)  # else damaged offsets end the process
+    return table.to_pylist()
 
 
 def _read_parquet(path: Path) -> list[Row]:

@@ -1,44 +1,46 @@
-"""Rows as they stand in a user's files, checked before anything is loaded. No torch."""
+"""Read the rows of a user's files and check them before anything is loaded. No torch."""
 
 import random
 import re
 from collections.abc import Iterable
 
-from cruijff_kit.data.dataset_files import DataPath, File, default_split, locate
-from cruijff_kit.data.readers import Row, read
+from cruijff_kit.data.dataset_files import DataFile, DataPath, default_split, find_files
+from cruijff_kit.data.readers import Row, read_file
+from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import active, quoted, quoted_names
-from cruijff_kit.util.suggest import did_you_mean, nearest
+from cruijff_kit.util.redaction import quote, quote_names
+from cruijff_kit.util.suggest import did_you_mean, find_nearest
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _USUAL = ("train", "training", "validation", "valid", "val", "dev", "test")
-_HOW = {  # what to type where a number is not text, by its type
+_ADVICE = {  # what to do with a value that is not text, by its type
     "float": "decimals can be written in many ways, so write them as text yourself, or round them to whole numbers",
     "bool": "write text, for example yes and no, or 1 and 0",
 }
 
 
 def read_split(path: DataPath, split: str, format: str | None = None, split_column: str | None = "split") -> list[Row]:
-    """The rows of one split.
+    """Read the rows of one split.
 
     Args:
         path: a file, a folder, or {split: file}.
         split: the split's name.
-        format: json, jsonl, csv, parquet or arrow; None: as the names say.
-        split_column: of a single file, the column that names each row's split, where there is one; None: not looked for.
+        format: json, jsonl, csv, parquet or arrow; None: by the endings of the names.
+        split_column: the column of a single file that names each row's split, if it has one; None: there is none.
     Raises:
         UserError: the files are missing or malformed, or the split is missing or empty.
     """
     splits = read_splits(path, format, split_column, only=split)
     shown = path if isinstance(path, str) else f"dataset.path={dict(path)}"
     if split not in splits:
-        if len(splits) == 1 and not nearest(split, [*splits]):
+        if len(splits) == 1 and not find_nearest(split, [*splits]):
             (single,) = splits
             raise UserError(
-                f"{shown} has no split {split!r}: all its rows are {_named(single)}; "
-                f"{_without(split)}give the others too, or a column that names each row's split (dataset.split_column)"
+                f"{shown} has no split {split!r}: all its rows are {_quote_split(single)}; "
+                f"{_advise_without(split)}give the others too, or a column that names each row's split "
+                "(dataset.split_column)"
             )
-        raise UserError(f"{shown} has no split {split!r}; {did_you_mean(split, quoted_splits(splits))}")
+        raise UserError(f"{shown} has no split {split!r}; {did_you_mean(split, quote_splits(splits))}")
     if not splits[split]:
         raise UserError(f"{shown}: split {split!r} is empty")
     return splits[split]
@@ -47,43 +49,43 @@ def read_split(path: DataPath, split: str, format: str | None = None, split_colu
 def read_splits(
     path: DataPath, format: str | None = None, split_column: str | None = "split", only: str | None = None
 ) -> dict[str, list[Row]]:
-    """Every split with its rows; arguments and errors as `read_split`.
+    """Read every split; arguments and errors as `read_split`.
 
     Args:
-        only: read the files of this split alone; the others are listed without rows.
+        only: read only the files of this split; the others are listed without rows.
     """
-    layout = locate(path, format)
-    if layout.whole is None:
-        wanted = {s: layout.splits[s] if only in (None, s) else () for s in layout.splits}
-        return {split: [row for file in files for row in _rows(file)] for split, files in wanted.items()}
-    content = read(layout.whole)
+    files = find_files(path, format)
+    if files.single is None:
+        chosen = {s: files.splits[s] if only in (None, s) else () for s in files.splits}
+        return {split: [row for file in shards for row in _read_rows(file)] for split, shards in chosen.items()}
+    content = read_file(files.single)
     if isinstance(content, dict):
         return content
     if split_column is None or not content or split_column not in content[0]:
-        return {default_split(layout.whole): content}
+        return {default_split(files.single): content}
     splits: dict[str, list[Row]] = {}
     for number, row in enumerate(content):
-        splits.setdefault(text(row, split_column, f"{path}, row {number}"), []).append(row)
+        splits.setdefault(cell_text(row, split_column, f"{path}, row {number}"), []).append(row)
     return splits
 
 
-def quoted_splits(splits: Iterable[str]) -> list[str]:
-    """Names of splits as a message may list them: of red data the usual ones, because any column can name splits."""
-    return [*splits] if not active() else [s for s in splits if s in _USUAL]
+def quote_splits(splits: Iterable[str]) -> list[str]:
+    """Return the split names that a message may list: of red data only usual names, because any column can name splits."""
+    return [*splits] if not redaction.is_enabled() else [s for s in splits if s in _USUAL]
 
 
-def _named(split: str) -> str:
-    return repr(split) if quoted_splits([split]) else quoted(split)
+def _quote_split(split: str) -> str:
+    return repr(split) if quote_splits([split]) else quote(split)
 
 
-def chosen(count: int, max_samples: int | None, seed: int | None, split: str) -> list[int]:
-    """Which rows of a split are used, in the file's order.
+def select_rows(count: int, max_samples: int | None, seed: int | None, split: str) -> list[int]:
+    """Return the numbers of the rows of a split that are used, in the order of the file.
 
     Args:
         count: rows of the split.
-        max_samples: at most so many; None: all.
-        seed: None: the first ones; a number: drawn with it, so that a larger choice holds the smaller.
-        split: the split's name; each draws for itself.
+        max_samples: maximum number of rows; None: all.
+        seed: None: the first rows; a number: random rows, of which a larger sample contains a smaller one.
+        split: its name, which is part of the seed.
     """
     if max_samples is None or max_samples >= count:
         return list(range(count))
@@ -94,8 +96,8 @@ def chosen(count: int, max_samples: int | None, seed: int | None, split: str) ->
     return sorted(order[:max_samples])
 
 
-def text(row: Row, column: str, where: str) -> str:
-    """One cell as text: text as it is, whole numbers in digits; anything else is refused.
+def cell_text(row: Row, column: str, where: str) -> str:
+    """Return a cell as text: text as it is, a whole number in digits.
 
     Args:
         row: the row.
@@ -110,16 +112,16 @@ def text(row: Row, column: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if column not in row:
-        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, quoted_names(row))}")
+        raise UserError(f"{where}: no column {column!r}; {did_you_mean(column, quote_names(row))}")
     if value is None:
         raise UserError(f"{where}: column {column!r} is empty; fill it in, or leave the row out")
     kind = type(value).__name__
-    hint = f"; {_HOW[kind]}" if kind in _HOW else ""
-    raise UserError(f"{where}: column {column!r} must be text or a whole number, not {kind} {quoted(value, 40)}{hint}")
+    hint = f"; {_ADVICE[kind]}" if kind in _ADVICE else ""
+    raise UserError(f"{where}: column {column!r} must be text or a whole number, not {kind} {quote(value, 40)}{hint}")
 
 
-def fill(prompt: str, row: Row, column_map: dict[str, str], where: str) -> tuple[str, list[str]]:
-    """The prompt with each ``{column}`` replaced by the row's value, and those values; other braces are kept as they are.
+def fill_prompt(prompt: str, row: Row, column_map: dict[str, str], where: str) -> tuple[str, list[str]]:
+    """Return the prompt with each {column} replaced by the row's value, and these values; other braces stay.
 
     Raises:
         UserError: the prompt names no column, or one that the row lacks.
@@ -129,19 +131,19 @@ def fill(prompt: str, row: Row, column_map: dict[str, str], where: str) -> tuple
     values: list[str] = []
 
     def value(match: re.Match) -> str:
-        values.append(text(row, column_map.get(match[1], match[1]), where))
+        values.append(cell_text(row, column_map.get(match[1], match[1]), where))
         return values[-1]
 
     return _PLACEHOLDER.sub(value, prompt), values
 
 
-def named_columns(prompt: str) -> list[str]:
-    """The columns that stand in a prompt's braces."""
+def prompt_columns(prompt: str) -> list[str]:
+    """Return the columns that a prompt names in braces."""
     return _PLACEHOLDER.findall(prompt)
 
 
-def _rows(file: File) -> list[Row]:
-    content = read(file)
+def _read_rows(file: DataFile) -> list[Row]:
+    content = read_file(file)
     if isinstance(content, dict):
         raise UserError(
             f"{file.path} holds an object where a list of this split's rows is expected; if the splits are inside it, "
@@ -150,7 +152,7 @@ def _rows(file: File) -> list[Row]:
     return content
 
 
-def _without(split: str) -> str:
+def _advise_without(split: str) -> str:
     if split == "validation":
         return "set dataset.validation_split=null to train without validation, "
     return "set eval=none to train only, " if split == "test" else ""

@@ -1,12 +1,12 @@
-"""How sensitive a run's data is, and what follows: green (public), yellow (ask first), red (sensitive).
+"""How sensitive data is: green (public), yellow (ask first), red (sensitive), and the TIER files that say so.
 
-The strictest counts of `dataset.tier` and every file named TIER beside the data: in the folder that holds it and in every
-folder above, by the path that was given and by the real one. A file has one word: green, yellow or red. Of data that is
-drawn from a seed the setting alone counts.
+The strictest of `dataset.tier` and every file named TIER beside the data counts: in the folder that holds it and in every
+folder above, by the given path and by the real one. A file has one word: green, yellow or red. For data that is
+generated from a seed only the setting counts.
 
-yellow   a coding agent (agents.py) needs dataset.permission
-red      samples, prompts and answers leave the process neither in messages (withheld.py) nor in logs
-         (evaluation/log_redaction.py); folders are the owner's alone; nothing goes to a server
+yellow   a coding agent (util/agents.py) needs dataset.permission
+red      samples, prompts and answers leave the process neither in messages (util/redaction.py) nor in logs
+         (evaluation/log_redaction.py); only the owner can open the folders; nothing is sent to a server
 """
 
 import contextlib
@@ -14,48 +14,48 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cruijff_kit.data.dataset_files import locate
+from cruijff_kit.data.dataset_files import find_files
 from cruijff_kit.util.errors import UserError
 
 GREEN, YELLOW, RED = TIERS = ("green", "yellow", "red")
-FILE = "TIER"
-LONGEST_GROUP = 40  # letters; what is longer is a text, and no group
+TIER_FILE = "TIER"
+MAX_GROUP_LENGTH = 40  # letters; a longer value is a text, not a group
 
 
-def strictest(tiers: Iterable[str]) -> str:
-    """The strictest of some tiers; green of none."""
+def strictest_tier(tiers: Iterable[str]) -> str:
+    """Return the strictest of some tiers; green if there are none."""
     return max(tiers, key=TIERS.index, default=GREEN)
 
 
-def marked(path: str | Path | Mapping[str, str], format: str | None = None) -> str:
-    """The strictest tier that files named TIER beside some data ask for.
+def find_tier(path: str | Path | Mapping[str, str], format: str | None = None) -> str:
+    """Return the strictest tier of the TIER files beside some data.
 
     Args:
         path: as dataset.path: a file, a folder, or {split: file}; it need not exist.
         format: as dataset.format.
     Raises:
-        UserError: such a file says something else.
+        UserError: a TIER file does not hold a tier.
     """
-    return strictest(_word(file) for file in _files(path, format))
+    return strictest_tier(_read_tier(file) for file in _find_tier_files(path, format))
 
 
-def _files(path: str | Path | Mapping[str, str], format: str | None) -> set[str]:
+def _find_tier_files(path: str | Path | Mapping[str, str], format: str | None) -> set[str]:
     given = [*path.values()] if isinstance(path, Mapping) else [str(path)]
-    places = {os.path.expanduser(str(p)) for p in given}
-    with contextlib.suppress(UserError, OSError, KeyError):  # what is wrong with the data is said when it is read
-        places |= {str(f.path) for f in locate(path if isinstance(path, Mapping) else str(path), format).files}
-    found = {file for place in places for file in _beside(place)}
-    return {file for file in found if os.path.lexists(file) and not os.path.isdir(file)}
+    paths = {os.path.expanduser(str(p)) for p in given}
+    with contextlib.suppress(UserError, OSError, KeyError):  # reading the data reports what is wrong with it
+        paths |= {str(f.path) for f in find_files(path if isinstance(path, Mapping) else str(path), format).files}
+    candidates = {file for each in paths for file in _candidate_files(each)}
+    return {file for file in candidates if os.path.lexists(file) and not os.path.isdir(file)}
 
 
-def _beside(place: str) -> Iterator[str]:
-    # A folder on the way may itself be a link, so the real path is looked for from each of them.
-    given = Path(os.path.abspath(place))
-    for start in {given, *(Path(os.path.realpath(p)) for p in (Path(place), *given.parents))}:
-        yield from (os.path.join(folder, FILE) for folder in (start, *start.parents))
+def _candidate_files(path: str) -> Iterator[str]:
+    # A parent folder may itself be a link, so the real path of each counts.
+    given = Path(os.path.abspath(path))
+    for start in {given, *(Path(os.path.realpath(p)) for p in (Path(path), *given.parents))}:
+        yield from (os.path.join(folder, TIER_FILE) for folder in (start, *start.parents))
 
 
-def _word(file: str) -> str:
+def _read_tier(file: str) -> str:
     try:
         word = Path(file).read_text(encoding="utf-8-sig").strip().lower()
     except (OSError, UnicodeDecodeError):
@@ -66,7 +66,7 @@ def _word(file: str) -> str:
 
 
 def write_tier(folder: Path, tier: str) -> Path:
-    """Mark a folder of data."""
-    path = folder / FILE
+    """Write a TIER file into a folder of data."""
+    path = folder / TIER_FILE
     path.write_text(tier + "\n", encoding="utf-8")
     return path

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
-from cruijff_kit.data.dataset_files import digest_of
+from cruijff_kit.data.dataset_files import secret_digest
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation.cells import item_key
 from cruijff_kit.evaluation.chance import constants_of
@@ -24,7 +24,7 @@ from cruijff_kit.records.result import Evaluation
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.versions import versions
 from cruijff_kit.util.cache import cache_dir
-from cruijff_kit.util.files import close_folder, write_text
+from cruijff_kit.util.files import make_private, write_text
 from cruijff_kit.util.progress import say
 
 
@@ -46,7 +46,7 @@ def _one(
     kept = cache_dir() / "baseline" / f"{key}-{_constants(name, config)}"
     kept.mkdir(parents=True, exist_ok=True)
     if config.dataset.tier == RED:
-        close_folder(kept)
+        make_private(kept)
     with FileLock(kept / "lock"):
         entry = _read(kept / "evaluation.json")
         if entry is None:
@@ -115,7 +115,7 @@ def _constants(name: TaskName, config: RunConfig) -> str:
     does not have the data: it may be red.
     """
     constants, data = json.dumps(constants_of(build_task(name, config)), sort_keys=True), config.dataset
-    return hashlib.sha256(digest_of(data.path, data.format) + constants.encode()).hexdigest()[:8]
+    return hashlib.sha256(secret_digest(data.path, data.format) + constants.encode()).hexdigest()[:8]
 
 
 def _asked_by(name: TaskName, config: RunConfig) -> list[str]:

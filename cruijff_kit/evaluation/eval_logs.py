@@ -98,7 +98,7 @@ def told_groups(log: str) -> list[str] | None:
     said = read_eval_log(log, header_only=True).eval.metadata or {}
     if said.get("tier") != "red":
         return None
-    redaction.begin()
+    redaction.enable()
     return [column for column in said.get("group_columns", "").split(",") if column]
 
 

@@ -26,7 +26,7 @@ from cruijff_kit.evaluation.inspect_private import (
     unique_scorer_name,
 )
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.redaction import muted
+from cruijff_kit.util.redaction import silence
 from cruijff_kit.util.suggest import did_you_mean
 
 
@@ -42,7 +42,7 @@ def build_external(name: TaskName, arguments: dict[str, Any]) -> Task:
     function = _function(name)
     check_arguments(name, function, arguments)
     # Relative paths in the file mean the file's folder, as for `inspect eval`.
-    with chdir_python(str(name.file.parent)) if name.file else nullcontext(), muted():
+    with chdir_python(str(name.file.parent)) if name.file else nullcontext(), silence():
         try:
             (task,) = create_file_tasks(name.file, [name.task], arguments) if name.file else [function(**arguments)]
         except (Exception, SystemExit) as error:  # whatever a task of the user's does wrong
@@ -92,7 +92,7 @@ def log_names(task: Task) -> list[str]:
 
 def metrics_over(scorer: Scorer, name: str, scores: list[SampleScore]) -> list[tuple[str, str | None, float]]:
     """A scorer's own metrics over other scores: name and group as the log has them, and value; none where they fail."""
-    with muted():
+    with silence():
         try:
             results, _ = eval_results(len(scores), [{name: s} for s in scores], None, [scorer], None, [name])
         except Exception:  # a metric of the user's that wants more than such scores have
@@ -127,7 +127,7 @@ def _function(name: TaskName) -> Any:
         return _installed(name)
     if not name.file.is_file():
         raise UserError(f"eval.tasks: no such file {name.file}")
-    with chdir_python(str(name.file.parent)), warnings.catch_warnings(), muted():
+    with chdir_python(str(name.file.parent)), warnings.catch_warnings(), silence():
         try:
             module = load_module(name.file)
         except (Exception, SystemExit) as error:

@@ -35,11 +35,11 @@ from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Score
 
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.data.dataset_files import digest_of
-from cruijff_kit.data.tiers import LONGEST_GROUP
+from cruijff_kit.data.dataset_files import secret_digest
+from cruijff_kit.data.tiers import MAX_GROUP_LENGTH
 from cruijff_kit.evaluation.inspect_private import get_all_hooks, intercept_generation
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import WITHHELD, of_log
+from cruijff_kit.util.redaction import WITHHELD, redact_log
 
 IN_MEMORY = {"log_format": "json", "log_buffer": 1 << 30, "log_shared": None, "log_model_api": False}
 """What keeps inspect-ai from writing until the end (besides log_dir)."""
@@ -104,7 +104,7 @@ def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: b
     samples = log.samples or []
     groups = _groups(samples, config.dataset.group_columns, trusted=ships)
     made = _Redaction(
-        digest_of(config.dataset.path, config.dataset.format),
+        secret_digest(config.dataset.path, config.dataset.format),
         groups,
         ships,
         log.eval.dataset.samples or 0,
@@ -135,7 +135,7 @@ def _groups(samples: list[EvalSample], columns: list[str], trusted: bool) -> dic
     found = {}
     for column in columns:
         values = [str(v) for s in samples if (v := (s.metadata or {}).get(column)) is not None]
-        short = all(len(v) <= LONGEST_GROUP for v in values)
+        short = all(len(v) <= MAX_GROUP_LENGTH for v in values)
         found[column] = short and (trusted or 2 * len({*values}) <= len(values))
     return {column: True for column, fits in found.items() if fits}
 
@@ -213,7 +213,7 @@ def _value(value: Any) -> Any:
 
 
 def _error(error: EvalError) -> EvalError:
-    said = of_log(error.message, error.traceback)
+    said = redact_log(error.message, error.traceback)
     return EvalError(message=said, traceback=said, traceback_ansi=said)
 
 

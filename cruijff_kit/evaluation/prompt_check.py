@@ -31,7 +31,7 @@ from cruijff_kit.evaluation.targets import check_room, check_targets, most_token
 from cruijff_kit.training import process_cache
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.redaction import quoted
+from cruijff_kit.util.redaction import quote
 
 _SAMPLES = 32  # prompts compared per task
 _FEW = 2  # samples of an external task
@@ -183,13 +183,13 @@ def _run(name: TaskName, task: Task, recorder: _Recorder, config: RunConfig, log
 
 
 def _show_tokens(ids: list[int], tokenizer) -> str:
-    return quoted(ids) if redaction.active() else f"{tokenizer.decode(ids, skip_special_tokens=False)!r} {ids[:4]}"
+    return quote(ids) if redaction.is_enabled() else f"{tokenizer.decode(ids, skip_special_tokens=False)!r} {ids[:4]}"
 
 
 def _error_text(message: str, trace: str) -> str:
     """Return an error of a log in one line; one of ours without its type and quotes."""
-    if redaction.active():
-        return redaction.of_log(message, trace)
+    if redaction.is_enabled():
+        return redaction.redact_log(message, trace)
     ours = re.fullmatch(r"UserError\((.*)\)", one_line(message))
     return str(ast.literal_eval(ours[1])) if ours else one_line(message)
 

@@ -46,8 +46,9 @@ from cruijff_kit.evaluation.generate_config import (
     temperature,
 )
 from cruijff_kit.evaluation.scorers import OPTION_LOGITS, OPTION_SAID
+from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import active, quoted
+from cruijff_kit.util.redaction import quote
 
 PROVIDER = "cruijff_kit"
 # A sample comes from one request to the next in about as many iterations of the event loop; an idle one takes 10 us.
@@ -210,9 +211,9 @@ class InMemoryAPI(ModelAPI):
         tokenizer = self.chat_model.tokenizer
         ids = tokenizer.continuation(messages, option)
         if len(ids) != 1:
-            spelt = quoted(ids) if active() else " ".join(repr(tokenizer.token(i)) for i in ids)
+            spelt = quote(ids) if redaction.is_enabled() else " ".join(repr(tokenizer.token(i)) for i in ids)
             raise UserError(
-                f"risk_scorer: the option {quoted(option)} is {len(ids)} tokens of this model ({spelt}), not a single one; "
+                f"risk_scorer: the option {quote(option)} is {len(ids)} tokens of this model ({spelt}), not a single one; "
                 "choose options that are one token each, such as digits or letters"
             )
         return ids[0]

@@ -32,9 +32,9 @@ from cruijff_kit.records.result import Evaluation
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.files import close_folder
+from cruijff_kit.util.files import make_private
 from cruijff_kit.util.progress import progress, say
-from cruijff_kit.util.redaction import places_of
+from cruijff_kit.util.redaction import parse_frames
 from cruijff_kit.util.suggest import did_you_mean
 
 
@@ -240,7 +240,7 @@ def _keep_red(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dict[str
         The whole log with its new place, and with results that can be told.
     """
     withholds = withholds_samples(config)
-    close_folder(log_dir)
+    make_private(log_dir)
     path = log_dir / log_redaction.file_name(log)
     metadata = log_redaction.marked(metadata, config, withholds)
     kept = told = log_redaction.redacted(log, config, metadata, ships)
@@ -312,7 +312,7 @@ def run_inspect(
     asked = {"metadata": metadata, "score": score, **generation(task, config)}
     if config.dataset.tier != RED:
         return call_inspect([task], [model], config, **asked, log_dir=str(log_dir))[0]
-    with log_redaction.kept_in_memory() as folder, redaction.muted():
+    with log_redaction.kept_in_memory() as folder, redaction.silence():
         return call_inspect([task], [model], config, **asked, log_dir=folder, **log_redaction.IN_MEMORY)[0]
 
 
@@ -380,15 +380,17 @@ def _check(name: str, log: EvalLog, may_score_none: bool) -> dict[str, int]:
     if log.status == "cancelled":  # inspect-ai took the Ctrl-C
         raise KeyboardInterrupt
     if log.status != "success":
-        reason = redaction.of_log(log.error.message, log.error.traceback) if log.error else log.status
+        reason = redaction.redact_log(log.error.message, log.error.traceback) if log.error else log.status
         error = EvaluationError(f"task {name} ended as {log.status}: {reason}")
         if log.error:
-            error.add_note("\n".join(f'  File "{file}", line {line}' for file, line in places_of(log.error.traceback)))
+            error.add_note(
+                "\n".join(f'  File "{file}", line {line}' for file, line in parse_frames(log.error.traceback))
+            )
         raise error
     samples, expected = log.samples or [], log.results.total_samples
     failed = [s for s in samples if s.error]
     if failed:
-        first = redaction.of_log(failed[0].error.message, failed[0].error.traceback)
+        first = redaction.redact_log(failed[0].error.message, failed[0].error.traceback)
         raise EvaluationError(f"task {name}: {len(failed)} of {expected} samples failed, first: {first}")
     if not expected or len(samples) != expected:
         raise EvaluationError(f"task {name}: {len(samples)} of {expected} samples were answered")

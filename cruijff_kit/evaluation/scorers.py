@@ -33,8 +33,9 @@ from inspect_ai.solver import TaskState
 
 from cruijff_kit.evaluation import metrics
 from cruijff_kit.evaluation.numbers import find_number, find_risk
+from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import active, quoted
+from cruijff_kit.util.redaction import quote
 
 OPTION_LOGITS = "option_logits"
 """In the metadata of an output of the model in memory: option -> the logit of its token at the answer's beginning."""
@@ -185,7 +186,7 @@ def continuous_scorer(decimal_comma: bool = False) -> Scorer:
 
     def wanted_number(text: str) -> float:
         if (number := find_number(text, decimal_comma)) is None:
-            raise UserError(f"continuous_scorer needs a number as target, not {quoted(text)}")
+            raise UserError(f"continuous_scorer needs a number as target, not {quote(text)}")
         return number
 
     async def score(state: TaskState, target: Target) -> Score:
@@ -202,7 +203,7 @@ def continuous_scorer(decimal_comma: bool = False) -> Scorer:
 def _checked(options: Sequence[str]) -> list[str]:
     options = [str(o) for o in options]
     if len(options) < 2 or len(set(options)) < len(options) or not all(options):
-        raise UserError(f"a scorer's options are two or more different texts, not {quoted(options)}")
+        raise UserError(f"a scorer's options are two or more different texts, not {quote(options)}")
     return options
 
 
@@ -210,8 +211,8 @@ def _label(target: str, options: list[str]) -> str:
     for option in options:
         if plain(option) == plain(target):
             return option
-    listed = ", ".join(map(quoted, options[: 1 if active() else None]))
-    raise UserError(f"the target {quoted(target)} is none of the scorer's options: {listed}")
+    listed = ", ".join(map(quote, options[: 1 if redaction.is_enabled() else None]))
+    raise UserError(f"the target {quote(target)} is none of the scorer's options: {listed}")
 
 
 async def _in_memory(state: TaskState, options: list[str]) -> tuple[list[float], str | None] | None:

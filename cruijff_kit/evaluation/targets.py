@@ -13,7 +13,7 @@ from cruijff_kit.evaluation.generate_config import as_messages
 from cruijff_kit.evaluation.run_tasks import option_tokens
 from cruijff_kit.evaluation.scorers import INCLUSION
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import quoted
+from cruijff_kit.util.redaction import quote
 
 _MARGIN = 4  # tokens that a text may have more than bytes: the end token, a space that a tokenizer writes in front
 _LONGEST = 8  # targets whose tokens are counted as training teaches them
@@ -93,6 +93,6 @@ def targets_within_others(name: TaskName, task: Task) -> tuple[str, ...]:
         return ()
     holder = next(t for t in targets if within in t and t != within)
     return (
-        f"includes cannot tell all targets of task {name.label} apart: {quoted(within)} also stands in {quoted(holder)}; "
+        f"includes cannot tell all targets of task {name.label} apart: {quote(within)} also stands in {quote(holder)}; "
         "go by match",
     )

@@ -1,7 +1,6 @@
 """Adapters on disk, in PEFT's format: stock `peft` loads them onto the base folder without a network."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cruijff_kit.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cruijff_kit.models.compat import TransformerDecoder, get_adapter_params
 from cruijff_kit.models.weights import deinterleave, interleave, to_hugging_face
+from cruijff_kit.util.files import atomic
 
 # Parameters of an adapter, torchtune's name -> PEFT's.
 _PARAMETERS = {
@@ -51,16 +52,14 @@ def save_adapter(model: TransformerDecoder, model_config: dict[str, Any], base_f
     """
     attention = model.layers[0].attn
     weights = peft_weights(adapter_state(model), attention.num_heads, attention.num_kv_heads)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in weights.items()}, draft / "adapter_model.safetensors", {"format": "pt"})
-    settings = peft_config(model_config, base_folder)
-    (draft / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    # safetensors writes files that only their owner may read; follow the user's umask as for any other file.
-    shutil.copymode(draft / "adapter_config.json", draft / "adapter_model.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    with atomic(folder) as draft:
+        draft.mkdir()
+        save_file({k: v.contiguous() for k, v in weights.items()}, draft / ADAPTER_WEIGHTS, {"format": "pt"})
+        settings = peft_config(model_config, base_folder)
+        (draft / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        # safetensors writes files that only their owner may read; follow the user's umask as for any other file.
+        shutil.copymode(draft / ADAPTER_CONFIG, draft / ADAPTER_WEIGHTS)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_adapter(model: TransformerDecoder, folder: Path) -> None:
@@ -73,7 +72,7 @@ def load_adapter(model: TransformerDecoder, folder: Path) -> None:
         FileNotFoundError: the folder holds none.
         ValueError: it is of another adapter: other modules, or another rank.
     """
-    weights = load_file(folder / "adapter_model.safetensors")
+    weights = load_file(folder / ADAPTER_WEIGHTS)
     attention = model.layers[0].attn
     heads = {"q_proj": attention.num_heads, "k_proj": attention.num_kv_heads}
     state = {}

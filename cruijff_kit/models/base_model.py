@@ -26,7 +26,7 @@ from cruijff_kit.models.device import Machine
 from cruijff_kit.models.master_weights import use_master_weights
 from cruijff_kit.util.errors import UserError
 
-_held: dict[str, dict[str, torch.Tensor]] = {}  # at most one base model
+_cached: dict[str, dict[str, torch.Tensor]] = {}  # at most one base model
 
 
 def read_base(
@@ -46,18 +46,18 @@ def read_base(
     versions = [(path, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for path, s in stats]
     parts = [versions, checkpointer["_component_"], checkpointer.get("model_type"), quantize_base]
     key = json.dumps([*parts, str(machine.device), str(machine.dtype)])
-    if key not in _held:
-        _held.clear()
+    if key not in _cached:
+        _cached.clear()
         held = {}
         for name, tensor in _tensors(checkpointer):
             tensor = tensor.to(machine.device, machine.dtype)
             quantized = quantize_base and name.startswith("layers.") and tensor.ndim == 2
-            held[name] = _in_four_bits(tensor) if quantized else tensor
-        _held[key] = held
-    return _held[key]
+            held[name] = _quantize(tensor) if quantized else tensor
+        _cached[key] = held
+    return _cached[key]
 
 
-def _in_four_bits(matrix: torch.Tensor) -> torch.Tensor | NF4Tensor:
+def _quantize(matrix: torch.Tensor) -> torch.Tensor | NF4Tensor:
     """In NF4, each 64 values with a scale, up to 256 scales quantized together; as it is where 64 does not divide it."""
     blocks, rest = divmod(matrix.numel(), 64)
     return matrix if rest else to_nf4(matrix, 64, math.gcd(blocks, 256))
@@ -154,6 +154,6 @@ def count_parameters(model: TransformerDecoder) -> tuple[int, int]:
     return sum(p.numel() for p in get_adapter_params(model).values()), sum(p.numel() for p in model.parameters())
 
 
-def release() -> None:
+def clear_cache() -> None:
     """Forget the base model that is held in memory."""
-    _held.clear()
+    _cached.clear()

@@ -28,7 +28,7 @@ class Machine:
     threads: int
 
 
-def choose(device: str, dtype: str, threads: int | None) -> Machine:
+def choose_machine(device: str, dtype: str, threads: int | None) -> Machine:
     """Resolve `auto` for this machine and set torch's thread count.
 
     Args:
@@ -44,7 +44,7 @@ def choose(device: str, dtype: str, threads: int | None) -> Machine:
         raise UserError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
     chosen = torch.device(device)
     if dtype == "auto":
-        dtype = "bf16" if _computes_in_bf16(chosen) else "fp32"
+        dtype = "bf16" if _supports_bf16(chosen) else "fp32"
     if threads is None:
         threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or _processors())
     torch.set_num_threads(threads)
@@ -62,13 +62,13 @@ def check_devices(device: torch.device, processes: int) -> None:
         raise UserError(f"gpus={processes}, but torch sees {torch.cuda.device_count()} here; set gpus to that at most")
 
 
-def expect(device: str, dtype: str, threads: int) -> Machine:
-    """As `choose`, of another machine: nothing is looked at or set. auto: the CPU, and bf16."""
+def expected_machine(device: str, dtype: str, threads: int) -> Machine:
+    """As `choose_machine`, of another machine: nothing is looked at or set. auto: the CPU, and bf16."""
     chosen = torch.device("cpu" if device == "auto" else device)
     return Machine(chosen, torch.float32 if dtype == "fp32" else torch.bfloat16, threads)
 
 
-def describe(machine: Machine) -> dict[str, str | int]:
+def describe_machine(machine: Machine) -> dict[str, str | int]:
     """device (its name), dtype and threads, for the record."""
     name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else "cpu"
     return {"device": name, "dtype": short_name(machine.dtype), "threads": machine.threads}
@@ -127,7 +127,7 @@ def short_name(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
 
 
-def held_memory(device: torch.device) -> int | None:
+def used_memory(device: torch.device) -> int | None:
     """Memory held now, bytes: on the GPU, else by the process; None where that is not known (outside Linux)."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_process("VmRSS")
 
@@ -168,10 +168,10 @@ def free_bytes(device: torch.device) -> int:
     if not meminfo.exists():
         return 4 << 30
     free = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return min([free * 1024, *left_by_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min([free * 1024, *cgroup_headroom(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
-def left_by_control_groups(membership: Path, root: Path) -> list[int]:
+def cgroup_headroom(membership: Path, root: Path) -> list[int]:
     """Bytes that each of Linux's control groups (version 2) around this process leaves it: a cluster's job has one."""
     lines = membership.read_text().splitlines() if membership.exists() else []
     group = next((root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")), root)
@@ -205,7 +205,7 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _computes_in_bf16(device: torch.device) -> bool:
+def _supports_bf16(device: torch.device) -> bool:
     # A processor without bf16 instructions emulates them, slower than fp32.
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()

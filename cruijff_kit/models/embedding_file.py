@@ -1,13 +1,13 @@
 """The files of cruijff-kit embed: HDF5 or Parquet, by the ending; written whole or not at all."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import atomic
 
 if TYPE_CHECKING:
     from cruijff_kit.models.hidden_states import States
@@ -16,20 +16,22 @@ HDF5, PARQUET = (".h5", ".hdf5"), (".parquet",)
 
 
 @dataclass
-class Table:
-    """What is written: `States`, and what is known of each text.
-
-    layers: their numbers, in the tensor's order. pooling: "none" where every position stands. texts: None for data that
-    must not leave its place. next_tokens: (token, probability) of each text. about: attributes of the file.
-    """
+class EmbeddingTable:
+    """What is written."""
 
     states: "States"
     ids: list[int]
+    """Of each text its number."""
     texts: list[str] | None
+    """None for data that must not leave its place."""
     layers: list[int]
+    """Their numbers, in the order of the tensor."""
     pooling: str
+    """One of POOLINGS, or EACH."""
     next_tokens: list[list[tuple[str, float]]] | None
+    """Of each text (token, probability)."""
     about: dict[str, Any]
+    """Attributes of the file."""
 
 
 def check_target(file: Path, force: bool) -> None:
@@ -47,20 +49,14 @@ def check_target(file: Path, force: bool) -> None:
             raise UserError(f"{file.suffix} files need h5py; pip install 'cruijff_kit[hdf5]', or .parquet") from None
 
 
-def write(table: Table, file: Path) -> None:
+def write_table(table: EmbeddingTable, file: Path) -> None:
     """Write a table to a file that `check_target` has passed."""
-    file = file.absolute()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    form: Callable[[Table, Path], None] = _hdf5 if file.suffix in HDF5 else _parquet
-    try:
-        form(table, draft)
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_format: Callable[[EmbeddingTable, Path], None] = _write_hdf5 if file.suffix in HDF5 else _write_parquet
+    with atomic(file.absolute()) as draft:
+        write_format(table, draft)
 
 
-def _hdf5(table: Table, file: Path) -> None:
+def _write_hdf5(table: EmbeddingTable, file: Path) -> None:
     import h5py
 
     with h5py.File(file, "w") as out:
@@ -77,7 +73,7 @@ def _hdf5(table: Table, file: Path) -> None:
             out.attrs[name] = "" if value is None else value
 
 
-def _parquet(table: Table, file: Path) -> None:
+def _write_parquet(table: EmbeddingTable, file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 

@@ -15,22 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cruijff_kit.models.adapter import adapter_parameters, load_adapter_state, peft_name
+from cruijff_kit.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.weights import interleave
 from cruijff_kit.util.errors import UserError
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "output_proj"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
-_FILE, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PART = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter that PEFT saved."""
-    return (folder / _SETTINGS).is_file()
-
-
-def base_of(folder: Path) -> str:
+def base_model_name(folder: Path) -> str:
     """The base model that an adapter names: a folder, or a name on the Hugging Face hub."""
     return _settings(folder).get("base_model_name_or_path") or ""
 
@@ -59,22 +54,22 @@ def lora_settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def load_foreign_adapter(model: TransformerDecoder, folder: Path) -> None:
+def load_peft_adapter(model: TransformerDecoder, folder: Path) -> None:
     """Put an adapter that PEFT saved into a model that was built with its `lora_settings`.
 
     Raises:
         UserError: it is of another base model.
     """
-    load_adapter_state(model, state_for(model, folder))
+    load_adapter_state(model, read_peft_state(model, folder))
 
 
-def state_for(model: TransformerDecoder, folder: Path) -> dict[str, torch.Tensor]:
+def read_peft_state(model: TransformerDecoder, folder: Path) -> dict[str, torch.Tensor]:
     """An adapter that PEFT saved as `load_adapter_state` takes it; the model may be an outline without weights.
 
     Raises:
         UserError: it is of another base model.
     """
-    settings, weights = _settings(folder), load_file(folder / _FILE)
+    settings, weights = _settings(folder), load_file(folder / ADAPTER_WEIGHTS)
     found = {}
     for name, tensor in weights.items():
         module, part = _PART.match(name).groups()
@@ -95,7 +90,7 @@ def state_for(model: TransformerDecoder, folder: Path) -> dict[str, torch.Tensor
         elif theirs.endswith("lora_B"):
             module = theirs.removeprefix("base_model.model.").removesuffix(".lora_B")
             value = value.float() * (_scaling(settings, module, value.shape[1]) / scaling)
-        value = _padded(value, parameter.shape, folder, theirs)
+        value = _pad(value, parameter.shape, folder, theirs)
         state[name] = interleave(value, rotated) if rotated else value
     if found:
         raise UserError(f"{folder} does not fit the base model, which has no {next(iter(found))}")
@@ -113,7 +108,7 @@ def _check_left_out(name: str, settings: dict[str, Any], weights: dict[str, Any]
         )
 
 
-def _padded(value: torch.Tensor, shape: torch.Size, folder: Path, name: str) -> torch.Tensor:
+def _pad(value: torch.Tensor, shape: torch.Size, folder: Path, name: str) -> torch.Tensor:
     """With zeros behind, to a shape: A [rank, in] in its rows, B [out, rank] in its columns."""
     growing = 0 if name.endswith("lora_A") else 1
     fits = value.ndim == len(shape) and all(
@@ -132,11 +127,11 @@ def _padded(value: torch.Tensor, shape: torch.Size, folder: Path, name: str) -> 
 
 def _settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no adapter ({_SETTINGS} is missing)") from None
+        raise UserError(f"{folder} holds no adapter ({ADAPTER_CONFIG} is missing)") from None
     except ValueError as error:
-        raise UserError(f"{folder / _SETTINGS} is not JSON: {error}") from error
+        raise UserError(f"{folder / ADAPTER_CONFIG} is not JSON: {error}") from error
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise UserError(f"{folder} is an adapter of type {kind}; only LORA can be evaluated")
@@ -153,9 +148,9 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _ranks(folder: Path) -> dict[str, int]:
     """Module (as PEFT calls it) -> rank."""
-    path = folder / _FILE
+    path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise UserError(f"{folder} has no {_FILE}; save the adapter again with safe_serialization=True")
+        raise UserError(f"{folder} has no {ADAPTER_WEIGHTS}; save the adapter again with safe_serialization=True")
     ranks = {}
     try:
         with safe_open(path, "pt") as file:

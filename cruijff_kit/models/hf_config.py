@@ -65,7 +65,7 @@ class Architecture:
     window: int | None
 
 
-def architecture(checkpoint_dir: str | Path) -> Architecture:
+def read_architecture(checkpoint_dir: str | Path) -> Architecture:
     """The architecture of a Hugging Face folder.
 
     Raises:

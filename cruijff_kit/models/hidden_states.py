@@ -21,12 +21,11 @@ import torch
 from cruijff_kit.models import adapter as adapters
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter
 from cruijff_kit.models.device import Machine
-from cruijff_kit.models.external_adapter import load_foreign_adapter
+from cruijff_kit.models.external_adapter import load_peft_adapter
 from cruijff_kit.models.placement import for_evaluation
+from cruijff_kit.models.pooling import EACH
 
 OVER_PADS = ("mean", "median", "last")
-POOLINGS = ("mean", "mean_non_padding", "median", "first", "last", "last_non_padding")
-EACH = "none"  # every position's state
 
 
 @dataclass
@@ -57,7 +56,7 @@ def open_model(cfg: dict[str, Any], adapter: Path | None, ours: bool = True) -> 
     decoder, machine = for_evaluation(cfg | {"dtype": dtype})
     decoder.eval()
     if adapter is not None:
-        (adapters.load_adapter if ours else load_foreign_adapter)(decoder, adapter)
+        (adapters.load_adapter if ours else load_peft_adapter)(decoder, adapter)
     return Model(decoder, machine, base=adapter is None)
 
 
@@ -108,7 +107,7 @@ def read_states(
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         to = longest if pooling in OVER_PADS else len(rows[chosen[0]])
-        batch = Batch.of([rows[n] for n in chosen], pad_id, to, model.machine.device)
+        batch = TextBatch.of([rows[n] for n in chosen], pad_id, to, model.machine.device)
         states = dict(
             layer_states(model, batch, {*layers, last} if asked else {*layers}, see_pads=pooling in OVER_PADS)
         )
@@ -119,7 +118,9 @@ def read_states(
     return found
 
 
-def _note_states(found: States, chosen: list[int], states: list[torch.Tensor], batch: "Batch", pooling: str) -> None:
+def _note_states(
+    found: States, chosen: list[int], states: list[torch.Tensor], batch: "TextBatch", pooling: str
+) -> None:
     to = batch.ids.shape[1]
     for place, layer in enumerate(states):
         pooled = pool(layer.float(), batch.mask, pooling).cpu().numpy()
@@ -140,7 +141,7 @@ def _note_next(found: States, chosen: list[int], logits: torch.Tensor, top: int)
 
 
 @dataclass
-class Batch:
+class TextBatch:
     """Texts side by side: ids [b, s] with pads behind, mask [b, s] True where a text is, lengths [b]."""
 
     ids: torch.Tensor
@@ -148,11 +149,11 @@ class Batch:
     lengths: torch.Tensor
 
     @staticmethod
-    def of(rows: list[list[int]], pad_id: int, to: int, device: torch.device) -> "Batch":
+    def of(rows: list[list[int]], pad_id: int, to: int, device: torch.device) -> "TextBatch":
         """Rows padded to a length."""
         lengths = torch.tensor([len(r) for r in rows], device=device)
         ids = torch.tensor([[*r, *[pad_id] * (to - len(r))] for r in rows], device=device)
-        return Batch(ids, torch.arange(to, device=device) < lengths[:, None], lengths)
+        return TextBatch(ids, torch.arange(to, device=device) < lengths[:, None], lengths)
 
     def last(self, states: torch.Tensor) -> torch.Tensor:
         """[b, s, ...] -> [b, ...] at each text's last position."""
@@ -160,7 +161,7 @@ class Batch:
 
 
 def layer_states(
-    model: Model, batch: Batch, wanted: set[int], see_pads: bool = False
+    model: Model, batch: TextBatch, wanted: set[int], see_pads: bool = False
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Number and states [b, s, width] of the layers that are wanted.
 

@@ -1,6 +1,6 @@
 """The decoder of a Hugging Face folder (Llama, Mistral, Qwen2.5), put together from torchtune's modules.
 
-One builder for all sizes and families: every number comes from the folder's config.json (`architecture`).
+One builder for all sizes and families: every number comes from the folder's config.json (`read_architecture`).
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from cruijff_kit.models.compat import (
     TransformerSelfAttentionLayer,
 )
 from cruijff_kit.models.dora import BiasedDoRALinear
-from cruijff_kit.models.hf_config import ROPE_TYPES, Architecture, architecture
+from cruijff_kit.models.hf_config import ROPE_TYPES, Architecture, read_architecture
 from cruijff_kit.util.errors import UserError
 
 # (name of a layer, inputs, outputs, bias) -> the layer, with or without an adapter
@@ -36,8 +36,8 @@ class LinearScaledRoPE(Llama3ScaledRoPE):
 
 
 def hf_llama(checkpoint_dir: str) -> TransformerDecoder:
-    """The base model without adapters. Raises UserError as `architecture`."""
-    return _decoder(architecture(checkpoint_dir), lambda name, *shape: nn.Linear(*shape))
+    """The base model without adapters. Raises UserError as `read_architecture`."""
+    return _decoder(read_architecture(checkpoint_dir), lambda name, *shape: nn.Linear(*shape))
 
 
 def lora_hf_llama(
@@ -64,9 +64,9 @@ def lora_hf_llama(
         use_dora: weight-decomposed (Liu et al. 2024, arXiv 2402.09353): a magnitude per output is learnt too.
         quantize_base: said here for `models.base`, which fills in the layers' weights in 4 bits.
     Raises:
-        UserError: as `architecture`; or `apply_lora_to_output` with tied weights.
+        UserError: as `read_architecture`; or `apply_lora_to_output` with tied weights.
     """
-    shape = architecture(checkpoint_dir)
+    shape = read_architecture(checkpoint_dir)
     if apply_lora_to_output and shape.tie_word_embeddings:
         raise UserError(
             "lora.apply_to_output=true: this model's output shares the embedding's weights, so it cannot have an adapter "

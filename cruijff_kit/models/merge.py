@@ -6,7 +6,6 @@ adapter a second time.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cruijff_kit.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.files import atomic
 
 SHARD_BYTES = 5 * 10**9
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json", ".lock")
@@ -37,30 +38,25 @@ def merge(base_folder: str | Path, adapter_folder: str | Path, to: str | Path, s
     if to.exists():
         raise UserError(f"{to} exists already; choose another folder")
     files = _weight_files(base)
-    adapter = Adapter(Path(adapter_folder).expanduser())
-    draft = to.with_name(f".{to.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    adapter = AdapterUpdates(Path(adapter_folder).expanduser())
+    with atomic(to) as draft:
+        draft.mkdir()
         _copy_rest(base, draft)
-        _write_shards(_merged(files, adapter), draft, shard_bytes)
+        _write_shards(_merge_tensors(files, adapter), draft, shard_bytes)
         adapter.check_used(base)
-        os.replace(draft, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return to
 
 
-class Adapter:
+class AdapterUpdates:
     """An adapter folder in PEFT's format, as updates of weights."""
 
     def __init__(self, folder: Path) -> None:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         rank = settings["r"]
         self.folder, self.dora = folder, settings.get("use_dora", False)
         self.scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
         self.parts: dict[str, dict[str, torch.Tensor]] = {}
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dict)
                 part = next((p for p in _PARTS if name.endswith(p)), None)
                 if part is None:
@@ -107,7 +103,7 @@ def _copy_rest(base: Path, to: Path) -> None:
             shutil.copyfile(file, to / file.name)
 
 
-def _merged(files: list[Path], adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
+def _merge_tensors(files: list[Path], adapter: AdapterUpdates) -> Iterator[tuple[str, torch.Tensor]]:
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no dict)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from cruijff_kit.models.compat import TransformerDecoder
-from cruijff_kit.models.hidden_states import Batch, Model, layer_states, next_logits
+from cruijff_kit.models.hidden_states import Model, TextBatch, layer_states, next_logits
 
 _SCORED = 256  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredText:
     """A text: its ids; the first of them that is scored; the position behind which next tokens are compared."""
 
     ids: list[int]
@@ -22,7 +22,7 @@ class Row:
 
 
 @dataclass
-class Difference:
+class ModelDifference:
     """Two models on n texts.
 
     nll: mean negative log-likelihood of the scored tokens, in nats, of each model; perplexity is its exponential.
@@ -47,26 +47,26 @@ class Difference:
 
 
 @torch.inference_mode()
-def difference(
+def measure_difference(
     first: Model,
     second: Model,
-    rows: list[Row],
+    rows: list[ScoredText],
     pad_id: int,
     batch_size: int = 16,
     advance: Callable[[int], object] = lambda texts: None,
-) -> Difference:
+) -> ModelDifference:
     """Compare two models, which may be one with its adapters on and off.
 
     Args:
         advance: called after each batch with its number of texts.
     """
-    found, sums = Difference(len(rows), sum(len(r.ids) - r.scored_from for r in rows)), [0.0, 0.0]
+    found, sums = ModelDifference(len(rows), sum(len(r.ids) - r.scored_from for r in rows)), [0.0, 0.0]
     rows = sorted(rows, key=lambda r: -len(r.ids))
     for begin in range(0, len(rows), batch_size):
         chosen = rows[begin : begin + batch_size]
         logits = []
         for n, model in enumerate((first, second)):
-            batch = Batch.of([r.ids for r in chosen], pad_id, len(chosen[0].ids), model.machine.device)
+            batch = TextBatch.of([r.ids for r in chosen], pad_id, len(chosen[0].ids), model.machine.device)
             (states,) = dict(layer_states(model, batch, {len(model.decoder.layers)})).values()
             sums[n] += _nll(model, states, chosen)
             at = torch.tensor([r.at for r in chosen], device=states.device)
@@ -80,7 +80,7 @@ def difference(
     return found
 
 
-def _note(found: Difference, first: torch.Tensor, second: torch.Tensor) -> None:
+def _note(found: ModelDifference, first: torch.Tensor, second: torch.Tensor) -> None:
     """Add the sums over texts of [n, vocabulary] logits."""
     apart = (second - first).abs()
     found.mean_abs += apart.mean(-1).sum().item()
@@ -90,7 +90,7 @@ def _note(found: Difference, first: torch.Tensor, second: torch.Tensor) -> None:
     found.agree += (first.argmax(-1) == second.argmax(-1)).sum().item()
 
 
-def _nll(model: Model, states: torch.Tensor, rows: list[Row]) -> float:
+def _nll(model: Model, states: torch.Tensor, rows: list[ScoredText]) -> float:
     """Summed negative log-likelihood of the scored tokens; states [b, s, width]."""
     at = [(n, i - 1) for n, r in enumerate(rows) for i in range(r.scored_from, len(r.ids))]
     targets = torch.tensor([t for r in rows for t in r.ids[r.scored_from :]], device=states.device)
@@ -114,7 +114,7 @@ class AdapterSize:
 
 
 @torch.inference_mode()
-def adapter_size(model: TransformerDecoder) -> AdapterSize:
+def measure_adapter(model: TransformerDecoder) -> AdapterSize:
     """How large a model's adapter is, worked out without the updates: |BA|^2 = sum of (B'B) * (AA')."""
     squares, nonzero = [], 0
     for module in model.modules():

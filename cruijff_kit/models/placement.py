@@ -7,7 +7,7 @@ import torch
 
 from cruijff_kit.models import base_model
 from cruijff_kit.models.compat import TransformerDecoder
-from cruijff_kit.models.device import Machine, check_devices, choose
+from cruijff_kit.models.device import Machine, check_devices, choose_machine
 
 
 def for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
@@ -16,7 +16,7 @@ def for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
     Raises:
         UserError: files that are missing or do not fit; a device that is not there.
     """
-    machine, processes = choose(cfg["device"], cfg["dtype"], cfg.get("threads")), cfg["nproc_per_node"]
+    machine, processes = choose_machine(cfg["device"], cfg["dtype"], cfg.get("threads")), cfg["nproc_per_node"]
     check_devices(machine.device, processes)
     several = processes > 1 and machine.device.type == "cuda"
     reading = Machine(torch.device("cpu"), machine.dtype, machine.threads) if several else machine

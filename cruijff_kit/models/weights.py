@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from cruijff_kit.models.compat import MODEL_KEY
-from cruijff_kit.models.hf_config import architecture
+from cruijff_kit.models.hf_config import read_architecture
 from cruijff_kit.util.errors import UserError
 
 _LAYER = re.compile(r"(model\.)?layers\.(\d+)\.(.+)")
@@ -83,7 +83,7 @@ class HFCheckpointer:
         Raises:
             UserError: a file is broken, or holds a weight that these architectures do not have.
         """
-        shape = architecture(self.folder)
+        shape = read_architecture(self.folder)
         heads = {"attn.q_proj": shape.num_heads, "attn.k_proj": shape.num_kv_heads}
         for file in self.files:
             for name, tensor in _read(self.folder / file):

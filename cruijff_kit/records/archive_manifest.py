@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cruijff_kit.records.run_folder import RunFolder, find_above, folders_below
+from cruijff_kit.models.adapter_files import ADAPTER_CONFIG, is_adapter_folder
+from cruijff_kit.records.run_folder import RunFolder, find_above, find_folders
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import require_folder, write_text
 from cruijff_kit.util.format import now
@@ -16,7 +17,7 @@ COPYING, DELETING, DONE = "copying", "deleting", "done"
 
 
 @dataclass
-class Deleted:
+class DeletedFolder:
     """A folder that is gone: its path below the archive's, bytes, and of an adapter the sha256 of each file."""
 
     path: str
@@ -38,7 +39,7 @@ class ArchivedData:
 
 
 @dataclass
-class Manifest:
+class ArchiveManifest:
     """An archive; paths are relative to its folder.
 
     source: the folder that was archived. keep: best, all or none. best: the runs of the best configuration, "." for the
@@ -53,14 +54,14 @@ class Manifest:
     created: str = field(default_factory=now)
     state: str = COPYING
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    deleted: list[Deleted] = field(default_factory=list)
+    deleted: list[DeletedFolder] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     data: list[ArchivedData] = field(default_factory=list)
     """What was copied with --data: it lies in the copy, not in `source`."""
     version: int = 1
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> ArchiveManifest | None:
     """The manifest in a folder; None if there is none.
 
     Raises:
@@ -69,21 +70,24 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / NAME
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        parts = {"deleted": [Deleted(**d) for d in tree["deleted"]], "data": [ArchivedData(**d) for d in tree["data"]]}
-        return Manifest(**tree | parts)
+        parts = {
+            "deleted": [DeletedFolder(**d) for d in tree["deleted"]],
+            "data": [ArchivedData(**d) for d in tree["data"]],
+        }
+        return ArchiveManifest(**tree | parts)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not an archive of this version of cruijff_kit: {error}") from error
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: ArchiveManifest, folder: Path) -> None:
     """Write archive.json into a folder."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
     write_text(folder / NAME, text + "\n")
 
 
-def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
+def find_archived_epochs(run: Path) -> dict[int, tuple[DeletedFolder, Path]]:
     """Epochs whose adapters were archived away from a run: what is known of each, and the archive.json that says so."""
     above = find_above(run, NAME)
     manifest = read_manifest(above) if above else None
@@ -95,7 +99,7 @@ def archived_epochs(run: Path) -> dict[int, tuple[Deleted, Path]]:
     return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
 
 
-def archived_data(run: Path, hash: str | None) -> dict[str, str]:
+def find_archived_data(run: Path, hash: str | None) -> dict[str, str]:
     """Path in a run's config -> the copy of that data in the run's archive, if it has one."""
     above = find_above(run, NAME)
     manifest = read_manifest(above) if above else None
@@ -106,9 +110,9 @@ def archived_data(run: Path, hash: str | None) -> dict[str, str]:
     return {old: str(new) for old, new in paths.items() if new.exists()}
 
 
-def refuse_archived(run: Path, epochs: list[int] | None = None) -> None:
+def reject_archived(run: Path, epochs: list[int] | None = None) -> None:
     """Raises UserError if an adapter of these epochs (None: any of the run's) was archived away."""
-    gone = archived_epochs(run)
+    gone = find_archived_epochs(run)
     wanted = [e for e in (sorted(gone) if epochs is None else epochs) if e in gone]
     if wanted:
         where = gone[wanted[0]][1]
@@ -119,7 +123,7 @@ def refuse_archived(run: Path, epochs: list[int] | None = None) -> None:
         )
 
 
-def saved_epochs(folder: RunFolder) -> list[int]:
+def require_epochs(folder: RunFolder) -> list[int]:
     """Epochs whose adapters a run's folder holds, counted from 0, in order; at least one.
 
     Raises:
@@ -127,12 +131,12 @@ def saved_epochs(folder: RunFolder) -> list[int]:
     """
     path = folder.path
     require_folder(path)
-    names = [p.parent.name.removeprefix("epoch_") for p in path.glob("epoch_*/adapter_config.json")]
+    names = [p.parent.name.removeprefix("epoch_") for p in path.glob(f"epoch_*/{ADAPTER_CONFIG}")]
     if saved := sorted(int(n) for n in names if n.isdigit()):
         return saved
-    if (path / "adapter_config.json").is_file():
+    if is_adapter_folder(path):
         raise UserError(f"{path} is an adapter; give the run's folder: {path.parent}")
-    refuse_archived(path)
-    if runs := sorted(set(folders_below(path, "result.json")) - {path}):
+    reject_archived(path)
+    if runs := sorted(set(find_folders(path, "result.json")) - {path}):
         raise UserError(f"{path} holds several runs; give the folder of one, for example {runs[0]}")
     raise UserError(f"{path} holds no saved adapter (epoch_N): is it a run, and did epochs_to_save keep one?")

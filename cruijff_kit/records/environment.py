@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.data.tiers import RED
-from cruijff_kit.records.own_code import describe_own_code, normalise
+from cruijff_kit.records.own_code import describe_own_code, normalise_name
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.versions import CODE, PACKAGE, code_hash, git_commit
 from cruijff_kit.util.files import write_text
@@ -38,7 +38,7 @@ def write_environment(config: "RunConfig", machine: "Machine", name: str = NAME)
     from cruijff_kit.models.fingerprint import file_hashes, fingerprint
 
     folder, red = RunFolder(config.output_dir), config.dataset.tier == RED
-    found = environment(machine)
+    found = describe_environment(machine)
     found["code"] = found["code"] | _write_patch(folder.path, red)
     found["own_code"] = describe_own_code(config, None if red else folder.path / FOLDER)
     path = config.model.path
@@ -60,33 +60,33 @@ def read_environment(run: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def environment(machine: "Machine") -> dict[str, Any]:
+def describe_environment(machine: "Machine") -> dict[str, Any]:
     """Python, system, hardware, packages and our code as they are now; all but the GPU is looked up once a process."""
     from cruijff_kit.models.device import describe_hardware
 
     python = {"version": platform.python_version(), "implementation": platform.python_implementation()}
     return {
         "python": python,
-        "system": system(),
+        "system": describe_system(),
         **describe_hardware(machine),
-        "packages": installed_packages(),
-        "code": {"version": installed_packages().get("cruijff-kit"), "commit": git_commit(), "hash": code_hash()},
+        "packages": list_packages(),
+        "code": {"version": list_packages().get("cruijff-kit"), "commit": git_commit(), "hash": code_hash()},
     }
 
 
 @functools.cache
-def installed_packages() -> dict[str, str]:
+def list_packages() -> dict[str, str]:
     """Every installed package and its version, by normalised name (PEP 503)."""
     found: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         name = package.metadata["Name"]
         if name:  # a folder that a broken uninstall left has none
-            found.setdefault(normalise(name), package.version)
+            found.setdefault(normalise_name(name), package.version)
     return dict(sorted(found.items()))
 
 
 @functools.cache
-def system() -> dict[str, str | None]:
+def describe_system() -> dict[str, str | None]:
     """The operating system: its kernel, distribution, C library, and the machine's architecture."""
     try:
         distribution = platform.freedesktop_os_release().get("PRETTY_NAME")
@@ -104,7 +104,7 @@ def system() -> dict[str, str | None]:
 
 def _write_patch(run: Path, red: bool) -> dict[str, str | None]:
     """Write the edits of our checkout into a run's folder; what environment.json says of them."""
-    edits = _edits()
+    edits = _diff_checkout()
     if not edits:
         return {"patch": None, "why_no_patch": None}
     if red:
@@ -116,7 +116,7 @@ def _write_patch(run: Path, red: bool) -> dict[str, str | None]:
 
 
 @functools.cache
-def _edits() -> bytes:
+def _diff_checkout() -> bytes:
     """What `git apply` makes of the commit what is here: edited and new files of the code; empty without a checkout."""
     if not (git_commit() or "").endswith("+changes"):
         return b""

@@ -20,16 +20,16 @@ NODE_FAILURE = "node_failure"
 CAUSES = (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, NOT_FINITE, USER_ERROR, ERROR, KILLED, TIME_LIMIT, STOPPED, NODE_FAILURE)
 
 
-def failure_of(error: BaseException, phase: str) -> Failure:
+def describe_failure(error: BaseException, phase: str) -> Failure:
     """An exception as results keep it.
 
     Args:
         phase: setup, baseline, train or evaluate.
     """
-    return Failure(type(error).__name__, one_line(error), phase, redaction.traceback_of(error), cause_of(error))
+    return Failure(type(error).__name__, one_line(error), phase, redaction.format_traceback(error), find_cause(error))
 
 
-def cause_of(error: BaseException) -> str:
+def find_cause(error: BaseException) -> str:
     """The cause that an exception stands for (torch's are known by name: this module does not import it)."""
     if isinstance(error, UserError):
         return USER_ERROR

@@ -36,10 +36,10 @@ def describe_own_code(config: "RunConfig", to: Path | None) -> dict[str, Any]:
         files: path, sha256, commit (of the repository that holds it unchanged) or copy (below the run's folder) or
         why_no_copy. packages: installed ones that these files import.
     """
-    files = own_files(config)
+    files = find_own_files(config)
     root = Path(os.path.commonpath([f.parent for f in files])) if files else Path()
     described, copied = [], 0
-    for file, commit in zip(files, _commits(tuple((f, f.stat().st_mtime_ns) for f in files)), strict=True):
+    for file, commit in zip(files, _find_commits(tuple((f, f.stat().st_mtime_ns) for f in files)), strict=True):
         content = file.read_bytes()
         entry = {"path": str(file), "sha256": hashlib.sha256(content).hexdigest(), "commit": commit}
         entry |= {"copy": None, "why_no_copy": None}
@@ -53,46 +53,46 @@ def describe_own_code(config: "RunConfig", to: Path | None) -> dict[str, Any]:
             place.write_bytes(content)
             entry["copy"], copied = place.relative_to(to.parent).as_posix(), copied + len(content)
         described.append(entry)
-    return {"files": described, "packages": _imported_packages(files)}
+    return {"files": described, "packages": _find_packages(files)}
 
 
-def own_files(config: "RunConfig") -> list[Path]:
+def find_own_files(config: "RunConfig") -> list[Path]:
     """The Python files of the user's own that a run uses, sorted."""
     waiting = [(name.file, name.file.parent) for name in config.eval.names if name.file is not None]
-    dotted = [*config.custom_metrics, *_components(config.torchtune)]
+    dotted = [*config.custom_metrics, *_find_components(config.torchtune)]
     packages = [name.task.partition("/")[0] for name in config.eval.names if name.file is None and not name.ships]
-    for module in [*dotted, *(m for package in packages for m in _task_modules(package))]:
-        waiting += _files_of(module)
+    for module in [*dotted, *(m for package in packages for m in _find_task_modules(package))]:
+        waiting += _find_files(module)
     found: set[Path] = set()
     while waiting:
         file, root = waiting.pop()
         file = Path(os.path.abspath(file))
         if file not in found and file.is_file():
             found.add(file)
-            waiting += [(f, root) for name in _imports(file) for f in _located(name, file, root)]
+            waiting += [(f, root) for name in _find_imports(file) for f in _resolve_import(name, file, root)]
     return sorted(found)
 
 
-def _components(tree: Any) -> Iterator[str]:
+def _find_components(tree: Any) -> Iterator[str]:
     """Dotted names in a torchtune config that are neither ours nor torchtune's."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "_component_" and isinstance(value, str) and value.partition(".")[0] not in _OURS:
                 yield value
             else:
-                yield from _components(value)
+                yield from _find_components(value)
 
 
-def _task_modules(package: str) -> list[str]:
+def _find_task_modules(package: str) -> list[str]:
     """The modules that an installed package's entry point names for inspect-ai."""
     found = importlib.metadata.entry_points(group="inspect_ai")
     return [point.module for point in found if point.name == package]
 
 
-def _files_of(dotted: str) -> Iterator[tuple[Path, Path]]:
+def _find_files(dotted: str) -> Iterator[tuple[Path, Path]]:
     """The files of a dotted name that are the user's, each with the folder that the name is looked up in."""
     top = dotted.partition(".")[0]
-    if top in sys.stdlib_module_names or top in _installed():
+    if top in sys.stdlib_module_names or top in _list_installed():
         return
     try:
         spec = importlib.util.find_spec(top)
@@ -102,10 +102,10 @@ def _files_of(dotted: str) -> Iterator[tuple[Path, Path]]:
         return
     packages = [Path(p).parent for p in spec.submodule_search_locations or ()]
     for root in packages or [Path(spec.origin or top).parent]:
-        yield from ((file, root) for file in _below(root, dotted))
+        yield from ((file, root) for file in _module_files(root, dotted))
 
 
-def _imports(file: Path) -> Iterator[tuple[int, str]]:
+def _find_imports(file: Path) -> Iterator[tuple[int, str]]:
     """What a file imports: (leading dots, dotted name); of `from a import b` both a and a.b. Nothing of a broken file."""
     try:
         tree = ast.parse(file.read_bytes())
@@ -119,19 +119,19 @@ def _imports(file: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.level, f"{node.module or ''}.{alias.name}".lstrip(".")) for alias in node.names)
 
 
-def _located(imported: tuple[int, str], file: Path, root: Path) -> Iterator[Path]:
+def _resolve_import(imported: tuple[int, str], file: Path, root: Path) -> Iterator[Path]:
     """The files that an import means, if they lie beside the file, below its root, or where the command was given."""
     dots, name = imported
     if name.partition(".")[0] in _OURS and not dots:
         return
     roots = [*file.parents][dots - 1 : dots] if dots else [file.parent, root, Path.cwd()]
     for place in dict.fromkeys(roots):
-        yield from _below(place, name)
+        yield from _module_files(place, name)
         if dots:
             yield place / "__init__.py"
 
 
-def _below(root: Path, dotted: str) -> Iterator[Path]:
+def _module_files(root: Path, dotted: str) -> Iterator[Path]:
     """The modules and packages on the way of a dotted name."""
     place = root
     for part in filter(None, dotted.split(".")):
@@ -140,7 +140,7 @@ def _below(root: Path, dotted: str) -> Iterator[Path]:
 
 
 @functools.cache
-def _commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
+def _find_commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
     """Of each file the commit of the repository that holds it as it is; None where none does.
 
     Args:
@@ -166,23 +166,23 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _imported_packages(files: list[Path]) -> list[str]:
+def _find_packages(files: list[Path]) -> list[str]:
     """Installed packages that files import, by name."""
     if not files:
         return []
-    tops = {name.partition(".")[0] for file in files for dots, name in _imports(file) if not dots}
-    return sorted({normalise(package) for top in tops for package in _installed().get(top, ())})
+    tops = {name.partition(".")[0] for file in files for dots, name in _find_imports(file) if not dots}
+    return sorted({normalise_name(package) for top in tops for package in _list_installed().get(top, ())})
 
 
 @functools.cache
-def _installed() -> dict[str, list[str]]:
+def _list_installed() -> dict[str, list[str]]:
     """Top-level module -> packages it belongs to, but for editable ones: whose code is somebody's who works on it."""
     edited = {d.metadata["Name"] for d in importlib.metadata.distributions() if _is_editable(d)}
     found = importlib.metadata.packages_distributions()
     return {top: names for top, all_names in found.items() if (names := sorted({*all_names} - edited))}
 
 
-def normalise(package: str) -> str:
+def normalise_name(package: str) -> str:
     """The name of a package as all compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", package).lower()
 

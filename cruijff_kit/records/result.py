@@ -3,18 +3,17 @@
 Imports nothing heavy: no torch, no inspect-ai.
 """
 
-import dataclasses
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config.data_policy import enable_redaction_for
-from cruijff_kit.data.tiers import GREEN, RED, marked
+from cruijff_kit.data.tiers import GREEN, RED, find_tier
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
+from cruijff_kit.util.json_output import to_plain
 
 
 @dataclass
@@ -161,10 +160,10 @@ class RunResult:
         """
         flat = {k: self.training[k] for k in ("loss", "validation_loss") if self.training.get(k) is not None}
         flat |= self.training.get("custom_metrics", {})
-        return flat | flat_metrics({e.task: e.metrics for e in self.evaluation})
+        return flat | flatten_metrics({e.task: e.metrics for e in self.evaluation})
 
 
-def flat_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+def flatten_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
     """Values of task -> scorer -> metric under TASK/SCORER/METRIC, and under SCORER/METRIC and METRIC for the first."""
     flat: dict[str, float] = {}
     for task, scorers in tasks.items():
@@ -189,16 +188,8 @@ def higher_is_better(objective: str) -> bool:
 
 
 def to_json(result: RunResult) -> str:
-    """The text of result.json; a number that is not finite becomes null, which JSON can say."""
-    return json.dumps(_finite(dataclasses.asdict(result)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Return the text of result.json; a number that is not finite becomes null."""
+    return json.dumps(to_plain(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_result(path: Path) -> RunResult:
@@ -215,14 +206,14 @@ def read_result(path: Path) -> RunResult:
             tree[name] = Failure(**tree[name]) if tree.get(name) else None
         result = RunResult(**tree)
         if result.tier == "red":
-            redaction.begin()  # whoever reads it may open its logs next
+            redaction.enable()  # whoever reads it may open its logs next
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a result of this version of cruijff_kit: {error}") from error
-    _find_logs(result, path.parent)
+    _relocate_logs(result, path.parent)
     return result
 
 
-def _find_logs(result: RunResult, run: Path) -> None:
+def _relocate_logs(result: RunResult, run: Path) -> None:
     """Let it name its folder and its logs where they lie now; its folder may have been moved or copied."""
     if "run" in result.paths and not Path(result.paths["run"]).is_dir():
         result.paths["run"] = str(run)
@@ -233,13 +224,13 @@ def _find_logs(result: RunResult, run: Path) -> None:
                 e.log = str(here)
 
 
-def withholds(result: "RunResult") -> bool:
+def has_red_data(result: "RunResult") -> bool:
     """Whether reports must not show the samples of a run: its data is red, or has been marked so since."""
     if getattr(result, "tier", GREEN) == RED:
         return True
     data = getattr(result, "paths", {}).get("data")
     try:
-        red = data is not None and marked(data) == RED
+        red = data is not None and find_tier(data) == RED
     except UserError:  # a TIER file that says something else
         red = True
     if red:
@@ -247,9 +238,9 @@ def withholds(result: "RunResult") -> bool:
     return red
 
 
-def notice(results: Iterable["RunResult"]) -> str:
+def red_data_notice(results: Iterable["RunResult"]) -> str:
     """A line for tables and summaries about red data among the results; empty where there is none."""
-    red = [r for r in results if withholds(r)]
+    red = [r for r in results if has_red_data(r)]
     if not red:
         return ""
     if all(getattr(r, "redacted", True) for r in red):

@@ -105,7 +105,7 @@ class RunFolder:
         Folders of red data become the owner's alone.
         """
         if config.dataset.tier == tiers.RED:
-            files.close_folder(self.path, config.experiment.name)
+            files.make_private(self.path, config.experiment.name)
         # Without `agent`, which a SLURM job sets to False whoever submitted it.
         self.write_yaml("config.yaml", dataclasses.asdict(config) | {"agent": None})
         self.write("swept.json", json.dumps(swept) + "\n")
@@ -131,7 +131,7 @@ def discard_unused(path: str | Path) -> None:
         above.rmdir()
 
 
-def folders_below(folder: Path, *names: str) -> list[Path]:
+def find_folders(folder: Path, *names: str) -> list[Path]:
     """Folders in and below a folder that hold a file of one of these names, sorted; runs are not searched inside.
 
     Unlike Path.rglob it takes no offence at a folder that vanishes meanwhile, as a run's drafts do.

@@ -20,7 +20,7 @@ from typing import Any
 
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.format import now
-from cruijff_kit.util.process import HELD_MEMORY
+from cruijff_kit.util.process import MEMORY_METER
 
 PLANNED, QUEUED, RUNNING, EVALUATING = "planned", "queued", "running", "evaluating"
 DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
@@ -193,7 +193,7 @@ class Heartbeat:
         shown = 0
         last = time.monotonic()
         while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
-            self.status.memory_bytes = max(self.status.memory_bytes or 0, HELD_MEMORY.held())
+            self.status.memory_bytes = max(self.status.memory_bytes or 0, MEMORY_METER.measure())
             # Growth is written at once: a process that is killed for its memory leaves no second chance.
             grown = self.status.memory_bytes > 1.02 * shown
             if grown or time.monotonic() - last >= SECONDS_BETWEEN_BEATS:

@@ -14,7 +14,7 @@ from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.errors import UserError
 
 
-def frozen(run: Path, slurm: dict[str, Any] | None = None, agent: bool | None = None) -> RunConfig:
+def load_saved_config(run: Path, slurm: dict[str, Any] | None = None, agent: bool | None = None) -> RunConfig:
     """The config of a run, set to resume; its folder may have been moved.
 
     Args:
@@ -33,7 +33,7 @@ def frozen(run: Path, slurm: dict[str, Any] | None = None, agent: bool | None = 
     return load(cfg)
 
 
-def frozen_anew(run: Path, to: Path, changed: dict[str, Any], places: dict[str, str]) -> RunConfig:
+def reload_with(run: Path, to: Path, changed: dict[str, Any], places: dict[str, str]) -> RunConfig:
     """The config of a run, set to begin once more in another folder, here and without trackers.
 
     Args:
@@ -41,13 +41,13 @@ def frozen_anew(run: Path, to: Path, changed: dict[str, Any], places: dict[str, 
         changed: settings of the root that are to differ; where the torchtune config has them too, there as well.
         places: paths that are elsewhere now, old -> new.
     Raises:
-        UserError: as `frozen`.
+        UserError: as `load_saved_config`.
     """
     tree = OmegaConf.to_container(_read(run))
     lies_in, new = tree["output_dir"], str(to.absolute())
-    tree = _with(tree, lambda text: places.get(text, text))
+    tree = _map_text(tree, lambda text: places.get(text, text))
     # What is read may lie in the folder of the run, or beside it under a longer name.
-    moved = _with(tree, lambda text: text.replace(lies_in, new))
+    moved = _map_text(tree, lambda text: text.replace(lies_in, new))
     moved |= {name: tree[name] for name in ("dataset", "model", "eval")}
     read = ("dataset", "dataset_val", "tokenizer", "model")
     moved["torchtune"] |= {name: tree["torchtune"][name] for name in read}
@@ -79,23 +79,23 @@ def _read(run: Path) -> DictConfig:
     return cfg
 
 
-def _with(tree: Any, change: Callable[[str], str]) -> Any:
+def _map_text(tree: Any, change: Callable[[str], str]) -> Any:
     """A tree with every text in it changed."""
     if isinstance(tree, dict):
-        return {k: _with(v, change) for k, v in tree.items()}
+        return {k: _map_text(v, change) for k, v in tree.items()}
     if isinstance(tree, list):
-        return [_with(v, change) for v in tree]
+        return [_map_text(v, change) for v in tree]
     return change(tree) if isinstance(tree, str) else tree
 
 
-def permit(run: Path, permission: str) -> None:
+def allow_sensitive(run: Path, permission: str) -> None:
     """Write down in a run's config who allowed a coding agent to use its data, and when."""
     tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     tree["dataset"]["permission"] = permission
     RunFolder(run).write_yaml("config.yaml", tree)
 
 
-def frozen_swept(run: Path) -> dict[str, Any]:
+def load_swept(run: Path) -> dict[str, Any]:
     """The values that distinguish a run in its sweep."""
     overrides: dict[str, Any] = json.loads((run / "swept.json").read_text(encoding="utf-8"))
     return overrides

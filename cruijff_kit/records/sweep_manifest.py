@@ -20,7 +20,7 @@ from cruijff_kit.config.experiment import ExperimentConfig
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import read_result
-from cruijff_kit.records.run_folder import find_above, folders_below
+from cruijff_kit.records.run_folder import find_above, find_folders
 from cruijff_kit.records.versions import code_hash, git_commit
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import write_text
@@ -152,7 +152,7 @@ def resolve_folder(sweep_dir: Path, entry: RunEntry) -> Path:
 
 def find_sweep_manifests(folder: Path) -> list[Path]:
     """Find the folders of the manifests in and below a folder."""
-    return folders_below(folder, NAME)
+    return find_folders(folder, NAME)
 
 
 def find_sweep_above(run: Path) -> Path | None:

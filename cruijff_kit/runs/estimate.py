@@ -13,10 +13,10 @@ from typing import Any
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import RunResult, read_result
-from cruijff_kit.records.run_folder import find_experiment_folder, folders_below
-from cruijff_kit.runs.plan import Plan
+from cruijff_kit.records.run_folder import find_experiment_folder, find_folders
+from cruijff_kit.runs.plan import RunPlan
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.format import clock
+from cruijff_kit.util.format import format_duration
 
 _NEWEST = 200  # results that are looked at
 # The formula's rates, operations per second: a GPU as LoRA at small batches uses it, a CPU thread with AVX2 or AVX-512.
@@ -40,17 +40,17 @@ class Estimate:
     basis: str
 
 
-def estimates(runs: Sequence[tuple[RunConfig, Plan]], sweep_dir: Path) -> list[Estimate]:
+def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) -> list[Estimate]:
     """The estimate of each run of a sweep.
 
     Args:
         sweep_dir: where its runs lie; the finished runs of all experiments beside it count.
     """
-    earlier = list(_finished(sweep_dir, runs[0][0].experiment.name)) if runs else []
-    return [_estimate(config, plan, [r for r in earlier if _of_kind(r, config, plan)]) for config, plan in runs]
+    earlier = list(_read_finished(sweep_dir, runs[0][0].experiment.name)) if runs else []
+    return [_estimate_run(config, plan, [r for r in earlier if _is_similar(r, config, plan)]) for config, plan in runs]
 
 
-def total(found: Iterable[Estimate]) -> dict[str, float]:
+def sum_estimates(found: Iterable[Estimate]) -> dict[str, float]:
     """seconds one after another, gpu_hours and cpu_hours of all, and the most memory that one needs."""
     found = list(found)
     sums = {name: sum(getattr(e, name) for e in found) for name in ("seconds", "gpu_hours", "cpu_hours")}
@@ -65,7 +65,7 @@ def check_budget(config: RunConfig, found: Sequence[Estimate], before: float = 0
     Raises:
         UserError: with the estimate, and what to type.
     """
-    hours = total(found)["gpu_hours"] + before
+    hours = sum_estimates(found)["gpu_hours"] + before
     if config.max_gpu_hours is None or config.approved or hours <= config.max_gpu_hours:
         return
     raise UserError(
@@ -74,18 +74,18 @@ def check_budget(config: RunConfig, found: Sequence[Estimate], before: float = 0
     )
 
 
-def in_words(found: Sequence[Estimate]) -> str:
+def summarise_estimates(found: Sequence[Estimate]) -> str:
     """The sweep's estimate in a line."""
-    sums, bases = total(found), dict.fromkeys(e.basis for e in found)
+    sums, bases = sum_estimates(found), dict.fromkeys(e.basis for e in found)
     hours = f"{sums['gpu_hours']:.3g} GPU-hours" if sums["gpu_hours"] else f"{sums['cpu_hours']:.3g} CPU-hours"
-    return f"estimate: {clock(sums['seconds'])} one after another, {hours} ({'; '.join(bases)})"
+    return f"estimate: {format_duration(sums['seconds'])} one after another, {hours} ({'; '.join(bases)})"
 
 
-def _finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
+def _read_finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
     """The newest finished runs of all experiments; of this sweep alone where its folder lies elsewhere."""
     folder = find_experiment_folder(sweep_dir, experiment)
     root = folder.parent if folder else sweep_dir.absolute()
-    files = [run / "result.json" for run in folders_below(root, "result.json")]
+    files = [run / "result.json" for run in find_folders(root, "result.json")]
     for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True)[:_NEWEST]:
         try:
             result = read_result(file)
@@ -95,32 +95,32 @@ def _finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
             yield result
 
 
-def _of_kind(result: RunResult, config: RunConfig, plan: Plan) -> bool:
+def _is_similar(result: RunResult, config: RunConfig, plan: RunPlan) -> bool:
     device, threads = result.machine.get("device"), result.machine.get("threads")
     same = (
         device == "cpu" and threads == plan.machine["threads"] if plan.machine["device"] == "cpu" else device != "cpu"
     )
-    same = same and (_unknown_dtype(config) or result.machine.get("dtype") == plan.machine["dtype"])
+    same = same and (_is_dtype_unknown(config) or result.machine.get("dtype") == plan.machine["dtype"])
     return same and result.model == config.model.name and result.settings.get("processes") == config.processes
 
 
-def _unknown_dtype(config: RunConfig) -> bool:
+def _is_dtype_unknown(config: RunConfig) -> bool:
     """What a node's processor computes in shows only there."""
     return config.slurm.submit and config.dtype == "auto"
 
 
-def _estimate(config: RunConfig, plan: Plan, earlier: list[RunResult]) -> Estimate:
-    seconds = _from(earlier, config, plan) if earlier else _by_formula(config, plan)
+def _estimate_run(config: RunConfig, plan: RunPlan, earlier: list[RunResult]) -> Estimate:
+    seconds = _seconds_by_runs(earlier, config, plan) if earlier else _seconds_by_formula(config, plan)
     like = [r.training["peak_memory_bytes"] for r in earlier if r.settings["batch_size"] == config.batch_size]
     memory = max(like) if like else plan.memory_bytes
-    gpus, cpus = _occupied(config, plan)
+    gpus, cpus = _count_processors(config, plan)
     some = f"from {len(earlier)} finished run{'s' * (len(earlier) != 1)} of this kind"
     basis = some if earlier else "by a formula, for want of finished runs of this kind"
     hours = seconds / 3600
     return Estimate(round(seconds, 1), memory, hours * gpus, hours * cpus, len(earlier), basis)
 
 
-def _occupied(config: RunConfig, plan: Plan) -> tuple[int, int]:
+def _count_processors(config: RunConfig, plan: RunPlan) -> tuple[int, int]:
     """GPUs and CPU cores that a run holds."""
     if config.slurm.submit:
         on_gpu = plan.machine["device"] != "cpu"
@@ -128,31 +128,31 @@ def _occupied(config: RunConfig, plan: Plan) -> tuple[int, int]:
     return (config.processes if plan.machine["device"] != "cpu" else 0), plan.machine["threads"]
 
 
-def _cells(config: RunConfig) -> int:
+def _count_evaluations(config: RunConfig) -> int:
     """How often each task is answered; the untrained model's answers count too, though they may be there already."""
     return len(config.evaluated_epochs) + config.eval.baseline if config.eval.tasks else 0
 
 
-def _from(earlier: list[RunResult], config: RunConfig, plan: Plan) -> float:
+def _seconds_by_runs(earlier: list[RunResult], config: RunConfig, plan: RunPlan) -> float:
     """Seconds, by the median of what finished runs took a token and a sample."""
     of_a_token = statistics.median(r.seconds["train"] / r.training["tokens"] for r in earlier)
     answered = [(e.seconds, e.samples) for r in earlier for e in r.evaluation if e.samples]
     of_a_sample = statistics.median(s / n for s, n in answered) if answered else _SAMPLE_SECONDS
     setup = statistics.median(r.seconds.get("setup", 0) for r in earlier)
-    return of_a_token * plan.tokens + of_a_sample * sum(plan.samples.values()) * _cells(config) + setup
+    return of_a_token * plan.tokens + of_a_sample * sum(plan.samples.values()) * _count_evaluations(config) + setup
 
 
-def _by_formula(config: RunConfig, plan: Plan) -> float:
+def _seconds_by_formula(config: RunConfig, plan: RunPlan) -> float:
     """Seconds, by counting operations: 2 a weight and token forward, 2 backward (the base is frozen), 2 to recompute."""
     gpu = plan.machine["device"] != "cpu"
-    dtype = "fp32" if _unknown_dtype(config) else plan.machine["dtype"]
+    dtype = "fp32" if _is_dtype_unknown(config) else plan.machine["dtype"]
     rate = _GPU_RATE if gpu else _CPU_RATES[dtype] * plan.machine["threads"]
     rate *= config.processes if gpu else 1
     weights = plan.total_parameters
     trained = (6 if config.enable_activation_checkpointing else 4) * weights * plan.tokens / rate
     asked = sum(n * (2 * weights * plan.sample_tokens[t] / rate + _SAMPLE_SECONDS) for t, n in plan.samples.items())
     fixed = _JOB_SECONDS if config.slurm.submit else _RUN_SECONDS
-    return trained + _STEP_SECONDS * plan.steps["total"] + asked * _cells(config) + fixed
+    return trained + _STEP_SECONDS * plan.steps["total"] + asked * _count_evaluations(config) + fixed
 
 
 def as_dict(estimate: Estimate) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation.cells import EvaluationGrid, find_missing
-from cruijff_kit.records.archive_manifest import refuse_archived
+from cruijff_kit.records.archive_manifest import reject_archived
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.saved_config import frozen
-from cruijff_kit.runs.plan import check_evaluation
+from cruijff_kit.records.saved_config import load_saved_config
+from cruijff_kit.runs.plan import plan_evaluation
 from cruijff_kit.runs.run import start_result
 from cruijff_kit.util.errors import UserError
 
@@ -52,7 +52,7 @@ class EvaluationRequest:
         Raises:
             UserError: the folder has no config, or a group has a value that cannot be.
         """
-        return self.apply(frozen(run, agent=agent))
+        return self.apply(load_saved_config(run, agent=agent))
 
     def apply(self, config: RunConfig) -> RunConfig:
         """Return a config with the groups of the request."""
@@ -134,12 +134,12 @@ def check_requested(
     if request.subject == RUN:
         gone = sorted({e for _, e in items.trained if not (folder.epoch(e) / "adapter_model.safetensors").is_file()})
         if gone:
-            refuse_archived(folder.path, gone)
+            reject_archived(folder.path, gone)
             raise UserError(
                 f"{folder.path} has no adapter of epoch {', '.join(map(str, gone))} "
                 f"(epochs_to_save={config.epochs_to_save}, counted from 0)"
             )
-    plan = check_evaluation(select_tasks(config, items.names))
+    plan = plan_evaluation(select_tasks(config, items.names))
     if request.adapter:
         _check_fits(Path(request.adapter), config)
     if result.data_hash not in (None, plan.data_hash):
@@ -151,9 +151,9 @@ def check_requested(
 
 def _check_fits(adapter: Path, config: RunConfig) -> None:
     from cruijff_kit.models.base_model import skeleton
-    from cruijff_kit.models.external_adapter import state_for
+    from cruijff_kit.models.external_adapter import read_peft_state
 
-    state_for(skeleton(config.torchtune["model"]), adapter)
+    read_peft_state(skeleton(config.torchtune["model"]), adapter)
 
 
 def base_identity(config: RunConfig) -> str:

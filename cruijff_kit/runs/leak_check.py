@@ -5,34 +5,34 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.data.conversations import Conversation, conversations
+from cruijff_kit.data.conversations import Conversation, read_conversations
 from cruijff_kit.util.errors import UserError
 
 if TYPE_CHECKING:
     from cruijff_kit.config.groups import DatasetConfig
-from cruijff_kit.data.leaks import REFUSED, Leak, find_leaks, targets_in_prompts, unit_of
+from cruijff_kit.data.leaks import REFUSED, Leak, find_leaks, find_targets_in_prompts, find_unit
 
 
 def number_units(data: "DatasetConfig", split: str, limit: int | None, rows: list[int]) -> list[int]:
     """For each of these rows of a split a number that rows of one unit (dataset.unit_column) share; it names nobody.
 
     Raises:
-        UserError: as `unit_of`.
+        UserError: as `find_unit`.
     """
-    units = {row.row: unit_of(row, data.unit_column, split) for row in _used(data, split, limit)}
+    units = {row.row: find_unit(row, data.unit_column, split) for row in _read_used(data, split, limit)}
     numbers: dict[str, int] = {}
     return [numbers.setdefault(units[row], len(numbers)) for row in rows]
 
 
 def check_units(data: "DatasetConfig", splits: list[str]) -> None:
-    """Raises UserError as `unit_of` where a row of these test splits has no unit, and dataset.unit_column asks for one."""
+    """Raise UserError as `find_unit` if dataset.unit_column is set and a row of these test splits has no unit."""
     if data.unit_column is not None:
         for split in splits:
-            for row in _used(data, split, data.max_test_samples):
-                unit_of(row, data.unit_column, split)
+            for row in _read_used(data, split, data.max_test_samples):
+                find_unit(row, data.unit_column, split)
 
 
-def used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conversation]]:
+def read_used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conversation]]:
     """The rows that a run uses, by split, the training split first.
 
     Args:
@@ -46,18 +46,18 @@ def used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conve
         limits.setdefault(data.validation_split, data.max_validation_samples)
     for split in tests:
         limits.setdefault(split, data.max_test_samples)
-    return {split: _used(data, split, limit) for split, limit in limits.items()}
+    return {split: _read_used(data, split, limit) for split, limit in limits.items()}
 
 
-def _used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversation]:
+def _read_used(data: "DatasetConfig", split: str, limit: int | None) -> list[Conversation]:
     how: dict[str, Any] = dict(
         format=data.format, split_column=data.split_column, type=data.type, sample_seed=data.sample_seed
     )
-    return conversations(data.path, split, data.column_map, data.prompt, data.system_prompt, limit, **how)
+    return read_conversations(data.path, split, data.column_map, data.prompt, data.system_prompt, limit, **how)
 
 
 @dataclass(frozen=True)
-class Checked:
+class LeakReport:
     """What a run's data came to."""
 
     leaks: list[Leak]
@@ -73,10 +73,10 @@ class Checked:
         return found | {f"target {split}": count for split, count in self.targets.items() if count}
 
 
-_checked: dict[str, Checked] = {}
+_reports: dict[str, LeakReport] = {}
 
 
-def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Checked:
+def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> LeakReport:
     """Look for leaks in what a run uses; once per process for the same data.
 
     Args:
@@ -89,20 +89,20 @@ def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Chec
     settings = dataclasses.asdict(data)
     del settings["allow_leaks"]
     key = json.dumps([settings, tests, data_hash], sort_keys=True, default=str)
-    if key not in _checked:
-        used = used_splits(data, tests)
-        targets = {split: len(targets_in_prompts(rows)) for split, rows in used.items()}
+    if key not in _reports:
+        used = read_used_splits(data, tests)
+        targets = {split: len(find_targets_in_prompts(rows)) for split, rows in used.items()}
         leaks = find_leaks(used, within=False, unit_column=data.unit_column)
-        _checked[key] = Checked(leaks, targets, used[data.train_split][0].whole)
+        _reports[key] = LeakReport(leaks, targets, used[data.train_split][0].has_messages)
     if "exact" not in data.allow_leaks:
-        _refuse_trained_on(data, tests)
-    for leak in _checked[key].leaks:
+        _reject_training_split(data, tests)
+    for leak in _reports[key].leaks:
         if leak.kind in REFUSED and leak.kind not in data.allow_leaks:
             raise UserError(f"{leak}; {leak.advice()}")
-    return _checked[key]
+    return _reports[key]
 
 
-def _refuse_trained_on(data: "DatasetConfig", tests: list[str]) -> None:
+def _reject_training_split(data: "DatasetConfig", tests: list[str]) -> None:
     held_out = {split: "eval.tasks: split " if split != data.test_split else "dataset.test_split=" for split in tests}
     for split, name in ({data.validation_split: "dataset.validation_split="} | held_out).items():
         if split == data.train_split:

@@ -9,12 +9,12 @@ from cruijff_kit.config.epochs import saved_epochs
 _FP32 = 4  # bytes
 
 
-def _disk(cfg: dict[str, Any], trainable: int, files: list[Path]) -> int:
+def estimate_disk(cfg: dict[str, Any], trainable: int, files: list[Path]) -> int:
     merged = sum(f.stat().st_size for f in files) if cfg["save_merged"] else 0
     return len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * (trainable * _FP32 + merged)
 
 
-def _memory(
+def estimate_memory(
     model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int], files: list[Path]
 ) -> int:
     """Peak of a run, bytes: on a GPU the GPU's memory (of each, where several share the base), on a CPU the processes'.

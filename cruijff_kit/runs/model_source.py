@@ -14,7 +14,8 @@ from cruijff_kit.config.explain import explained
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data import tiers
-from cruijff_kit.records.archive_manifest import refuse_archived, saved_epochs
+from cruijff_kit.models.adapter_files import is_adapter_folder
+from cruijff_kit.records.archive_manifest import reject_archived, require_epochs
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.errors import UserError
@@ -24,7 +25,7 @@ _WHO = ("agent", "dataset.permission")
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelRef:
     """A model that is there.
 
     config: of the run, or composed; its dataset says which rows are asked by default. adapter: its folder; None for the
@@ -37,7 +38,7 @@ class Source:
     epoch: int | None = None
 
     @property
-    def place(self) -> str | None:
+    def adapter_path(self) -> str | None:
         """The adapter's folder as text, for reports."""
         return str(self.adapter) if self.adapter else None
 
@@ -47,12 +48,12 @@ class Source:
         Raises:
             UserError: a coding agent without permission, or a wrong TIER file.
         """
-        tier = tiers.strictest([self.config.dataset.tier, *([tiers.marked(file)] if file else [])])
+        tier = tiers.strictest_tier([self.config.dataset.tier, *([tiers.find_tier(file)] if file else [])])
         data_policy.enable_redaction_for(tier)
         data_policy.check_agent(tier, self.config.dataset.permission, self.config.agent)
         return tier
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """In a few words."""
         if self.adapter is None:
             return f"{self.config.model.name}, untrained"
@@ -60,13 +61,13 @@ class Source:
         return f"{self.config.model.name} with {self.config.run_name}{epoch}"
 
 
-def source_of(
+def find_model(
     where: Path | None,
     overrides: list[str],
     config_dir: str | None = None,
     epoch: int | None = None,
     untrained: bool = False,
-) -> Source:
+) -> ModelRef:
     """The model that a command line names.
 
     Args:
@@ -81,44 +82,44 @@ def source_of(
     if where is not None and not where.is_dir():
         raise UserError(f"no such folder: {where}")
     if where is not None and ((where / "result.json").is_file() or (where / "config.yaml").is_file()):
-        return _of_run(where, overrides, epoch, untrained)
+        return _find_run(where, overrides, epoch, untrained)
     if epoch is not None:
         raise UserError("--epoch chooses among the adapters of a run; give a run's folder")
-    if where is not None and (where / "adapter_config.json").is_file():
-        return _of_adapter(where.absolute(), overrides, config_dir, untrained)
+    if where is not None and is_adapter_folder(where):
+        return _find_adapter(where.absolute(), overrides, config_dir, untrained)
     if where is not None and (where / "config.json").is_file():
-        overrides = [*model_at(where, overrides), *overrides]
+        overrides = [*model_overrides(where, overrides), *overrides]
     elif where is not None:
         raise UserError(f"{where} holds no run, no adapter and no model; give the folder of one")
-    elif not typed(overrides, "model") and not typed(overrides, "model.path"):
+    elif not has_override(overrides, "model") and not has_override(overrides, "model.path"):
         raise UserError("name a model: a run's folder, an adapter's, model=NAME, or model=hf_llama model.path=DIR")
-    return Source(_composed(overrides, config_dir))
+    return ModelRef(_compose(overrides, config_dir))
 
 
-def _of_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool) -> Source:
-    folder, config = RunFolder(run), _on_machine(run, overrides)
+def _find_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool) -> ModelRef:
+    folder, config = RunFolder(run), _load_config(run, overrides)
     result = read_result(folder.result) if folder.result.exists() else None
     if result:
-        config.dataset.tier = tiers.strictest([config.dataset.tier, result.tier])
+        config.dataset.tier = tiers.strictest_tier([config.dataset.tier, result.tier])
     from_elsewhere = result.paths.get("adapter") if result else None
     if untrained or (result and result.settings.get("lora.rank") is None):
-        return Source(config)
+        return ModelRef(config)
     if from_elsewhere:
-        return Source(config, Path(from_elsewhere), ours=False)
-    saved = saved_epochs(folder)
+        return ModelRef(config, Path(from_elsewhere), ours=False)
+    saved = require_epochs(folder)
     if epoch is not None and epoch not in saved:
-        refuse_archived(folder.path, [epoch])
+        reject_archived(folder.path, [epoch])
         there = ", ".join(map(str, saved))
         raise UserError(f"{folder.path} holds no adapter of epoch {epoch}; there: {there} (counted from 0)")
     epoch = saved[-1] if epoch is None else epoch
-    return Source(config, folder.epoch(epoch), epoch=epoch)
+    return ModelRef(config, folder.epoch(epoch), epoch=epoch)
 
 
-def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
+def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     """A run's config with what was typed of the machine."""
-    from cruijff_kit.records.saved_config import frozen
+    from cruijff_kit.records.saved_config import load_saved_config
 
-    config = frozen(run)
+    config = load_saved_config(run)
     with explained():
         parsed = parse_overrides(overrides)
     chosen: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
@@ -133,51 +134,51 @@ def _on_machine(run: Path, overrides: list[str]) -> RunConfig:
     return dataclasses.replace(config, **chosen, torchtune=cfg)
 
 
-def _of_adapter(adapter: Path, overrides: list[str], config_dir: str | None, untrained: bool) -> Source:
-    named = [] if typed(overrides, "run_name") else [f"run_name={quoted_text(adapter.name)}"]
-    config = _composed([*settings_of(adapter, overrides), *named, *overrides], config_dir)
-    return Source(config, None if untrained else adapter, ours=False)
+def _find_adapter(adapter: Path, overrides: list[str], config_dir: str | None, untrained: bool) -> ModelRef:
+    named = [] if has_override(overrides, "run_name") else [f"run_name={repr_text(adapter.name)}"]
+    config = _compose([*adapter_overrides(adapter, overrides), *named, *overrides], config_dir)
+    return ModelRef(config, None if untrained else adapter, ours=False)
 
 
-def _composed(overrides: list[str], config_dir: str | None) -> RunConfig:
+def _compose(overrides: list[str], config_dir: str | None) -> RunConfig:
     from cruijff_kit.config.compose import compose
 
     return compose(overrides, config_dir)
 
 
-def settings_of(adapter: Path, overrides: list[str]) -> list[str]:
+def adapter_overrides(adapter: Path, overrides: list[str]) -> list[str]:
     """Overrides that an adapter's own files make: the lora group, and the model it names if none is typed.
 
     Raises:
         UserError: it names no model that is here, or rank, alpha or modules were typed.
     """
-    from cruijff_kit.models.external_adapter import base_of, lora_settings
+    from cruijff_kit.models.external_adapter import base_model_name, lora_settings
 
     if theirs := [o for o in overrides if o.lstrip("+").startswith("lora")]:
         raise UserError(f"{theirs[0]}: rank, alpha and modules are the adapter's own; leave lora out")
     lora = [f"lora.{k}={json.dumps(v).replace(' ', '')}" for k, v in lora_settings(adapter).items()]
-    if typed(overrides, "model") or typed(overrides, "model.path"):
+    if has_override(overrides, "model") or has_override(overrides, "model.path"):
         return lora
-    named = base_of(adapter)
+    named = base_model_name(adapter)
     if not Path(named).expanduser().is_dir():
         raise UserError(
             f"{adapter} names {named or 'no model'} as its base model, which is no folder here; "
             "say which it is: model=NAME, or model=hf_llama model.path=DIR"
         )
-    return [*lora, *model_at(Path(named).expanduser(), overrides)]
+    return [*lora, *model_overrides(Path(named).expanduser(), overrides)]
 
 
-def model_at(folder: Path, overrides: list[str]) -> list[str]:
+def model_overrides(folder: Path, overrides: list[str]) -> list[str]:
     """Overrides that choose the model in a folder."""
-    chosen = [] if typed(overrides, "model") else ["model=hf_llama"]
-    return [*chosen, f"model.path={quoted_text(str(folder.absolute()))}"]
+    chosen = [] if has_override(overrides, "model") else ["model=hf_llama"]
+    return [*chosen, f"model.path={repr_text(str(folder.absolute()))}"]
 
 
-def typed(overrides: list[str], key: str) -> bool:
+def has_override(overrides: list[str], key: str) -> bool:
     """Whether a key is among the overrides."""
     return any(o.lstrip("+").startswith(f"{key}=") for o in overrides)
 
 
-def quoted_text(text: str) -> str:
+def repr_text(text: str) -> str:
     """Text as Hydra's grammar quotes it."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

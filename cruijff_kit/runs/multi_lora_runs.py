@@ -18,7 +18,7 @@ from cruijff_kit.config.run import AUTO, RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import RunResult
 from cruijff_kit.records.run_status import FAILED, Heartbeat, clear_cancel_request
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.runs.run import RunContext, train_then_eval
 from cruijff_kit.training.group_size import MAX_SIZE, GroupSizeTuner
 from cruijff_kit.util.errors import UserError, one_line
@@ -190,7 +190,7 @@ def run_group(
 def _count_steps(config: RunConfig) -> int:
     """Steps of a run; none of one that cannot work, which `train_then_eval` will say."""
     try:
-        return check(config).steps["total"]
+        return plan_run(config).steps["total"]
     except UserError:
         return 0
 
@@ -212,7 +212,7 @@ def _run_member(run: GroupRun, stop: StopSignals, started: list[Heartbeat] | Non
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        heartbeat.set(state=FAILED, reason=reason, cause=failures.cause_of(error))
+        heartbeat.set(state=FAILED, reason=reason, cause=failures.find_cause(error))
         say(f"{name} failed: {one_line(error)}")
         raise
     finally:

@@ -1,6 +1,6 @@
 """What a run will do, worked out before any weights are read: every check, the steps, the tokens, the estimates.
 
-Imports torch only inside `check`; called by run, by the launcher (all runs of a sweep first) and by the dry run.
+Imports torch only inside `plan_run`; called by run, by the launcher (all runs of a sweep first) and by the dry run.
 """
 
 import dataclasses
@@ -11,25 +11,25 @@ from typing import Any
 
 from cruijff_kit.config.data_policy import check_access
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.data.dataset_files import file_hash
+from cruijff_kit.data.dataset_files import hash_data
 from cruijff_kit.data.generators import generate
-from cruijff_kit.data.packing import rows_of
+from cruijff_kit.data.packing import unpack
 from cruijff_kit.data.rows import read_split
-from cruijff_kit.data.tiers import LONGEST_GROUP, RED
+from cruijff_kit.data.tiers import MAX_GROUP_LENGTH, RED
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
 from cruijff_kit.models import download
-from cruijff_kit.records.result import flat_metrics
+from cruijff_kit.records.result import flatten_metrics
 from cruijff_kit.runs.leak_check import check_leaks, check_units
-from cruijff_kit.runs.memory_estimate import _disk, _memory
-from cruijff_kit.training.schedule import Steps
+from cruijff_kit.runs.memory_estimate import estimate_disk, estimate_memory
+from cruijff_kit.training.schedule import StepSchedule
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import say
-from cruijff_kit.util.redaction import quoted_names
+from cruijff_kit.util.redaction import quote_names
 from cruijff_kit.util.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
-class Plan(EvaluationPlan):
+class RunPlan(EvaluationPlan):
     """What a run will do.
 
     steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). validation_rows:
@@ -63,7 +63,7 @@ class Plan(EvaluationPlan):
     conversations: bool
     warnings: list[str]
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """What was derived, in a line: rows, rows per step, steps, warm-up."""
         steps = self.steps
         split = f" ({steps['processes']} processes)" if steps["processes"] > 1 else ""
@@ -73,10 +73,10 @@ class Plan(EvaluationPlan):
         )
 
 
-_checked: dict[str, Plan] = {}
+_checked: dict[str, RunPlan] = {}
 
 
-def check(config: RunConfig) -> Plan:
+def plan_run(config: RunConfig) -> RunPlan:
     """Check everything that can be checked without weights, making the model's folder and the data if need be.
 
     Raises:
@@ -102,7 +102,7 @@ def _make_ready(config: RunConfig, splits: tuple[str | None, ...]) -> str:
             read_split(data.path, split, data.format, data.split_column)
     if data.tier == RED:
         _check_group_columns(config)
-    return file_hash(data.path, data.format)
+    return hash_data(data.path, data.format)
 
 
 def _check_group_columns(config: RunConfig) -> None:
@@ -114,13 +114,13 @@ def _check_group_columns(config: RunConfig) -> None:
             name = f"dataset.group_columns: {column}"
             values = [str(row[column]) for row in rows if row.get(column) is not None]
             if not values:
-                there = quoted_names(rows[0])
+                there = quote_names(rows[0])
                 raise UserError(f"{name} is no column of split {split!r}; {did_you_mean(column, there)}")
             longest = max(range(len(values)), key=lambda i: len(values[i]))
-            if len(values[longest]) > LONGEST_GROUP:
+            if len(values[longest]) > MAX_GROUP_LENGTH:
                 raise UserError(
-                    f"{name} has values of more than {LONGEST_GROUP} letters (split {split!r}, row {longest}), which are "
-                    "texts and not groups; take it out"
+                    f"{name} has values of more than {MAX_GROUP_LENGTH} letters (split {split!r}, row {longest}), which "
+                    "are texts and not groups; take it out"
                 )
             if 2 * len({*values}) > len(values):
                 raise UserError(
@@ -129,7 +129,7 @@ def _check_group_columns(config: RunConfig) -> None:
                 )
 
 
-def check_evaluation(config: RunConfig) -> EvaluationPlan:
+def plan_evaluation(config: RunConfig) -> EvaluationPlan:
     """Check what evaluation alone needs, training left aside.
 
     Raises:
@@ -170,7 +170,7 @@ def _check_prompts(config: RunConfig, data_hash: str, context: int) -> dict[str,
     return found
 
 
-def _work_out(config: RunConfig, data_hash: str) -> Plan:
+def _work_out(config: RunConfig, data_hash: str) -> RunPlan:
     leaks = check_leaks(config.dataset, config.test_splits, data_hash)
     _say_loading()
     from cruijff_kit.models import base_model
@@ -192,16 +192,16 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         if cfg["dataset_val"]["split"] is None
         else list(process_cache.get_dataset(cfg["dataset_val"], cfg["tokenizer"]))
     )
-    rows = [row for e in examples for row in rows_of(e)]
+    rows = [row for e in examples for row in unpack(e)]
     custom = check_custom_metrics(cfg["custom_metrics"], process_cache.get_tokenizer(cfg["tokenizer"]), examples)
-    steps = Steps.of(cfg, len(examples))
+    steps = StepSchedule.of(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base_model.count_parameters(model)
     checks = _check_prompts(config, data_hash, model.max_seq_len)
     _check_objective(config, {name: r.metrics for name, r in checks.items()}, custom)
     rows_used = min(len(examples), steps.per_epoch * steps.rows_per_update)
     lengths = [len(e.tokens) for e in examples]
-    return Plan(
+    return RunPlan(
         data_hash=data_hash,
         rows=len(examples),
         validation_rows=len(held_out),
@@ -211,8 +211,8 @@ def _work_out(config: RunConfig, data_hash: str) -> Plan:
         cut_rows=sum(e.cut > 0 for e in rows),
         trainable_parameters=trainable,
         total_parameters=total,
-        memory_bytes=_memory(model, total, trainable, chosen, cfg, lengths, files),
-        disk_bytes=_disk(cfg, trainable, files),
+        memory_bytes=estimate_memory(model, total, trainable, chosen, cfg, lengths, files),
+        disk_bytes=estimate_disk(cfg, trainable, files),
         prompts_checked={name: r.num_compared for name, r in checks.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
         samples={name: r.num_samples for name, r in checks.items()},
@@ -257,13 +257,15 @@ def _machine_of(config: RunConfig) -> Any:
 
     cfg, slurm = config.torchtune, config.slurm
     if not slurm.submit:
-        chosen = device.choose(cfg["device"], cfg["dtype"], cfg["threads"])
+        chosen = device.choose_machine(cfg["device"], cfg["dtype"], cfg["threads"])
         device.check_devices(chosen.device, config.processes)
         return chosen
     gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
     if cfg["device"].startswith("cuda") and not gpu:
         raise UserError(f"device={cfg['device']} needs a GPU, and none is asked for; add slurm.gpus=1")
-    return device.expect("cuda" if gpu and cfg["device"] == "auto" else cfg["device"], cfg["dtype"], slurm.cpus or 1)
+    return device.expected_machine(
+        "cuda" if gpu and cfg["device"] == "auto" else cfg["device"], cfg["dtype"], slurm.cpus or 1
+    )
 
 
 def _check_memory_options(cfg: dict[str, Any], device: str) -> None:
@@ -315,7 +317,7 @@ def _check_objective(config: RunConfig, tasks: dict[str, dict[str, list[str]] | 
     losses = ["loss", *(["validation_loss", *(f"validation_{name}" for name in custom)] if validated else custom)]
     known = {t: scorers for t, scorers in tasks.items() if scorers is not None}
     names = {t: {s: dict.fromkeys(metrics, 0.0) for s, metrics in scorers.items()} for t, scorers in known.items()}
-    measured = [*losses, *flat_metrics(names)]
+    measured = [*losses, *flatten_metrics(names)]
     if len(known) < len(tasks) or config.objective_name is None:
         return  # what a task measures may show when it has run
     if config.objective_name not in measured:

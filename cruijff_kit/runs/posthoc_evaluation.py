@@ -16,7 +16,7 @@ from cruijff_kit.evaluation.cells import with_evaluation
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
 from cruijff_kit.records.environment import NAME as ENVIRONMENT
 from cruijff_kit.records.environment import POSTHOC, write_environment
-from cruijff_kit.records.failures import STOPPED, failure_of
+from cruijff_kit.records.failures import STOPPED, describe_failure
 from cruijff_kit.records.result import Evaluation, Failure, RunResult, to_json
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
@@ -30,11 +30,11 @@ from cruijff_kit.runs.evaluation_request import (
     read_request,
     select_tasks,
 )
-from cruijff_kit.runs.plan import check_evaluation
+from cruijff_kit.runs.plan import plan_evaluation
 from cruijff_kit.runs.run import RunContext, record_objective
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import one_line
-from cruijff_kit.util.files import close_folder
+from cruijff_kit.util.files import make_private
 from cruijff_kit.util.format import now
 from cruijff_kit.util.progress import say
 from cruijff_kit.util.signals import StopSignals
@@ -60,7 +60,7 @@ def evaluate_pending(run: Path, context: RunContext | None = None, agent: bool |
     folder, request = RunFolder(run), read_request(run)
     config = request.config(run, agent)
     if config.dataset.tier == RED:
-        close_folder(run, config.experiment.name)
+        make_private(run, config.experiment.name)
     result = load_result(run, request, config)
     result.tier, result.redacted = config.dataset.tier, withholds_samples(config)
     result.permission = config.dataset.permission
@@ -78,7 +78,7 @@ def evaluate_pending(run: Path, context: RunContext | None = None, agent: bool |
                 heartbeat.set(state=INTERRUPTED, reason="the evaluation was interrupted", cause=STOPPED)
                 raise
             except Exception as error:
-                failure = failure_of(error, "evaluate")
+                failure = describe_failure(error, "evaluate")
             spent = result.seconds.get("posthoc_evaluation", 0) + time.monotonic() - began
             result.seconds["posthoc_evaluation"] = round(spent, 3)
             _finish(folder, request, result, failure, heartbeat)
@@ -113,18 +113,18 @@ def _evaluate(folder: RunFolder, request: EvaluationRequest, config: RunConfig, 
     if not items:
         return None
     folder.discard_partial_logs(keep=[e.log for e in [*result.baseline, *result.evaluation]])
-    plan = check_evaluation(select_tasks(config, items.names))
+    plan = plan_evaluation(select_tasks(config, items.names))
     result.data_hash = plan.data_hash
     evaluator, failure = _ItemEvaluator(folder, request, config, plan, result), None
     for name, epoch in [*((n, None) for n in items.untrained), *items.trained]:
         try:
             new = evaluator.evaluate(name, epoch)
         except Exception as error:
-            failure = failure or failure_of(error, "evaluate")
+            failure = failure or describe_failure(error, "evaluate")
             say(f"failed: {one_line(error)}")
             continue
         _save(new, result, folder)
-        json_output.extend(made=[{"run": result.name, "task": new.task, "epoch": new.epoch, "log": new.log}])
+        json_output.append(made=[{"run": result.name, "task": new.task, "epoch": new.epoch, "log": new.log}])
     if request.subject == ADAPTER and failure is None:
         record_objective(result, config)
     return failure
@@ -137,7 +137,7 @@ class _ItemEvaluator:
         self, folder: RunFolder, request: EvaluationRequest, config: RunConfig, plan: EvaluationPlan, result: RunResult
     ) -> None:
         from cruijff_kit.evaluation.engine import ChatModel
-        from cruijff_kit.models.device import describe, processor
+        from cruijff_kit.models.device import describe_machine, processor
         from cruijff_kit.models.placement import for_evaluation
         from cruijff_kit.training import process_cache
 
@@ -147,7 +147,7 @@ class _ItemEvaluator:
         dtype = result.machine.get("dtype", config.torchtune["dtype"])
         model, machine = for_evaluation(config.torchtune | {"dtype": dtype})
         self.chat_model = ChatModel(model, process_cache.get_tokenizer(config.torchtune["tokenizer"]), machine)
-        described = {"host": socket.gethostname(), **describe(machine), "processor": processor()}
+        described = {"host": socket.gethostname(), **describe_machine(machine), "processor": processor()}
         result.machine = result.machine or described
         write_environment(config, machine, POSTHOC if request.subject == RUN else ENVIRONMENT)
         self._loaded_epoch: int | None = None
@@ -168,10 +168,10 @@ class _ItemEvaluator:
 
     def _load(self, epoch: int) -> None:
         from cruijff_kit.evaluation.run_tasks import load_epoch
-        from cruijff_kit.models.external_adapter import load_foreign_adapter
+        from cruijff_kit.models.external_adapter import load_peft_adapter
 
         if self.request.adapter:
-            load_foreign_adapter(self.chat_model.model, Path(self.request.adapter))
+            load_peft_adapter(self.chat_model.model, Path(self.request.adapter))
         else:
             load_epoch(self.chat_model, self.folder, epoch)
         self._loaded_epoch = epoch

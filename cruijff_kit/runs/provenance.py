@@ -13,21 +13,21 @@ from omegaconf import OmegaConf
 
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.data.dataset_files import file_hash
+from cruijff_kit.data.dataset_files import hash_data
 from cruijff_kit.data.generators import generate
 from cruijff_kit.evaluation.cells import item_key
 from cruijff_kit.models.download import download_command
 from cruijff_kit.models.fingerprint import fingerprint
-from cruijff_kit.records.archive_manifest import archived_data
-from cruijff_kit.records.environment import installed_packages, read_environment, system
-from cruijff_kit.records.own_code import normalise
+from cruijff_kit.records.archive_manifest import find_archived_data
+from cruijff_kit.records.environment import describe_system, list_packages, read_environment
+from cruijff_kit.records.own_code import normalise_name
 from cruijff_kit.records.result import RunResult
-from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.records.saved_config import load_saved_config
 from cruijff_kit.records.sweep_manifest import SweepManifest, read_sweep_manifest
 from cruijff_kit.records.versions import code_hash, git_commit
 from cruijff_kit.slurm.run_states import find_origin, find_runs
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.files import sha256_of
+from cruijff_kit.util.files import hash_file
 
 SAME, DIFFERS, MISSING, UNKNOWN = "the same", "differs", "missing", "unknown"
 _COMPUTING = {
@@ -39,7 +39,7 @@ _SHOWN = 5  # packages that are named, of those that compute nothing
 
 
 @dataclass
-class Condition:
+class Dependency:
     """One thing that was there when the run was made."""
 
     what: str
@@ -53,10 +53,10 @@ class Condition:
 
 
 @dataclass
-class Conditions:
+class Provenance:
     """All of them, and what a new run must be told: settings as they were resolved then, and where files lie now."""
 
-    rows: list[Condition] = field(default_factory=list)
+    rows: list[Dependency] = field(default_factory=list)
     changed: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
@@ -66,21 +66,21 @@ class Conditions:
         """A row; its state follows from then and now unless it is said."""
         state = state or (UNKNOWN if then is None or now is None else SAME if then == now else DIFFERS)
         then, now = ("not recorded" if v is None else str(v) for v in (then, now))
-        self.rows.append(Condition(what, then, now, state, fix if state != SAME else None, matters))
+        self.rows.append(Dependency(what, then, now, state, fix if state != SAME else None, matters))
 
     @property
-    def refusals(self) -> list[Condition]:
+    def refusals(self) -> list[Dependency]:
         """Those that keep the run from being made again."""
         return [r for r in self.rows if r.fix is not None]
 
 
-def conditions_of(run: Path, result: RunResult) -> Conditions:
+def collect_provenance(run: Path, result: RunResult) -> Provenance:
     """Compare what a run recorded with what is here. Data that is drawn from a seed is drawn if it is not there.
 
     Raises:
         UserError: the run's config cannot be read.
     """
-    config, found = frozen(run), Conditions()
+    config, found = load_saved_config(run), Provenance()
     manifest = _sweep_manifest(run)
     then = read_environment(run) or {}
     _code(found, result, manifest)
@@ -88,7 +88,7 @@ def conditions_of(run: Path, result: RunResult) -> Conditions:
     _packages(found, result, then)
     _system(found, result, then)
     found.add("configuration", result.config_hash, config_hash(config))
-    began = began_in(run, manifest)
+    began = find_original_cwd(run, manifest)
     _data(found, run, result, config, began)
     _model(found, result, config, began)
     _tasks(found, result, config)
@@ -105,7 +105,7 @@ def _sweep_manifest(run: Path) -> SweepManifest | None:
     return read_sweep_manifest(sweep_dir) if sweep_dir else None
 
 
-def began_in(run: Path, manifest: SweepManifest | None = None) -> Path | None:
+def find_original_cwd(run: Path, manifest: SweepManifest | None = None) -> Path | None:
     """Where a run's command was given, from which relative paths count; None where that is not known.
 
     Args:
@@ -120,9 +120,9 @@ def began_in(run: Path, manifest: SweepManifest | None = None) -> Path | None:
         return None
 
 
-def located(path: str, began_in: Path | None) -> str:
+def resolve_path(path: str, original_cwd: Path | None) -> str:
     """A path, or where it led when the run was made, if it leads nowhere here."""
-    there = began_in / path if began_in else None
+    there = original_cwd / path if original_cwd else None
     return str(there) if there and not Path(path).expanduser().exists() and there.exists() else path
 
 
@@ -131,7 +131,7 @@ def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
     return path if Path(path).expanduser().exists() else kept.get(typed, path)
 
 
-def _code(found: Conditions, result: RunResult, manifest: SweepManifest | None) -> None:
+def _code(found: Provenance, result: RunResult, manifest: SweepManifest | None) -> None:
     then, now = result.git_commit, git_commit()
     hashed = result.code_hash or (manifest.code if manifest else None)
     edited = "+changes" in f"{then}{now}"
@@ -140,13 +140,13 @@ def _code(found: Conditions, result: RunResult, manifest: SweepManifest | None) 
     found.add("code, hash of the files", hashed, code_hash())
 
 
-def _own_code(found: Conditions, then: dict[str, Any]) -> None:
+def _own_code(found: Provenance, then: dict[str, Any]) -> None:
     """The user's Python files, a row each."""
     files = then.get("own_code", {}).get("files", [])
     names = Counter(Path(file["path"]).name for file in files)
     for file in files:
         path, digest = Path(file["path"]), file["sha256"]
-        now = sha256_of(path) if path.is_file() else None
+        now = hash_file(path) if path.is_file() else None
         kept = f"kept as {file['copy']}" if file["copy"] else f"in commit {file['commit']}" if file["commit"] else None
         state = SAME if now == digest else DIFFERS
         where = f"{digest[:16]}{f' ({kept})' if kept else ''}"
@@ -154,14 +154,14 @@ def _own_code(found: Conditions, then: dict[str, Any]) -> None:
         found.add(f"own code {name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
 
 
-def _packages(found: Conditions, result: RunResult, then: dict[str, Any]) -> None:
+def _packages(found: Provenance, result: RunResult, then: dict[str, Any]) -> None:
     """A row for each package that differs and can matter, one for all others, one for those that are the same."""
-    recorded = {normalise(n): v for n, v in result.versions.items() if n != "python"} | then.get("packages", {})
-    now, used = installed_packages(), then.get("own_code", {}).get("packages", [])
+    recorded = {normalise_name(n): v for n, v in result.versions.items() if n != "python"} | then.get("packages", {})
+    now, used = list_packages(), then.get("own_code", {}).get("packages", [])
     # A package that is here and was not there counts where all were written down.
     names = {*recorded, *(now if "packages" in then else ())}
     apart = sorted(name for name in names if recorded.get(name) != now.get(name))
-    weighty = [name for name in apart if computes(name) or name in used]
+    weighty = [name for name in apart if can_change_results(name) or name in used]
     for name in weighty:
         then_version, now_version = (v.get(name, "not installed") for v in (recorded, now))
         found.add(f"package {name}", then_version, now_version, DIFFERS)
@@ -174,25 +174,25 @@ def _packages(found: Conditions, result: RunResult, then: dict[str, Any]) -> Non
     found.add("packages", f"{same} versions", f"{same} versions")
 
 
-def computes(package: str) -> bool:
+def can_change_results(package: str) -> bool:
     """Whether another version of a package can change what a run comes to: it computes, samples, scores, reads data or
     words what the model is asked.
     """
     return package in _COMPUTING or package.startswith(_COMPUTING_FAMILIES)
 
 
-def _system(found: Conditions, result: RunResult, then: dict[str, Any]) -> None:
+def _system(found: Provenance, result: RunResult, then: dict[str, Any]) -> None:
     """Python, the operating system and its C library (whose functions round)."""
     was, is_now = then.get("python", {}).get("version") or result.versions.get("python"), platform.python_version()
     same_minor = was is not None and was.split(".")[:2] == is_now.split(".")[:2]
     found.add("Python", was, is_now, matters=not same_minor)
-    before, now = then.get("system", {}), system()
+    before, now = then.get("system", {}), describe_system()
     for key, matters in (("libc", True), ("architecture", True), ("distribution", False), ("release", False)):
         if before.get(key) is not None or now[key] is not None:
             found.add(f"system, {key}", before.get(key), now[key], matters=matters)
 
 
-def _hardware(found: Conditions, then: dict[str, Any], now: dict[str, Any]) -> None:
+def _hardware(found: Provenance, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Processor, GPU, driver, and what torch was built for. On a GPU the processor only feeds it."""
     gpu = now["gpu"] is not None
     rows = [("processor", "model", not gpu), ("processor", "instructions", not gpu), ("torch_build", "cuda", gpu)]
@@ -206,7 +206,7 @@ def _hardware(found: Conditions, then: dict[str, Any], now: dict[str, Any]) -> N
         found.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
 
 
-def _data(found: Conditions, run: Path, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
+def _data(found: Provenance, run: Path, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
     data, fix = config.dataset, f"put back what was there at {config.dataset.path}"
     path: Any = data.path
     if data.generator is not None:  # in this machine's cache
@@ -214,21 +214,21 @@ def _data(found: Conditions, run: Path, result: RunResult, config: RunConfig, be
         fix = f"delete {path}, so that it is drawn again; if it differs still, take the code of {result.git_commit}"
         found.places |= {data.path: path} if path != data.path else {}
     else:
-        kept = archived_data(run, result.data_hash)
+        kept = find_archived_data(run, result.data_hash)
         typed = [path] if isinstance(path, str) else [*path.values()]
-        now_at = {p: _in_archive(located(p, began_in), p, kept) for p in typed}
+        now_at = {p: _in_archive(resolve_path(p, original_cwd), p, kept) for p in typed}
         found.places |= {p: place for p, place in now_at.items() if place != p}
         path = now_at[path] if isinstance(path, str) else {split: now_at[p] for split, p in path.items()}
     try:
-        now = file_hash(path, data.format)
+        now = hash_data(path, data.format)
     except (UserError, OSError):
         found.add("data", result.data_hash, f"not at {path}", MISSING, fix)
     else:
         found.add("data", result.data_hash, now, fix=fix)
 
 
-def _model(found: Conditions, result: RunResult, config: RunConfig, began_in: Path | None) -> None:
-    model, place = config.model, located(config.model.path, began_in)
+def _model(found: Provenance, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
+    model, place = config.model, resolve_path(config.model.path, original_cwd)
     if place != model.path:
         found.places[model.path] = place
     folder = Path(place).expanduser()
@@ -244,7 +244,7 @@ def _model(found: Conditions, result: RunResult, config: RunConfig, began_in: Pa
         found.add("base model", then, now, fix=fix if then is not None else None)
 
 
-def _tasks(found: Conditions, result: RunResult, config: RunConfig) -> None:
+def _tasks(found: Provenance, result: RunResult, config: RunConfig) -> None:
     keys = {e.task: e.key for e in result.evaluation}
     for name in config.eval.names:
         if name.file is not None and not name.file.is_file():
@@ -253,19 +253,19 @@ def _tasks(found: Conditions, result: RunResult, config: RunConfig) -> None:
             found.add(f"task {name.label}", keys[name.label], item_key(name, config))
 
 
-def _machine(found: Conditions, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
+def _machine(found: Provenance, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
     """Precision, threads and processes are those of then, whatever this machine would choose."""
-    from cruijff_kit.models.device import check_devices, choose, describe, describe_hardware
+    from cruijff_kit.models.device import check_devices, choose_machine, describe_hardware, describe_machine
 
     then, processes = result.machine, result.settings.get("processes") or 1
     if processes != (config.gpus or 1):  # it was submitted with as many GPUs
         found.changed["gpus"] = processes
     try:
-        machine = choose(config.device, config.dtype, config.threads)
-        own = describe(machine)
+        machine = choose_machine(config.device, config.dtype, config.threads)
+        own = describe_machine(machine)
         found.changed |= {k: then[k] for k in ("dtype", "threads") if then.get(k) not in (None, own[k])}
         if found.changed:
-            machine = choose(
+            machine = choose_machine(
                 config.device, found.changed.get("dtype", config.dtype), found.changed.get("threads", config.threads)
             )
         check_devices(machine.device, processes)
@@ -273,7 +273,7 @@ def _machine(found: Conditions, result: RunResult, config: RunConfig, made_with:
         what, _, fix = str(error).partition("; ")
         found.add("device", then.get("device"), what, MISSING, fix or "make it on a machine like that of then")
         return
-    now = describe(machine)
+    now = describe_machine(machine)
     for key in ("device", "dtype", "threads"):
         found.add(key, then.get(key), now[key])
     _hardware(found, made_with, describe_hardware(machine))

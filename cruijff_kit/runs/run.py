@@ -15,7 +15,7 @@ from cruijff_kit.config import data_policy
 from cruijff_kit.config.identity import config_hash, configuration_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.environment import write_environment
-from cruijff_kit.records.failures import apply_retry_overrides, failure_of
+from cruijff_kit.records.failures import apply_retry_overrides, describe_failure
 from cruijff_kit.records.result import RunResult, read_result, to_json
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import (
@@ -29,7 +29,7 @@ from cruijff_kit.records.run_status import (
 )
 from cruijff_kit.records.versions import code_hash, git_commit, versions
 from cruijff_kit.runs.leak_check import number_units
-from cruijff_kit.runs.plan import Plan, check
+from cruijff_kit.runs.plan import RunPlan, plan_run
 from cruijff_kit.training.out_of_memory import free_exception_frames
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.format import now
@@ -87,11 +87,11 @@ class Run:
         _refuse_taken(self.folder, config.resume_from_checkpoint)
         self.result = start_result(config, swept)
         self.clock = _Clock(self.result)
-        self.plan: Plan | None = None
+        self.plan: RunPlan | None = None
         self.recipe: Any = None
         if context is None:
             with self.clock("setup"):
-                self.plan = check(config)  # what is refused here leaves nothing behind
+                self.plan = plan_run(config)  # what is refused here leaves nothing behind
             context = RunContext(Heartbeat(self.folder.path), StopSignals(signal.SIGINT, signal.SIGTERM))
         self.context = context
         status = context.heartbeat.status
@@ -125,13 +125,13 @@ class Run:
 
     def prepare(self) -> None:
         """Check the config, save it, read the base model and tokenise the data."""
-        from cruijff_kit.models.device import describe, processor
+        from cruijff_kit.models.device import describe_machine, processor
         from cruijff_kit.models.fingerprint import fingerprint
 
         config, result, slot = self.config, self.result, self.context.slot
         with self.clock("setup"):
-            self.plan = plan = self.plan or check(config)
-            say(plan.in_words())
+            self.plan = plan = self.plan or plan_run(config)
+            say(plan.summary())
             self.folder.freeze(self.requested, result.swept)
             self.recipe = recipe = slot.make_recipe(config.torchtune) if slot else _make_recipe(config)
             result.steps, result.data_hash = plan.steps, plan.data_hash
@@ -143,7 +143,11 @@ class Run:
             self.folder.write_yaml("torchtune.yaml", config.torchtune)
             recipe.setup()
             result.model_hash = fingerprint(config.model.path)
-            result.machine = {"host": socket.gethostname(), **describe(recipe.machine), "processor": processor()}
+            result.machine = {
+                "host": socket.gethostname(),
+                **describe_machine(recipe.machine),
+                "processor": processor(),
+            }
             write_environment(config, recipe.machine)
 
     def evaluate_base_model(self) -> None:
@@ -255,7 +259,7 @@ def _record_error(result: RunResult, error: BaseException, phase: str, stop: Sto
     if isinstance(error, Cancelled):
         return
     if not is_interrupted:
-        result.error = failure_of(error, phase)
+        result.error = describe_failure(error, phase)
     elif not isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt from error
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.data.conversations import Conversation, conversations
-from cruijff_kit.data.dataset_files import locate
+from cruijff_kit.data.conversations import Conversation, read_conversations
+from cruijff_kit.data.dataset_files import find_files
 from cruijff_kit.data.generators import generate
-from cruijff_kit.data.readers import read
-from cruijff_kit.data.rows import text as cell
+from cruijff_kit.data.readers import read_file
+from cruijff_kit.data.rows import cell_text
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.suggest import did_you_mean
 
@@ -28,7 +28,7 @@ class Text:
     answer: list[int]
 
 
-def given_texts(texts: list[str], tokenizer: Any) -> list[Text]:
+def tokenise_texts(texts: list[str], tokenizer: Any) -> list[Text]:
     """Plain texts, with the tokens that the tokenizer adds to any text (as transformers' tokenizer(text)).
 
     Raises:
@@ -41,7 +41,7 @@ def given_texts(texts: list[str], tokenizer: Any) -> list[Text]:
     return found
 
 
-def texts_of_file(file: Path, column: str | None) -> list[str]:
+def read_file_texts(file: Path, column: str | None) -> list[str]:
     """The texts of a file: its lines, but for empty ones, or a column of a table.
 
     Raises:
@@ -54,14 +54,14 @@ def texts_of_file(file: Path, column: str | None) -> list[str]:
             raise UserError(f"--column {column}: {file} is plain text, a text a line; leave --column out")
         found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        found = _column(file, column)
+        found = _read_column(file, column)
     if not found:
         raise UserError(f"{file} holds no text")
     return found
 
 
-def _column(file: Path, column: str | None) -> list[str]:
-    content = read(locate(str(file), None).whole)
+def _read_column(file: Path, column: str | None) -> list[str]:
+    content = read_file(find_files(str(file), None).single)
     if isinstance(content, dict):
         raise UserError(f"{file} holds splits; train on it with dataset.path={file}, then --split chooses one")
     columns = [*content[0]] if content else []
@@ -70,10 +70,10 @@ def _column(file: Path, column: str | None) -> list[str]:
     column = column or ("text" if "text" in columns else next(iter(columns), ""))
     if columns and column not in columns:
         raise UserError(f"{file} has no column {column!r}; {did_you_mean(column, columns)}")
-    return [cell(row, column, f"{file}, row {n}") for n, row in enumerate(content)]
+    return [cell_text(row, column, f"{file}, row {n}") for n, row in enumerate(content)]
 
 
-def texts_of_split(config: RunConfig, split: str | None, most: int | None, tokenizer: Any) -> list[Text]:
+def read_split_texts(config: RunConfig, split: str | None, most: int | None, tokenizer: Any) -> list[Text]:
     """Rows of the config's data set, asked in the very tokens of evaluation.
 
     Args:
@@ -81,28 +81,28 @@ def texts_of_split(config: RunConfig, split: str | None, most: int | None, token
     Raises:
         UserError: the data is missing or malformed.
     """
-    found = rows_of_split(config, split)[:most]
-    if found[0].whole and tokenizer.kind == "base":
+    found = read_split_rows(config, split)[:most]
+    if found[0].has_messages and tokenizer.kind == "base":
         raise UserError(f"{config.dataset.path} holds conversations, which a base model has no template for")
-    return [_asked(c, tokenizer) for c in found]
+    return [_make_text(c, tokenizer) for c in found]
 
 
-def _asked(c: Conversation, tokenizer: Any) -> Text:
+def _make_text(c: Conversation, tokenizer: Any) -> Text:
     whole, length = tokenizer.example(c.messages, c.answer)
     return Text(c.row, tokenizer.decode(whole[:length], skip_special_tokens=False), whole[:length], whole[length:])
 
 
-def rows_of_split(config: RunConfig, split: str | None) -> list[Conversation]:
+def read_split_rows(config: RunConfig, split: str | None) -> list[Conversation]:
     """The rows of a split that evaluation would ask; a drawn data set is drawn if need be."""
     data = config.dataset  # what is drawn lies in this machine's cache, wherever it was when the run was made
     path = data.path if data.generator is None else str(generate(data.generator, data.arguments))
-    return conversations(
+    return read_conversations(
         path, split or data.test_split, data.column_map, data.prompt, data.system_prompt, data.max_test_samples,
         format=data.format, split_column=data.split_column, type=data.type, sample_seed=data.sample_seed,
     )  # fmt: skip
 
 
-def refuse_long(texts: list[Text], context: int, name: str, answers: bool) -> None:
+def reject_long_texts(texts: list[Text], context: int, name: str, answers: bool) -> None:
     """Raises UserError where a text (with its answer, if `answers`) has more tokens than the model reads."""
     for t in texts:
         length = len(t.ids) + len(t.answer) * answers

@@ -9,7 +9,7 @@ from typing import Any
 
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import read_result
-from cruijff_kit.records.run_folder import folders_below
+from cruijff_kit.records.run_folder import find_folders
 from cruijff_kit.records.run_status import (
     CANCELLED,
     DONE,
@@ -109,7 +109,7 @@ def find_runs(folder: Path) -> list[RunRef]:
     """
     require_folder(folder)
     refs = {ref.folder: ref for sweep_dir in find_sweep_manifests(folder) for ref in _runs_of_manifest(sweep_dir)}
-    for run in folders_below(folder, "status.json", "result.json", "swept.json"):
+    for run in find_folders(folder, "status.json", "result.json", "swept.json"):
         if run not in refs:
             refs[run] = find_run(run)
     if not refs:

@@ -280,7 +280,7 @@ def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
         raise
     array.job_id = printed.strip().partition(";")[0]
     _record_submission(array, sweep_dir, script)
-    json_output.extend(submitted=_submitted_rows(array, sweep_dir))
+    json_output.append(submitted=_submitted_rows(array, sweep_dir))
 
 
 def _submitted_rows(array: Array, sweep_dir: Path) -> list[dict[str, Any]]:

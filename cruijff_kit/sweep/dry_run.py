@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.config.identity import configuration_hash
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.runs.estimate import Estimate, check_budget, estimates, in_words, total
+from cruijff_kit.runs.estimate import Estimate, check_budget, estimate_runs, sum_estimates, summarise_estimates
 from cruijff_kit.runs.multi_lora_runs import PlannedGroup, plan_groups
-from cruijff_kit.runs.plan import Plan, check
+from cruijff_kit.runs.plan import RunPlan, plan_run
 from cruijff_kit.sweep.slurm_jobs import make_job_requests
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import ClusterError, UserError
-from cruijff_kit.util.format import clock, size
+from cruijff_kit.util.format import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ class PlannedRun:
     config: RunConfig
     swept: dict[str, Any]
     """The values that distinguish it in its sweep."""
-    plan: Plan
+    plan: RunPlan
     estimate: Estimate
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,21 +72,21 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
         UserError: a run that cannot work.
         ClusterError: SLURM would refuse an array.
     """
-    checked = [(config, check(config)) for config, _ in runs]
-    of_runs = estimates(checked, folder)
+    checked = [(config, plan_run(config)) for config, _ in runs]
+    of_runs = estimate_runs(checked, folder)
     planned = [PlannedRun(*run, plan, e) for run, (_, plan), e in zip(runs, checked, of_runs, strict=True)]
     groups = plan_groups([config for config, _ in runs], [e.seconds for e in of_runs]) if len(runs) > 1 else []
     submitted = [run for run in planned if run.config.slurm.submit]
     arrays = planned_arrays([run.config for run in submitted], folder.absolute(), [run.estimate for run in submitted])
     detectable = detectable_differences(planned)
-    if json_output.wanted():
-        json_output.record(detectable_difference={task: d.as_data() for task, d in detectable.items()})
+    if json_output.is_enabled():
+        json_output.record(detectable_difference={task: d.to_dict() for task, d in detectable.items()})
         json_output.record(
-            dry_run=True, folder=str(folder.absolute()), estimate=total(of_runs) | budget(runs[0][0], of_runs)
+            dry_run=True, folder=str(folder.absolute()), estimate=sum_estimates(of_runs) | budget(runs[0][0], of_runs)
         )
-        json_output.extend(runs=[run.to_dict() for run in planned], arrays=[array.to_dict() for array in arrays])
+        json_output.append(runs=[run.to_dict() for run in planned], arrays=[array.to_dict() for array in arrays])
         names = [run.config.run_name for run in planned]
-        json_output.extend(
+        json_output.append(
             groups=[{"runs": [names[n] for n in g.runs], "at_once": g.at_once, "why": g.why} for g in groups]
         )
     else:
@@ -153,7 +153,7 @@ def _print(
         console.print(f"{task}: {difference}", markup=False, soft_wrap=True)
     if len(runs) > 1 and len({configuration_hash(run.config) for run in runs}) == len(runs):
         further = [run.estimate for run in runs for _ in {1, 2, 3} - {run.config.seed}]
-        more = clock(total(further)["seconds"])
+        more = format_duration(sum_estimates(further)["seconds"])
         console.print(f"each configuration has one seed, so runs are compared; seed=1,2,3 would take {more} more")
     for group in groups:
         names = [runs[n].config.run_name for n in group.runs]
@@ -183,7 +183,7 @@ def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
         table.add_row(run.config.run_name, *map(str, run.swept.values()), *_cells(run))
     console.print(table)
     of_runs = [run.estimate for run in runs]
-    console.print(in_words(of_runs), markup=False, soft_wrap=True)
+    console.print(summarise_estimates(of_runs), markup=False, soft_wrap=True)
     if budget(runs[0].config, of_runs)["stopped"]:
         console.print("above max_gpu_hours: nothing starts without approved=true", markup=False, soft_wrap=True)
     for run in runs:
@@ -210,13 +210,13 @@ def _cells(run: PlannedRun) -> list[str]:
         f"{steps['warmup']}",
         f"{plan.tokens}",
         f"{plan.trainable_parameters} ({plan.trainable_parameters / plan.total_parameters:.2%})",
-        size(run.estimate.memory_bytes),
-        size(plan.disk_bytes),
-        clock(run.estimate.seconds),
+        format_size(run.estimate.memory_bytes),
+        format_size(plan.disk_bytes),
+        format_duration(run.estimate.seconds),
     ]
 
 
-def _notes(plan: Plan) -> list[str]:
+def _notes(plan: RunPlan) -> list[str]:
     notes = list(plan.warnings)
     for leak, count in plan.leaks.items():
         if leak.startswith("target "):

@@ -27,7 +27,9 @@ def print_summary(folder: Path, report: bool = True) -> None:
     failed = [info for info in infos if info.state in (FAILED, CANCELLED)]
     if failed:
         fix = f"cruijff-kit status {folder} shows why; cruijff-kit resume {folder} tries them again"
-        json_output.record(error=json_output.error("run", f"{len(failed)} of {len(infos)} runs failed", fix, 1))
+        json_output.record(
+            error=json_output.describe_error("run", f"{len(failed)} of {len(infos)} runs failed", fix, 1)
+        )
         say(f"{len(failed)} of {len(infos)} runs failed; why: {folder}/*/result.json")
         raise SystemExit(1)
 
@@ -39,13 +41,13 @@ def write_and_print(sweep_dir: Path, report: bool = True) -> list[RunResult]:
         The results, if any.
     """
     from cruijff_kit.analysis.results_frame import unfinished_runs
-    from cruijff_kit.analysis.results_table import answer_or_show
+    from cruijff_kit.analysis.results_table import record_or_show
     from cruijff_kit.analysis.summary import write_overviews
 
     results = write_overviews(sweep_dir)
     if not results:
         return []
-    answer_or_show(sweep_dir, results)
+    record_or_show(sweep_dir, results)
     # Too early while runs are submitted or interrupted.
     if report and not (sweep_dir / "result.json").exists() and not unfinished_runs(sweep_dir):
         _report(sweep_dir)

@@ -34,7 +34,7 @@ from cruijff_kit.records.run_status import (
     slurm_job_id,
     write_status,
 )
-from cruijff_kit.records.saved_config import frozen, frozen_swept
+from cruijff_kit.records.saved_config import load_saved_config, load_swept
 from cruijff_kit.records.sweep_manifest import is_done
 from cruijff_kit.records.versions import code_hash
 from cruijff_kit.runs.multi_lora_runs import GroupRun, run_group
@@ -43,7 +43,7 @@ from cruijff_kit.runs.run import RunContext, train_then_eval
 from cruijff_kit.sweep.job_outcome import EvaluationOutcome, JobOutcome
 from cruijff_kit.sweep.job_resources import use_granted_processors, was_over_memory
 from cruijff_kit.util.errors import one_line
-from cruijff_kit.util.process import collect_rarely
+from cruijff_kit.util.process import collect_garbage_rarely
 from cruijff_kit.util.progress import say
 from cruijff_kit.util.signals import Cancelled, StopSignals
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--ended", type=int)
     options = parser.parse_args(argv)
-    collect_rarely()
+    collect_garbage_rarely()
     listed = json.loads(options.runs.read_text(encoding="utf-8"))
     entry = listed["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
     evaluates = "evaluate" in entry
@@ -105,13 +105,13 @@ def train(run: Path, code: str, stop: StopSignals) -> int:
     heartbeat.__enter__()  # before the imports, which take seconds
     _exit_on_signal(stop, outcome)
     try:
-        result = train_then_eval(frozen(run, agent=False), frozen_swept(run), RunContext(heartbeat, stop))
+        result = train_then_eval(load_saved_config(run, agent=False), load_swept(run), RunContext(heartbeat, stop))
         say(f"done: {result.outcome}")
         return 0
     except KeyboardInterrupt:
         return outcome.on_signal(stop.received or signal.SIGINT)
     except Exception as error:
-        cause = failures.cause_of(error)
+        cause = failures.find_cause(error)
         heartbeat.__exit__()
         if cause == failures.KILLED and was_over_memory(heartbeat.status.memory_bytes):  # a worker process died
             outcome.retry_with_more_memory({run: read_status(run)})
@@ -142,8 +142,8 @@ def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSign
         _wait_for_slot(run, code)
     group = [
         GroupRun(
-            frozen(run, agent=False),
-            frozen_swept(run),
+            load_saved_config(run, agent=False),
+            load_swept(run),
             f"[{n}/{len(left)}] ",
             functools.partial(_refuse_cancelled, run),
         )

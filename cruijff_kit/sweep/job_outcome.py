@@ -24,7 +24,7 @@ from cruijff_kit.records.run_status import (
     slurm_job_id,
     write_status,
 )
-from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.records.saved_config import load_saved_config
 from cruijff_kit.records.sweep_manifest import is_done
 from cruijff_kit.runs.evaluation_request import NAME as EVALUATION_REQUEST
 from cruijff_kit.runs.evaluation_request import read_request
@@ -140,7 +140,9 @@ class JobOutcome:
                 write_status(run, status)
 
     def _requested_memory(self, statuses: Statuses) -> dict[Path, str | None]:
-        return {run: status.changes.get("slurm.mem") or frozen(run).slurm.mem for run, status in statuses.items()}
+        return {
+            run: status.changes.get("slurm.mem") or load_saved_config(run).slurm.mem for run, status in statuses.items()
+        }
 
     def _max_retries(self, statuses: Statuses) -> int:
         return min(self.max_retries_of(run) for run in statuses)
@@ -165,7 +167,7 @@ class JobOutcome:
 
     def max_retries_of(self, run: Path) -> int:
         """slurm.max_retries of a run."""
-        return frozen(run).slurm.max_retries
+        return load_saved_config(run).slurm.max_retries
 
     def progress_of(self, status: RunStatus) -> str:
         """How far a stopped run came, as the end of its reason."""

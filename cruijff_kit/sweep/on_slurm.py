@@ -103,7 +103,7 @@ def submit_single(config: RunConfig) -> None:
 
 def print_submitted(result: "SubmitResult", sweep_dir: Path) -> None:
     """Print what was submitted, and what to type next. (For --json, `submit` records it.)"""
-    if json_output.wanted():
+    if json_output.is_enabled():
         return
     where = shlex.quote(os.path.relpath(sweep_dir))
     submitted = sum(len(a.runs) for a in result.arrays)

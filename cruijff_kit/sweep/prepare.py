@@ -15,7 +15,7 @@ from cruijff_kit.data.tiers import RED
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder, find_experiment_folder
 from cruijff_kit.records.run_status import ACTIVE, DONE
-from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.records.saved_config import load_saved_config
 from cruijff_kit.records.sweep_manifest import (
     RunEntry,
     create_sweep_manifest,
@@ -26,8 +26,8 @@ from cruijff_kit.records.sweep_manifest import (
     resolve_folder,
     run_identity,
 )
-from cruijff_kit.runs.estimate import Estimate, check_budget, estimates, in_words
-from cruijff_kit.runs.plan import Plan, check
+from cruijff_kit.runs.estimate import Estimate, check_budget, estimate_runs, summarise_estimates
+from cruijff_kit.runs.plan import RunPlan, plan_run
 from cruijff_kit.runs.run import settings_of
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states
 from cruijff_kit.sweep.composer import Composer
@@ -35,7 +35,7 @@ from cruijff_kit.sweep.run_names import find_swept_keys, make_run_name, read_swe
 from cruijff_kit.sweep.task_config import load_task
 from cruijff_kit.util import json_output
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.files import close_folder
+from cruijff_kit.util.files import make_private
 from cruijff_kit.util.progress import progress, say
 
 
@@ -49,7 +49,7 @@ class SweepRun:
     composed: DictConfig
     """As Hydra composed it, with the ``hydra`` node."""
     config: RunConfig | None = None
-    plan: Plan | None = None
+    plan: RunPlan | None = None
     existing: Path | None = None
     """Folder of an identical run that is done or on its way."""
     existing_state: str | None = None
@@ -62,7 +62,7 @@ class SweepRun:
 
     def continue_in(self, folder: Path) -> None:
         """Go on in the folder of an unfinished run that this one repeats."""
-        self.folder, self.config = folder, frozen(folder, agent=self.config.agent)
+        self.folder, self.config = folder, load_saved_config(folder, agent=self.config.agent)
         with open_dict(self.composed):
             self.composed.run_name = folder.name
             self.composed.resume_from_checkpoint = True
@@ -94,7 +94,9 @@ def prepare_single(config: RunConfig) -> SweepRun:
     Raises:
         UserError: it cannot work.
     """
-    return SweepRun(Path(config.output_dir), {}, OmegaConf.create({"run_name": config.run_name}), config, check(config))
+    return SweepRun(
+        Path(config.output_dir), {}, OmegaConf.create({"run_name": config.run_name}), config, plan_run(config)
+    )
 
 
 def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep_dir: Path) -> list[SweepRun]:
@@ -114,7 +116,7 @@ def prepare(launcher, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
     with progress("checking", len(runs)) as bar:
         for run in runs:  # first all that needs no torch, then this
             with _naming_in_errors(run):
-                run.plan = check(run.config)
+                run.plan = plan_run(run.config)
             bar.advance()
     return runs
 
@@ -192,7 +194,7 @@ def find_existing(runs: list[SweepRun], sweep_dir: Path) -> None:
             # A finished run is done, even where its post-hoc evaluation failed.
             if info.state in (DONE, *ACTIVE) or is_done(folder):
                 run.existing, run.existing_state = folder, info.state if info.state in ACTIVE else DONE
-                json_output.extend(existing=[{"name": info.name, "folder": str(folder), "state": run.existing_state}])
+                json_output.append(existing=[{"name": info.name, "folder": str(folder), "state": run.existing_state}])
                 break
             if folder.is_relative_to(sweep_dir.absolute()):
                 run.continue_in(folder)
@@ -243,14 +245,14 @@ def estimate(runs: list[SweepRun], sweep_dir: Path) -> None:
     new = [run for run in runs if run.existing is None]
     if not new:
         return
-    of_new = estimates([(run.config, run.plan) for run in new], sweep_dir)
+    of_new = estimate_runs([(run.config, run.plan) for run in new], sweep_dir)
     for run, one in zip(new, of_new, strict=True):
         run.estimate = one
     manifest = read_sweep_manifest(sweep_dir)
     folders = {run.folder.absolute() for run in new}
     others = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in folders] if manifest else []
     check_budget(new[0].config, of_new, sum(e.estimate.get("gpu_hours", 0) for e in others if not e.reused))
-    say(in_words(of_new))
+    say(summarise_estimates(of_new))
 
 
 def save_manifest(runs: list[SweepRun], sweep_dir: Path, command: list[str]) -> None:
@@ -260,7 +262,7 @@ def save_manifest(runs: list[SweepRun], sweep_dir: Path, command: list[str]) -> 
             # Saved now, so that a run that the sweep never comes to can be resumed too.
             RunFolder(run.folder).freeze(replace(run.config, scaffold=False), run.swept)
     if any(run.config.dataset.tier == RED for run in runs):
-        close_folder(sweep_dir)
+        make_private(sweep_dir)
     with edit_sweep_manifest(sweep_dir, create_sweep_manifest(runs[0].config.experiment, command)) as manifest:
         folders = {resolve_folder(sweep_dir, e) for e in manifest.runs}
         entries = [run.to_entry(sweep_dir) for run in runs]

@@ -47,7 +47,7 @@ def print_scaffold(runs: list[SweepRun], sweep_dir: Path) -> None:
     new = [run for run in runs if run.existing is None]
     where = os.path.relpath(sweep_dir)
     start_output(sweep_dir)
-    json_output.extend(planned=[{"name": run.name, "folder": str(run.folder.absolute())} for run in new])
+    json_output.append(planned=[{"name": run.name, "folder": str(run.folder.absolute())} for run in new])
     if new:
         print(f"{len(new)} run{'s' * (len(new) != 1)} checked and planned in {where}; read {Path(where, NAME)}")
         print(f"start:   cruijff-kit resume {shlex.quote(where)}", flush=True)

@@ -7,11 +7,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cruijff_kit.analysis.results_table import answer_or_show
+from cruijff_kit.analysis.results_table import record_or_show
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.run_folder import RunFolder, discard_unused
-from cruijff_kit.runs.estimate import check_budget, estimates
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.estimate import check_budget, estimate_runs
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.sweep.dry_run import show
 from cruijff_kit.sweep.on_slurm import submit_single
@@ -20,7 +20,7 @@ from cruijff_kit.sweep.task_config import load_task, start_output, swept, warn_i
 from cruijff_kit.util.errors import InnerError, UserError
 
 if TYPE_CHECKING:
-    from cruijff_kit.runs.plan import Plan
+    from cruijff_kit.runs.plan import RunPlan
 
 
 def check_single(cfg: DictConfig) -> None:
@@ -44,16 +44,16 @@ def check_single(cfg: DictConfig) -> None:
         elif config.slurm.submit:
             submit_single(config)
         else:
-            _check_budget(config, check(config))
+            _check_budget(config, plan_run(config))
             return
     except Exception as error:
         raise InnerError(error) from error
     raise SystemExit(0)
 
 
-def _check_budget(config: RunConfig, plan: "Plan") -> None:
+def _check_budget(config: RunConfig, plan: "RunPlan") -> None:
     if config.max_gpu_hours is not None:
-        check_budget(config, estimates([(config, plan)], Path(config.output_dir)))
+        check_budget(config, estimate_runs([(config, plan)], Path(config.output_dir)))
 
 
 def _refuse_sweep_without_flag(cfg: DictConfig) -> None:
@@ -104,4 +104,4 @@ def _run_single(config: RunConfig) -> float | None:
         return _run(config, Path(config.output_dir))
     finally:
         if RunFolder(config.output_dir).result.exists():
-            answer_or_show(Path(config.output_dir))
+            record_or_show(Path(config.output_dir))

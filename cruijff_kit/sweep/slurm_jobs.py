@@ -7,7 +7,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.runs.estimate import Estimate
 from cruijff_kit.runs.multi_lora_runs import plan_groups
 from cruijff_kit.slurm.request import sbatch_options
-from cruijff_kit.util.format import clock
+from cruijff_kit.util.format import format_duration
 from cruijff_kit.util.progress import say
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def _warn_of_little_time(config: RunConfig, num_runs: int, seconds: float) -> No
     limit = config.slurm.time_seconds
     if limit is not None and seconds > limit:
         say(
-            f"warning: {num_runs} runs share a job of slurm.time={config.slurm.time} and take {clock(seconds)} one after "
-            "another by the estimate; when it ends they are requeued and continue from there"
+            f"warning: {num_runs} runs share a job of slurm.time={config.slurm.time} and take "
+            f"{format_duration(seconds)} one after another by the estimate; when it ends "
+            "they are requeued and continue from there"
         )

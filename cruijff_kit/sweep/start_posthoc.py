@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cruijff_kit.analysis.results_table import answer_or_show
+from cruijff_kit.analysis.results_table import record_or_show
 from cruijff_kit.analysis.summary import write_overviews
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.evaluation.cells import EvaluationGrid
@@ -67,7 +67,9 @@ def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path
         print_results(where)
         fix = f"cruijff-kit status {where} shows why; cruijff-kit resume {where} tries again"
         json_output.record(
-            error=json_output.error("run", f"the evaluation of {failed} of {len(evaluations)} runs failed", fix, 1)
+            error=json_output.describe_error(
+                "run", f"the evaluation of {failed} of {len(evaluations)} runs failed", fix, 1
+            )
         )
         raise SystemExit(1)
     return where
@@ -136,4 +138,4 @@ def print_results(where: Path) -> None:
     above = [folder for folder in (where, *[*where.absolute().parents][:2]) if (folder / "results.csv").exists()]
     for folder in dict.fromkeys(p.absolute() for p in (*find_sweep_manifests(where), *above)):
         write_overviews(folder)
-    answer_or_show(where)
+    record_or_show(where)

@@ -32,9 +32,9 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
 
 
 def _confirm_cancel(count: int) -> bool:
-    if not json_output.at_terminal():
+    if not json_output.is_tty():
         return False
     try:
-        return json_output.agreed(f"\ncancel the {count} runs that are queued or running?")
+        return json_output.confirm(f"\ncancel the {count} runs that are queued or running?")
     except KeyboardInterrupt:
         return False

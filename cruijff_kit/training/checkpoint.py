@@ -12,6 +12,8 @@ from typing import Any
 import numpy
 import torch
 
+from cruijff_kit.util.files import atomic
+
 _PATTERN = "step_*.pt"
 
 
@@ -23,14 +25,11 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         step: steps taken so far.
         state: tensors, numbers, strings, and lists and dicts of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:09d}.pt"
-    draft = folder / f".{path.name}.{os.getpid()}"
-    with draft.open("wb") as file:
+    with atomic(path) as draft, draft.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, path)
     for other in folder.glob("*step_*.pt*"):
         if other != path:
             other.unlink(missing_ok=True)

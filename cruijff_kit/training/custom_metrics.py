@@ -18,10 +18,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from cruijff_kit.data.examples import IGNORE, Example
-from cruijff_kit.data.packing import Pack, rows_of
+from cruijff_kit.data.packing import PackedSequence, unpack
 from cruijff_kit.models.compat import get_component
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.redaction import muted, quoted_names
+from cruijff_kit.util.redaction import quote_names, silence
 
 Metric = Callable[[torch.Tensor, torch.Tensor, Any, int], dict[str, float]]
 Loss = Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
@@ -52,7 +52,7 @@ class CustomMetrics:
         self.tokenizer = tokenizer
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name -> [sum of value x weight, weight]
 
-    def watch(self, loss_fn: Loss, examples: Sequence[Example | Pack]) -> Loss:
+    def watch(self, loss_fn: Loss, examples: Sequence[Example | PackedSequence]) -> Loss:
         """Wrap the loss of some rows, so that their metrics are computed, too."""
         if not self.functions:
             return loss_fn
@@ -78,11 +78,11 @@ class CustomMetrics:
         labels = pad_sequence(targets.split(num_targets), batch_first=True, padding_value=IGNORE)
         for name, function in self.functions.items():
             try:
-                with muted():
+                with silence():
                     values = {str(k): float(v) for k, v in function(by_row, labels, self.tokenizer, IGNORE).items()}
             except Exception as error:
                 raise UserError(f"custom_metrics: {name} raised {type(error).__name__}: {one_line(error)}") from error
-            if not quoted_names(values) and values:
+            if not quote_names(values) and values:
                 raise UserError(
                     f"custom_metrics: {name} returns names that are not names, and the data is red; rename them"
                 )
@@ -99,7 +99,7 @@ class CustomMetrics:
         return means
 
 
-def check_custom_metrics(names: list[str], tokenizer: Any, examples: Sequence[Example | Pack]) -> list[str]:
+def check_custom_metrics(names: list[str], tokenizer: Any, examples: Sequence[Example | PackedSequence]) -> list[str]:
     """Try every function on two rows with random logits.
 
     Args:
@@ -118,13 +118,13 @@ def check_custom_metrics(names: list[str], tokenizer: Any, examples: Sequence[Ex
     return list(metrics.take())
 
 
-def _count_targets(examples: Sequence[Example | Pack]) -> list[int]:
-    return [sum(label != IGNORE for label in row.labels) for e in examples for row in rows_of(e)]
+def _count_targets(examples: Sequence[Example | PackedSequence]) -> list[int]:
+    return [sum(label != IGNORE for label in row.labels) for e in examples for row in unpack(e)]
 
 
 def _function(name: str) -> Metric:
     try:
-        with muted():
+        with silence():
             function = get_component(name)
     except Exception as error:  # torchtune raises InstantiationError for any failure to import
         cause = error.__cause__ or error

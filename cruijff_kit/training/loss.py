@@ -101,7 +101,7 @@ def hidden_states(
 def batch_loss(model: TransformerDecoder, batch: Batch, loss_fn: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Compute the summed loss of a batch's labelled positions, a scalar with a graph to the adapters."""
     hidden = hidden_states(model, batch.tokens, batch.positions, batch.mask)
-    return loss_fn(hidden.flatten(0, 1)[batch.predicting], batch.targets, model.output)
+    return loss_fn(hidden.flatten(0, 1)[batch.target_positions], batch.targets, model.output)
 
 
 def attention_cost(model: TransformerDecoder) -> AttentionCost:

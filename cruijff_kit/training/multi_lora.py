@@ -143,7 +143,7 @@ class PackedModel:
             placed = placed if batch.positions is None else batch.positions
             for found, what in ((tokens, batch.tokens), (positions, placed)):
                 found.append(F.pad(F.pad(what, (0, length - width)).flatten(), (0, size - used)))
-            at = batch.predicting
+            at = batch.target_positions
             predicting.append(at if length == width else at // width * length + at % width)
             self._add_region(_Region(rows, length, batch.mask))
             if size > used:

@@ -2,12 +2,12 @@
 
 import traceback
 
-from cruijff_kit.records.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, cause_of
+from cruijff_kit.records.failures import OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, find_cause
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether fewer rows at once might do."""
-    return cause_of(error) in (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY)
+    return find_cause(error) in (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY)
 
 
 def free_exception_frames(error: BaseException) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from cruijff_kit.data.dataset_files import version
+from cruijff_kit.data.dataset_files import file_stamps
 from cruijff_kit.models import base_model
 from cruijff_kit.models.compat import instantiate
 
@@ -25,7 +25,7 @@ def get_tokenizer(cfg: dict[str, Any]) -> Any:
 
 def get_dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
     """Return a tokenised split: the `dataset` or `dataset_val` node of a torchtune config."""
-    files = version(cfg["data_files"], cfg.get("format")) if "data_files" in cfg else []
+    files = file_stamps(cfg["data_files"], cfg.get("format")) if "data_files" in cfg else []
     return _get([cfg, tokenizer_cfg, files], lambda: instantiate(OmegaConf.create(cfg), get_tokenizer(tokenizer_cfg)))
 
 

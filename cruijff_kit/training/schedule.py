@@ -11,22 +11,22 @@ _WARMUP_SHARE, _MAX_WARMUP = 10, 100
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Steps of the optimiser, and the rows that each of them takes."""
+class StepSchedule:
+    """StepSchedule of the optimiser, and the rows that each of them takes."""
 
     per_epoch: int
-    """Steps of an epoch."""
+    """StepSchedule of an epoch."""
     total: int
-    """Steps of all epochs."""
+    """StepSchedule of all epochs."""
     warmup: int
-    """Steps in which the learning rate rises."""
+    """StepSchedule in which the learning rate rises."""
     rows_per_update: int
     """Rows of a step, on all processes together."""
     processes: int
     """Processes that share the rows."""
 
     @classmethod
-    def of(cls, cfg: dict[str, Any], rows: int) -> "Steps":
+    def of(cls, cfg: dict[str, Any], rows: int) -> "StepSchedule":
         """Derive them from a torchtune config and the number of training rows. No row is dropped: the rest is a step.
 
         Raises:

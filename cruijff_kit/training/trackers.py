@@ -200,7 +200,7 @@ class Trackers:
         ids = json.loads(kept.read_text()) if (again or config["resume_from_checkpoint"]) and kept.exists() else {}
         self._open: dict[str, Any] = {}
         self._repeats: dict[str, int] = {}  # lines that a tracker has already
-        if names and redaction.active():
+        if names and redaction.is_enabled():
             data_policy.refuse_servers()  # what a .env file has brought since the run was checked
         for name in dict.fromkeys(names):
             try:
@@ -258,7 +258,7 @@ def _warn(name: str, error: Exception) -> None:
     say(f"{name} failed and is disabled for this run; metrics.jsonl is complete: {one_line(error)}")
 
 
-class Metrics:
+class MetricLogger:
     """The metric logger of a recipe: writes metrics.jsonl, and sends to the trackers."""
 
     def __init__(self, file: MetricsFile, trackers: Trackers) -> None:
@@ -284,9 +284,9 @@ class Metrics:
         self.trackers.close()
 
 
-def open_metrics(cfg: dict[str, Any]) -> Metrics:
+def open_metric_logger(cfg: dict[str, Any]) -> MetricLogger:
     """Open the metric logger of a torchtune config."""
-    return Metrics(instantiate(OmegaConf.create(cfg["metric_logger"])), _trackers(cfg))
+    return MetricLogger(instantiate(OmegaConf.create(cfg["metric_logger"])), _trackers(cfg))
 
 
 def report(recipe: Any, values: dict[str, float]) -> None:

@@ -31,7 +31,7 @@ class Workers:
 
     Args:
         module: what `python -m` starts.
-        tasks: one per worker; handed to `Boss`.
+        tasks: one per worker; handed to `ParentConnection`.
         environment: variables that a worker gets besides this process's; one dict per worker.
     """
 
@@ -139,7 +139,7 @@ class Workers:
         self._folder.cleanup()
 
 
-class Boss:
+class ParentConnection:
     """A worker's line to the process that started it: `task` is what it was given, `stop_reason` why it should stop."""
 
     def __init__(self) -> None:

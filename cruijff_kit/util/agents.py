@@ -1,4 +1,4 @@
-"""Is it a coding agent that gives the command? Known by what such programs set in the environment of what they start."""
+"""Detect a coding agent by the environment variables that it sets for the programs it starts."""
 
 import os
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ VARIABLES = (
 _UNSET = ("", "0", "false", "no", "none")
 
 
-def agent(chosen: bool | None = None, environment: Mapping[str, str] | None = None) -> str | None:
-    """By what a coding agent is known; None: a person gives the command.
+def detect_agent(chosen: bool | None = None, environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the sign of a coding agent, such as "CLAUDECODE is set"; None if a person gives the command.
 
     Args:
-        chosen: the setting `agent`; None: look at the environment.
+        chosen: the setting `detect_agent`; None: look at the environment.
         environment: os.environ unless given.
     """
     if chosen is not None:
         return "agent=true" if chosen else None
-    found = os.environ if environment is None else environment
-    named = next((name for name in VARIABLES if found.get(name, "").strip().lower() not in _UNSET), None)
+    variables = os.environ if environment is None else environment
+    named = next((name for name in VARIABLES if variables.get(name, "").strip().lower() not in _UNSET), None)
     # Every terminal in Cursor has a trace; its agent's also has a pager that does not wait for a key.
-    cursor = found.get("CURSOR_TRACE_ID") and found.get("PAGER", "").endswith("| cat")
-    role = found.get("CURSOR_EXTENSION_HOST_ROLE") == "agent-exec"
+    cursor = variables.get("CURSOR_TRACE_ID") and variables.get("PAGER", "").endswith("| cat")
+    role = variables.get("CURSOR_EXTENSION_HOST_ROLE") == "agent-exec"
     named = named or ("CURSOR_TRACE_ID" if cursor else "CURSOR_EXTENSION_HOST_ROLE" if role else None)
     return f"{named} is set" if named else None

@@ -1,4 +1,4 @@
-"""Where things live that are made once and shared by all runs: converted models, generated data, baseline results."""
+"""The folder for what all runs share: converted models, generated data, baseline results."""
 
 import os
 from pathlib import Path
@@ -7,5 +7,5 @@ from platformdirs import user_cache_dir
 
 
 def cache_dir() -> Path:
-    """The cache folder: ``$CRUIJFF_CACHE``, else ``cruijff_kit`` under the user's cache directory. Not created here."""
+    """Return the cache folder: $CRUIJFF_CACHE, else cruijff_kit in the user's cache folder. It need not exist."""
     return Path(os.environ.get("CRUIJFF_CACHE") or user_cache_dir("cruijff_kit")).expanduser().absolute()

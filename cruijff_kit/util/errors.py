@@ -1,7 +1,4 @@
-"""The one exception that means "the user can mend this": its text is printed as it is, without a traceback.
-
-And the text of any other exception as one line.
-"""
+"""UserError, which the user can mend: commands print its text without a traceback. And any exception's text in one line."""
 
 from cruijff_kit.util import redaction
 
@@ -9,11 +6,11 @@ from cruijff_kit.util import redaction
 class UserError(ValueError):
     """A mistake in the command, the configuration or the data.
 
-    The message says what was wrong, where, and what to type instead, in one line;
-    the commands print it and exit with code 2.
-
-    fix: what to do, where the message itself does not say it; only programs are told (--json).
+    The message says in one line what is wrong, where, and what to type instead. Commands print it and exit with code 2.
     """
+
+    fix: str | None
+    """What to do, where the message does not say it; only --json shows it."""
 
     def __init__(self, message: str, fix: str | None = None) -> None:
         super().__init__(message)
@@ -21,15 +18,15 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an exception (or a foreign message) says, in one line; its type's name where it says nothing.
+    """Format an exception (or a foreign message) in one line: its text, or the name of its type if it has none.
 
-    Where the process handles red data, only what an exception of ours says.
+    Of red data only the text of our own exceptions is shown.
     """
-    return redaction.said(error) or type(error).__name__
+    return redaction.safe_message(error) or type(error).__name__
 
 
 class ClusterError(UserError):
-    """SLURM refused, or did not answer; the message holds its own words."""
+    """SLURM refused or did not answer; the message quotes it."""
 
 
 class InnerError(BaseException):

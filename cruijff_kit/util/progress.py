@@ -1,4 +1,4 @@
-"""What the person at the shell sees while something takes long: a bar in a terminal, a line every few seconds elsewhere.
+"""Show progress: a bar in a terminal, a line every few seconds elsewhere.
 
 Progress goes to stderr, results to stdout. CRUIJFF_QUIET=1 turns progress off.
 """
@@ -16,17 +16,17 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class _Lines:
-    """Progress where there is no terminal (a job's log): now and then a line."""
+    """Progress without a terminal (in a job's log): a line every few seconds."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done, self.note = what, total, 0, ""
-        self.shown = time.monotonic()
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._last_shown = time.monotonic()
 
     def advance(self, note: str = "", steps: int = 1) -> None:
-        self.done, self.note = self.done + steps, note
-        if time.monotonic() - self.shown >= _SECONDS_BETWEEN_LINES:
-            self.shown = time.monotonic()
-            say(f"{self.what} {self.done}/{self.total} {note}".rstrip())
+        self._done += steps
+        if time.monotonic() - self._last_shown >= _SECONDS_BETWEEN_LINES:
+            self._last_shown = time.monotonic()
+            say(f"{self._label} {self._done}/{self._total} {note}".rstrip())
 
 
 class _Bar:
@@ -40,10 +40,10 @@ class _Bar:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[_Bar | _Lines]:
-    """A bar of `total` steps; call `advance(note)` on what it yields after each step."""
+def progress(label: str, total: int) -> Iterator[_Bar | _Lines]:
+    """Show a bar of `total` steps; call `advance(note)` on what this context yields after each step."""
     if not sys.stderr.isatty() or _quiet():
-        yield _Lines(what, total)
+        yield _Lines(label, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,19 +55,19 @@ def progress(what: str, total: int) -> Iterator[_Bar | _Lines]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    # What others print while data is red is muted by taking stderr away from them: the bar then needs one of its own.
-    own = redaction.spare_stderr() if redaction.active() else None
+    # redaction.silence() takes stderr away from libraries while data is red, so the bar needs a stream of its own.
+    stream = redaction.duplicate_stderr() if redaction.is_enabled() else None
     with (
-        closing(own) if own else nullcontext(),
-        Progress(*columns, console=Console(stderr=True, file=own), transient=True) as bar,
+        closing(stream) if stream else nullcontext(),
+        Progress(*columns, console=Console(stderr=True, file=stream), transient=True) as bar,
     ):
-        yield _Bar(bar, bar.add_task(what, total=total, note=""))
+        yield _Bar(bar, bar.add_task(label, total=total, note=""))
 
 
 def say(line: str) -> None:
-    """One line about what is going on."""
+    """Print a line to stderr unless progress is turned off."""
     if not _quiet():
-        print(line, file=redaction.voice(), flush=True)
+        print(line, file=redaction.get_stderr(), flush=True)
 
 
 def _quiet() -> bool:

@@ -1,4 +1,4 @@
-"""Did you mean: the nearest valid name."""
+"""Suggest the nearest valid name: "did you mean ...?"."""
 
 import argparse
 import difflib
@@ -7,20 +7,24 @@ import re
 from cruijff_kit.util import redaction
 
 
-def nearest(name: str, valid: list[str]) -> str | None:
-    """The valid name most like `name`, if any is alike enough to be meant."""
-    found = difflib.get_close_matches(name, valid, n=1, cutoff=0.7)
-    return found[0] if found else None
+def find_nearest(name: str, valid: list[str]) -> str | None:
+    """Return the valid name most like `name`; None if no name is similar enough."""
+    matches = difflib.get_close_matches(name, valid, n=1, cutoff=0.7)
+    return matches[0] if matches else None
 
 
 def did_you_mean(name: str, valid: list[str]) -> str:
-    """The end of a refusal: the nearest valid name, else all of them."""
-    near = nearest(name, valid)
+    """Return the end of an error message: the nearest valid name, else all of them."""
+    near = find_nearest(name, valid)
     return f"did you mean {near}?" if near else f"valid: {', '.join(sorted(valid)) or redaction.WITHHELD}"
 
 
 def suggest_flag(message: str, parser: argparse.ArgumentParser) -> str:
-    """ "did you mean --follow? ", where a flag that does not exist is like one that does."""
+    """Return "did you mean --follow? " if an unknown flag is similar to a known one, else "".
+
+    Args:
+        message: of argparse.
+    """
     flag = re.search(r"unrecognized arguments: (?:.* )?(--?[\w-]+)", message)
-    near = nearest(flag[1], [*parser._option_string_actions]) if flag else None
+    near = find_nearest(flag[1], [*parser._option_string_actions]) if flag else None
     return f"did you mean {near}? " if near else ""

@@ -43,7 +43,7 @@ def test_what_is_found_and_what_it_would_take():
     assert detectable_difference(100, correlation=0.9).difference < few.difference
     assert detectable_difference(3).difference is None and "no difference can be found" in str(detectable_difference(3))
     assert "100 test items: a difference of" in str(few) and "assumed: accuracy 0.80, correlation 0.50" in str(few)
-    assert few.as_data()["difference"] == few.difference and few.as_data()["text"] == str(few)
+    assert few.to_dict()["difference"] == few.difference and few.to_dict()["text"] == str(few)
     told = detectable_difference(100, 4, 0.7, 0.6)
     assert told.observed and "4 configurations" in str(told) and "observed" in str(told)
 

@@ -15,7 +15,7 @@ from cruijff_kit.analysis import results_frame
 from cruijff_kit.analysis.comparisons import BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER, UNTRAINED
 from cruijff_kit.analysis.estimates import estimate, estimate_cell
 from cruijff_kit.analysis.measures import Samples, is_computable
-from cruijff_kit.analysis.samples import constant_samples_of, item_scores, samples_of
+from cruijff_kit.analysis.samples import item_scores, load_constant_samples, load_samples
 from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.analysis.table_cells import best_line
@@ -82,7 +82,7 @@ def test_one_answer_always_earns_no_p(six, capsys):
     for against in (UNTRAINED, CHANCE):
         c = of(found, "rank=8", against)
         assert math.isnan(c.p) and math.isnan(c.p_holm) and c.method == SAME_ANSWER and not c.differs
-        assert c.as_data()["p"] is None
+        assert c.to_dict()["p"] is None
     assert of(found, "rank=8", UNTRAINED).difference == pytest.approx(32 / 60)
     assert of(found, "rank=8", CHANCE).difference == 0
     assert of(found, "rank=4", CHANCE).differs and of(found, "rank=4", UNTRAINED).p_holm < 0.001
@@ -128,9 +128,9 @@ def test_two_constants_are_not_compared(evaluated, finished, untrained):
 def test_chance_is_paired_by_item(six):
     """The constant's score of each sample stands in the log; its mean is the evaluation's chance."""
     cell = six[0].evaluation[0]
-    ids, constant = constant_samples_of(cell.log, "match", "accuracy")
+    ids, constant = load_constant_samples(cell.log, "match", "accuracy")
     assert constant.value.mean() == pytest.approx(32 / 60) == pytest.approx(cell.chance["match"]["accuracy"])
-    own = samples_of(cell.log, "match")[1]
+    own = load_samples(cell.log, "match")[1]
     c = of(analyse(six[:1]), "rank=4,seed=1", CHANCE)
     assert c.difference == pytest.approx(float((own.value - constant.value).mean())) and c.method == "McNemar, exact"
 
@@ -162,7 +162,7 @@ def test_the_best_is_a_set(evaluated, finished, untrained):
     ]  # fmt: skip
     found = analyse(runs)
     assert [c.swept["lora.rank"] for c in found.ranking.best] == [2, 3, 4, 5]
-    data = found.as_data()["best"]
+    data = found.to_dict()["best"]
     assert data["runs"] == [r.name for r in runs[:4]] and (data["chosen_by"], data["split"]) == ("accuracy", "test")
     assert "flatter it" in best_line(found.ranking) and "not to be told apart from it: rank=3" in best_line(
         found.ranking
@@ -244,7 +244,7 @@ def test_one_seed_each_is_said(six):
 def test_what_could_be_found(six):
     found = analyse(six).detectable["count"]
     assert found.items == 60 and found.configurations == 3 and found.observed and 0.05 < found.difference < 0.4
-    assert analyse(six).as_data()["detectable_difference"]["count"]["difference"] == found.difference
+    assert analyse(six).to_dict()["detectable_difference"]["count"]["difference"] == found.difference
 
 
 def test_in_the_table_and_everywhere(six, tmp_path, capsys):
@@ -296,7 +296,7 @@ def test_read_once_and_gone_later(evaluated, cache, tmp_path):
     assert len(list((cache / "items").iterdir())) == count, "a copy is the same log"
     copy.write_text("no log")
     assert item_scores(str(copy)) == item_scores(str(tmp_path / "gone.eval")) == {}
-    assert samples_of(str(copy), "match") is None
+    assert load_samples(str(copy), "match") is None
     # An accuracy keeps its interval: it needs no more than the number of samples.
     cell.log = "gone.eval"
     found = estimate_cell(cell, "match", "accuracy")
@@ -334,8 +334,8 @@ def test_the_order_of_a_log_changes_no_interval(evaluated):
     random.Random(1).shuffle(log.samples)
     other = dataclasses.replace(cell, log=cell.log.replace(".eval", "-shuffled.eval"))
     write_eval_log(log, other.log)
-    assert samples_of(cell.log, "match")[0] == samples_of(other.log, "match")[0]
-    assert (samples_of(cell.log, "match")[1].value == samples_of(other.log, "match")[1].value).all()
+    assert load_samples(cell.log, "match")[0] == load_samples(other.log, "match")[0]
+    assert (load_samples(cell.log, "match")[1].value == load_samples(other.log, "match")[1].value).all()
 
 
 def test_what_is_not_defined_is_not_compared():

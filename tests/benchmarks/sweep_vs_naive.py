@@ -235,7 +235,7 @@ def torch_dtype(config: Any) -> str:
     """The precision that our run computes in on this machine, by torch's name."""
     from cruijff_kit.models import device
 
-    chosen = device.choose("cpu", config.torchtune["dtype"], None)
+    chosen = device.choose_machine("cpu", config.torchtune["dtype"], None)
     return str(chosen.dtype).removeprefix("torch.")
 
 

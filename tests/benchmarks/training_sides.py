@@ -182,7 +182,7 @@ def train_peft(case: dict) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-    from cruijff_kit.training.schedule import Steps
+    from cruijff_kit.training.schedule import StepSchedule
 
     cfg = torchtune_config(case, stock=True)
     device, dtype = torch.device(case["device"]), {"bf16": torch.bfloat16, "fp32": torch.float32}[cfg["dtype"]]
@@ -202,7 +202,7 @@ def train_peft(case: dict) -> None:
     settings = {k: v for k, v in cfg["optimizer"].items() if k != "_component_"}
     optimizer = torch.optim.AdamW(trainable, **settings)
     rows, size = Rows(None, case["rows"], case["row_count"], stock=True), case["batch_size"]
-    scheduler = get_cosine_schedule_with_warmup(optimizer, Steps.of(cfg, len(rows)).warmup, len(rows) // size)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, StepSchedule.of(cfg, len(rows)).warmup, len(rows) // size)
     step = torch.compile(model) if case["compile"] else model
     TURNS.start(case["device"], dtype)
     for i in range(0, len(rows), size):

@@ -310,9 +310,9 @@ def model_folder(case: Case, folder: Path, device: str) -> Path:
 
 def dtype_of(case: Case, device: str) -> str:
     """bf16 where the machine computes in it."""
-    from cruijff_kit.models.device import choose, short_name
+    from cruijff_kit.models.device import choose_machine, short_name
 
-    return short_name(choose(device, case.dtype, 1).dtype)
+    return short_name(choose_machine(device, case.dtype, 1).dtype)
 
 
 def flops_per_token(s: Shape) -> float:

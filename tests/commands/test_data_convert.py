@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from cruijff_kit.commands.data_convert import convert, main
-from cruijff_kit.data.dataset_files import file_hash
+from cruijff_kit.data.dataset_files import hash_data
 from cruijff_kit.data.rows import read_splits
 from cruijff_kit.util.errors import UserError
 
@@ -43,7 +43,7 @@ def test_nothing_is_lost(source, tmp_path, to):
         "train": 2,
         "test": 2,
     }
-    assert made["hash"] == file_hash(str(tmp_path / "out"))
+    assert made["hash"] == hash_data(str(tmp_path / "out"))
     back = convert(str(tmp_path / "out"), tmp_path / "back", "jsonl")
     assert without_none(read_splits(str(tmp_path / "back"))) == SPLITS and back["rows"] == made["rows"]
 

@@ -293,7 +293,7 @@ def test_a_group_that_refers_to_the_data(model, tmp_path, monkeypatch):
 def test_the_base_is_read_once(runs, monkeypatch):
     from cruijff_kit.models import base_model
 
-    base_model.release()
+    base_model.clear_cache()
     read = []
     monkeypatch.setattr(base_model, "_tensors", lambda c, usual=base_model._tensors: (read.append(c), usual(c))[1])
     assert main([str(runs), "eval=match", *ASKED, "eval.baseline=false"]) == 0

@@ -300,9 +300,9 @@ def test_stdout_is_one_document_whatever_is_printed(capfd):
 
 def test_nothing_is_kept_without_json(capsys):
     json_output.record(a=1)
-    json_output.extend(b=[1])
+    json_output.append(b=[1])
     assert run_command(lambda: {"c": 1}) == 0 and capsys.readouterr().out == ""
-    assert json_output.recorded("a") is None
+    assert json_output.get("a") is None
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_nothing_is_kept_without_json(capsys):
     ],
 )
 def test_the_fix_in_a_message(message, fix):
-    assert json_output.fix_in(message) == fix
+    assert json_output.extract_fix(message) == fix
 
 
 @pytest.mark.parametrize("ours", [(False, False), (True, False), (False, True), (True, True)])

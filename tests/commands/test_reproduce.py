@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cruijff_kit import compose, train_then_eval
-from cruijff_kit.analysis.reproduction import DIFFERENT, IDENTICAL, ROUNDING, Finding, compare_results
+from cruijff_kit.analysis.reproduction import DIFFERENT, IDENTICAL, ROUNDING, Check, compare_results
 from cruijff_kit.commands.archive import main as archive
 from cruijff_kit.commands.reproduce import NAME, main
 from cruijff_kit.records.result import read_result
@@ -197,7 +197,7 @@ def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
     """Adapters and losses of two folders: nudged by rounding, changed, deleted."""
     result = read_result(made / "run" / "result.json")
 
-    def compared(spoil) -> dict[str, Finding]:
+    def compared(spoil) -> dict[str, Check]:
         other = Path(shutil.copytree(made / "run", tmp_path / "other", dirs_exist_ok=True))
         spoil(other)
         return {

@@ -202,12 +202,12 @@ def table(out: str) -> tuple[list[str], list[list[str]]]:
 def test_what_torchtune_alone_knows_reaches_the_recipe(tiny, tmp_path):
     """+torchtune.optimizer.betas is in the optimiser that trains."""
     from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
-    from cruijff_kit.runs.plan import check
+    from cruijff_kit.runs.plan import plan_run
 
     own = ["+torchtune.optimizer.betas=[0.9,0.95]", "+torchtune.lr_scheduler.num_cycles=0.25"]
     small = ["dataset.max_samples=8", "num_warmup_steps=0", "device=cpu", f"output_dir={tmp_path}"]
     config = cruijff_kit.compose(["model=hf_llama", f"model.path={tiny}", *small, *own])
-    check(config)
+    plan_run(config)
     recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
     recipe.setup()
     recipe.cleanup()

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import cruijff_kit
-from cruijff_kit.data.conversations import conversations
+from cruijff_kit.data.conversations import read_conversations
 from cruijff_kit.data.examples import IGNORE
 from cruijff_kit.data.instruct import InstructDataset
 from cruijff_kit.models.tokenizer import ChatTokenizer
@@ -36,25 +36,25 @@ def write(folder, *rows, name="train") -> str:
 
 @pytest.mark.parametrize("written", ROWS)
 def test_ways_to_write_a_conversation(tmp_path, written):
-    (made,) = conversations(write(tmp_path, ROWS[written]), "train", {})
-    assert made.messages == CHAT[:4] and made.answer == "6 ü" and made.whole
+    (made,) = read_conversations(write(tmp_path, ROWS[written]), "train", {})
+    assert made.messages == CHAT[:4] and made.answer == "6 ü" and made.has_messages
     assert made.values == ["2+2?", "\n4", "And 3+3?"]
 
 
 def test_system_prompt_and_column(tmp_path):
     path = write(tmp_path, {"talk": CHAT, "output": "x"})
-    (made,) = conversations(path, "train", {"messages": "talk"}, system_prompt="Answer.", type="messages")
+    (made,) = read_conversations(path, "train", {"messages": "talk"}, system_prompt="Answer.", type="messages")
     assert made.messages == [{"role": "system", "content": "Answer."}, *CHAT[1:4]]
     config = cruijff_kit.compose(
         ["dataset=files", "dataset.path=x", "dataset.column_map.messages=talk", "output_dir=x"]
     )
     assert config.dataset.column_map == {"input": "input", "output": "output", "messages": "talk"}
-    (by_column,) = conversations(path, "train", {"messages": "talk"}, "{output}?")
+    (by_column,) = read_conversations(path, "train", {"messages": "talk"}, "{output}?")
     assert by_column.messages[0]["content"] == "x?", "an output column is taken first"
 
 
 def test_prompt_and_completion_as_text(tmp_path):
-    (made,) = conversations(write(tmp_path, {"prompt": "2+2=", "completion": "4"}), "train", {}, "{input}")
+    (made,) = read_conversations(write(tmp_path, {"prompt": "2+2=", "completion": "4"}), "train", {}, "{input}")
     assert made.messages == [{"role": "user", "content": "2+2="}] and made.answer == "4"
 
 
@@ -84,13 +84,13 @@ def test_prompt_and_completion_as_text(tmp_path):
 )
 def test_refusals(tmp_path, row, says):
     with pytest.raises(UserError) as caught:
-        conversations(write(tmp_path, row), "train", {})
+        read_conversations(write(tmp_path, row), "train", {})
     assert says in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_a_prompt_has_no_place_in_conversations(tmp_path):
     with pytest.raises(UserError, match="hold whole conversations, in which dataset.prompt='Q: {input}' has no place"):
-        conversations(write(tmp_path, ROWS["messages"]), "train", {}, "Q: {input}")
+        read_conversations(write(tmp_path, ROWS["messages"]), "train", {}, "Q: {input}")
 
 
 def learnt(tokenizer, example) -> list[str]:
@@ -235,11 +235,11 @@ def test_settings_that_contradict_each_other(compose, overrides, says):
 
 
 def test_a_base_model_has_no_template_for_conversations(compose, tmp_path):
-    from cruijff_kit.runs.plan import check
+    from cruijff_kit.runs.plan import plan_run
 
     write(tmp_path, *TALKS[:20])
     config = compose(
         f"dataset.path={tmp_path}/train.jsonl", "model.kind=base", "eval=none", "dataset.validation_split=null"
     )
     with pytest.raises(UserError, match="the rows hold conversations, which a base model has no template for"):
-        check(config)
+        plan_run(config)

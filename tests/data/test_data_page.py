@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.data.conversations import conversations
+from cruijff_kit.data.conversations import read_conversations
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## Your own data\n")[2].partition("\n## ")[0]
@@ -43,7 +43,7 @@ def test_the_prompt_of_the_example(tmp_path):
     (tmp_path / "my.csv").write_text("split,question,name,answer\ntrain,2+2,Ann,4\n")
     (command,) = [c for c in commands(SECTION) if any("column_map" in word for word in c)]
     data = cruijff_kit.compose([*(w for w in command if "=" in w), "output_dir=x"]).dataset
-    (made,) = conversations(str(tmp_path / data.path), "train", data.column_map, data.prompt, data.system_prompt)
+    (made,) = read_conversations(str(tmp_path / data.path), "train", data.column_map, data.prompt, data.system_prompt)
     assert [m["content"] for m in made.messages] == [
         "Answer with a number.",
         "What is 2+2, Ann?",
@@ -63,6 +63,6 @@ def test_files_by_name(tmp_path, tiny):
     assert result.evaluation[0].samples == 1 and result.paths["data"] == {
         "train": f"{tmp_path}/a.csv", "test": f"{tmp_path}/b.jsonl"
     }  # fmt: skip
-    from cruijff_kit.records.saved_config import frozen
+    from cruijff_kit.records.saved_config import load_saved_config
 
-    assert frozen(tmp_path / "run").dataset == config.dataset
+    assert load_saved_config(tmp_path / "run").dataset == config.dataset

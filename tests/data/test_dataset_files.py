@@ -8,9 +8,9 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from cruijff_kit.data.conversations import conversations
-from cruijff_kit.data.dataset_files import file_hash
-from cruijff_kit.data.rows import chosen, read_split
+from cruijff_kit.data.conversations import read_conversations
+from cruijff_kit.data.dataset_files import hash_data
+from cruijff_kit.data.rows import read_split, select_rows
 from cruijff_kit.util.errors import UserError
 
 ROWS = {
@@ -88,26 +88,26 @@ def test_every_layout_gives_the_same_rows(tmp_path, layout):
     path = path if isinstance(path, dict) else str(path)
     (tmp_path / "dataset_info.json").write_text("{}")  # stands beside data on the hub
     for split, rows in ROWS.items():
-        made = conversations(path, split, {}, "Q: {input}")
+        made = read_conversations(path, split, {}, "Q: {input}")
         assert [c.answer for c in made] == [r["output"] for r in rows]
         assert [c.messages for c in made] == [[{"role": "user", "content": f"Q: {r['input']}"}] for r in rows]
         assert [c.row for c in made] == list(range(len(rows)))
     with pytest.raises(UserError, match=r"has no split 'dev'; valid: test, train, validation"):
         read_split(path, "dev")
-    assert file_hash(path) == file_hash(path)
+    assert hash_data(path) == hash_data(path)
 
 
 @pytest.mark.parametrize("layout", ["csv", "shards in data/", "saved to disk", "named one by one"])
 def test_the_hash_covers_every_file(tmp_path, layout):
     path = write(tmp_path, layout)
-    before = file_hash(path)
+    before = hash_data(path)
     seen = {before}
     files = [f for f in tmp_path.rglob("*") if f.suffix in (".csv", ".parquet", ".arrow", ".jsonl")]
     assert len(files) >= 3
     for file in files:
         held = file.read_bytes()
         file.write_bytes(held + b" ")
-        seen.add(file_hash(path))
+        seen.add(hash_data(path))
         file.write_bytes(held)
     assert len(seen) == 1 + len(files)
 
@@ -141,14 +141,14 @@ def test_a_split_column_of_another_name_or_none(tmp_path):
 
 def test_numbers_become_text_as_they_are_written(tmp_path):
     (tmp_path / "train.csv").write_text("input,output\n1,1.0\n007,TRUE\n1e3, NA\n")
-    (written,) = {tuple(c.answer for c in conversations(str(tmp_path), "train", {}))}
+    (written,) = {tuple(c.answer for c in read_conversations(str(tmp_path), "train", {}))}
     assert written == ("1.0", "TRUE", " NA")
-    assert [c.values for c in conversations(str(tmp_path), "train", {})] == [["1"], ["007"], ["1e3"]]
+    assert [c.values for c in read_conversations(str(tmp_path), "train", {})] == [["1"], ["007"], ["1e3"]]
     table = pyarrow.table({"age": pyarrow.array([51, 7], pyarrow.int8()), "p": [0.25, 1.0], "ok": [True, False],
                            "missing": pyarrow.array([1, None])})  # fmt: skip
     pyarrow.parquet.write_table(table, tmp_path / "typed.parquet")
     typed = str(tmp_path / "typed.parquet")
-    made = conversations(typed, "train", {"output": "age"}, "{age} years")
+    made = read_conversations(typed, "train", {"output": "age"}, "{age} years")
     assert [(c.messages[0]["content"], c.answer) for c in made] == [("51 years", "51"), ("7 years", "7")]
     for column, says in [
         ("p", "row 0: column 'p' must be text or a whole number, not float 0.25; decimals can be written in many ways"),
@@ -156,7 +156,7 @@ def test_numbers_become_text_as_they_are_written(tmp_path):
         ("missing", "row 1: column 'missing' is empty; fill it in, or leave the row out"),
     ]:
         with pytest.raises(UserError) as caught:
-            conversations(typed, "train", {"output": "age"}, "{" + column + "}")
+            read_conversations(typed, "train", {"output": "age"}, "{" + column + "}")
         assert f"{typed}, split 'train', {says}" in str(caught.value)
 
 
@@ -193,7 +193,7 @@ BROKEN = [
 def test_broken_files(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
-        conversations(str(tmp_path), "train", {})
+        read_conversations(str(tmp_path), "train", {})
     message = str(caught.value)
     assert says in message and "\n" not in message and str(tmp_path) in message
 
@@ -215,7 +215,7 @@ def test_damaged_files_are_refused(tmp_path, format):
         other = tmp_path / f"{number}.{format}"
         other.write_bytes(damaged)
         try:
-            conversations(str(other), "train", {})
+            read_conversations(str(other), "train", {})
         except UserError as error:
             refused += 1
             assert str(other) in str(error) and "\n" not in str(error)
@@ -258,8 +258,8 @@ def test_one_saved_data_set(tmp_path):
 
 
 def test_which_rows_are_used():
-    assert chosen(5, None, None, "train") == chosen(5, 9, 1, "train") == [0, 1, 2, 3, 4]
-    assert chosen(100, 3, None, "train") == [0, 1, 2]
-    small, large = chosen(100, 10, 1, "train"), chosen(100, 30, 1, "train")
+    assert select_rows(5, None, None, "train") == select_rows(5, 9, 1, "train") == [0, 1, 2, 3, 4]
+    assert select_rows(100, 3, None, "train") == [0, 1, 2]
+    small, large = select_rows(100, 10, 1, "train"), select_rows(100, 30, 1, "train")
     assert len(small) == 10 and set(small) < set(large) and small == sorted(small) != list(range(10))
-    assert small != chosen(100, 10, 2, "train") and small != chosen(100, 10, 1, "test")
+    assert small != select_rows(100, 10, 2, "train") and small != select_rows(100, 10, 1, "test")

@@ -108,14 +108,14 @@ def test_every_data_set_that_ships_can_run(name, tiny, tmp_path):
     """Its conf composes, names every argument of its generator, chooses a task, and passes every check before training."""
     import inspect
 
-    from cruijff_kit.runs.plan import check
+    from cruijff_kit.runs.plan import plan_run
 
     where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", f"output_dir={tmp_path / 'run'}"]
     long = {"synthetic_twins": ["dataset.arguments.traits=6"], "census": ["dataset.arguments.wording=terse"]}
     config = cruijff_kit.compose([f"dataset={name}", *where, *long.get(name, [])])
     known = inspect.signature(GENERATORS[config.dataset.generator].draw).parameters
     assert set(config.dataset.arguments) == set(known)
-    plan = check(config)
+    plan = plan_run(config)
     assert config.eval.tasks and all(plan.prompts_checked[task] > 0 for task in config.eval.tasks)
     assert not (tmp_path / "run").exists()
     chosen = ceiling_of(config.dataset.generator, config.dataset.arguments, config.dataset.test_split)
@@ -322,9 +322,9 @@ def test_what_cannot_be_drawn_is_refused_with_the_numbers(generator, arguments, 
 
 
 def test_memorization_needs_leave_to_ask_what_it_trained_on(tiny, tmp_path):
-    from cruijff_kit.runs.plan import check
+    from cruijff_kit.runs.plan import plan_run
 
     where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", f"output_dir={tmp_path / 'run'}"]
     config = cruijff_kit.compose(["dataset=model_organisms", "dataset.arguments.design=memorization", *where])
     with pytest.raises(UserError, match=r"dataset.allow_leaks=\[exact\]"):
-        check(config)
+        plan_run(config)

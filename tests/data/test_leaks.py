@@ -11,8 +11,8 @@ from inspect_ai.log import read_eval_log
 import cruijff_kit
 from cruijff_kit.data.conversations import Conversation
 from cruijff_kit.data.generators.capitalization import draw_capitalization
-from cruijff_kit.data.leaks import find_leaks, targets_in_prompts
-from cruijff_kit.runs.plan import check, check_evaluation
+from cruijff_kit.data.leaks import find_leaks, find_targets_in_prompts
+from cruijff_kit.runs.plan import plan_evaluation, plan_run
 from cruijff_kit.util.errors import UserError
 
 DRAW = random.Random(5)
@@ -184,7 +184,7 @@ def test_scripts_without_spaces():
 def test_targets_in_prompts():
     made = [("the answer is Paris, he said", "Paris"), ("comparison", "Paris"), ("1 2 3", "1"), ("parisian", "paris")]
     cases = [Conversation([], answer, [value], n) for n, (value, answer) in enumerate(made)]
-    assert targets_in_prompts(cases) == [0]
+    assert find_targets_in_prompts(cases) == [0]
 
 
 @pytest.fixture
@@ -216,17 +216,17 @@ SPLITS = {
 def test_a_run_with_a_leak_is_refused_unless_it_is_allowed(compose):
     leaky = SPLITS | {"test": [*SPLITS["test"], SPLITS["train"][4]]}
     with pytest.raises(UserError) as caught:
-        check(compose(leaky))
+        plan_run(compose(leaky))
     assert str(caught.value) == (
         "1 of 3 rows of split 'test' ask exactly what rows of 'train' ask too, 1 with the same answer (for example test "
         f"row 2, train row 4: {SPLITS['train'][4]!r}); take them out of one of the two, or allow it: "
         "dataset.allow_leaks=[exact]"
     )
-    plan = check(compose(leaky, "dataset.allow_leaks=[exact]"))
+    plan = plan_run(compose(leaky, "dataset.allow_leaks=[exact]"))
     assert plan.leaks == {"exact train test": 1} and plan.warnings == []
-    assert check(compose(leaky, "dataset.max_samples=4")).leaks == {}, "the row is not used"
-    assert check(compose(leaky, "eval=none")).leaks == {}, "the test split is not used"
-    assert check(compose(SPLITS)).leaks == {}
+    assert plan_run(compose(leaky, "dataset.max_samples=4")).leaks == {}, "the row is not used"
+    assert plan_run(compose(leaky, "eval=none")).leaks == {}, "the test split is not used"
+    assert plan_run(compose(SPLITS)).leaks == {}
 
 
 def test_memorising_on_purpose(compose):
@@ -234,8 +234,8 @@ def test_memorising_on_purpose(compose):
     with pytest.raises(
         UserError, match=r"dataset.validation_split=train is what is trained on; choose another, or allow"
     ):
-        check(compose(SPLITS, *same))
-    assert check(compose(SPLITS, *same, "dataset.allow_leaks=[exact]")).leaks == {}
+        plan_run(compose(SPLITS, *same))
+    assert plan_run(compose(SPLITS, *same, "dataset.allow_leaks=[exact]")).leaks == {}
     with pytest.raises(UserError, match="dataset.allow_leaks=all does not exist; valid: exact, near, unit"):
         compose(SPLITS, "dataset.allow_leaks=[all]")
 
@@ -244,20 +244,20 @@ def test_near_leaks_are_warned_of(compose, capsys):
     text = words(16)
     near = SPLITS | {"train": [text, *SPLITS["train"][:5]], "test": [f"Now {text}", "test two"]}
     config = compose(near, "eval.max_tokens=2", "eval.baseline=false", "dataset.validation_split=null")
-    (warning,) = check(config).warnings
+    (warning,) = plan_run(config).warnings
     assert warning.startswith(
         "1 of 2 rows of split 'test' ask nearly what rows of 'train' ask too, 0 with the same answer"
     )
     cruijff_kit.train_then_eval(config)
     assert f"warning: {warning}\n" in capsys.readouterr().err
-    assert check(compose(near, "dataset.allow_leaks=[near]")).warnings == []
+    assert plan_run(compose(near, "dataset.allow_leaks=[near]")).warnings == []
 
 
 def test_a_prompt_that_leaves_no_room_for_the_answer_is_found_wherever_it_stands(compose):
     long = SPLITS | {"test": [*(f"test {n}" for n in range(60)), "long " * 120]}
     with pytest.raises(UserError, match="longest prompt of match has 6.. tokens, llama reads at most 512; shorten"):
-        check(compose(long, "eval.limit=null"))
-    check(compose(long, "eval.limit=20"))
+        plan_run(compose(long, "eval.limit=null"))
+    plan_run(compose(long, "eval.limit=20"))
 
 
 def test_cut_rows_are_warned_of(compose, capsys):
@@ -266,7 +266,7 @@ def test_cut_rows_are_warned_of(compose, capsys):
 
     texts = {"train": ["a" * 12, "b" * 60, "c" * 60], "validation": ["d" * 60]}
     config = compose(texts, "dataset.column_map.output=input", "dataset.max_seq_len=120", "eval=none")
-    plan = check(config)
+    plan = plan_run(config)
     says = "of split '{}' are cut by dataset.max_seq_len=120, the worst by 21 tokens; their ends are not learnt"
     assert plan.cut_rows == 2 and plan.leaks == {"target train": 3, "target validation": 1}
     assert plan.warnings == [f"2 of 3 rows {says.format('train')}", f"1 of 1 rows {says.format('validation')}"]
@@ -285,12 +285,12 @@ def survey(count: int) -> list[str]:
 def test_a_survey_of_few_profiles_is_told_its_honest_choices(compose):
     splits = {"train": survey(500), "validation": survey(50), "test": survey(100)}
     with pytest.raises(UserError) as caught:
-        check(compose(splits, "eval.max_tokens=2"))
+        plan_run(compose(splits, "eval.max_tokens=2"))
     says = str(caught.value)
     assert "each different prompt stands 5.2 times in 'train'" in says and "(a survey of few profiles)" in says
     assert "nothing is to be taken out" in says and "dataset.unit_column" in says
     assert "keep them and say so: dataset.allow_leaks=[exact]" in says
-    assert check(compose(splits, "dataset.allow_leaks=[exact]")).leaks["exact train test"] > 90
+    assert plan_run(compose(splits, "dataset.allow_leaks=[exact]")).leaks["exact train test"] > 90
 
 
 @pytest.fixture
@@ -310,18 +310,18 @@ def respondents(compose, tmp_path):
 
 def test_a_unit_in_two_splits_is_a_leak(respondents, tmp_path):
     shared = dict(test=[3, 4, 100])
-    assert check(respondents(**shared)).leaks == {}, "who the rows are of is not known"
+    assert plan_run(respondents(**shared)).leaks == {}, "who the rows are of is not known"
     named = "dataset.unit_column=person"
     with pytest.raises(UserError) as caught:
-        check(respondents(named, **shared))
+        plan_run(respondents(named, **shared))
     assert str(caught.value) == (
         "4 of 6 rows of split 'test' are of units that 'train' has rows of too (dataset.unit_column=person; for example "
         "test row 0, train row 6: 'r3'); split by person, so that all rows of a unit are in one split, or keep them and "
         "say so: dataset.allow_leaks=[unit] (result.json and the methods text then name it)"
     )
-    assert check(respondents(named)).leaks == {}, "rows of a unit may share a split"
+    assert plan_run(respondents(named)).leaks == {}, "rows of a unit may share a split"
     config = respondents(named, "dataset.allow_leaks=[unit]", "eval.baseline=false", "max_steps_per_epoch=1", **shared)
-    assert check(config).leaks == {"unit train test": 4}
+    assert plan_run(config).leaks == {"unit train test": 4}
     cruijff_kit.train_then_eval(config)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["leaks"] == {"unit train test": 4} and result["allowed_leaks"] == ["unit"]
@@ -346,11 +346,11 @@ def test_units_are_the_same_however_their_numbers_are_written():
 )
 def test_a_unit_column_that_is_none(respondents, setting, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        check(respondents(f"dataset.unit_column={setting}"))
+        plan_run(respondents(f"dataset.unit_column={setting}"))
     with pytest.raises(UserError, match=re.escape(message.replace("'train'", "'test'"))):
-        check_evaluation(respondents(f"dataset.unit_column={setting}"))
+        plan_evaluation(respondents(f"dataset.unit_column={setting}"))
     with pytest.raises(UserError, match="row 2 of split 'train' has no unit; fill it in, or leave the row out"):
-        check(respondents("dataset.unit_column=person", person=lambda n: "" if n == 1 else n))
+        plan_run(respondents("dataset.unit_column=person", person=lambda n: "" if n == 1 else n))
 
 
 def test_of_red_data_a_unit_is_a_hash(respondents, forgetful):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import cruijff_kit
 from cruijff_kit.data.batches import AttentionCost, make_batch
 from cruijff_kit.data.examples import IGNORE, Example
-from cruijff_kit.data.packing import packed, rows_of
+from cruijff_kit.data.packing import pack_sequences, unpack
 from cruijff_kit.models.compat import get_adapter_params
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.training.loss import LabelledCrossEntropy, batch_loss
 from cruijff_kit.util.errors import UserError
 
@@ -34,8 +34,8 @@ def rows(seed: int, count: int, prefix: int = 0) -> list[Example]:
 @pytest.mark.parametrize("longest", [40, 100, 1000])
 def test_packs_are_filled_in_order(longest):
     examples = rows(1, 80)
-    packs = packed(examples, longest)
-    assert [e for p in packs for e in rows_of(p)] == examples
+    packs = pack_sequences(examples, longest)
+    assert [e for p in packs for e in unpack(p)] == examples
     sizes = [len(p.tokens) for p in packs]
     assert max(sizes) <= longest
     for size, following in zip(sizes, packs[1:], strict=False):
@@ -79,7 +79,7 @@ def test_loss_and_gradients_are_those_of_the_rows(recipe, share, prefix, cost):
         if "lora_b" in name:
             torch.nn.init.normal_(p, std=0.05)
     examples = rows(prefix, 19, prefix)
-    batch = make_batch(packs := packed(examples, 200), cost, share)
+    batch = make_batch(packs := pack_sequences(examples, 200), cost, share)
     assert len(packs) > 2 and batch.num_tokens == sum(len(e.tokens) for e in examples)
     if cost is MASKS:
         assert len(batch.tokens) == len(packs)
@@ -97,7 +97,7 @@ def test_no_row_sees_another(recipe, cost):
     examples = rows(3, 6)
 
     def losses(changed: list[Example]) -> torch.Tensor:
-        batch = make_batch(packed(changed, 500), cost)
+        batch = make_batch(pack_sequences(changed, 500), cost)
         each = torch.nn.CrossEntropyLoss(reduction="none")
         loss.forward = lambda hidden, targets, output: each(output(hidden), targets)
         return batch_loss(model, batch, loss)
@@ -115,9 +115,9 @@ def test_a_packed_run_counts_packs(recipe):
     """Rows, steps and tokens of the plan are those of the training; validation is not packed."""
     made = recipe("dataset.packed=true", "epochs=2", "shuffle=false", "group_by_length=false")
     packs, alone = made.train_data, recipe().train_data
-    assert [r.row for p in packs for r in rows_of(p)] == [e.row for e in alone] == list(range(41))
+    assert [r.row for p in packs for r in unpack(p)] == [e.row for e in alone] == list(range(41))
     assert made.steps.per_epoch == -(-len(packs) // 2) < 41 // 2
-    assert all(rows_of(e) == (e,) for e in made.val_data)
+    assert all(unpack(e) == (e,) for e in made.val_data)
     made.train()
     made.cleanup()
     assert made.summary.tokens == 2 * sum(len(e.tokens) for e in alone) and made.summary.steps == made.steps.total
@@ -188,9 +188,9 @@ def test_plan_and_refusals(tiny, tmp_path):
         where = ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / 'run'}", "device=cpu", "eval=none"]
         return cruijff_kit.compose([*where, *SMALL, "dataset.packed=true", *overrides])
 
-    plan = check(compose())
-    assert plan.packed_rows == 41 and plan.rows < 41 and check(compose("dataset.packed=false")).packed_rows is None
+    plan = plan_run(compose())
+    assert plan.packed_rows == 41 and plan.rows < 41 and plan_run(compose("dataset.packed=false")).packed_rows is None
     with pytest.raises(UserError, match="packed=true fills packs up to dataset.max_seq_len, which is null; set it"):
         compose("dataset.max_seq_len=null")
     with pytest.raises(UserError, match="the longest pack has .* reads at most 512; set dataset.max_seq_len=512"):
-        check(compose("dataset.max_seq_len=2048", "num_warmup_steps=0"))
+        plan_run(compose("dataset.max_seq_len=2048", "num_warmup_steps=0"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cruijff_kit.data.conversations import conversations
+from cruijff_kit.data.conversations import read_conversations
 from cruijff_kit.data.rows import read_split
 from cruijff_kit.util.errors import UserError
 
@@ -14,7 +14,7 @@ COLUMNS = {"input": "input", "output": "output"}
 
 def refused(path, split="train", prompt="{input}\n", columns=COLUMNS) -> str:
     with pytest.raises(UserError) as caught:
-        conversations(str(path), split, columns, prompt, "")
+        read_conversations(str(path), split, columns, prompt, "")
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -29,7 +29,7 @@ def write(tmp_path, content) -> str:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_good_data(tmp_path, encoding):
     path = write(tmp_path, json.dumps(GOOD, ensure_ascii=False).encode(encoding))
-    (asked,) = conversations(str(path), "test", COLUMNS, "Say {input}", "Be kind.")
+    (asked,) = read_conversations(str(path), "test", COLUMNS, "Say {input}", "Be kind.")
     assert asked.messages == [
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say ü 漢字 🎉\n"},
     ]  # fmt: skip
@@ -84,7 +84,7 @@ def test_prompts(tmp_path):
     rows = {"train": [{"question": "q", "topic": "t", "output": "o"}]}
     path = write(tmp_path, rows)
     columns = {"input": "question", "output": "output"}
-    (asked,) = conversations(str(path), "train", columns, '{topic}: {input} as {"json": 1} {question}', "")
+    (asked,) = read_conversations(str(path), "train", columns, '{topic}: {input} as {"json": 1} {question}', "")
     assert asked.messages[0]["content"] == 't: q as {"json": 1} q'
     assert "no column 'toppic'; did you mean topic?" in refused(path, prompt="{toppic}", columns=columns)
     assert "names no column" in refused(path, prompt="Hello", columns=columns)

@@ -26,13 +26,13 @@ from cruijff_kit.commands.resume import main as resume
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.identity import config_hash
 from cruijff_kit.data import tiers
-from cruijff_kit.records.result import RunResult, notice, read_result, withholds
+from cruijff_kit.records.result import RunResult, has_red_data, read_result, red_data_notice
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.saved_config import frozen
+from cruijff_kit.records.saved_config import load_saved_config
 from cruijff_kit.util import redaction
-from cruijff_kit.util.agents import VARIABLES, agent
+from cruijff_kit.util.agents import VARIABLES, detect_agent
 from cruijff_kit.util.errors import UserError, one_line
-from cruijff_kit.util.redaction import quoted
+from cruijff_kit.util.redaction import quote
 
 FORMS = [canaries.CANARY.encode(), canaries.EXOTIC.encode(), json.dumps(canaries.EXOTIC)[1:-1].encode(),
          json.dumps(canaries.EXOTIC, ensure_ascii=False)[1:-1].encode()]  # fmt: skip
@@ -199,24 +199,22 @@ def test_the_strictest_tier_counts(tmp_path, tiny):
     other.mkdir()
     (data / "a.csv").write_text("input,output\n1,2\n")
     (other / "b.csv").symlink_to(data / "a.csv")
-    assert tiers.marked(str(data / "a.csv")) == "green"
+    assert tiers.find_tier(str(data / "a.csv")) == "green"
     (tmp_path / "above" / "TIER").write_text(" Yellow\n")
-    assert (
-        tiers.marked(str(data / "a.csv")) == tiers.marked(str(other / "b.csv")) == tiers.marked(str(data)) == "yellow"
-    )
+    assert [tiers.find_tier(str(path)) for path in (data / "a.csv", other / "b.csv", data)] == ["yellow"] * 3
     (other / "TIER").write_text("RED")
-    assert tiers.marked(str(other / "b.csv")) == "red" and tiers.marked(str(data / "a.csv")) == "yellow"
-    assert tiers.marked({"train": str(data / "a.csv"), "test": str(other / "b.csv")}) == "red"
+    assert tiers.find_tier(str(other / "b.csv")) == "red" and tiers.find_tier(str(data / "a.csv")) == "yellow"
+    assert tiers.find_tier({"train": str(data / "a.csv"), "test": str(other / "b.csv")}) == "red"
     (data / "TIER").write_text("green")
-    assert tiers.marked(str(data)) == "yellow"
+    assert tiers.find_tier(str(data)) == "yellow"
     model = ["model=hf_llama", f"model.path={tiny}", "dataset=files"]
     assert cruijff_kit.compose([*model, f"dataset.path={data / 'a.csv'}"]).dataset.tier == "yellow"
-    assert not redaction.active()
+    assert not redaction.is_enabled()
     config = cruijff_kit.compose([*model, f"dataset.path={other / 'b.csv'}", "dataset.tier=green"])
-    assert config.dataset.tier == "red" and redaction.active()
+    assert config.dataset.tier == "red" and redaction.is_enabled()
     (data / "TIER").write_text("green and red")
     with pytest.raises(UserError, match="TIER says none of green, yellow, red"):
-        tiers.marked(str(data))
+        tiers.find_tier(str(data))
     with pytest.raises(UserError, match="tier=purple does not exist"):
         cruijff_kit.compose(["dataset.tier=purple"])
 
@@ -231,8 +229,8 @@ def test_what_a_process_with_red_data_says(capfd):
         float(secret)
     except ValueError as error:
         foreign = error
-    assert quoted(secret) == repr(secret) and one_line(foreign).endswith(f"'{secret}'")
-    redaction.begin()
+    assert quote(secret) == repr(secret) and one_line(foreign).endswith(f"'{secret}'")
+    redaction.enable()
     try:
         raise UserError("row 3 is empty") from foreign
     except UserError as error:
@@ -243,21 +241,20 @@ def test_what_a_process_with_red_data_says(capfd):
         logging.getLogger("cruijff_kit.x").warning("no accuracy")
         sys.excepthook(ValueError, foreign, foreign.__traceback__)
         print("".join(traceback.format_exception(foreign)), file=sys.stderr)
-        with redaction.muted():
+        with redaction.silence():
             print(secret)
             subprocess.run(["echo", secret])
-            print("our own words", file=redaction.voice())
+            print("our own words", file=redaction.get_stderr())
     finally:
         logger.removeHandler(handler)
-    said = heard.getvalue() + "".join(capfd.readouterr()) + redaction.traceback_of(raised)
+    said = heard.getvalue() + "".join(capfd.readouterr()) + redaction.format_traceback(raised)
     assert secret not in said and "theirs said something (withheld: red data)" in said and "our own words" in said
     assert f'File "{__file__}", line' in said and "ValueError: (withheld: red data)" in said
     assert one_line(ours) == "row 3 is empty" != one_line(raised)  # a task of the user's may raise one of ours
     assert one_line(OSError(28, secret)) == "No space left on device (withheld: red data)"
-    assert quoted(secret) == one_line(foreign) == one_line(secret) == redaction.WITHHELD
+    assert quote(secret) == one_line(foreign) == one_line(secret) == redaction.WITHHELD
     assert (
-        redaction.quoted_names(["age", "sex"]) == ["age", "sex"]
-        and redaction.quoted_names(["age", "Ann Lee, 34"]) == []
+        redaction.quote_names(["age", "sex"]) == ["age", "sex"] and redaction.quote_names(["age", "Ann Lee, 34"]) == []
     )
 
 
@@ -274,13 +271,15 @@ def test_who_may_see_the_data_is_no_part_of_what_is_computed():
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_agents_are_known(name):
-    assert name in agent(environment={name: "1"}) and agent(environment={name: "0"}) is None
-    assert agent(False, {name: "1"}) is None and agent(True, {}) == "agent=true"
+    assert name in detect_agent(environment={name: "1"}) and detect_agent(environment={name: "0"}) is None
+    assert detect_agent(False, {name: "1"}) is None and detect_agent(True, {}) == "agent=true"
 
 
 def test_a_terminal_in_an_editor_is_no_agent():
-    assert agent(environment={"CURSOR_TRACE_ID": "x", "PAGER": "less"}) is None
-    assert agent(environment={"CURSOR_TRACE_ID": "x", "PAGER": "head -n 10000 | cat"}) == "CURSOR_TRACE_ID is set"
+    assert detect_agent(environment={"CURSOR_TRACE_ID": "x", "PAGER": "less"}) is None
+    assert (
+        detect_agent(environment={"CURSOR_TRACE_ID": "x", "PAGER": "head -n 10000 | cat"}) == "CURSOR_TRACE_ID is set"
+    )
 
 
 def refused(overrides: list[str]) -> str:
@@ -356,7 +355,7 @@ def test_samples_that_a_person_keeps(red):
     result = read_result(folder / "kept" / "result.json")
     log = Path(result.evaluation[0].log)
     assert canaries.CANARY in read_eval_log(str(log)).samples[0].target and stat.S_IMODE(log.stat().st_mode) == 0o600
-    assert not result.redacted and withholds(result) and "some logs hold them" in notice([result])
+    assert not result.redacted and has_red_data(result) and "some logs hold them" in red_data_notice([result])
 
 
 def test_what_an_adapter_has_learnt_is_the_owners_alone(red):
@@ -417,9 +416,9 @@ def test_data_that_was_marked_later(tmp_path, tiny, run_cli):
     (first,) = (tmp_path / "multirun" / "rows").glob("*/*/result.json")
     result = read_result(first)
     result.paths["data"] = str(tmp_path / "data" / "rows.json")
-    assert not withholds(result)
+    assert not has_red_data(result)
     (tmp_path / "data" / "TIER").write_text("red")
-    assert withholds(result) and redaction.active()
+    assert has_red_data(result) and redaction.is_enabled()
     done = run_cli(*typed, cwd=tmp_path)
     assert done.returncode == 0 and "exist already" not in done.stderr
     assert sorted(read_result(p).redacted for p in (tmp_path / "multirun" / "rows").glob("*/*/result.json")) == [
@@ -459,14 +458,14 @@ def test_a_job_was_admitted_when_it_was_submitted(tmp_path, tiny, monkeypatch):
     RunFolder(config.output_dir).freeze(config, {})
     (tmp_path / "data" / "TIER").write_text("yellow")
     monkeypatch.setenv("COPILOT_CLI", "1")
-    assert data_policy.check_access(frozen(tmp_path / "run", agent=False)) == "yellow"
+    assert data_policy.check_access(load_saved_config(tmp_path / "run", agent=False)) == "yellow"
     with pytest.raises(UserError, match="COPILOT_CLI is set"):
-        data_policy.check_access(frozen(tmp_path / "run"))
+        data_policy.check_access(load_saved_config(tmp_path / "run"))
     assert "agent: null" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_group_columns_are_groups(tmp_path, tiny):
-    from cruijff_kit.runs.plan import check
+    from cruijff_kit.runs.plan import plan_run
 
     canaries.write_data(tmp_path / "data")
     place = f"dataset.path={tmp_path / 'data' / 'rows.json'}"
@@ -477,11 +476,11 @@ def test_group_columns_are_groups(tmp_path, tiny):
         ("input", "tells rows apart"),
     ):
         with pytest.raises(UserError, match=why) as refusal:
-            check(cruijff_kit.compose([*typed, f"dataset.group_columns=[{column}]"]))
+            plan_run(cruijff_kit.compose([*typed, f"dataset.group_columns=[{column}]"]))
         assert canaries.CANARY not in str(refusal.value)
 
 
 def test_results_without_a_tier_are_green(tmp_path):
     result = RunResult("r", "done", "e", "m", {}, {}, "hash")
-    assert not withholds(result) and notice([result]) == ""
-    assert not withholds(object())
+    assert not has_red_data(result) and red_data_notice([result]) == ""
+    assert not has_red_data(object())

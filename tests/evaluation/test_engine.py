@@ -16,7 +16,7 @@ from cruijff_kit.evaluation.engine.onednn import PreparedWeights, count_copy_byt
 from cruijff_kit.evaluation.engine.options import option_logits
 from cruijff_kit.evaluation.engine.sampling import _draw, _lowest_score
 from cruijff_kit.models.compat import LoRALinear, TiedLinear, get_adapter_params
-from cruijff_kit.models.device import Machine, left_by_control_groups
+from cruijff_kit.models.device import Machine, cgroup_headroom
 from cruijff_kit.models.dora import BiasedDoRALinear
 from cruijff_kit.models.placement import spread
 from cruijff_kit.util.errors import UserError
@@ -362,8 +362,8 @@ def test_memory_is_what_the_job_may_use(tmp_path):
     (job / "memory.stat").write_text("anon 500\ninactive_file 150\n")
     (step / "memory.max").write_text("max\n")
     (tmp_path / "groups").write_text("0::/job/step\n")
-    assert left_by_control_groups(tmp_path / "groups", tmp_path) == [450]
-    assert left_by_control_groups(tmp_path / "none", tmp_path) == []
+    assert cgroup_headroom(tmp_path / "groups", tmp_path) == [450]
+    assert cgroup_headroom(tmp_path / "none", tmp_path) == []
 
 
 MEMORY = """

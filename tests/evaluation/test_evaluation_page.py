@@ -9,7 +9,7 @@ import pytest
 import cruijff_kit
 from cruijff_kit.commands.evaluate import main as evaluate
 from cruijff_kit.evaluation.tasks import TASKS as SHIPPED_TASKS
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = (DOCS / "data.md").read_text(encoding="utf-8").partition("## Data sets that ship\n")[2].partition("\n## ")[0]
@@ -48,7 +48,7 @@ def test_every_command_passes_every_check(command, tiny, tmp_path, monkeypatch):
     if any("some_evals" in s for s in settings):
         assert [n.task for n in config.eval.names] == ["some_evals/task"]
     else:
-        assert check(config).steps["total"] > 0
+        assert plan_run(config).steps["total"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ from cruijff_kit.models.device import Machine
 from cruijff_kit.models.tokenizer import ChatTokenizer
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
 ADAPTERS = [
@@ -434,7 +434,7 @@ def cell(tiny, tmp_path, tasks):
         where = ["model=hf_llama", f"model.path={tiny}", f"output_dir={tmp_path / name}"]
         overrides = [o.replace("TURNS", str(tmp_path / "turns.py")) for o in overrides]
         config = cruijff_kit.compose([*where, *SMALL, *overrides])
-        plan = check(config)
+        plan = plan_run(config)
         recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
         recipe.setup()
         trained(recipe.model, seed)

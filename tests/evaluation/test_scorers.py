@@ -30,7 +30,7 @@ from cruijff_kit.evaluation.tasks.common import answers_task
 from cruijff_kit.models.placement import for_evaluation
 from cruijff_kit.records.result import higher_is_better
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.runs.plan import check_evaluation
+from cruijff_kit.runs.plan import plan_evaluation
 from cruijff_kit.runs.run import train_then_eval
 from cruijff_kit.training import process_cache
 from cruijff_kit.util.errors import UserError
@@ -397,7 +397,7 @@ def test_risks_of_a_model_in_bf16(smollm2, tmp_path):
         config = cruijff_kit.compose(
             [*asked, f"model.path={smollm2}", f"dtype={dtype}", f"output_dir={tmp_path / dtype}"]
         )
-        plan = check_evaluation(config)
+        plan = plan_evaluation(config)
         model, machine = for_evaluation(config.torchtune)
         chat_model = ChatModel(model, process_cache.get_tokenizer(config.torchtune["tokenizer"]), machine)
         with chat_model.without_adapters():

@@ -19,7 +19,7 @@ from cruijff_kit.analysis.sweep import analyse, analyse_briefly
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation.targets import check_room
 from cruijff_kit.evaluation.tasks import TASKS
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.training import process_cache
 from cruijff_kit.util.errors import UserError
 
@@ -138,7 +138,7 @@ def test_the_task_that_fits_a_data_set_that_ships(compose, dataset, arguments, t
     config = compose(f"dataset={dataset}", *(f"dataset.arguments.{k}={v}" for k, v in arguments.items()))
     assert config.eval.tasks == [task]
     if dataset not in ("synthetic_twins", "census"):  # their prompts are too long for the tiny model
-        assert check(config).prompts_checked[task] > 0
+        assert plan_run(config).prompts_checked[task] > 0
     chosen = compose(f"dataset={dataset}", "eval=match", *(f"dataset.arguments.{k}={v}" for k, v in arguments.items()))
     assert chosen.eval.tasks == ["match"], "what the user says goes before"
 
@@ -186,9 +186,9 @@ def test_a_target_that_no_number_stands_in_is_refused_wherever_it_is(compose, fi
     with pytest.raises(
         UserError, match=r"^eval task number cannot run: .* needs a number as target, not '5kg' \(row 40\)$"
     ):
-        check(compose(*file(*["7"] * 40, "5kg", "8"), "eval=number"))
+        plan_run(compose(*file(*["7"] * 40, "5kg", "8"), "eval=number"))
     with pytest.raises(UserError, match=r"the target 'm' is none of the scorer's options: 'n', 'y' \(row 40\)$"):
-        check(compose(*file(*["n"] * 40, "m", "y"), "eval=risk", "eval.task_args.options=[n,y]"))
+        plan_run(compose(*file(*["n"] * 40, "m", "y"), "eval=risk", "eval.task_args.options=[n,y]"))
 
 
 LONG = "a word and another word"
@@ -205,9 +205,9 @@ def test_a_target_that_is_longer_than_an_answer_may_be(compose, file, tmp_path, 
     config = compose(*file(*outputs), f"eval.tasks=[{task}]", f"eval.max_tokens={limit}")
     says = f"eval.max_tokens={limit}: the longest target of task {task} has {needed} tokens (row {row})"
     if needed is None:
-        assert check(config).warnings == []
+        assert plan_run(config).warnings == []
     elif limit == needed - 1:
-        (warning,) = check(config).warnings
+        (warning,) = plan_run(config).warnings
         assert warning.startswith(
             f"{says}, the last of them its end, so that an answer which would go on counts as right;"
         )
@@ -215,14 +215,14 @@ def test_a_target_that_is_longer_than_an_answer_may_be(compose, file, tmp_path, 
         with pytest.raises(UserError) as refused:
             cruijff_kit.train_then_eval(config)
         assert str(refused.value) == f"{says}; set eval.max_tokens={needed}" and not (tmp_path / "run").exists()
-        assert check(compose(*file(*outputs), f"eval.tasks=[{task}]", f"eval.max_tokens={needed}")).warnings == []
+        assert plan_run(compose(*file(*outputs), f"eval.tasks=[{task}]", f"eval.max_tokens={needed}")).warnings == []
 
 
 def test_what_needs_no_whole_answer(compose, file):
     """A label is one token, and a risk as a number does not depend on how long the labels are."""
-    check(compose(*file(*"nyynynyy"), "eval=risk", "eval.max_tokens=1"))
-    check(compose(*file("not at all likely", "very likely"), "eval=numeric_risk", "eval.max_tokens=4"))
-    check(compose(*file("short", "short", LONG), "eval=match", "eval.max_tokens=6", "eval.limit=2"))
+    plan_run(compose(*file(*"nyynynyy"), "eval=risk", "eval.max_tokens=1"))
+    plan_run(compose(*file("not at all likely", "very likely"), "eval=numeric_risk", "eval.max_tokens=4"))
+    plan_run(compose(*file("short", "short", LONG), "eval=match", "eval.max_tokens=6", "eval.limit=2"))
 
 
 def test_only_long_targets_are_tokenised(compose, file, monkeypatch):
@@ -265,11 +265,11 @@ def test_a_target_of_ones_own_task_that_is_too_long(compose, file, tmp_path):
     with pytest.raises(
         UserError, match=r"^eval.max_tokens=9: the longest target of task capitals has 18 tokens \(sample 2\)"
     ):
-        check(compose(*file("a"), name, "eval.max_tokens=9"))
+        plan_run(compose(*file("a"), name, "eval.max_tokens=9"))
     with pytest.raises(UserError, match=r"^max_tokens=9: .* \(sample 2\); set max_tokens=18 in its GenerateConfig$"):
-        check(compose(*file("a"), name, "eval.task_args.most=9"))
-    check(compose(*file("a"), name, "eval.max_tokens=18"))
-    check(compose(*file("a"), name, "eval.max_tokens=9", "eval.task_args.numeric=true"))
+        plan_run(compose(*file("a"), name, "eval.task_args.most=9"))
+    plan_run(compose(*file("a"), name, "eval.max_tokens=18"))
+    plan_run(compose(*file("a"), name, "eval.max_tokens=9", "eval.task_args.numeric=true"))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_target_of_ones_own_task_that_is_too_long(compose, file, tmp_path):
     ],
 )  # fmt: skip
 def test_targets_that_includes_cannot_tell_apart(compose, file, outputs, task, said):
-    warnings = [w for w in check(compose(*file(*outputs), f"eval.tasks=[{task}]")).warnings if "includes" in w]
+    warnings = [w for w in plan_run(compose(*file(*outputs), f"eval.tasks=[{task}]")).warnings if "includes" in w]
     if said is None:
         assert warnings == []
         return

@@ -342,7 +342,7 @@ def test_a_resumed_run_keeps_its_day_and_the_day_identifies_no_run(save, tmp_pat
     import cruijff_kit
     from cruijff_kit.config.identity import config_hash
     from cruijff_kit.records.run_folder import RunFolder
-    from cruijff_kit.records.saved_config import frozen
+    from cruijff_kit.records.saved_config import load_saved_config
 
     def config(*overrides: str):
         model = ["model=hf_llama", f"model.path={save('llama3')}"]
@@ -352,7 +352,7 @@ def test_a_resumed_run_keeps_its_day_and_the_day_identifies_no_run(save, tmp_pat
     assert today.model.date == today.torchtune["tokenizer"]["date"] == datetime.date.today().isoformat()
     assert config_hash(today) == config_hash(other) != config_hash(config("lr=1"))
     RunFolder(other.output_dir).freeze(other, {})
-    resumed = frozen(tmp_path / "run")
+    resumed = load_saved_config(tmp_path / "run")
     assert resumed.model.date == resumed.torchtune["tokenizer"]["date"] == "2024-02-29"
 
 

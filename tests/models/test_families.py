@@ -14,10 +14,10 @@ from cruijff_kit.data.generators import generate
 from cruijff_kit.models.adapter import adapter_state
 from cruijff_kit.models.base_model import build, read_base, skeleton
 from cruijff_kit.models.device import Machine
-from cruijff_kit.models.hf_config import architecture
+from cruijff_kit.models.hf_config import read_architecture
 from cruijff_kit.models.merge import merge
 from cruijff_kit.recipes.lora_multi import MultiLoraTrainer, Slot
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.util.errors import UserError
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
@@ -176,7 +176,7 @@ def changed_config(tiny, tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_represented_is_refused_by_name(changed_config, keys, reason):
     with pytest.raises(UserError) as caught:
-        architecture(changed_config(**keys))
+        read_architecture(changed_config(**keys))
     assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -184,7 +184,7 @@ def test_old_and_new_ways_to_write_the_rotary_settings(changed_config):
     old = {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}
     new = {"rope_theta": "absent", "rope_scaling": "absent"}
     new |= {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}
-    assert architecture(changed_config(**old)) == architecture(changed_config(**new))
+    assert read_architecture(changed_config(**old)) == read_architecture(changed_config(**new))
 
 
 def test_broken_and_foreign_weights_are_named(save_model):
@@ -209,7 +209,7 @@ def test_a_shard_that_is_missing_is_named(save_model):
     shards = sorted(folder.glob("*.safetensors"))
     shards[1].unlink()
     with pytest.raises(UserError, match=f"has no {shards[1].name}"):
-        check(cruijff_kit.compose(["model=hf_llama", f"model.path={folder}", "eval=none"]))
+        plan_run(cruijff_kit.compose(["model=hf_llama", f"model.path={folder}", "eval=none"]))
 
 
 def test_an_adapter_of_tied_output_weights_is_refused(tiny):
@@ -286,10 +286,10 @@ def test_the_plan_refuses_before_anything_is_read(save_model, changed_config):
     with pytest.raises(
         UserError, match="reads at most 20 .from there on its sliding window takes effect, which torchtune"
     ):
-        check(cruijff_kit.compose(arguments))
+        plan_run(cruijff_kit.compose(arguments))
     arguments[1] = f"model.path={changed_config(model_type='gemma2')}"
     with pytest.raises(UserError, match="model_type 'gemma2' .its norms scale by 1"):
-        check(cruijff_kit.compose(arguments))
+        plan_run(cruijff_kit.compose(arguments))
 
 
 EVERYTHING = ["lora.attn_modules=[q_proj,k_proj,v_proj,output_proj]", "lora.apply_to_output=true"]

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 import cruijff_kit
-from cruijff_kit.commands.embed import POOLINGS
-from cruijff_kit.models import hidden_states
 from cruijff_kit.models.adapter import save_adapter
 from cruijff_kit.models.compat import get_adapter_params
 from cruijff_kit.models.hidden_states import open_model, read_states
+from cruijff_kit.models.pooling import POOLINGS
 
 TEXTS = [
     "One.",
@@ -73,7 +72,7 @@ def pooled(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tens
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("pooling", hidden_states.POOLINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_each_layer_is_that_of_transformers(expected, adapter, rows, pooling):
     place, states, logits, mask = expected
     ours = states_of(adapter, rows, place, pooling, batch_size=2, logits=True, top=3)
@@ -105,7 +104,3 @@ def test_a_text_is_the_same_alone_and_in_a_batch(adapter, rows, pooling):
 def test_the_size_of_batches_makes_no_difference(adapter, rows, pooling):
     one, all_ = (states_of(adapter, rows, adapter[1], pooling, batch_size=n) for n in (1, 5))
     np.testing.assert_allclose(one.tensor, all_.tensor, rtol=1e-5, atol=1e-5)
-
-
-def test_what_can_be_asked_for_is_what_there_is():
-    assert (*hidden_states.POOLINGS, hidden_states.EACH) == POOLINGS

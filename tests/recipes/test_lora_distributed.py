@@ -16,7 +16,7 @@ import cruijff_kit
 from cruijff_kit.recipes.lora_distributed import LoRAFinetuneRecipeDistributed
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
 from cruijff_kit.records.result import read_result
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 
 SMALL = [
     "dataset.max_samples=50", "num_warmup_steps=2", "lr=2e-3", "lora.rank=4", "device=cpu", "dtype=fp32", "epochs=2",
@@ -30,7 +30,7 @@ def recipe(tiny, tmp_path):
 
     def made(name: str, *overrides: str):
         config = cruijff_kit.compose([*SMALL, f"model.path={tiny}", f"output_dir={tmp_path / name}", *overrides])
-        check(config)
+        plan_run(config)
         kind = LoRAFinetuneRecipeDistributed if config.processes > 1 else LoRAFinetuneRecipeSingleDevice
         recipe = kind(config.torchtune)
         recipe.setup()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import cruijff_kit
 from cruijff_kit.recipes.lora_multi import MultiLoraTrainer, Slot
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice, TrainingInterrupted
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.training.group_size import GroupSizeTuner
 
 SMALL = ["dataset.max_samples=24", "num_warmup_steps=1", "lr=1e-2", "lora.rank=4", "dtype=fp32"]
@@ -44,7 +44,7 @@ def config(tiny, tmp_path):
         where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "eval=none", f"output_dir={tmp_path / name}"]
         overrides = [o.strip("'") if o.startswith("'+") else o for o in overrides]
         found = cruijff_kit.compose([*where, *SMALL, *overrides])
-        check(found)
+        plan_run(found)
         return found
 
     return made
@@ -287,7 +287,7 @@ def test_evaluation_takes_time_of_a_run_that_trains_no_more(config):
 def test_room_for_more_runs_counts_their_adapters(config, monkeypatch):
     """They are there before the first pass, unlike gradients and moments, but no run is without its own."""
     trainer, held = MultiLoraTrainer(), 10**9
-    monkeypatch.setattr("cruijff_kit.models.device.held_memory", lambda device: held)
+    monkeypatch.setattr("cruijff_kit.models.device.used_memory", lambda device: held)
     first, second = train_together(
         [config(name, "max_steps_per_epoch=2", "dtype=bf16") for name in ("first", "second")], trainer
     )

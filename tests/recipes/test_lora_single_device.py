@@ -48,14 +48,14 @@ def test_same_seed_same_bytes_and_another_seed_others(train):
 
 def test_what_the_process_did_before_changes_nothing(train):
     alone = train("a", "lora.rank=8")
-    base_model.release()
+    base_model.clear_cache()
     train("b", "lora.rank=16", "seed=3", "dataset.max_samples=24")
     assert adapter(train("c", "lora.rank=8")) == adapter(alone)
 
 
 def test_only_the_adapter_changes(train, tiny):
     recipe = train("a")
-    held = next(iter(base_model._held.values()))
+    held = next(iter(base_model._cached.values()))
     before = {k: v.clone() for k, v in held.items()}
     again = train("b")
     assert all(torch.equal(before[k], held[k]) for k in before)

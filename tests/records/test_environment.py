@@ -19,7 +19,7 @@ from cruijff_kit.models import device
 from cruijff_kit.models.device import Machine
 from cruijff_kit.records import environment as module
 from cruijff_kit.records import own_code, result, versions
-from cruijff_kit.records.environment import environment, read_environment
+from cruijff_kit.records.environment import describe_environment, read_environment
 from cruijff_kit.records.versions import code_hash
 from cruijff_kit.runs.evaluation_request import EvaluationRequest, write_request
 from cruijff_kit.runs.posthoc_evaluation import evaluate_pending
@@ -163,7 +163,7 @@ def test_what_is_too_large_is_not_copied(run, project, monkeypatch):
 
 
 def test_of_red_data_only_hashes(run, project, forgetful, monkeypatch):
-    monkeypatch.setattr(module, "_edits", lambda: b"diff --git a b")
+    monkeypatch.setattr(module, "_diff_checkout", lambda: b"diff --git a b")
     folder = run("dataset.tier=red")
     found = read_environment(folder)
     assert not (folder / "provenance").exists() and found["code"]["patch"] is None
@@ -194,14 +194,14 @@ def checkout(tmp_path, monkeypatch) -> Path:
     git(root, "commit", "-qm", "x")
     for holder in (versions, module):
         monkeypatch.setattr(holder, "PACKAGE", root / "cruijff_kit")
-    versions.git_commit.cache_clear(), module._edits.cache_clear()
+    versions.git_commit.cache_clear(), module._diff_checkout.cache_clear()
     yield root
-    versions.git_commit.cache_clear(), module._edits.cache_clear()
+    versions.git_commit.cache_clear(), module._diff_checkout.cache_clear()
 
 
 def fresh_edits() -> bytes:
-    versions.git_commit.cache_clear(), module._edits.cache_clear()
-    return module._edits()
+    versions.git_commit.cache_clear(), module._diff_checkout.cache_clear()
+    return module._diff_checkout()
 
 
 def test_edits_of_the_checkout_can_be_applied_to_the_commit(checkout, tmp_path):
@@ -237,7 +237,7 @@ def test_the_patch_lies_in_the_run(checkout, tmp_path, monkeypatch):
 def test_from_a_wheel_there_is_no_commit_but_a_hash(checkout):
     shutil.rmtree(checkout / ".git")
     assert fresh_edits() == b"" and versions.git_commit() is None
-    code = environment(CPU)["code"]
+    code = describe_environment(CPU)["code"]
     assert (
         code["commit"] is None
         and len(code["hash"]) == 16
@@ -259,7 +259,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_both(run, project):
     file = folder / "environment.json"
     before = json.loads(file.read_text()) | {"processor": {"model": "another"}}
     file.write_text(json.dumps(before))
-    config = cruijff_kit.records.saved_config.frozen(folder)
+    config = cruijff_kit.records.saved_config.load_saved_config(folder)
     module.write_environment(config, CPU)
     assert json.loads((folder / "environment_1.json").read_text()) == before
     module.write_environment(config, CPU)
@@ -269,7 +269,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_both(run, project):
 def test_a_later_evaluation_has_a_record_of_its_own(run):
     folder = run()
     before = (folder / "environment.json").read_bytes()
-    config = cruijff_kit.records.saved_config.frozen(folder)
+    config = cruijff_kit.records.saved_config.load_saved_config(folder)
     asked = cruijff_kit.compose(["eval=match", "eval.limit=1", "eval.max_tokens=6"])
     write_request(folder, EvaluationRequest(vars(asked.eval), vars(config.slurm), device="cpu"))
     evaluate_pending(folder)

@@ -8,10 +8,10 @@ import pytest
 
 import cruijff_kit
 from cruijff_kit.records.result import Evaluation, RunResult, to_json
-from cruijff_kit.runs.estimate import check_budget, estimates, in_words, total
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.estimate import check_budget, estimate_runs, sum_estimates, summarise_estimates
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.format import clock
+from cruijff_kit.util.format import format_duration
 
 THREADS = 1
 
@@ -23,7 +23,7 @@ def planned(tiny):
             ["model=hf_llama", f"model.path={tiny}", "device=cpu", "dtype=fp32", f"threads={THREADS}",
              "dataset.max_samples=16", "num_warmup_steps=0", "experiment.name=e", *more]
         )  # fmt: skip
-        return config, check(config)
+        return config, plan_run(config)
 
     return make
 
@@ -47,13 +47,13 @@ def test_from_finished_runs(planned, tmp_path):
     write(tmp_path / "e" / "t0" / "a")
     write(tmp_path / "other" / "t0" / "b")
     config, plan = planned("eval=match")
-    (found,) = estimates([(config, plan)], tmp_path / "e" / "t1")
+    (found,) = estimate_runs([(config, plan)], tmp_path / "e" / "t1")
     answered = plan.samples["match"] * 2  # untrained and trained
     assert plan.samples == {"match": 100}
     assert found.seconds == pytest.approx(2 + 0.01 * plan.tokens + 0.5 * answered, abs=0.1)
     assert (found.runs, found.memory_bytes, found.gpu_hours) == (2, 123, 0)
     assert found.cpu_hours == pytest.approx(found.seconds / 3600, rel=1e-3)
-    assert "from 2 finished runs of this kind" in in_words([found])
+    assert "from 2 finished runs of this kind" in summarise_estimates([found])
 
 
 def test_more_of_everything_takes_longer(planned, tmp_path):
@@ -65,10 +65,10 @@ def test_more_of_everything_takes_longer(planned, tmp_path):
         ["eval=match", "epochs=3", "eval.epochs=all"],
     ]
     for where in (tmp_path / "e" / "t1", tmp_path / "nowhere" / "t1"):  # from a run, by the formula
-        seconds = [e.seconds for e in estimates([planned(*kind) for kind in kinds], where)]
+        seconds = [e.seconds for e in estimate_runs([planned(*kind) for kind in kinds], where)]
         assert seconds == sorted(set(seconds))
-    limited = estimates([planned("eval=match", "eval.limit=3")], tmp_path / "e" / "t1")[0]
-    assert limited.seconds < estimates([planned("eval=match")], tmp_path / "e" / "t1")[0].seconds
+    limited = estimate_runs([planned("eval=match", "eval.limit=3")], tmp_path / "e" / "t1")[0]
+    assert limited.seconds < estimate_runs([planned("eval=match")], tmp_path / "e" / "t1")[0].seconds
 
 
 @pytest.mark.parametrize(
@@ -86,23 +86,23 @@ def test_more_of_everything_takes_longer(planned, tmp_path):
 )
 def test_runs_of_another_kind_do_not_count(changes, planned, tmp_path):
     write(tmp_path / "e" / "t0" / "a", **changes)
-    (found,) = estimates([planned("eval=none")], tmp_path / "e" / "t1")
+    (found,) = estimate_runs([planned("eval=none")], tmp_path / "e" / "t1")
     assert found.runs == 0 and "formula" in found.basis
 
 
 def test_a_foreign_folder_is_not_searched(planned, tmp_path):
     write(tmp_path / "somewhere" / "a")
-    assert estimates([planned("eval=none")], tmp_path / "mine")[0].runs == 0
+    assert estimate_runs([planned("eval=none")], tmp_path / "mine")[0].runs == 0
     (tmp_path / "e" / "t0" / "broken").mkdir(parents=True)
     (tmp_path / "e" / "t0" / "broken" / "result.json").write_text(json.dumps({"of": "an older version"}))
-    assert estimates([planned("eval=none")], tmp_path / "e" / "t1")[0].runs == 1, "the one that can be read"
+    assert estimate_runs([planned("eval=none")], tmp_path / "e" / "t1")[0].runs == 1, "the one that can be read"
 
 
 def test_gpu_hours_and_the_budget(planned, tmp_path):
     gpu = planned("slurm=cluster", "slurm.gpus=2", "device=cuda", "gpus=2", "eval=none")
-    found = estimates([gpu, gpu], tmp_path)
+    found = estimate_runs([gpu, gpu], tmp_path)
     assert found[0].gpu_hours == pytest.approx(2 * found[0].seconds / 3600, rel=0.02)
-    assert total(found)["gpu_hours"] == pytest.approx(2 * found[0].gpu_hours)
+    assert sum_estimates(found)["gpu_hours"] == pytest.approx(2 * found[0].gpu_hours)
     config = gpu[0]
     check_budget(config, found)
     check_budget(replace(config, max_gpu_hours=1000.0), found)
@@ -116,4 +116,4 @@ def test_gpu_hours_and_the_budget(planned, tmp_path):
 
 
 def test_clock():
-    assert [clock(s) for s in (0.2, 61, 3723)] == ["0:01", "1:01", "1:02:03"]
+    assert [format_duration(s) for s in (0.2, 61, 3723)] == ["0:01", "1:01", "1:02:03"]

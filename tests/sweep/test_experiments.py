@@ -15,7 +15,7 @@ from cruijff_kit.analysis.report.load import read_runs
 from cruijff_kit.analysis.report.overview import commands
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.sweep_manifest import read_sweep_manifest
-from cruijff_kit.runs.leak_check import used_splits
+from cruijff_kit.runs.leak_check import read_used_splits
 
 SHIPPED = sorted(p.stem for p in (Path(conf.__path__[0]) / "experiment").glob("*.yaml"))
 SMALL = ["num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=4", "dataset.max_test_samples=8"]
@@ -85,7 +85,7 @@ def test_the_sizes_of_data_get_equal_updates(batch, shell, tmp_path):
     seen = [run["rows"] * run["swept"]["epochs"] for run in runs]
     assert {run["steps"]["total"] * run["effective_batch"] for run in runs} == {*seen}, "no update has fewer rows"
     data = cruijff_kit.compose(["experiment=data_size"]).dataset
-    used = [{c.row for c in used_splits(replace(data, max_samples=run["rows"]), [])["train"]} for run in runs]
+    used = [{c.row for c in read_used_splits(replace(data, max_samples=run["rows"]), [])["train"]} for run in runs]
     assert [len(rows) for rows in used] == [48, 96, 192, 384]
     assert all(smaller < larger for smaller, larger in zip(used, used[1:], strict=False))
 

@@ -13,7 +13,7 @@ from cruijff_kit.models.adapter import adapter_state
 from cruijff_kit.models.compat import DoRALinear, LoRALinear
 from cruijff_kit.models.dora import BiasedDoRALinear
 from cruijff_kit.models.master_weights import use_master_weights
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.training.fused_lora import fuse_lora
 
 RUN = ["model=hf_llama", "num_warmup_steps=0", "batch_size=4", "dataset.max_samples=320", "seed=1234"]
@@ -155,7 +155,7 @@ def test_the_plan_counts_what_adapters_take(tiny, tmp_path, dtype, each, dora):
     def plan(rank: int):
         options = [*RUN, f"model.path={tiny}", f"lora.rank={rank}", "batch_size=64", f"lora.use_dora={dora}"]
         where = ["eval=none", "device=cpu", f"output_dir={tmp_path}"]
-        return check(cruijff_kit.compose([*options, *where, f"dtype={dtype}"]))
+        return plan_run(cruijff_kit.compose([*options, *where, f"dtype={dtype}"]))
 
     small, large = plan(4), plan(32)
     more = large.trainable_parameters - small.trainable_parameters

@@ -7,9 +7,9 @@ import pytest
 
 import cruijff_kit
 from cruijff_kit.runs.multi_lora_runs import GroupRun, run_group
-from cruijff_kit.runs.plan import check
+from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.runs.run import train_then_eval
-from cruijff_kit.training.schedule import Steps, resolve_lr_scheduler
+from cruijff_kit.training.schedule import StepSchedule, resolve_lr_scheduler
 from cruijff_kit.util.errors import UserError
 
 SMALL = ["model=hf_llama", "device=cpu", "dtype=fp32", "lora.rank=2", "eval=none", "dataset=files",
@@ -28,24 +28,24 @@ def config(rows_per_step: int = 1, epochs: int = 1, **scheduler) -> dict:
     [(1, 0), (5, 0), (9, 0), (10, 1), (19, 1), (50, 5), (400, 40), (999, 99), (1000, 100), (5000, 100), (10**6, 100)],
 )
 def test_a_tenth_warms_up_but_no_more_than_a_hundred(updates, warmup):
-    found = Steps.of(config(num_warmup_steps=None), updates)
+    found = StepSchedule.of(config(num_warmup_steps=None), updates)
     assert (found.total, found.warmup) == (updates, warmup)
 
 
 def test_it_is_a_tenth_of_all_epochs():
-    assert Steps.of(config(rows_per_step=8, epochs=3, num_warmup_steps=None), 397).warmup == 15
+    assert StepSchedule.of(config(rows_per_step=8, epochs=3, num_warmup_steps=None), 397).warmup == 15
 
 
 def test_a_number_is_taken_as_it_is():
-    assert [Steps.of(config(num_warmup_steps=n), 50).warmup for n in (0, 1, 10, 49)] == [0, 1, 10, 49]
-    assert Steps.of(config(), 50).warmup == 0, "a schedule without warm-up"
+    assert [StepSchedule.of(config(num_warmup_steps=n), 50).warmup for n in (0, 1, 10, 49)] == [0, 1, 10, 49]
+    assert StepSchedule.of(config(), 50).warmup == 0, "a schedule without warm-up"
     for cfg in (config(num_warmup_steps=3), config()):
         assert resolve_lr_scheduler(cfg, 7) == cfg["lr_scheduler"]
     cfg = config(num_warmup_steps=None)
     assert resolve_lr_scheduler(cfg, 7) == {"_component_": "x", "num_warmup_steps": 7}
     assert cfg["lr_scheduler"]["num_warmup_steps"] is None, "what the recipe received stays as it is"
     with pytest.raises(UserError, match="num_warmup_steps=50 never ends: training has 50 steps"):
-        Steps.of(config(num_warmup_steps=50), 50)
+        StepSchedule.of(config(num_warmup_steps=50), 50)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def cosine(step: int, warmup: int, total: int) -> float:
 def test_what_is_derived_is_what_trains(compose, tmp_path, rows, more, warmup):
     """Plan, recipe and result.json say the same; data of one row trains."""
     asked = compose(rows, *more, "lr=1e-3")
-    plan = check(asked)
+    plan = plan_run(asked)
     result = train_then_eval(asked)
     assert plan.steps["warmup"] == result.steps["warmup"] == warmup and plan.warnings == []
     total, found = plan.steps["total"], rates(tmp_path / "run")

@@ -106,10 +106,10 @@ def _data(runs: Runs, sections: list[Section]) -> dict[str, Any]:
         "states": dict(runs.states()),
         **hours(runs),
         "best": [
-            f.ranking.as_data() | {"metric": "/".join(f.source) if f.source else f.objective, "folder": str(f.best.folder)}
+            f.ranking.to_dict() | {"metric": "/".join(f.source) if f.source else f.objective, "folder": str(f.best.folder)}
             for f in runs.families
         ],
-        "detectable_difference": {task: d.as_data() for task, d in runs.analysis.detectable.items()},
+        "detectable_difference": {task: d.to_dict() for task, d in runs.analysis.detectable.items()},
         "sections": {
             s.id: {
                 "title": s.title,

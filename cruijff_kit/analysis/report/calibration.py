@@ -88,7 +88,9 @@ def calibration(runs: Runs) -> Section:
             + (f", of the others {OTHERS} are shown." if len(runs.evaluated) > OTHERS + 1 else ".")
         )
     section.text += [
-        f"{f.ranking.leader.name} was {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
+        f"{f.ranking.leader.name} was {selection_in_words(f.ranking)}."
+        for f in runs.families
+        if f.ranking.is_optimistic
     ]
     seed = " (of several seeds the first one's)" if any(len(c.runs) > 1 for c in runs.evaluated) else ""
     section.text.append(

@@ -12,7 +12,7 @@ from cruijff_kit.analysis.report.figures import GREY, PALETTE, chart, figure, fi
 from cruijff_kit.analysis.report.load import Run, Runs
 from cruijff_kit.analysis.subgroup_samples import are_shares, read_logs
 from cruijff_kit.analysis.subgroups import DECISIONS, MOST_GROUPS, WORDS, Group, Report, Row, compare_columns, is_apart
-from cruijff_kit.records.result import withholds
+from cruijff_kit.records.result import has_red_data
 
 MOST_COLUMNS = 8
 _READING = (
@@ -70,7 +70,7 @@ def _read(runs: Sequence[Run], task: str) -> _Task:
     logs = [Path(run.last(task).log) for run in runs]
     try:
         # Of data that was marked as red since, nobody has said what may be told.
-        if any(withholds(run.result) and told_groups(str(log)) is None for run, log in zip(runs, logs, strict=True)):
+        if any(has_red_data(run.result) and told_groups(str(log)) is None for run, log in zip(runs, logs, strict=True)):
             return found
         samples = read_logs(logs)
     except Exception:  # a log that is gone or broken

@@ -291,7 +291,7 @@ def _choice(family: Family) -> str:
     text = f"The best configuration by {family.name} was "
     text += (
         selection_in_words(ranking)
-        if ranking.flatters
+        if ranking.is_optimistic
         else f"chosen out of {len(ranking.ranked)} on the {ranking.split} split"
     )
     return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")

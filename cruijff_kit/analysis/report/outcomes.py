@@ -15,7 +15,7 @@ from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.analysis.measures import BOUNDS, is_computable
 from cruijff_kit.analysis.report.load import Run, Runs, objective_name
 from cruijff_kit.analysis.report.wording import units_of
-from cruijff_kit.analysis.samples import aligned, samples_of
+from cruijff_kit.analysis.samples import align, load_samples
 from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.analysis.table_cells import compared_metrics
 from cruijff_kit.analysis.validation import row_losses
@@ -141,7 +141,7 @@ class Outcome:
             return None
         task, scorer, metric = self.source
         cells = [e for c in self.configurations for e in c.configuration.cells(task)]
-        found = aligned([samples_of(e.log, scorer) for e in cells])
+        found = align([load_samples(e.log, scorer) for e in cells])
         if found is None or len(cells) != len(results) or not all(is_computable(metric, s) for s in found):
             return None
         return np.stack([item_values(metric, s) for s in found])

@@ -7,7 +7,7 @@ import yaml
 
 from cruijff_kit.analysis.configurations import Configuration, last_cell
 from cruijff_kit.analysis.estimates import estimate_cell, estimate_loss
-from cruijff_kit.analysis.rankings import source_of
+from cruijff_kit.analysis.rankings import find_source
 from cruijff_kit.analysis.report.document import Section, Table, listed, plain, several
 from cruijff_kit.analysis.report.load import Run, Runs
 from cruijff_kit.analysis.report.wording import percent, range_in_words
@@ -32,7 +32,7 @@ def overview(runs: Runs) -> Section:
     optional = ("objective", "value", "value: 95%", "validation loss", "validation loss: 95%")
     kept = [i for i, name in enumerate(header) if name not in optional or any(row[i] is not None for row in rows)]
     best = {i for i, r in enumerate(runs.all) if r in runs.best}
-    levels = [percent(f.ranking.level) for f in runs.families if f.ranking.flatters]
+    levels = [percent(f.ranking.level) for f in runs.families if f.ranking.is_optimistic]
     caption = "Every run" + (
         f" (95%: {listed(levels, 'or')} for the best on the split that chose it)" if levels else ""
     )
@@ -84,7 +84,7 @@ def _outcome(runs: Runs, run: Run) -> list[Any]:
     if r is None:
         return [None, None, None, run.info.loss, None, None, None, str(run.folder)]
     of_rows = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
-    source, over = source_of(r), None
+    source, over = find_source(r), None
     if source is not None:
         over = estimate_cell(last_cell(r, source[0]), *source[1:], runs.level_of(run, last_cell(r, source[0]), source))
     elif r.objective_name == "validation_loss":

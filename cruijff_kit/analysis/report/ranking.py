@@ -60,7 +60,7 @@ def _sentence(family: Family, outcome: Outcome) -> str:
     if others := [c.name for c in r.best[1:]]:
         some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
         text += f" Not to be told apart from it: {some}."
-    if r.flatters:
+    if r.is_optimistic:
         text += f" It was {selection_in_words(r)}, and comparisons of others with it favour it."
     return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
 

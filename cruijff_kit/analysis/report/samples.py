@@ -6,7 +6,7 @@ Everything that stands in a sample comes through `samples_of`, which is where th
 from cruijff_kit.analysis.report.calibration import best_configurations, instead_of_the_best
 from cruijff_kit.analysis.report.document import Sample, Section
 from cruijff_kit.analysis.report.load import Run, Runs
-from cruijff_kit.records.result import withholds
+from cruijff_kit.records.result import has_red_data
 
 EACH = 3  # right ones, and wrong ones
 MOST_LETTERS = 2000
@@ -31,7 +31,7 @@ def samples(runs: Runs) -> Section:
 
 def samples_of(run: Run, task: str) -> tuple[list[Sample], str]:
     """Some samples of a run, right ones first, and why there are none; of red data none, whoever asks."""
-    if withholds(run.result):
+    if has_red_data(run.result):
         return [], WITHHELD
     from cruijff_kit.evaluation.eval_logs import asked_and_answered  # inspect-ai
 

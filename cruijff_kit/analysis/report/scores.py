@@ -4,7 +4,7 @@ from typing import Any
 
 from cruijff_kit.analysis.comparisons import Measured
 from cruijff_kit.analysis.estimates import estimate_cell
-from cruijff_kit.analysis.headlines import headline
+from cruijff_kit.analysis.headlines import pick_headline
 from cruijff_kit.analysis.report.document import Chart, Section, Table, shown
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, chart, figure, fitted, legend_below
 from cruijff_kit.analysis.report.load import Run, Runs, finite
@@ -34,7 +34,9 @@ def scores(runs: Runs) -> Section:
         "constant baseline does."
     )
     section.text += [
-        f"{f.ranking.leader.name} was {selection_in_words(f.ranking)}." for f in runs.families if f.ranking.flatters
+        f"{f.ranking.leader.name} was {selection_in_words(f.ranking)}."
+        for f in runs.families
+        if f.ranking.is_optimistic
     ]
     return section
 
@@ -82,7 +84,7 @@ def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
         for t in tasks
         for s in dict.fromkeys(s for r in results for e in r.evaluation if e.task == t for s in e.metrics)
     ]
-    wanted = [(t, s, headline(results, t, s)) for t, s in wanted][:6]
+    wanted = [(t, s, pick_headline(results, t, s)) for t, s in wanted][:6]
     rows = []
     for r in runs.with_result:
         for e in (*r.result.baseline, *r.result.evaluation):

@@ -7,7 +7,7 @@ from cruijff_kit.analysis.power import DetectableDifference
 from cruijff_kit.analysis.rankings import Ranking
 from cruijff_kit.analysis.report.load import Runs
 from cruijff_kit.records.result import RunResult
-from cruijff_kit.util.format import number
+from cruijff_kit.util.format import format_number
 
 SAMPLES, ROWS = "test samples", "validation rows"
 _TESTS = {
@@ -48,7 +48,7 @@ def over_in_words(over: str, units: str) -> str:
 
 def range_in_words(e: Estimate | None) -> str | None:
     """ "[0.756, 0.899]"; None without an interval."""
-    return None if e is None or e.low is None else f"[{number(e.low)}, {number(e.high)}]"
+    return None if e is None or e.low is None else f"[{format_number(e.low)}, {format_number(e.high)}]"
 
 
 def test_in_words(method: str, units: str) -> str:

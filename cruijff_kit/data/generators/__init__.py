@@ -17,7 +17,7 @@ from typing import Any
 
 from cruijff_kit.data.generators.capitalization import draw_capitalization, name_capitalization, word_list
 from cruijff_kit.data.generators.census import draw_census, task_of_census
-from cruijff_kit.data.generators.common import Ceiling, Drawn
+from cruijff_kit.data.generators.common import Ceiling, GeneratedData
 from cruijff_kit.data.generators.organisms import draw_model_organisms, task_of_model_organisms
 from cruijff_kit.data.generators.sanity import draw_bit_sequences, draw_predictable_or_not, task_of_bit_sequences
 from cruijff_kit.data.generators.twins import draw_synthetic_twins
@@ -26,7 +26,7 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import write_text
 from cruijff_kit.util.suggest import did_you_mean
 
-__all__ = ["GENERATORS", "Drawn", "ceiling_of", "fitting_task", "generate", "generated_path", "word_list"]
+__all__ = ["GENERATORS", "GeneratedData", "ceiling_of", "fitting_task", "generate", "generated_path", "word_list"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Generator:
     filename: of the arguments too, where the file has a name of its own.
     """
 
-    draw: Callable[..., Drawn]
+    draw: Callable[..., GeneratedData]
     task: str | Callable[..., str] = "match"
     filename: Callable[..., str] | None = None
 
@@ -114,7 +114,7 @@ def _meta(path: Path) -> Path:
     return path.with_suffix(".meta.json")
 
 
-def _check_disjoint(drawn: Drawn) -> None:
+def _check_disjoint(drawn: GeneratedData) -> None:
     seen: set[str] = set()
     for rows in drawn.splits.values():
         inputs = {row["input"] for row in rows}

@@ -3,7 +3,7 @@
 import random
 from importlib.resources import files
 
-from cruijff_kit.data.generators.common import Drawn, Rows, parted, require
+from cruijff_kit.data.generators.common import GeneratedData, Rows, require, split_rows
 from cruijff_kit.util.errors import UserError
 
 
@@ -14,7 +14,7 @@ def draw_capitalization(
     seed: int = 0,
     other_lengths: list[int] = (),  # type: ignore[assignment]  # never changed
     other_words: int = 100,
-) -> Drawn:
+) -> GeneratedData:
     """Words of one length, sampled without replacement, and test splits of other lengths that are not trained on.
 
     Args:
@@ -29,10 +29,10 @@ def draw_capitalization(
     """
     require(0 < train_fraction < 1, f"train_fraction must be between 0 and 1, not {train_fraction}")
     require(word_length not in other_lengths, f"other_lengths={[*other_lengths]} holds word_length={word_length}")
-    splits = parted(_words("word_length", word_length, "num_words", num_words, seed), train_fraction, "num_words")
+    splits = split_rows(_words("word_length", word_length, "num_words", num_words, seed), train_fraction, "num_words")
     for length in other_lengths:
         splits[f"test_{length}L"] = _words("other_lengths", length, "other_words", other_words, seed)
-    return Drawn(splits, {split: {"accuracy": 1.0} for split in splits})
+    return GeneratedData(splits, {split: {"accuracy": 1.0} for split in splits})
 
 
 def name_capitalization(word_length: int = 5, num_words: int = 1000, train_fraction: float = 0.8, **_: object) -> str:

@@ -9,7 +9,15 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from cruijff_kit.data.generators.common import Drawn, bayes_accuracy, distinct, mean, parted, require, sigmoid
+from cruijff_kit.data.generators.common import (
+    GeneratedData,
+    bayes_accuracy,
+    draw_distinct,
+    mean,
+    require,
+    sigmoid,
+    split_rows,
+)
 
 EDUCATION = ("no high school diploma", "a high school diploma", "some college", "a bachelor's degree",
              "a master's degree", "a doctorate")  # fmt: skip
@@ -48,7 +56,7 @@ def draw_census(
     noise: float = 1.0,
     train_fraction: float = 0.8,
     seed: int = 0,
-) -> Drawn:
+) -> GeneratedData:
     """People in words and the answer, "1" or "0", or dollars in whole hundreds; columns beside them name their groups.
 
     Args:
@@ -67,15 +75,15 @@ def draw_census(
     require(0 <= noise <= 5, f"noise must be from 0 to 5, not {noise}")
     require(3 <= num_rows <= 100_000, f"num_rows must be from 3 to 100000, not {num_rows}")
     rng = random.Random(seed)
-    people = distinct(lambda: _person(rng), num_rows, lambda p: tuple(p.values()), "num_rows")
+    people = draw_distinct(lambda: _person(rng), num_rows, lambda p: tuple(p.values()), "num_rows")
     answers = [_answer(rng, p, target, noise) for p in people]
     worded = _WORDED[wording]
     rows = [{"input": worded(p, target), "output": a, **groups_of(p)} for p, a in zip(people, answers, strict=True)]
-    order = parted([*range(num_rows)], train_fraction)
+    order = split_rows([*range(num_rows)], train_fraction)
     ceiling = {split: _ceiling([people[i] for i in part], [answers[i] for i in part], target, noise)
                for split, part in order.items()}  # fmt: skip
     facts = {"intercept": INTERCEPT, "scores": SCORES}
-    return Drawn({split: [rows[i] for i in part] for split, part in order.items()}, ceiling, facts)
+    return GeneratedData({split: [rows[i] for i in part] for split, part in order.items()}, ceiling, facts)
 
 
 def task_of_census(target: str, **_: object) -> str:

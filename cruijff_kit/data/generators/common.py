@@ -14,7 +14,7 @@ Ceiling = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedData:
     """A data set as it was drawn.
 
     splits: name -> rows. ceiling: split -> its ceiling; a split that has none is left out. facts: what was drawn besides
@@ -33,7 +33,7 @@ def require(ok: bool, message: str) -> None:
         raise UserError(f"dataset.arguments.{message}")
 
 
-def parted(rows: list, train_fraction: float, counted: str = "num_rows") -> dict[str, list]:
+def split_rows(rows: list, train_fraction: float, counted: str = "num_rows") -> dict[str, list]:
     """Rows in three splits: the first part is train; what is left is halved into validation and test.
 
     Args:
@@ -54,7 +54,7 @@ def parted(rows: list, train_fraction: float, counted: str = "num_rows") -> dict
     return splits
 
 
-def distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any], what: str) -> list:
+def draw_distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any], what: str) -> list:
     """`count` draws that all have another key.
 
     Args:

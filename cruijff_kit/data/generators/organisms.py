@@ -3,8 +3,8 @@
 import itertools
 import random
 
-from cruijff_kit.data.generators.common import Drawn, Rows, mean, parted, require
-from cruijff_kit.data.generators.rules import ALPHABETS, RULES, Chosen, Rule, Sequence
+from cruijff_kit.data.generators.common import GeneratedData, Rows, mean, require, split_rows
+from cruijff_kit.data.generators.rules import ALPHABETS, RULES, Rule, RuleArguments, Sequence
 
 FORMATS = {"spaced": " ", "dense": "", "comma": ",", "tab": "\t", "pipe": "|"}
 DESIGNS = ("memorization", "in_distribution", "ood")
@@ -30,7 +30,7 @@ def draw_model_organisms(
     noise: float = 0.0,
     intercept: str | int = "balanced",
     weight_seed: int | None = None,
-) -> Drawn:
+) -> GeneratedData:
     """Different sequences and the rule's answers.
 
     Args:
@@ -60,21 +60,21 @@ def draw_model_organisms(
     k_min = k if k_min is None else k_min
     require(1 <= k_min <= k <= 1000, f"k={k}, k_min={k_min}: 1 <= k_min <= k <= 1000 must hold")
     _check_ood(design, rule, n, k_min, k, [*ood_lengths])
-    made = RULES[rule](Chosen(alphabet, k, k_min, n, value, p, weight_max, noise, intercept, seed,
+    made = RULES[rule](RuleArguments(alphabet, k, k_min, n, value, p, weight_max, noise, intercept, seed,
                                seed if weight_seed is None else weight_seed))  # fmt: skip
     rng, symbols = random.Random(f"sequences {seed}"), ALPHABETS[alphabet]
     sequences = _sequences(rng, len(symbols), range(k_min, k + 1), num_rows, "num_rows")
     if design == "memorization":
         parts = dict.fromkeys(("train", "validation", "test"), sequences)
     else:
-        parts = parted(sequences, train_fraction)
+        parts = split_rows(sequences, train_fraction)
         for i, length in enumerate(ood_lengths):
             parts[f"validation_ood_{i}"] = _sequences(rng, len(symbols), [length], ood_rows, "ood_rows")
     splits = {split: _rows(part, made, symbols, FORMATS[format]) for split, part in parts.items()}
     # What is trained on can be known by heart, also where the rule draws lots.
     best = {s: 1.0 if design == "memorization" else mean([made.chance(x) for x in part]) for s, part in parts.items()}
     facts = made.facts | _bayes_over_all(made, len(symbols), range(k_min, k + 1))
-    return Drawn(splits, {s: {"accuracy": a} for s, a in best.items()}, facts, repeats=design == "memorization")
+    return GeneratedData(splits, {s: {"accuracy": a} for s, a in best.items()}, facts, repeats=design == "memorization")
 
 
 def task_of_model_organisms(rule: str, alphabet: str, p: float, **_: object) -> str:

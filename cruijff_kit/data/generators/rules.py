@@ -16,7 +16,7 @@ Sequence = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RuleArguments:
     """What a rule may ask for; see `organisms.draw_model_organisms`."""
 
     alphabet: str
@@ -46,12 +46,12 @@ class Rule:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _parity(c: Chosen) -> Rule:
+def _parity(c: RuleArguments) -> Rule:
     require(c.alphabet == "bits", f"rule=parity takes alphabet=bits, not {c.alphabet}")
     return Rule(lambda s: str(sum(s) % 2))
 
 
-def _majority(c: Chosen) -> Rule:
+def _majority(c: RuleArguments) -> Rule:
     def most(s: Sequence) -> str:
         counts = Counter(s)
         return c.symbols[min(counts, key=lambda i: (-counts[i], i))]  # of equally many the smallest
@@ -59,32 +59,32 @@ def _majority(c: Chosen) -> Rule:
     return Rule(most)
 
 
-def _nth(c: Chosen) -> Rule:
+def _nth(c: RuleArguments) -> Rule:
     require(1 <= c.n <= c.k_min, f"n={c.n} is no place in sequences of {c.k_min} symbols; count from 1")
     return Rule(lambda s: c.symbols[s[c.n - 1]])
 
 
-def _length(c: Chosen) -> Rule:
+def _length(c: RuleArguments) -> Rule:
     require(c.k_min < c.k, f"rule=length has one answer where all sequences have k={c.k} symbols; set k_min below it")
     return Rule(lambda s: str(len(s)))
 
 
-def _constant(c: Chosen) -> Rule:
+def _constant(c: RuleArguments) -> Rule:
     require(c.value.strip() != "", "value is empty; rule=constant answers with it")
     return Rule(lambda s: c.value)
 
 
-def _coin(c: Chosen) -> Rule:
+def _coin(c: RuleArguments) -> Rule:
     require(0 <= c.p <= 1, f"p must be from 0 to 1, not {c.p}")
     return Rule(lambda s: str(int(_uniform(c.seed, s) < c.p)), lambda s: max(c.p, 1 - c.p))
 
 
-def _ordered(c: Chosen, pick: Callable) -> Rule:
+def _ordered(c: RuleArguments, pick: Callable) -> Rule:
     require(c.alphabet != "bits", "rule=min and rule=max take alphabet=digits or letters, not bits")
     return Rule(lambda s: c.symbols[pick(s)])
 
 
-def _weights(c: Chosen) -> tuple[list[int], int]:
+def _weights(c: RuleArguments) -> tuple[list[int], int]:
     require(c.alphabet != "letters", "rule=weighted_sum takes alphabet=bits or digits: letters have no values")
     require(c.k_min == c.k, f"rule=weighted_sum has a weight for each of k={c.k} symbols; leave k_min out")
     require(1 <= c.weight_max <= 1000, f"weight_max must be from 1 to 1000, not {c.weight_max}")
@@ -100,7 +100,7 @@ def _sum(weights: list[int], intercept: int) -> Callable[[Sequence], int]:
     return lambda s: sum(w * x for w, x in zip(weights, s, strict=True)) + intercept
 
 
-def _weighted_sum(c: Chosen) -> Rule:
+def _weighted_sum(c: RuleArguments) -> Rule:
     require(c.noise == 0, f"noise={c.noise}: rule=weighted_sum has none; rule=weighted_sum_binary has")
     weights, intercept = _weights(c)
     z = _sum(weights, intercept)
@@ -109,7 +109,7 @@ def _weighted_sum(c: Chosen) -> Rule:
     return Rule(lambda s: " ".join(f"{z(s):+0{width}d}"), facts={"weights": weights, "intercept": intercept})
 
 
-def _weighted_sum_binary(c: Chosen) -> Rule:
+def _weighted_sum_binary(c: RuleArguments) -> Rule:
     require(c.noise >= 0, f"noise must be at least 0, not {c.noise}")
     weights, intercept = _weights(c)
     z, facts = _sum(weights, intercept), {"weights": weights, "intercept": intercept}
@@ -127,7 +127,7 @@ def _uniform(seed: int, s: Sequence) -> float:
     return random.Random(f"{seed} {s}").random()
 
 
-RULES: dict[str, Callable[[Chosen], Rule]] = {
+RULES: dict[str, Callable[[RuleArguments], Rule]] = {
     "parity": _parity,
     "majority": _majority,
     "first": lambda c: Rule(lambda s: c.symbols[s[0]]),

@@ -2,7 +2,7 @@
 
 import random
 
-from cruijff_kit.data.generators.common import Drawn, distinct, parted, require
+from cruijff_kit.data.generators.common import GeneratedData, draw_distinct, require, split_rows
 
 _RUN = 5  # integers in an input of predictable_or_not
 _ANSWER = "42"
@@ -15,7 +15,7 @@ def draw_bit_sequences(
     p: float = 0.5,
     train_fraction: float = 0.8,
     seed: int = 0,
-) -> Drawn:
+) -> GeneratedData:
     """Different sequences "0 1 1 0" and their parity, or a label that has nothing to do with them.
 
     Args:
@@ -41,9 +41,9 @@ def draw_bit_sequences(
     for number in numbers:
         one = number.bit_count() % 2 if label == "parity" else rng.random() < p
         rows.append({"input": " ".join(f"{number:0{length}b}"), "output": str(int(one))})
-    splits = parted(rows, train_fraction)
+    splits = split_rows(rows, train_fraction)
     best = 1.0 if label == "parity" else max(p, 1 - p)
-    return Drawn(splits, {split: {"accuracy": best} for split in splits})
+    return GeneratedData(splits, {split: {"accuracy": best} for split in splits})
 
 
 def task_of_bit_sequences(label: str, p: float, **_: object) -> str:
@@ -53,7 +53,7 @@ def task_of_bit_sequences(label: str, p: float, **_: object) -> str:
 
 def draw_predictable_or_not(
     variant: str = "pp", num_rows: int = 1000, highest: int = 9999, train_fraction: float = 0.9, seed: int = 0
-) -> Drawn:
+) -> GeneratedData:
     """Five integers, separated by commas, and an answer; either can be predictable or not.
 
     Args:
@@ -76,11 +76,11 @@ def draw_predictable_or_not(
     if variant[0] == "p":
         inputs = [list(range(s, s + _RUN)) for s in rng.sample(range(1, starts + 1), num_rows)]
     else:
-        inputs = distinct(lambda: [rng.randint(1, highest) for _ in range(_RUN)], num_rows, tuple, "num_rows")
+        inputs = draw_distinct(lambda: [rng.randint(1, highest) for _ in range(_RUN)], num_rows, tuple, "num_rows")
     rows = []
     for run in inputs:
         answer = str(run[-1] + 1) if variant == "pp" else _ANSWER if variant == "up" else str(rng.randint(1, highest))
         rows.append({"input": ", ".join(map(str, run)), "output": answer})
-    splits = parted(rows, train_fraction)
+    splits = split_rows(rows, train_fraction)
     best = 1.0 if variant[1] == "p" else 1 / highest
-    return Drawn(splits, {split: {"accuracy": best} for split in splits})
+    return GeneratedData(splits, {split: {"accuracy": best} for split in splits})

@@ -7,7 +7,14 @@ is known: the more likely of two bivariate normal densities.
 import math
 import random
 
-from cruijff_kit.data.generators.common import Drawn, bayes_accuracy, distinct, parted, require, sigmoid
+from cruijff_kit.data.generators.common import (
+    GeneratedData,
+    bayes_accuracy,
+    draw_distinct,
+    require,
+    sigmoid,
+    split_rows,
+)
 
 Pair = tuple[str, list[tuple[float, float]]]  # label, and the values of the two twins trait by trait
 
@@ -19,7 +26,7 @@ def draw_synthetic_twins(
     r_fraternal: float = 0.4,
     train_fraction: float = 0.8,
     seed: int = 0,
-) -> Drawn:
+) -> GeneratedData:
     """Pairs as "V1: 0.12, -0.40, V10: ..." (in alphabetical order of the traits' names) and "1" or "0".
 
     Args:
@@ -36,12 +43,16 @@ def draw_synthetic_twins(
     for name, r in (("r_identical", r_identical), ("r_fraternal", r_fraternal)):
         require(-1 < r < 1, f"{name} must be between -1 and 1, not {r}")
     rng = random.Random(seed)
-    pairs = distinct(lambda: _pair(rng, traits, r_identical, r_fraternal), num_rows, lambda p: str(p[1]), "num_rows")
+    pairs = draw_distinct(
+        lambda: _pair(rng, traits, r_identical, r_fraternal), num_rows, lambda p: str(p[1]), "num_rows"
+    )
     names = sorted(range(1, traits + 1), key=lambda n: f"V{n}")
-    splits = parted(pairs, train_fraction)
-    rows = {split: [{"input": _worded(p, names), "output": p[0]} for p in part] for split, part in splits.items()}
-    chances = {split: [_identical(p[1], r_identical, r_fraternal) for p in part] for split, part in splits.items()}
-    return Drawn(rows, {split: {"accuracy": bayes_accuracy(p)} for split, p in chances.items()})
+    splits = split_rows(pairs, train_fraction)
+    rows = {split: [{"input": _format_pair(p, names), "output": p[0]} for p in part] for split, part in splits.items()}
+    chances = {
+        split: [_probability_identical(p[1], r_identical, r_fraternal) for p in part] for split, part in splits.items()
+    }
+    return GeneratedData(rows, {split: {"accuracy": bayes_accuracy(p)} for split, p in chances.items()})
 
 
 def _pair(rng: random.Random, traits: int, r_identical: float, r_fraternal: float) -> Pair:
@@ -54,11 +65,11 @@ def _pair(rng: random.Random, traits: int, r_identical: float, r_fraternal: floa
     return "1" if identical else "0", values
 
 
-def _worded(pair: Pair, names: list[int]) -> str:
+def _format_pair(pair: Pair, names: list[int]) -> str:
     return ", ".join(f"V{n}: {pair[1][n - 1][0]:.2f}, {pair[1][n - 1][1]:.2f}" for n in names)
 
 
-def _identical(values: list[tuple[float, float]], r_identical: float, r_fraternal: float) -> float:
+def _probability_identical(values: list[tuple[float, float]], r_identical: float, r_fraternal: float) -> float:
     """P(identical | values), both kinds being equally frequent."""
     odds = sum(_log_density(a, b, r_identical) - _log_density(a, b, r_fraternal) for a, b in values)
     return sigmoid(odds)

@@ -14,7 +14,7 @@ from cruijff_kit.evaluation.engine.options import option_logits
 from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest
 from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter, get_adapter_params
-from cruijff_kit.models.device import Machine, describe, free_bytes, return_memory
+from cruijff_kit.models.device import Machine, describe_machine, free_bytes, return_memory
 from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 from cruijff_kit.training.fused_lora import fuse_lora
 
@@ -61,7 +61,7 @@ class ChatModel:
 
     def describe(self) -> dict[str, str | int]:
         """Return device, dtype and threads, for the record."""
-        return describe(self.machine)
+        return describe_machine(self.machine)
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:

@@ -18,12 +18,13 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import generate
 
-from cruijff_kit.data.conversations import Message, conversations
-from cruijff_kit.data.dataset_files import DataPath, file_hash
+from cruijff_kit.data.conversations import Message, read_conversations
+from cruijff_kit.data.dataset_files import DataPath, hash_data
 from cruijff_kit.evaluation.chance import TEST, TRAIN, targets_of, with_chance
 from cruijff_kit.evaluation.scorers import exact, includes, plain
+from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError
-from cruijff_kit.util.redaction import active, quoted
+from cruijff_kit.util.redaction import quote
 
 MOST_OPTIONS = 20  # alternatives per token that every provider gives
 _KINDS = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
@@ -55,7 +56,7 @@ def answers_task(
         scorer: the scorers, or what makes them from the targets; None: exact (named match: the answer is the output) and
             includes (the output stands somewhere in the answer).
         config: how to decode.
-        chosen: format, split_column, type, max_samples, sample_seed of `conversations`.
+        chosen: format, split_column, type, max_samples, sample_seed of `read_conversations`.
     Raises:
         UserError: malformed data; file, split and row are named.
     """
@@ -68,7 +69,7 @@ def answers_task(
             target=c.answer,
             metadata=c.columns | {"split": split, "row": c.row},
         )
-        for c in conversations(data, split, columns, **asked, **chosen)
+        for c in read_conversations(data, split, columns, **asked, **chosen)
     ]
     if callable(scorer):
         scorer = scorer([s.target for s in samples])
@@ -87,16 +88,16 @@ def _outputs(data: DataPath, rows: dict[str, Any]) -> Counter[str] | None:
     """Text -> how often it is the output of a row; None where there are no such rows."""
     try:
         named = data if isinstance(data, str) else dict(data)
-        return _count(json.dumps([named, rows], sort_keys=True), file_hash(data, rows.get("format")))
+        return _count(json.dumps([named, rows], sort_keys=True), hash_data(data, rows.get("format")))
     except UserError:  # data to be asked may come without what was trained on
         return None
 
 
 @functools.lru_cache(maxsize=8)
-def _count(rows: str, file_hash: str) -> Counter[str]:
+def _count(rows: str, data_hash: str) -> Counter[str]:
     """As `_outputs`; a task is built several times in a run."""
     data, chosen = json.loads(rows)
-    return Counter(plain(c.answer) for c in conversations(data, **chosen))
+    return Counter(plain(c.answer) for c in read_conversations(data, **chosen))
 
 
 def options_of(task: str, options: list[str] | None, **rows: Any) -> list[str]:
@@ -114,7 +115,9 @@ def options_of(task: str, options: list[str] | None, **rows: Any) -> list[str]:
     for sample in answers_task(**rows | {"max_samples": None, "train_split": None}).dataset:
         found.setdefault(plain(sample.target), sample.target)
     if not 2 <= len(found) <= MOST_OPTIONS:
-        some = ", ".join(map(quoted, [*found][: 1 if active() else 3])) + (", ..." if len(found) > 3 else "")
+        some = ", ".join(map(quote, [*found][: 1 if redaction.is_enabled() else 3])) + (
+            ", ..." if len(found) > 3 else ""
+        )
         raise UserError(
             f"eval task {task}: the outputs of split {rows['split']!r} are {len(found)} different texts ({some}), not 2 to "
             f"{MOST_OPTIONS} options; name them, the positive one last: 'eval.task_args.{task}.options=[no,yes]', or take "
