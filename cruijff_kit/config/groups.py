@@ -1,4 +1,4 @@
-"""The groups that say what is computed: model, dataset, lora, eval; each field with its type, default and meaning."""
+"""The groups that define the computation: model, dataset, lora, eval; each field with type, default and meaning."""
 
 import datetime
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ def _is_date(text: str) -> bool:
 
 @dataclass
 class ResourcesConfig:
-    """What a model usually needs, in the terms of `SlurmConfig`; null leaves it to the cluster."""
+    """A model's usual resources, in the terms of `SlurmConfig`; null leaves one to the cluster."""
 
     gpus: int | None = None
     """GPUs."""
@@ -43,17 +43,17 @@ class ModelConfig:
     """A base model: a folder in Hugging Face's layout and the torchtune builder that fits it."""
 
     name: str = MISSING
-    """What people call it; stands in tables and logs."""
+    """Display name, shown in tables and logs."""
     kind: str = "chat"
     """chat: rows are rendered with the model's chat template. base: prompt and answer are plain text."""
     path: str = MISSING
     """Folder with config.json, tokenizer.json and the safetensors files."""
     download: str | None = None
-    """Name of the built-in source that makes the folder when it is missing; null: the folder must exist."""
+    """Name of the built-in source that creates a missing folder; null: the folder must exist."""
     hub: str | None = None
-    """The model's name on the Hugging Face hub, for the message that says how to get it."""
+    """The model's name on the Hugging Face hub, for the error that gives the download command."""
     hub_exclude: str | None = None
-    """Files there that are not needed, as a pattern."""
+    """Pattern of files on the hub that are not needed."""
     builder: str = MISSING
     """Dotted name of the torchtune LoRA builder."""
     checkpoint_files: list[str] = MISSING
@@ -64,50 +64,50 @@ class ModelConfig:
     """YYYY-MM-DD: the day that a chat template is told if it asks (Llama 3's writes it into each prompt). Today's, and kept
     when a run is resumed."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig, metadata={"identity": False})
-    """What a run of this model asks of a cluster unless slurm.* says otherwise."""
+    """What a run of this model requests from a cluster unless slurm.* sets it."""
 
     def __post_init__(self) -> None:
         one_of("model.kind", self.kind, MODEL_KINDS)
         require(
-            _is_date(self.date), f"model.date={self.date} is no day; write it as YYYY-MM-DD, for example 2026-11-23"
+            _is_date(self.date), f"model.date={self.date} is not a date; write it as YYYY-MM-DD, for example 2026-11-23"
         )
 
 
 @dataclass
 class DatasetConfig:
-    """Rows with an input and an output, in splits, and the prompt they are asked with."""
+    """Rows with an input and an output, in splits, and their prompt."""
 
     name: str = MISSING
-    """What people call it; also the default experiment folder."""
+    """Display name; also the default experiment folder."""
     path: Any = MISSING
     """File with the splits inside, folder with a file for each, or {train: FILE, test: FILE} (data/dataset_files.py)."""
     format: str | None = None
-    """json, jsonl, csv, parquet or arrow; null: as the names of the files say."""
+    """json, jsonl, csv, parquet or arrow; null: by the files' names."""
     split_column: str | None = "split"
-    """Column of a single file that names each row's split, where there is one; null: the file is one split."""
+    """Column of a single file that names each row's split, if there is one; null: the file is one split."""
     type: str | None = None
     """chat: input and output are rendered with the model's chat template. text: they are plain text, then the end token.
-    messages: rows hold conversations. null: what the rows have and the model's kind demands."""
+    messages: rows hold conversations. null: derived from the rows and the model's kind."""
     generator: str | None = None
     """Built-in generator that writes the file from a seed; null: the file must exist."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The generator's arguments."""
     column_map: dict[str, str | None] = field(default_factory=lambda: dict(COLUMN_MAP))
-    """Which column is the input and which the output (torchtune's column_map), or which holds the messages."""
+    """Names of the input column and the output column (torchtune's column_map), or of the column with the messages."""
     prompt: str = "{input}\n"
-    """The user's message; {input} stands for the input column, {other} for any other column."""
+    """The user's message; {input} is replaced by the input column, {other} by any other column."""
     system_prompt: str = ""
-    """The system message; empty: none is sent."""
+    """The system message; empty: none."""
     train_split: str = "train"
     """Split that is trained on."""
     validation_split: str | None = "validation"
     """Split of the validation loss; null: no validation."""
     test_split: str = "test"
-    """Split that evaluation asks."""
+    """Split that the shipped tasks evaluate."""
     train_on_input: bool = False
-    """Also learn to predict the prompt."""
+    """Also train on the prompt."""
     train_on_last: bool = False
-    """Of a conversation, learn the assistant's last turn only, not all of its turns."""
+    """Train only on the last turn of the assistant in a conversation, not on all of them."""
     max_samples: int | None = None
     """Use at most so many rows of the training split."""
     max_validation_samples: int | None = None
@@ -115,17 +115,17 @@ class DatasetConfig:
     max_test_samples: int | None = None
     """Use at most so many rows of the test split."""
     sample_seed: int | None = None
-    """Seed by which these rows are drawn, so that a larger draw holds the smaller; null: the first rows."""
+    """Seed that draws these rows, so that a larger draw includes a smaller one; null: the first rows."""
     allow_leaks: list[str] = field(default_factory=list, metadata={"identity": False})
-    """Repetitions across splits that are meant: exact (the same prompts but for case, blanks and final punctuation; else
-    refused), near (else warned of), unit (rows of one unit; else refused). result.json and the methods text name them."""
+    """Repetitions across splits that are allowed: exact (the same prompts but for case, blanks and final punctuation; else
+    refused), near (else a warning), unit (rows of one unit; else refused). result.json and the methods text name them."""
     unit_column: str | None = None
-    """Column that names what the rows are drawn from: the respondent, household or country. Rows of a unit belong into one
-    split, and statistics are clustered by it. Of red data the logs have a hash in its place."""
+    """Column that names the unit of the rows: the respondent, household or country. Rows of a unit belong in one split, and
+    statistics are clustered by unit. For red data the logs have a hash in its place."""
     packed: bool = False
     """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
     max_seq_len: int | None = 2048
-    """Rows are cut to this many tokens."""
+    """Rows are truncated to this many tokens."""
     tier: str = field(default="green", metadata={"identity": False})
     """green: public. yellow: a coding agent needs `permission`. red: samples are withheld from messages, logs and reports.
     A file named TIER beside the data, or in a folder above, counts too; the strictest wins (cruijff_kit/data/tiers.py)."""
@@ -140,7 +140,7 @@ class DatasetConfig:
         at_least(1, dataset__max_test_samples=self.max_test_samples)
         if isinstance(self.path, dict):
             self.path = {str(split): str(file) for split, file in self.path.items()}
-        require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is no path")
+        require(self.path is not None and not isinstance(self.path, list), f"dataset.path={self.path} is not a path")
         self.path = self.path if isinstance(self.path, dict) else str(self.path)
         if self.format is not None:
             one_of("dataset.format", self.format, tuple(FORMATS))
@@ -177,9 +177,9 @@ class LoraConfig:
     apply_to_mlp: bool = True
     """Whether the MLP's three projections get one too."""
     apply_to_output: bool = False
-    """Whether the output projection gets one; not where it shares the embedding's weights."""
+    """Whether the output projection gets one; impossible if it is tied to the embedding."""
     use_dora: bool = False
-    """DoRA (Liu et al. 2024, arXiv 2402.09353): also learn how long each row of the adapted weights is."""
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): also learn the magnitude of each row of the adapted weights."""
     quantize_base: bool = False
     """QLoRA (Dettmers et al. 2023, arXiv 2305.14314): the frozen layers in 4 bits (NF4). On a GPU."""
 
@@ -198,42 +198,42 @@ class LoraConfig:
 
 @dataclass
 class EvalConfig:
-    """Which inspect-ai tasks the trained model answers, and how it decodes (greedily)."""
+    """The inspect-ai tasks that evaluate the model, and how it decodes (greedily)."""
 
     tasks: list[str] = field(default_factory=list)
     """Names of tasks, FILE.py@TASK, or PACKAGE/TASK (config/task_names.py); none: train only."""
     task_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of tasks: {argument: value} for all of them, {task: {argument: value}} for one."""
     epochs: Any = "last"
-    """Whose adapters are evaluated: last, all (that are saved), or a list of saved epochs, counted from 0."""
+    """Epochs whose adapters are evaluated: last, all (that are saved), or a list of saved epochs, counted from 0."""
     max_tokens: int = 32
-    """Longest answer, in tokens."""
+    """Maximum length of an answer, in tokens."""
     limit: int | None = None
-    """Ask only the first samples."""
+    """Evaluate only the first N samples."""
     batch_size: int = 128
-    """Most answers decoded at once."""
+    """Maximum number of sequences decoded in one batch."""
     logprobs: bool = False
     """Keep each answer token's log-probability in the log."""
     top_logprobs: int | None = None
     """Keep also this many alternatives per token."""
     baseline: bool = True
-    """Evaluate the untrained model first (cached)."""
+    """Evaluate the base model first (cached)."""
     keep_samples: bool = field(default=False, metadata={"identity": False})
-    """Keep the samples in the logs of red data. Not for a coding agent to say."""
+    """Keep the samples in the logs of red data. A coding agent must not set it."""
 
     def __post_init__(self) -> None:
         at_least(1, eval__max_tokens=self.max_tokens, eval__limit=self.limit, eval__batch_size=self.batch_size)
         at_least(1, eval__top_logprobs=self.top_logprobs)
-        # A run that goes on elsewhere must find a task's file again.
+        # A run that continues elsewhere must find a task's file again.
         self.tasks = [str(name) for name in task_names(self.tasks)]
 
     @property
     def names(self) -> list[TaskName]:
-        """The tasks, read."""
+        """The parsed tasks."""
         return task_names(self.tasks)
 
     def arguments_of(self, name: TaskName) -> dict[str, Any]:
-        """What `task_args` gives to a task: what is for all, under its function's name (on any split), under its own."""
+        """A task's arguments in `task_args`: those for all tasks, for its function (on any split), and for itself."""
         named = {n for name in self.names for n in (name.label, name.task)}
         own = {k: v for k, v in self.task_args.items() if k in named and isinstance(v, dict)}
         shared = {k: v for k, v in self.task_args.items() if k not in own}

@@ -1,4 +1,4 @@
-"""RunConfig: everything that one run is, the groups and the plain settings beside them."""
+"""RunConfig: all settings of one run, the groups and the plain settings."""
 
 import re
 from dataclasses import dataclass, field
@@ -39,12 +39,12 @@ class RunConfig:
     slurm: SlurmConfig = field(default_factory=SlurmConfig, metadata={"identity": False})
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig, metadata={"identity": False})
     torchtune: dict[str, Any] = field(default_factory=dict)
-    """What the recipe receives (conf/torchtune.yaml)."""
+    """The config that the recipe receives (conf/torchtune.yaml)."""
 
     models_dir: str = field(default="models", metadata={"identity": False})
-    """Folder in which models are expected whose path is not set."""
+    """Folder of the models whose path is not set."""
     run_name: str = field(default="run", metadata={"identity": False})
-    """Folder of the run: a name of two words, drawn from the command; a sweep names its runs by what varies."""
+    """Name of the run's folder: two words derived from the command; a sweep names its runs by their swept settings."""
     output_dir: str = field(default=MISSING, metadata={"identity": False})
     """The run's folder."""
     epochs: int = 1
@@ -64,38 +64,39 @@ class RunConfig:
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     clip_grad_norm: float | None = None
-    """Largest gradient norm; null: no clipping."""
+    """Maximum gradient norm; null: no clipping."""
     seed: int = 1234
     """Seed of the adapter's initial weights, dropout and the order of rows."""
     shuffle: bool = True
     """Draw a new order of rows each epoch."""
     group_by_length: bool = True
-    """Put rows of like length into one batch."""
+    """Put rows of similar length into one batch."""
     run_val_every_n_steps: int = 0
-    """Validation loss also every N updates; 0: after each epoch only."""
+    """Compute the validation loss also every N updates; 0: only after each epoch."""
     log_every_n_steps: int = 1
     """Write a line to metrics.jsonl every N updates."""
     checkpoint_every_n_steps: int = field(default=0, metadata={"identity": False})
-    """Save a state to resume from every N updates; 0: only when the run is asked to stop."""
+    """Save a state to resume from every N updates; 0: only when the run is stopped."""
     resume_from_checkpoint: bool = field(default=False, metadata={"identity": False})
-    """Go on from the newest saved state in output_dir, if there is one."""
+    """Continue from the newest saved state in output_dir, if there is one."""
     epochs_to_save: Any = "all"
-    """all, none, last, or a list of 0-indexed epochs whose adapter is kept."""
+    """Epochs whose adapter is kept: all, none, last, or a list counted from 0."""
     save_merged: bool = False
-    """Write these epochs also as whole models (merged/epoch_N): the base with the adapter added to its weights."""
+    """Also write these epochs as whole models (merged/epoch_N), with the adapter merged into the base model's weights."""
     custom_metrics: list[str] = field(default_factory=list)
     """Dotted names of functions (logits, labels, tokenizer, ignore_index) -> {name: value}: training/custom_metrics.py."""
     trackers: list[str] = field(default_factory=list, metadata={"identity": False})
-    """Which get the metrics besides metrics.jsonl: tensorboard, wandb, mlflow (training/trackers.py)."""
+    """Trackers that get the metrics besides metrics.jsonl: tensorboard, wandb, mlflow (training/trackers.py)."""
     gpus: int | None = None
-    """Processes that train a run together, a GPU each (with device=cpu: a share of the cores). null: as many as slurm.gpus
-    asks for; 1 where nothing is submitted."""
+    """Processes that train a run together, one GPU each (with device=cpu: a share of the cores). null: slurm.gpus; 1 for a
+    local run."""
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
-    """Of the base model and of products: auto, fp32 or bf16. Adapters and the optimiser's state are always fp32."""
+    """Precision of the base model and of matrix products: auto, fp32 or bf16. Adapters and the optimiser's state are always
+    fp32."""
     threads: int | None = None
-    """CPU threads; null: as measured best for the machine."""
+    """CPU threads; null: the measured best for the machine."""
     compile: bool = False
     """torch.compile each layer."""
     enable_activation_checkpointing: bool = False
@@ -103,24 +104,24 @@ class RunConfig:
     enable_activation_offloading: bool = False
     """Keep activations in host memory (CUDA, with activation checkpointing)."""
     objective: str | None = field(default=None, metadata={"identity": False})
-    """Metric that picks the best configuration and that Hydra's sweepers get: validation_loss, loss, accuracy,
-    match/accuracy. null: the validation loss where there is a validation split, else none is picked. A metric of a task
-    picks on the test split, which flatters what it picks; tables and reports say so."""
+    """Metric that chooses the best configuration and that Hydra's sweepers optimise: validation_loss, loss, accuracy,
+    match/accuracy. null: the validation loss if there is a validation split, else nothing is chosen. A metric of a task
+    chooses on the test split, which inflates the best score; tables and reports say so."""
     multi_lora: Any = field(default=AUTO, metadata={"identity": False})
     """Runs of a sweep that train together in one process, on one base model in memory: auto (as many as measuring finds
     fastest), off, or how many, such as 4. On SLURM such a group is one job; there auto groups runs that ask for GPUs."""
     report: bool = field(default=True, metadata={"identity": False})
-    """Write report.html at the end of a sweep that was made here (`cruijff-kit report DIR` does at any time)."""
+    """Write report.html at the end of a local sweep (`cruijff-kit report DIR` does at any time)."""
     dry_run: bool = field(default=False, metadata={"identity": False})
-    """Show what would run, and stop."""
+    """Print what would run, and stop."""
     scaffold: bool = field(default=False, metadata={"identity": False})
-    """Check everything and make the folders, start nothing; `cruijff-kit resume DIR` starts what was made."""
+    """Check everything and create the folders, start nothing; `cruijff-kit resume DIR` starts the planned runs."""
     max_gpu_hours: float | None = field(default=None, metadata={"identity": False})
-    """Start nothing whose estimate is above so many GPU-hours in all, unless approved=true; null: no limit."""
+    """Start nothing if the estimate exceeds this total, unless approved=true; null: no limit."""
     approved: bool = field(default=False, metadata={"identity": False})
-    """A person has seen the estimate and lets it go above max_gpu_hours."""
+    """A person has seen the estimate and allows it to exceed max_gpu_hours."""
     force: bool = field(default=False, metadata={"identity": False})
-    """Run also what the experiment's folder holds already, finished or under way (sweeps and submitted runs)."""
+    """Also repeat runs that the experiment's folder already holds, finished or active (sweeps and submitted runs)."""
     agent: bool | None = field(default=None, metadata={"identity": False})
     """Whether a coding agent gives the command; null: as the environment says (cruijff_kit/util/agents.py)."""
 
@@ -155,11 +156,11 @@ class RunConfig:
         asked = self.slurm.gpus if self.slurm.submit else None
         require(
             not self.gpus or not asked or self.gpus <= asked,
-            f"gpus={self.gpus}, but slurm.gpus={asked} is what the cluster is asked for; set slurm.gpus={self.gpus}",
+            f"gpus={self.gpus}, but slurm.gpus={asked} is requested from the cluster; set slurm.gpus={self.gpus}",
         )
         require(
             not self.run_val_every_n_steps or self.dataset.validation_split is not None,
-            "run_val_every_n_steps asks for validation, but dataset.validation_split is null",
+            "run_val_every_n_steps needs a validation split, but dataset.validation_split is null",
         )
         require(
             self.dataset.system_prompt == "" or self.model.kind == "chat",
@@ -178,12 +179,12 @@ class RunConfig:
         require(
             not base or kind in (None, "text"),
             f"dataset.type={kind}, but {asked} is a base model, which has no chat template; "
-            "set dataset.type=text, or take a chat model",
+            "set dataset.type=text, or use a chat model",
         )
         require(
             base or kind != "text",
-            f"dataset.type=text, but {asked} is a chat model, which would be asked without the template that it knows; "
-            "set dataset.type=chat, or take a base model (model.kind=base treats this one as such)",
+            f"dataset.type=text, but {asked} is a chat model, which needs its chat template; "
+            "set dataset.type=chat, or use a base model (model.kind=base treats this one as such)",
         )
 
     @property
@@ -198,14 +199,14 @@ class RunConfig:
 
     @property
     def objective_name(self) -> str | None:
-        """`objective`, or what it stands for when it is null: the validation loss, if there is one."""
+        """`objective`; if it is null, the validation loss, if there is one."""
         if self.objective is not None:
             return self.objective
         return None if self.dataset.validation_split is None else "validation_loss"
 
     @property
     def evaluated_epochs(self) -> list[int]:
-        """Epochs whose adapters the tasks are asked of, counted from 0, in order."""
+        """Epochs whose adapters are evaluated, counted from 0, in order."""
         last = self.epochs - 1
         if isinstance(self.eval.epochs, str):
             return [last] if self.eval.epochs == "last" else sorted(saved_epochs(self.epochs_to_save, self.epochs))
@@ -213,11 +214,11 @@ class RunConfig:
 
     @property
     def test_splits(self) -> list[str]:
-        """Splits that evaluation asks: those of the tasks that ship."""
+        """Splits that the shipped tasks evaluate."""
         return [*dict.fromkeys(n.split or self.dataset.test_split for n in self.eval.names if n.ships)]
 
     def split_of(self, task: TaskName) -> str:
-        """What a task's rows are in this run: validation, train or test; test, too, for rows of the user's own task."""
+        """The role of a task's rows in this run: validation, train or test; test for the user's own task."""
         asked = (task.split or self.dataset.test_split) if task.ships else None
         if asked is not None and asked == self.dataset.validation_split:
             return "validation"

@@ -78,9 +78,9 @@ class SlurmConfig:
         limit = self.time_seconds
         require(
             self.time is None or limit is not None or self.time.upper() in ("UNLIMITED", "INFINITE"),
-            f"slurm.time={self.time} is no time limit; write 02:00:00 (HH:MM:SS), 1-12:00:00 (D-HH:MM:SS) or minutes",
+            f"slurm.time={self.time} is not a time limit; write 02:00:00 (HH:MM:SS), 1-12:00:00 (D-HH:MM:SS) or minutes",
         )
-        require(limit is None or limit > 0, f"slurm.time={self.time} leaves no time")
+        require(limit is None or limit > 0, f"slurm.time={self.time} must be above 0")
         # An unquoted 2:00:00 in a YAML file arrives here as 7200.
         require(
             self.time is None or not self.time.isdigit() or int(self.time) <= _MOST_MINUTES,
@@ -88,7 +88,7 @@ class SlurmConfig:
         )
         require(
             self.mem is None or re.fullmatch(r"\d+[KMGTkmgt]?[Bb]?", self.mem) is not None,
-            f"slurm.mem={self.mem} is no amount of memory; write for example slurm.mem=16G",
+            f"slurm.mem={self.mem} is not an amount of memory; write for example slurm.mem=16G",
         )
         texts = {k: v for k, v in vars(self).items() if isinstance(v, str)} | self.additional_parameters
         for name, value in texts.items():

@@ -44,13 +44,13 @@ def task_name(entry: str) -> TaskName:
     if entry.endswith(".py"):
         raise UserError(f"eval.tasks: {entry} is a file; name the task in it: {entry}@TASK")
     if at and not (left and right):
-        raise UserError(f"eval.tasks: {entry} is no task; write NAME, NAME@SPLIT, FILE.py@TASK or PACKAGE/TASK")
+        raise UserError(f"eval.tasks: {entry} is not a task; write NAME, NAME@SPLIT, FILE.py@TASK or PACKAGE/TASK")
     if left.endswith(".py"):
         return TaskName(right, right, file=Path(left).expanduser().absolute())
     name = (left or right).removeprefix("cruijff_kit/")
     if "/" in name:
         if at:
-            raise UserError(f"eval.tasks: {entry}: splits can be named for tasks that ship, FILE.py@TASK for files")
+            raise UserError(f"eval.tasks: {entry}: @SPLIT works for shipped tasks; for a file write FILE.py@TASK")
         return TaskName(name.rpartition("/")[2], name)
     return TaskName(f"{name}@{right}" if at else name, name, split=right if at else None)
 
@@ -64,5 +64,5 @@ def task_names(entries: list[str]) -> list[TaskName]:
     names = [task_name(entry) for entry in entries]
     for i, name in enumerate(names):
         if name.label in [earlier.label for earlier in names[:i]]:
-            raise UserError(f"eval.tasks names two tasks that results would call {name.label}; rename one of them")
+            raise UserError(f"eval.tasks names two tasks that are called {name.label}; rename one of them")
     return names

@@ -25,9 +25,10 @@ TYPOS = [
     ("modle=x", "unknown key modle; did you mean model?"),
     ("rank=8", "unknown key rank; did you mean lora.rank?"),
     ("slurm.colour=red", "unknown key slurm.colour; valid: " + ", ".join(SLURM_KEYS)),
-    ("slurm.time=soon", "slurm.time=soon is no time limit; write 02:00:00 (HH:MM:SS), 1-12:00:00 (D-HH:MM:SS) or minutes"),
+    ("slurm.time=soon", "slurm.time=soon is not a time limit; write 02:00:00 (HH:MM:SS), 1-12:00:00 (D-HH:MM:SS) "
+     "or minutes"),
     ("slurm.time=7200", "slurm.time=7200 would be minutes; write HH:MM:SS, in a YAML file with quotes around it"),
-    ("slurm.mem=lots", "slurm.mem=lots is no amount of memory; write for example slurm.mem=16G"),
+    ("slurm.mem=lots", "slurm.mem=lots is not an amount of memory; write for example slurm.mem=16G"),
     ("slurm.gpus=-1", "slurm.gpus must be at least 0, not -1"),
     ("slurm.max_parallel=0", "slurm.max_parallel must be at least 1, not 0"),
     ("dataset.column_map.inputs=x", "unknown key dataset.column_map.inputs; did you mean dataset.column_map.input?"),
@@ -66,7 +67,7 @@ VALUES = [
         "lora.attn_modules is empty and lora.apply_to_mlp=false, so nothing would be trained; name at least one of q_proj, "
         "k_proj, v_proj, output_proj",
     ),
-    ("model.date=monday", "model.date=monday is no day; write it as YYYY-MM-DD, for example 2026-11-23"),
+    ("model.date=monday", "model.date=monday is not a date; write it as YYYY-MM-DD, for example 2026-11-23"),
     ("lora.attn_modules=[q]", "lora.attn_modules=q does not exist; valid: q_proj, k_proj, v_proj, output_proj"),
     ("lr=0", "lr must be above 0 and finite, not 0.0"),
     ("lr=-1", "lr must be above 0 and finite, not -1.0"),

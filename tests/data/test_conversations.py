@@ -218,10 +218,10 @@ def test_plain_text_is_trained_on_and_asked_for(compose, tmp_path):
             ["model.kind=base", "dataset.type=chat"],
             "is a base model, which has no chat template; set",
         ),
-        (["model.kind=base", "dataset.type=messages"], "set dataset.type=text, or take a chat model"),
+        (["model.kind=base", "dataset.type=messages"], "set dataset.type=text, or use a chat model"),
         (
             ["dataset.type=text"],
-            "is a chat model, which would be asked without the template that it knows; set dataset",
+            "is a chat model, which needs its chat template; set dataset",
         ),
         (["dataset.type=chat_completion"], "dataset.type=chat_completion does not exist; valid: chat, text, messages"),
         (["dataset.format=xlsx"], "dataset.format=xlsx does not exist; valid: json, jsonl, csv, parquet, arrow"),

@@ -234,7 +234,7 @@ REFUSED = [
         "eval.tasks=['{sums}@sums'] eval.task_args.most=0",
         "cannot be built: ValueError: .* dataset is empty",
     ),
-    ("eval.tasks=['{sums}@sums','{sums}@sums']", "two tasks that results would call sums"),
+    ("eval.tasks=['{sums}@sums','{sums}@sums']", "two tasks that are called sums"),
     ("eval.tasks=[capitalization] eval.task_args.prompt=x", "task capitalization takes no argument prompt"),
     ("eval.tasks=[no_such_evals/hard]", "no_such_evals/hard is not installed"),
     ("eval.tasks=[cruijff_kit/mach]", r"mach does not exist; did you mean match\?"),
