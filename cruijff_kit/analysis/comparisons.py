@@ -93,7 +93,7 @@ def compare_configurations(
         leaders: id of a configuration -> the best one of those that it is ranked with; not of the best itself.
         chosen_by: metrics by which the best are chosen, compared with the best beside `metrics`.
     """
-    tried = []
+    tried: list[Any] = []
     for measured in metrics:
         between = _between_seeds(configurations, measured)
         for c in configurations:

@@ -85,8 +85,9 @@ def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL)
         return Estimate(values[0], level=level) if len(values) == 1 else _over_seeds(values, name, level)
     if len(rows) == 1:
         found = interval_of_mean(rows[0], level=level)
-        ends = (max(0.0, found.low), found.high, 1, rows.shape[1], "validation rows") if found else ()
-        return Estimate(values[0], *ends, level=level)
+        if not found:
+            return Estimate(values[0], level=level)
+        return Estimate(values[0], max(0.0, found.low), found.high, 1, rows.shape[1], "validation rows", level=level)
     mean = sum(values) / len(values)
     return _of_many(mean, rows, name, level, "validation rows") or _over_seeds(values, name, level)
 

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -427,8 +427,8 @@ def _comparison(tested: _Tested, p: float, critical: float) -> Comparison:
     below, above = _reaches(own, critical, metric.is_share)
     others_below, others_above = _reaches(others, critical, metric.is_share)
 
-    def between(difference: "np.ndarray", low: "np.ndarray", high: "np.ndarray", tested: Estimate) -> Difference:
-        """Intervals hold 0 where the test does not tell the difference from 0."""
+    def between(difference: Any, low: Any, high: Any, tested: Estimate) -> Any:
+        """A Difference of arrays. Intervals hold 0 where the test does not tell the difference from 0."""
         is_unclear = ~(np.round(np.abs(tested.value) / np.sqrt(tested.variance), 9) > critical)
         low, high = difference - low, difference + high
         return Difference(

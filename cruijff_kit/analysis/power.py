@@ -5,6 +5,7 @@ normal approximation. Two runs' answers to one item are alike: `correlation`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -184,7 +185,7 @@ def _mcnemar_power(items: int, gained: float, lost: float, alpha: float) -> floa
     return float(found)
 
 
-def _smallest(found, most: float) -> float | None:
+def _smallest(found: Callable[[float], float], most: float) -> float | None:
     """The smallest difference with enough power, to a tenth of a point."""
     if found(most) < POWER:
         return None
@@ -195,7 +196,7 @@ def _smallest(found, most: float) -> float | None:
     return round(high, 4)
 
 
-def _items(found) -> int | None:
+def _items(found: Callable[[int], float]) -> int | None:
     """The fewest items with enough power, to about a hundredth."""
     high = 16
     while found(high) < POWER:

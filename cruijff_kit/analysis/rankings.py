@@ -70,7 +70,7 @@ class Ranking:
 
 def rank(configurations: list[Configuration]) -> list[Ranking]:
     """Configurations by what their objective is, the most numerous first; those without one are left out."""
-    groups: dict[tuple, Ranking] = {}
+    groups: dict[tuple[Any, ...], Ranking] = {}
     for c in configurations:
         name = c.runs[0].objective_name
         if name is None or not all(is_finite(v) for v in c.objectives()):

@@ -88,7 +88,8 @@ def _compare_losses(run: Path, again: Path, within: float) -> Iterator[Check]:
 
 def _read_losses(run: Path) -> dict[tuple[int, str], float]:
     """(step, which loss) -> its value, of metrics.jsonl."""
-    path, found = RunFolder(run).metrics, {}
+    path = RunFolder(run).metrics
+    found: dict[tuple[int, str], float] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         entry = json.loads(line)
         found |= {(entry["step"], k): v for k, v in entry.items() if k in ("loss", "validation_loss")}

@@ -63,7 +63,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
     Raises:
         UserError: as read_results.
     """
-    return to_frame(read_results(folder))
+    return to_frame(read_results(Path(folder)))
 
 
 def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
@@ -86,7 +86,7 @@ def _at(result: RunResult, epoch: int) -> RunResult:
     else:  # a loss of the last update says nothing of an earlier epoch
         losses = result.training.get("validation_losses") or []
         training = {"validation_loss": losses[epoch] if epoch < len(losses) else None}
-    hashes = {"configuration_hash": f"{result.configuration_hash or result.config_hash} {epoch}"}
+    hashes: dict[str, Any] = {"configuration_hash": f"{result.configuration_hash or result.config_hash} {epoch}"}
     at = replace(result, swept=result.swept | {"epoch": epoch}, evaluation=own, training=training, **hashes)
     at.objective = at.metrics().get(at.objective_name)
     return at

@@ -4,7 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cruijff_kit.records.run_status import ACTIVE
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states
@@ -39,7 +39,7 @@ def status_table(title: str, infos: list[RunInfo], trouble: str | None, width: i
     heads = [h for h in rows[0] if not narrow or (h != "reason" and any(row[h] for row in rows))]
     table = Table(title=title, title_justify="left")
     for head in heads:
-        justify = "right" if head in ("step", "loss", "elapsed", "left") else "left"
+        justify: Literal["left", "right"] = "right" if head in ("step", "loss", "elapsed", "left") else "left"
         table.add_column(head, overflow="fold", justify=justify, no_wrap=head not in ("run", "reason"))
     for info, row in zip(infos, rows, strict=True):
         table.add_row(*(Text(row[h]) for h in heads), style=_COLOURS.get(info.state))

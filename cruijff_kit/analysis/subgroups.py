@@ -9,7 +9,7 @@ not flagged: whether groups should be selected alike is not for statistics to sa
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.differences import holm
 from cruijff_kit.analysis.intervals import calibrated_error, interval_of
@@ -180,7 +180,8 @@ def _mean(rows: list[Row]) -> Row:
         values = [getattr(row, name) for row in rows]
         return None if None in values else sum(values) / len(values)
 
-    return replace(rows[0], **{name: mean(name) for name in ("correct", "risk", "predicted", "order")})
+    means: dict[str, Any] = {name: mean(name) for name in ("correct", "risk", "predicted", "order")}
+    return replace(rows[0], **means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,8 +301,8 @@ def _bounded(metric: str, *ends: float) -> list[float]:
 
 def _difference(found: "Comparison", names: list[str]) -> Difference:
     gap = found.gap
-    ends = _bounded(found.metric, gap.low, gap.high)
-    return Difference(found.metric, gap.difference, *ends, found.p, names[found.highest], names[found.lowest])
+    low, high = _bounded(found.metric, gap.low, gap.high)
+    return Difference(found.metric, gap.difference, low, high, found.p, names[found.highest], names[found.lowest])
 
 
 def _equalized_odds(decided: dict[str, Difference]) -> Difference | None:

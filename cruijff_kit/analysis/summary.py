@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -17,7 +18,6 @@ from cruijff_kit.analysis.sweep import Analysis, analyse, analyse_briefly
 from cruijff_kit.analysis.table_cells import (
     SEEDS,
     VERSUS,
-    Cells,
     cell,
     lines_below,
     seed_cells,
@@ -160,7 +160,8 @@ def _failures(infos: list[RunInfo]) -> str:
 
 def _resources(runs: list[RunRef], results: dict[Path, RunResult]) -> str:
     """Estimate and fact side by side, for each run and in all."""
-    rows, sums = [], Counter()
+    rows: list[list[str]] = []
+    sums: Counter[str] = Counter()
     for known in runs:
         row = _spent(known.entry, results.get(known.folder), sums)
         rows.append([known.entry.name, *row])
@@ -181,7 +182,7 @@ def _resources(runs: list[RunRef], results: dict[Path, RunResult]) -> str:
     return f"## Resources\n\n{basis}{markdown(header, rows)}"
 
 
-def _spent(entry: RunEntry, result: RunResult | None, sums: Counter) -> Cells:
+def _spent(entry: RunEntry, result: RunResult | None, sums: Any) -> list[str]:
     """The cells of a run; adds to the sums."""
     estimate, took = entry.estimate, result.seconds.get("total") if result else None
     hours = result.gpu_hours() if result else None

@@ -24,7 +24,7 @@ def readable_name(overrides: Sequence[str], seed: int) -> str:
     said = sorted(
         str((o.key_or_group, o.value())) for o in map(parse_override, overrides) if not _is_ignored(o.key_or_group)
     )
-    return "_".join(coolname.RandomGenerator(words, random.Random(f"{seed} {said}")).generate(2))
+    return "_".join(coolname.RandomGenerator(words, random.Random(f"{seed} {said}")).generate(2))  # type: ignore[arg-type]
 
 
 def _is_ignored(key: str) -> bool:

@@ -107,7 +107,7 @@ def _table(timed: list[Run]) -> Table:
 def _chart(timed: list[Run]) -> Chart:
     phases = _phases(timed)
     ordered = timed if len(timed) <= _NAMED else sorted(timed, key=lambda r: -r.result.seconds["total"])
-    rows = [[r.label, *(r.result.seconds.get(p, 0.0) for p in phases), _memory(r)] for r in ordered]
+    rows: list[list[Any]] = [[r.label, *(r.result.seconds.get(p, 0.0) for p in phases), _memory(r)] for r in ordered]
     data = Table("costs_chart", "Time by phase, and peak memory", ["run", *phases, "peak memory (GB)"], rows)
     named, places = len(rows) <= _NAMED, range(len(rows))
     with figure(9.5, 1.3 + (0.22 * len(rows) if named else 5)) as drawn:

@@ -130,7 +130,7 @@ def norm(values: list[float]) -> Any:
     return (LogNorm if logarithmic(values) else Normalize)(min(values), max(values))
 
 
-def _explain(page: Any, panels: Any, drawn: dict, best: Run | None, key: str | None, runs: Runs) -> None:
+def _explain(page: Any, panels: Any, drawn: dict[Any, Any], best: Run | None, key: str | None, runs: Runs) -> None:
     """The legend: runs, values of the setting, or a bar of colours; and which the best run is."""
     if len(drawn) <= _FEW:
         if len(drawn) > 1:

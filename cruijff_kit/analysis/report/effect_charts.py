@@ -41,7 +41,8 @@ def line(outcome: Outcome, effect: Effect, name: str) -> Chart:
         axes.plot(xs, means, "o-" if effect.numbers else "o", color=PALETTE[0])
         banded = [(x, r[3], r[4]) for x, r in zip(xs, rows, strict=True) if r[3] is not None]
         if effect.numbers and len(banded) == len(rows):
-            axes.fill_between(*zip(*banded, strict=True), color=PALETTE[0], alpha=0.2, linewidth=0)
+            places, lows, highs = zip(*banded, strict=True)
+            axes.fill_between(places, lows, highs, color=PALETTE[0], alpha=0.2, linewidth=0)
         else:
             for x, low, high in banded:
                 axes.plot([x, x], [low, high], color=PALETTE[0], linewidth=2, alpha=0.55)
@@ -68,7 +69,7 @@ def _with_interval(outcome: Outcome, group: list[ConfiguredRuns]) -> list[Any]:
 def heat_map(outcome: Outcome, design: Design, name: str) -> Chart:
     """Means over two settings: the second upwards, the first to the right."""
     across, up = design.effects[:2]
-    cells: dict[tuple, list[ConfiguredRuns]] = {}
+    cells: dict[tuple[Any, Any], list[ConfiguredRuns]] = {}
     for c in design.configurations:
         cells.setdefault((across.places[c], up.places[c]), []).append(c)
     xs, ys = ([value for value, _ in e.levels] for e in (across, up))
@@ -100,7 +101,7 @@ def _best_cell(best: list[Any], across: Effect, up: Effect) -> str:
     return f"Best: {shown(best[2])} at {across.name}={shown(best[0])}, {up.name}={shown(best[1])}."
 
 
-def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, outcome: Outcome) -> None:
+def _cells(axes: Any, rows: list[list[Any]], xs: list[Any], ys: list[Any], outcome: Outcome) -> None:
     """Coloured cells, with their numbers where these fit; what no run has is left empty."""
     import matplotlib
     from matplotlib.colors import Normalize
@@ -129,7 +130,7 @@ def _cells(axes: Any, rows: list[list[Any]], xs: list, ys: list, outcome: Outcom
     axes.grid(False)
 
 
-def _narrow(values: list) -> bool:
+def _narrow(values: list[Any]) -> bool:
     return max(len(fitted(v, 24)) for v in values) <= 8
 
 

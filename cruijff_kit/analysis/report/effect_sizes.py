@@ -126,9 +126,9 @@ def level(run: Run, key: str) -> Any:
     return "–" if value is None else value
 
 
-def _ranges(levels: list[tuple[Any, list]], number: int) -> list[tuple[Any, list]]:
+def _ranges(levels: list[tuple[Any, list[Any]]], number: int) -> list[tuple[Any, list[Any]]]:
     """Neighbouring values together, about as many configurations in each range."""
-    ranges: list[list] = [[] for _ in range(_BINS)]
+    ranges: list[list[Any]] = [[] for _ in range(_BINS)]
     before = 0
     for value, group in levels:
         ranges[min(_BINS - 1, before * _BINS // number)].append((value, group))
@@ -144,7 +144,7 @@ def _places(configurations: list[ConfiguredRuns], effects: list[Effect]) -> "lis
 
 def _explained(configurations: list[ConfiguredRuns], effects: list[Effect]) -> float:
     """The variance that goes with combinations of their levels, corrected for how many there are: what orders effects."""
-    groups: dict[tuple, list[float]] = {}
+    groups: dict[tuple[Any, ...], list[float]] = {}
     for c in configurations:
         groups.setdefault(tuple(e.places[c] for e in effects), []).append(c.value)
     values = [c.value for c in configurations]

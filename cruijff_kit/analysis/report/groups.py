@@ -120,7 +120,7 @@ def _table(report: Report, name: str, caption: str, rows: list[dict[str, Any]]) 
 
 
 def _row(group: Group, figures: dict[str, str]) -> dict[str, Any]:
-    row = {}
+    row: dict[str, Any] = {}
     for metric, words in figures.items():
         ends = group.intervals.get(metric, [None, None])
         row |= {words: getattr(group, metric), f"{words} low": ends[0], f"{words} high": ends[1]}

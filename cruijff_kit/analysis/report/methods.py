@@ -126,7 +126,7 @@ def _optimiser(runs: Runs) -> str:
         *_known(runs, "weight decay", "weight_decay", "torchtune.optimizer.weight_decay"),
     ]
     other = {
-        key: each(runs.all, lambda r, key=key: setting(r, f"torchtune.optimizer.{key}"))
+        key: each(runs.all, lambda r, key=key: setting(r, f"torchtune.optimizer.{key}"))  # type: ignore[misc]
         for key in ("betas", "eps", "momentum")
     }
     about += [f"{key} {worded(values)}" for key, values in other.items() if values]
@@ -159,7 +159,7 @@ def _schedule(runs: Runs, trained: list[Run]) -> str:
 def _split(trained: list[Run]) -> str:
     """How the rows of an update came about, where that is the same in all runs."""
     names = ("batch_size", "gradient_accumulation_steps", "processes")
-    values = [each(trained, lambda r, n=n: r.result.changes.get(n, r.result.settings.get(n))) for n in names]
+    values = [each(trained, lambda r, n=n: r.result.changes.get(n, r.result.settings.get(n))) for n in names]  # type: ignore[misc]
     if any(len(v) != 1 for v in values):
         return ""
     size, passes, processes = (v[0] for v in values)
@@ -271,8 +271,8 @@ def _comparisons(tested: list[Comparison], results: list[RunResult]) -> list[str
     said = []
     for of_validation in (False, True):
         own = [c for c in tested if (c.measured == VALIDATION) == of_validation]
-        ways = {test_in_words(c.method, units_of(results, of_validation)) for c in own}
-        ways = "; ".join(sorted(w for w in ways if not w.startswith("no test")))
+        tests = {test_in_words(c.method, units_of(results, of_validation)) for c in own}
+        ways = "; ".join(sorted(w for w in tests if not w.startswith("no test")))
         against = listed([w for name, w in words.items() if any(c.against == name for c in own)])
         on = "by their losses on the same validation rows" if of_validation else f"on the same {SAMPLES}"
         said += [f"with {against} {on}{f' ({ways})' if ways else ''}"] if own else []

@@ -22,13 +22,13 @@ def data_text(runs: Runs) -> str:
     text = f"The data set was {listed([str(n) for n in names])}"
     if drawn and any(each(runs.all, lambda r: setting(r, "dataset.generator"))):
         keys = dict.fromkeys(k for arguments in drawn for k in arguments)
-        words = [
+        words = [  # type: ignore[misc]
             f"{k} {worded(each(runs.all, lambda r, k=k: (setting(r, 'dataset.arguments') or {}).get(k)))}" for k in keys
         ]
         text += f", drawn by its generator ({', '.join(words)})"
     sizes = []
     for split in ("train", "validation"):
-        rows = each(runs.with_result, lambda r, split=split: r.result.rows.get(split) or None)
+        rows = each(runs.with_result, lambda r, split=split: r.result.rows.get(split) or None)  # type: ignore[misc]
         sizes += [f"{worded(rows)} {'training' if split == 'train' else split} rows"] if rows else []
     text += f", of which we used {listed(sizes)}" if sizes else ""
     hashes = each(runs.with_result, lambda r: r.result.data_hash)

@@ -102,7 +102,7 @@ def _difference(outcome: Outcome, own: ConfiguredRuns, against: str) -> list[Any
 
 def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Chart:
     top = found[:MOST]
-    rows = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
+    rows: list[list[Any]] = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
     shown_are = f"{len(top)} of {len(found)} configurations" if len(top) < len(found) else "every configuration"
     levels = listed([percent(level) for level in sorted({e.level for _, e in top if e.low is not None})], "or")
     over = listed(sorted({over_in_words(e.over, outcome.units) for _, e in top} - {""}))

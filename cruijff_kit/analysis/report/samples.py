@@ -3,6 +3,8 @@
 Everything that stands in a sample comes through `samples_of`, which is where the rule for red data holds.
 """
 
+from typing import Any
+
 from cruijff_kit.analysis.report.calibration import best_configurations, instead_of_the_best
 from cruijff_kit.analysis.report.document import Sample, Section
 from cruijff_kit.analysis.report.load import Run, Runs
@@ -36,7 +38,7 @@ def samples_of(run: Run, task: str) -> tuple[list[Sample], str]:
     from cruijff_kit.evaluation.eval_logs import asked_and_answered  # inspect-ai
 
     try:
-        found = asked_and_answered(run.last(task).log, EACH)
+        found: list[dict[str, Any]] = asked_and_answered(run.last(task).log, EACH)
     except Exception as error:  # a log that is gone or broken
         return [], f"the log of {run.label}, task {task}, cannot be read ({type(error).__name__})"
     texts = ("prompt", "target", "answer", "score")
