@@ -22,9 +22,10 @@ def data_text(runs: Runs) -> str:
     text = f"The data set was {listed([str(n) for n in names])}"
     if drawn and any(each(runs.all, lambda r: setting(r, "dataset.generator"))):
         keys = dict.fromkeys(k for arguments in drawn for k in arguments)
-        words = [  # type: ignore[misc]
-            f"{k} {worded(each(runs.all, lambda r, k=k: (setting(r, 'dataset.arguments') or {}).get(k)))}" for k in keys
-        ]
+        words = []
+        for key in keys:
+            values = each(runs.all, lambda r, k=key: (setting(r, "dataset.arguments") or {}).get(k))  # type: ignore[misc]
+            words.append(f"{key} {worded(values)}")
         text += f", drawn by its generator ({', '.join(words)})"
     sizes = []
     for split in ("train", "validation"):
