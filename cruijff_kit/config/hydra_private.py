@@ -41,4 +41,5 @@ def set_values(config: DictConfig, overrides: Sequence[Override]) -> None:
 
 def failure_of(job: JobReturn) -> Exception:
     """What a failed job raised; its public ``return_value`` would raise it."""
-    return job._return_value
+    error: Exception = job._return_value
+    return error

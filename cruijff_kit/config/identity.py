@@ -25,7 +25,7 @@ def unidentifying_keys(cls: type, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(cls):
         if not field.metadata.get("identity", True):
             yield prefix + field.name
-        elif dataclasses.is_dataclass(field.type):
+        elif isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from unidentifying_keys(field.type, f"{prefix}{field.name}.")
 
 

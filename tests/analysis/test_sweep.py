@@ -282,7 +282,7 @@ def test_in_the_table_and_everywhere(six, tmp_path, capsys):
 
 def test_of_several_epochs_the_last_counts(six, evaluated):
     early = evaluated(answers(0.1, 1), LABELS, TRAINED_ON)
-    result = table.replace(six[0], evaluation=[early, six[0].evaluation[0]])
+    result = dataclasses.replace(six[0], evaluation=[early, six[0].evaluation[0]])
     assert of(analyse([result]), result.name, UNTRAINED).difference > 0.7
 
 
