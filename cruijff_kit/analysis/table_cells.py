@@ -192,7 +192,7 @@ def _scores(
     cells = []
     for r in results:
         entry, c = last_cell(r, measured[0], untrained), analysis.configuration_of(r)
-        level = {} if untrained or c is None else {"level": analysis.level_of(c, measured)}
+        level: dict[str, Any] = {} if untrained or c is None else {"level": analysis.level_of(c, measured)}
         found = estimate_cell(entry, *measured[1:], **level) if entry else None
         cells.append(with_interval(found, narrow) if found else "")
     return cells
@@ -218,23 +218,23 @@ def _shares(result: RunResult, task: str, scorer: str) -> str:
 def _of_each(results: list[RunResult], task: str, read: Callable[[Evaluation], float | None]) -> list[str]:
     """A number of each run's cell of a task (the untrained model's where there is no other), as text."""
     entries = [last_cell(r, task) or last_cell(r, task, untrained=True) for r in results]
-    values = [e and read(e) for e in entries]
+    values = [read(e) if e else None for e in entries]
     return ["" if v is None or not math.isfinite(v) else format_number(v) for v in values]
 
 
 def _chances(results: list[RunResult]) -> dict[Measured, list[str]]:
     """(task, scorer, metric) -> what the constant baseline gets on each run's samples; of the metrics that tables show."""
     shown_metrics = [(t, s, pick_headline(results, t, s)) for t, s in list_scorers(results)]
-    found = {
-        (t, s, m): _of_each(results, t, lambda e, s=s, m=m: e.chance.get(s, {}).get(m)) for t, s, m in shown_metrics
-    }
+    found = {}
+    for t, s, m in shown_metrics:
+        found[t, s, m] = _of_each(results, t, lambda e, s=s, m=m: e.chance.get(s, {}).get(m))  # type: ignore[misc]
     return {measured: values for measured, values in found.items() if any(values)}
 
 
 def _ceilings(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
     """(task, metric) -> the ceiling of each run; of the metrics that tables show."""
     keys = dict.fromkeys((task, pick_headline(results, task, scorer)) for task, scorer in list_scorers(results))
-    found = {(t, m): _of_each(results, t, lambda e, m=m: e.ceiling.get(m)) for t, m in keys}
+    found = {(t, m): _of_each(results, t, lambda e, m=m: e.ceiling.get(m)) for t, m in keys}  # type: ignore[misc]
     return {key: values for key, values in found.items() if any(values)}
 
 

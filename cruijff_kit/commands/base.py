@@ -140,7 +140,7 @@ def _explain(error: Exception) -> tuple[int, Any]:
     return _end(f"{said} ({where})", ExitCode.RUN_FAILED, json_output.extract_fix(said) or where)
 
 
-def _end(message: str, code: int, fix: str | None = None) -> tuple[int, Any]:
+def _end(message: str, code: ExitCode, fix: str | None = None) -> tuple[int, Any]:
     if os.environ.get("CRUIJFF_TRACEBACK") == "1":
         print(redaction.format_traceback(sys.exception() or Exception(message)), file=sys.stderr)
     print(message, file=sys.stderr, flush=True)

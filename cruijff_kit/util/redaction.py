@@ -47,7 +47,7 @@ def enable() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.umask(0o077)
-    logging.Logger.makeRecord = _make_redacted_record  # type: ignore[method-assign]
+    logging.Logger.makeRecord = _make_redacted_record  # type: ignore[method-assign, assignment]
     warnings.showwarning = _show_warning
     # For hooks that others install.
     traceback.TracebackException.format_exception_only = _format_exception_only  # type: ignore

@@ -79,13 +79,13 @@ def _interval(runs: Runs, run: Run, e: Evaluation, measured: Measured) -> str | 
 def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
     """A panel for each task's scorers, with the metric that tables show; the untrained model in front."""
     results = [r.result for r in runs.with_result]
-    wanted = [
+    scorers = [
         (t, s)
         for t in tasks
         for s in dict.fromkeys(s for r in results for e in r.evaluation if e.task == t for s in e.metrics)
     ]
-    wanted = [(t, s, pick_headline(results, t, s)) for t, s in wanted][:6]
-    rows = []
+    wanted = [(t, s, pick_headline(results, t, s)) for t, s in scorers][:6]
+    rows: list[list[Any]] = []
     for r in runs.with_result:
         for e in (*r.result.baseline, *r.result.evaluation):
             for task, scorer, metric in wanted:
