@@ -2,12 +2,12 @@
 
 Chosen by `gpus=N` (on a cluster by slurm.gpus=N). The same training as lora_single_device.py, to rounding:
 
-    the rows of an update     dealt out to N worker processes, which this recipe starts inside the run's one task
+    the rows of a step        dealt out to N worker processes, which this recipe starts inside the run's one task
     the base model            frozen, each layer sharded; gathered when a forward or a backward pass comes to it
-    the adapters              the same on every worker; their gradients are summed once per update
-    what is written           by worker 0 alone: metrics, adapters, the state to resume from
+    the adapters              the same on every worker; their gradients are summed once per step
+    the files                 written by worker 0 alone: metrics, adapters, checkpoints
 
-Started as the single-device recipe is: `setup` reads no weights, `train` starts the workers, watches them, and then reads
+It is used as the single-device recipe is: `setup` reads no weights; `train` starts and watches the workers, and then reads
 the base with the trained adapter into this process, where evaluation finds it in `model`. (torchtune's
 lora_finetune_distributed shards the adapters too, and needs a task per GPU.)
 """
@@ -51,11 +51,11 @@ _INTERRUPTED = "interrupted"
 
 
 class WorkerFailed(RuntimeError):
-    """What a worker's exception said; its traceback is a note."""
+    """A worker failed; the message is that of its exception, and its traceback is a note."""
 
 
 class LoRAFinetuneRecipeDistributed:
-    """The recipe as the run sees it: starts and watches the workers, each of which is a `WorkerRecipe`."""
+    """The recipe as the run sees it: it starts and watches the workers, each of which has a `WorkerRecipe`."""
 
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
@@ -68,7 +68,7 @@ class LoRAFinetuneRecipeDistributed:
         self.stop_reason: str | None = None  # what was requested, as the workers were told
 
     def setup(self) -> None:
-        """Tokenise the data, and look where a resumed run goes on.
+        """Tokenise the data, and look up the step from which a resumed run continues.
 
         Raises:
             UserError: files that are missing or do not fit.
@@ -82,7 +82,7 @@ class LoRAFinetuneRecipeDistributed:
             self.epoch, _, self.global_step = state["position"]
 
     def train(self) -> None:
-        """Train in workers; again from the last saved state, in smaller micro-batches, when memory has run out.
+        """Train in workers; if memory runs out, again from the last checkpoint in smaller micro-batches.
 
         Raises:
             TrainingInterrupted, FloatingPointError: as the single-device recipe's.
@@ -92,7 +92,7 @@ class LoRAFinetuneRecipeDistributed:
         size = self.cfg["batch_size"]
         while True:
             try:
-                self._train_once()
+                self._train_in_workers()
                 break
             except (torch.OutOfMemoryError, MemoryError) as error:
                 smaller = smaller_micro_batch(size, self.steps.rows_per_update // self.steps.processes)
@@ -100,24 +100,26 @@ class LoRAFinetuneRecipeDistributed:
                     raise
                 say(f"{one_line(error)}; retrying with batch_size={smaller['batch_size']}, the same rows per update")
             self.changes, size = smaller, smaller["batch_size"]
-        self._read_trained()
+        self._load_trained_model()
 
-    def _train_once(self) -> None:
+    def _train_in_workers(self) -> None:
         n = self.steps.processes
         cfg = {**self.cfg, **self.changes, "threads": max(1, self.machine.threads // n)}
         cfg["resume_from_checkpoint"] = cfg["resume_from_checkpoint"] or bool(self.changes)
         tasks = [{"cfg": cfg, "rank": rank, "size": n} for rank in range(n)]
-        quiet = [{"OMP_NUM_THREADS": str(cfg["threads"])} | ({"CRUIJFF_QUIET": "1"} if r else {}) for r in range(n)]
+        environment = [
+            {"OMP_NUM_THREADS": str(cfg["threads"])} | ({"CRUIJFF_QUIET": "1"} if r else {}) for r in range(n)
+        ]
         self.stop_reason = None  # these workers were told nothing yet
-        with Workers("cruijff_kit.recipes.lora_distributed", tasks, quiet) as workers:
+        with Workers("cruijff_kit.recipes.lora_distributed", tasks, environment) as workers:
             for message in workers.messages():
                 if self.stop_requested is not None and self.stop_reason is None:
                     self.stop_reason = self.stop_requested
                     workers.ask_to_stop(self.stop_reason)
                 if message is not None:
-                    self._take(message)
+                    self._handle(message)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         if "step" in message:
             self.global_step = self.summary.steps = message["step"]
             self.epoch, self.summary.loss = message["epoch"], message["loss"]
@@ -126,9 +128,9 @@ class LoRAFinetuneRecipeDistributed:
             for name in ("adapters", "merged"):  # JSON has no numbers for keys
                 setattr(self.summary, name, {int(k): v for k, v in getattr(self.summary, name).items()})
         elif "error" in message:
-            raise self._error(**message)
+            raise self._make_error(**message)
 
-    def _error(self, worker: int, error: str, cause: str, kind: str, trace: str) -> Exception:
+    def _make_error(self, worker: int, error: str, cause: str, kind: str, trace: str) -> Exception:
         if cause == _INTERRUPTED:
             return TrainingInterrupted(f"{self.stop_reason} at step {self.global_step} of {self.steps.total}")
         kinds = {
@@ -137,11 +139,11 @@ class LoRAFinetuneRecipeDistributed:
             OUT_OF_GPU_MEMORY: torch.OutOfMemoryError,
             OUT_OF_MEMORY: MemoryError,
         }
-        made = kinds[cause](error) if cause in kinds else WorkerFailed(f"{kind}: {error}")
-        made.add_note(f"in worker {worker} of {self.steps.processes}:\n{trace}")
-        return made
+        exception = kinds[cause](error) if cause in kinds else WorkerFailed(f"{kind}: {error}")
+        exception.add_note(f"in worker {worker} of {self.steps.processes}:\n{trace}")
+        return exception
 
-    def _read_trained(self) -> None:
+    def _load_trained_model(self) -> None:
         self.model, _ = for_evaluation(self.cfg)
         load_adapter_state(self.model, read_newest_checkpoint(self.folder.checkpoints)["adapter"])
 
@@ -168,7 +170,7 @@ class _Loss(nn.Module):
 
 
 class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
-    """What one worker does of the training: the single-device recipe, on its share of each step's rows."""
+    """The recipe of one worker: the single-device recipe, on its share of each step's rows."""
 
     retries_out_of_memory = False  # it would leave the others waiting: the run's process starts all of them again
 
@@ -177,37 +179,36 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         self.rank, self.size, self.boss = rank, dist.get_world_size(), boss
 
     def _build_model(self) -> TransformerDecoder:
-        """Base weights are read by worker 0 alone, into host memory."""
+        """Worker 0 alone reads the base weights, into host memory."""
         host = Machine(torch.device("cpu"), self.machine.dtype, self.machine.threads)
         weights = base_model.read_base(self.cfg["checkpointer"], host) if self.rank == 0 else None
-        outline = [{k: (v.shape, v.dtype) for k, v in weights.items()} if weights else None]
-        dist.broadcast_object_list(outline, src=0)
+        shapes = [{k: (v.shape, v.dtype) for k, v in weights.items()} if weights else None]
+        dist.broadcast_object_list(shapes, src=0)
         if weights is None:  # tensors of the right shapes that take no memory, until the layers' turn comes
-            weights = {k: torch.zeros(1, dtype=dtype).expand(shape) for k, (shape, dtype) in outline[0].items()}
+            weights = {k: torch.zeros(1, dtype=dtype).expand(shape) for k, (shape, dtype) in shapes[0].items()}
         set_seed(self.cfg["seed"])
         return base_model.build(self.cfg["model"], weights, host)
 
     def _setup_model(self) -> TransformerDecoder:
         model = super()._setup_model()
-        adapters = dict.fromkeys(
-            get_adapter_params(model).values()
-        )  # a set would have an order of its own on each worker
+        # A dict, because the order of a set differs between workers.
+        adapters = dict.fromkeys(get_adapter_params(model).values())
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer.to(self.machine.device), persistent=False)
-        self._from_first(adapters)
+        self._broadcast(adapters)
         self.loss_module = _Loss(model)
         for module in [*model.layers, self.loss_module]:
-            self._from_first(p for p in module.parameters() if p not in adapters and not hasattr(p, "full_tensor"))
+            self._broadcast(p for p in module.parameters() if p not in adapters and not hasattr(p, "full_tensor"))
             fully_shard(module, ignored_params=set(adapters))
         base_model.clear_cache()
-        self.attention_cost = attention_cost(model)  # where it lies now
-        if self.rank:  # dropout draws apart
+        self.attention_cost = attention_cost(model)  # on its device now
+        if self.rank:  # each worker has its own dropout
             torch.manual_seed(self.cfg["seed"] + self.rank)
         return model
 
-    def _from_first(self, parameters) -> None:
-        """Bring worker 0's parameters to every worker's device."""
+    def _broadcast(self, parameters) -> None:
+        """Copy worker 0's parameters to every worker's device."""
         for p in parameters:
             p.data = p.data.to(self.machine.device).contiguous()
             dist.broadcast(p.data, src=0)
@@ -217,14 +218,14 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
     def _micro_batches(self, rows: list[int]) -> list[list[Example]]:
         """This worker's share, in as many parts as every worker has: the last ones may be empty."""
-        passes = -(-len(rows) // (self.size * self.batch_size))
+        num_parts = -(-len(rows) // (self.size * self.batch_size))
         share = [self.train_data[row] for row in rows[self.rank :: self.size]]
-        return [share[i * self.batch_size : (i + 1) * self.batch_size] for i in range(passes)]
+        return [share[i * self.batch_size : (i + 1) * self.batch_size] for i in range(num_parts)]
 
     def _forward(self, examples: list[Example]) -> StepOutput:
         if examples:
             return super()._forward(examples)
-        # The layers are gathered by all workers together, so that one without rows must pass through them too.
+        # All workers gather a layer together, so that one without rows must pass through it too.
         batch = make_batch([self.train_data[0]], self.attention_cost).to(self.machine.device)
         return StepOutput(self._batch_loss(batch, self.loss_fn) * 0, 0, 0)
 
@@ -238,7 +239,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         for g, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             g.copy_(summed.view_as(g))
         loss_sum, num_labels, num_tokens = self._all_reduce(*output)
-        self._share_metrics()
+        self._sum_metrics()
         return StepOutput(loss_sum, int(num_labels), int(num_tokens))
 
     def _all_reduce(self, loss: torch.Tensor | float, *counts: int) -> list[torch.Tensor]:
@@ -248,13 +249,13 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         dist.all_reduce(values)
         return list(values)
 
-    def _share_metrics(self) -> None:
+    def _sum_metrics(self) -> None:
         if not self.custom_metrics.functions:
             return
-        everyones: list[Any] = [None] * self.size
-        dist.all_gather_object(everyones, dict(self.custom_metrics.sums))
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, dict(self.custom_metrics.sums))
         self.custom_metrics.take()
-        for sums in everyones:
+        for sums in gathered:
             for name, (total, weight) in sums.items():
                 self.custom_metrics.sums[name][0] += total
                 self.custom_metrics.sums[name][1] += weight
@@ -262,15 +263,15 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
     def _validation_sums(self) -> tuple[float, int]:
         batches = validation_batches(self.val_data)
         batches += [[]] * (-len(batches) % self.size)
-        mine = batches[self.rank :: self.size]
-        loss, labels = self._all_reduce(*validation_sums(mine, self.forward_only))
-        self._share_metrics()
+        own = batches[self.rank :: self.size]
+        loss, labels = self._all_reduce(*validation_sums(own, self.forward_only))
+        self._sum_metrics()
         return loss.item(), int(labels)
 
     def _row_losses(self) -> dict[int, tuple[float, int]]:
-        everyones: list[Any] = [None] * self.size
-        dist.all_gather_object(everyones, super()._row_losses())
-        return {row: loss for losses in everyones for row, loss in losses.items()} if self.rank == 0 else {}
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, super()._row_losses())
+        return {row: loss for losses in gathered for row, loss in losses.items()} if self.rank == 0 else {}
 
     def _sync_stop(self) -> None:
         if self.rank == 0:
@@ -297,7 +298,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
 
 class _NoMetrics:
-    """The metrics of a worker that writes none."""
+    """The metric logger of a worker that writes nothing."""
 
     def log_dict(self, payload: dict[str, float], step: int) -> None: ...
 

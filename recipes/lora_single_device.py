@@ -113,7 +113,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.stop_reason: str | None = None  # what was requested, as read at the end of a step
 
     def setup(self) -> None:
-        """Read the base model, initialise the adapter from the seed, tokenise the data.
+        """Read the base model, initialise the adapter from the seed, and tokenise the data.
 
         Raises:
             UserError: files that are missing or do not fit.
@@ -136,8 +136,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.metrics = self._open_metrics()
         if cfg["resume_from_checkpoint"]:
             self.load_checkpoint()
-        on = cfg["profiler"]["enabled"]
-        self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if on else None
+        self.profiler = instantiate(OmegaConf.create(cfg["profiler"]))[0] if cfg["profiler"]["enabled"] else None
 
     def _open_metrics(self) -> Any:
         return open_metric_logger(self.cfg)
@@ -385,19 +384,19 @@ class LoRAFinetuneRecipeSingleDevice:
         self.summary.adapters[epoch] = str(folder)
         if self.cfg["save_merged"]:
             merged = self.folder.merged(epoch)
-            shutil.rmtree(merged, ignore_errors=True)  # a resumed run may come to this epoch's end again
+            shutil.rmtree(merged, ignore_errors=True)  # a resumed run may end this epoch again
             merge(self.cfg["checkpointer"]["checkpoint_dir"], folder, merged)
             self.summary.merged[epoch] = str(merged)
 
     def save_checkpoint(self) -> None:
         """Write all that `load_checkpoint` needs; the checkpoint before is removed when this one is whole.
 
-        After the last epoch that is the adapter alone: a run that is stopped in evaluation need not train again.
+        After the last epoch it needs no optimiser: a run that is stopped in evaluation need not train again.
         """
-        trained = self.epoch == self.cfg["epochs"]
+        is_trained = self.epoch == self.cfg["epochs"]
         state = {
             "adapter": adapter_state(self.model),
-            "optimizer": None if trained else self.optimizer.state_dict(),
+            "optimizer": None if is_trained else self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "random": self._rng_state(),
             "position": [self.epoch, self.steps_in_epoch, self.global_step],
