@@ -192,10 +192,13 @@ class Slot:
     def __init__(self, trainer: "MultiLoraTrainer", function: Callable[["Slot"], Any]) -> None:
         self.trainer = trainer
         self.member: GroupMember | None = None
-        self.request: Any = None  # what the coroutine waits for: a MicroBatch or an evaluation; None: it does not run
-        self.result: Any = None  # what the function returned, or the exception that ended it
+        """The run's recipe, once the function has made it."""
+        self.request: Any = None
+        """What the coroutine waits for: a MicroBatch or an item to evaluate; None where it has not started or has ended."""
+        self.result: Any = None
+        """What the function returned, or the exception that ended it."""
         self.coroutine = greenlet(lambda: function(self))
-        self.coroutine.gr_context = contextvars.copy_context()  # else it would see none of the process's variables
+        self.coroutine.gr_context = contextvars.copy_context()  # a greenlet's own is empty
 
     @property
     def is_training(self) -> bool:
@@ -262,7 +265,7 @@ class MultiLoraTrainer:
             while waiting and not self._is_stopping or any(slot.request is not None for slot in slots):
                 while waiting and not self._is_stopping and _count_training(slots) < self.tuner.concurrency:
                     self._resume(waiting.popleft())
-                self._train([s for s in slots if s.is_training])
+                self._advance_training([s for s in slots if s.is_training])
                 self._evaluate_trained(slots)
         except BaseException as error:  # ends all at once, without saving what is in the middle of a step
             for slot in slots:
@@ -304,7 +307,7 @@ class MultiLoraTrainer:
         if member is not None:  # before there is one, time is counted as set-up
             member.seconds += time.perf_counter() - started
 
-    def _train(self, slots: list[Slot]) -> None:
+    def _advance_training(self, slots: list[Slot]) -> None:
         """Compute one micro-batch of each run; those of validation first, so that all are there for the next step."""
         for slot in slots:
             slot.member.stop_reason = slot.member.stop_requested
@@ -344,7 +347,7 @@ class MultiLoraTrainer:
             adapters = sum(p.numel() * p.element_size() for m in micro_batches for p in m.member.trainable)
             self._memory_before = None if held is None else held - adapters  # which each run adds to what it takes
         size, started = self.tuner.choose_size(len(micro_batches)), time.perf_counter()
-        outputs = self._compute(micro_batches, size)
+        outputs = self._compute_in_passes(micro_batches, size)
         if micro_batches[0].backward and not any(isinstance(output, Exception) for output in outputs):
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -353,7 +356,7 @@ class MultiLoraTrainer:
                 say(self.tuner.summary())
         return outputs
 
-    def _compute(self, micro_batches: list[MicroBatch], size: int) -> list[StepOutput | Exception]:
+    def _compute_in_passes(self, micro_batches: list[MicroBatch], size: int) -> list[StepOutput | Exception]:
         """Compute micro-batches in passes of at most `size`, about equally large; in smaller ones when memory runs out."""
         size = -(-len(micro_batches) // -(-len(micro_batches) // size))
         outputs: list[StepOutput | Exception] = []
