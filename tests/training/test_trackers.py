@@ -282,15 +282,15 @@ def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(recipe, monkeypat
     monkeypatch.delenv("CRUIJFF_QUIET", raising=False)
     failing = recipe("a")
     ids = json.loads((failing.folder.path / "trackers.json").read_text())
-    update = failing._update
+    train_step = failing.train_step
 
     def counted(*args):
         if failing.global_step == 2:
             (kept,) = (tmp_path / "capitalization" / "mlruns").glob(f"*/{ids['mlflow']}")
             shutil.rmtree(kept)
-        yield from update(*args)
+        train_step(*args)
 
-    failing._update = counted
+    failing.train_step = counted
     finish(failing)
     said = [line for line in capsys.readouterr().err.splitlines() if "mlflow failed" in line]
     assert len(said) == 1 and "metrics.jsonl is complete" in said[0]
