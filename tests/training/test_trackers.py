@@ -206,16 +206,16 @@ def test_a_run_that_is_forgotten_late_does_not_end_the_next(recipe, monkeypatch)
 
 def stop_at(recipe, step: int, error: BaseException | None) -> None:
     """Ask it to stop in a step, or fail after it as a machine does that dies: nothing is saved."""
-    train_step = recipe.train_step
+    end_step = recipe._end_step
 
-    def counted(*args):
-        if recipe.global_step + 1 == step and error is None:
+    def counted():
+        if recipe.global_step == step:
+            if error is not None:
+                raise error
             recipe.stop_requested = "asked to"
-        train_step(*args)
-        if recipe.global_step == step and error is not None:
-            raise error
+        end_step()
 
-    recipe.train_step = counted
+    recipe._end_step = counted
     with pytest.raises(TrainingInterrupted if error is None else type(error)):
         try:
             recipe.train()
