@@ -32,7 +32,7 @@ from cruijff_kit.models import base_model, device
 from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
-from cruijff_kit.records.run_status import CANCELLED, is_cancel_requested
+from cruijff_kit.records.run_status import RunState, is_cancel_requested
 from cruijff_kit.training import checkpoint
 from cruijff_kit.training.fused_lora import fuse_lora
 from cruijff_kit.training.group_size import GroupSizeTuner
@@ -146,7 +146,7 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
     def _sync_stop(self) -> None:
         """The trainer sets `stop_reason`, so that all runs of the group stop at the same step."""
         if is_cancel_requested(self.folder.path):
-            self.stop_requested = CANCELLED
+            self.stop_requested = RunState.CANCELLED
 
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
         super()._write_checkpoint(state | {"group_size": self.trainer.tuner.tuned_size})

@@ -25,7 +25,7 @@ from cruijff_kit.analysis.table_cells import (
     versus_cells,
 )
 from cruijff_kit.records.result import RunResult, read_result, red_data_notice
-from cruijff_kit.records.run_status import ACTIVE, DONE, PLANNED
+from cruijff_kit.records.run_status import ACTIVE, RunState
 from cruijff_kit.records.sweep_manifest import (
     RunEntry,
     SweepManifest,
@@ -138,7 +138,7 @@ def _state(info: RunInfo) -> str:
 
 def _findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> str:
     """What the runs that are done come to; comparisons when all have ended."""
-    if not any(r.status == DONE for r in results):
+    if not any(r.status == RunState.DONE for r in results):
         return ""
     lines = [line.removeprefix("* ") for line in lines_below(results, analysis)]
     text = "\n\n".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in lines) + "\n" * bool(lines)
@@ -153,7 +153,9 @@ def _findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> s
 
 def _failures(infos: list[RunInfo]) -> str:
     lines = [
-        f"- {v.name}: {v.state}{f', {v.reason}' if v.reason else ''}" for v in infos if v.reason and v.state != DONE
+        f"- {v.name}: {v.state}{f', {v.reason}' if v.reason else ''}"
+        for v in infos
+        if v.reason and v.state != RunState.DONE
     ]
     return "\n".join(["## What did not go as planned", "", *lines, ""]) if lines else ""
 
@@ -210,7 +212,7 @@ def _again(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> st
         return ""
     folder = shlex.quote(str(sweep_dir.absolute()))
     lines = [f"cd {shlex.quote(manifest.cwd)}", format_command(manifest)]
-    if any(v.state == PLANNED for v in infos):
+    if any(v.state == RunState.PLANNED for v in infos):
         lines.append(f"cruijff-kit resume {folder}               # starts what is planned")
     lines.append(f"cruijff-kit reproduce {folder}/RUN               # one run again, compared with this one")
     code = f"Code: commit {manifest.git_commit}." if manifest.git_commit else f"Code: {manifest.code}."

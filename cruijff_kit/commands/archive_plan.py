@@ -9,7 +9,7 @@ from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.commands.ro_crate import NAME as CRATE
 from cruijff_kit.records.archive_manifest import NAME
 from cruijff_kit.records.result import RunResult, read_result
-from cruijff_kit.records.run_status import ACTIVE, DONE, FAILED
+from cruijff_kit.records.run_status import ACTIVE, RunState
 from cruijff_kit.slurm.run_states import RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import ClusterError, UserError
 
@@ -100,7 +100,7 @@ def refuse_unfinished(known: list[RunRef], root: Path) -> None:
     for k, info in pairs:
         if (k.folder / "evaluate.json").exists():
             raise UserError(f"{info.name} waits for an evaluation; finish it first: cruijff-kit resume {k.folder}")
-        if info.state not in (DONE, FAILED):
+        if info.state not in (RunState.DONE, RunState.FAILED):
             how = "status" if info.state in ACTIVE else "resume"
             raise UserError(
                 f"{info.name} is {info.state}, and only what is done or failed can be archived; "
@@ -108,7 +108,7 @@ def refuse_unfinished(known: list[RunRef], root: Path) -> None:
             )
         if (k.folder / "result.json").is_file():
             read_result(k.folder / "result.json")
-        elif info.state == DONE:
+        elif info.state == RunState.DONE:
             raise UserError(f"{k.folder} is done but has no result.json; put it back before archiving")
 
 

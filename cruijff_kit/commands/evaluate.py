@@ -26,7 +26,7 @@ from cruijff_kit.evaluation.cells import EvaluationGrid
 from cruijff_kit.models.adapter_files import is_adapter_folder
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.run_status import ACTIVE, DONE, read_status, write_status
+from cruijff_kit.records.run_status import ACTIVE, RunState, read_status, write_status
 from cruijff_kit.records.saved_config import allow_sensitive, load_saved_config
 from cruijff_kit.records.sweep_manifest import is_done
 from cruijff_kit.runs.evaluation_request import (
@@ -172,7 +172,7 @@ def _withdraw(run: Path) -> None:
     if (run / NAME).exists():
         (run / NAME).unlink()
         status = read_status(run)
-        status.state, status.reason, status.cause = DONE, None, None
+        status.state, status.reason, status.cause = RunState.DONE, None, None
         write_status(run, status)
 
 

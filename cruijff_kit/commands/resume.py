@@ -21,7 +21,7 @@ from cruijff_kit.config.keys import unknown_key, valid_keys
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records import failures
-from cruijff_kit.records.run_status import ACTIVE, DONE
+from cruijff_kit.records.run_status import ACTIVE, RunState
 from cruijff_kit.records.saved_config import allow_sensitive, load_saved_config, load_swept
 from cruijff_kit.records.sweep_manifest import RESUME, read_sweep_manifest
 from cruijff_kit.runs.evaluation_request import read_request, write_request
@@ -52,7 +52,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     if trouble and any(info.state in ACTIVE and info.job_id for info in infos):
         raise ClusterError(f"cannot determine whether the submitted runs are still active: {trouble}")
     active = [info for info in infos if info.state in ACTIVE]
-    left = [(ref, info) for ref, info in zip(runs, infos, strict=True) if info.state not in (DONE, *ACTIVE)]
+    left = [(ref, info) for ref, info in zip(runs, infos, strict=True) if info.state not in (RunState.DONE, *ACTIVE)]
     text = f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done"
     say(text + (f"; {len(active)} active" if active else ""))
     json_output.record(to_finish=[info.name for _, info in left], on_their_way=[info.name for info in active])

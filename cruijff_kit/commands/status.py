@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cruijff_kit.analysis.status_table import none_active, status_table, watch
 from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
-from cruijff_kit.records.run_status import CANCELLED, FAILED
+from cruijff_kit.records.run_status import RunState
 from cruijff_kit.slurm.run_states import collect_states, find_runs
 from cruijff_kit.util.progress import say
 
@@ -21,7 +21,11 @@ def _show(options: argparse.Namespace) -> CommandResult:
     code, trouble = ExitCode.DONE, None
     if options.watch:
         infos = watch(str(options.folder), runs, none_active)
-        code = ExitCode.RUN_FAILED if any(info.state in (FAILED, CANCELLED) for info in infos) else ExitCode.DONE
+        code = (
+            ExitCode.RUN_FAILED
+            if any(info.state in (RunState.FAILED, RunState.CANCELLED) for info in infos)
+            else ExitCode.DONE
+        )
     else:
         infos, trouble = collect_states(runs)
     if options.json and trouble:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,23 @@ from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.format import now
 from cruijff_kit.util.process import MEMORY_METER
 
-PLANNED, QUEUED, RUNNING, EVALUATING = "planned", "queued", "running", "evaluating"
-DONE, FAILED, CANCELLED, INTERRUPTED = "done", "failed", "cancelled", "interrupted"
-ACTIVE, UNDER_WAY = (QUEUED, RUNNING, EVALUATING), (RUNNING, EVALUATING)
+
+class RunState(StrEnum):
+    """What a run is doing, or how it ended."""
+
+    PLANNED = "planned"
+    QUEUED = "queued"
+    RUNNING = "running"
+    EVALUATING = "evaluating"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """Its state is saved."""
+
+
+ACTIVE = (RunState.QUEUED, RunState.RUNNING, RunState.EVALUATING)
+UNDER_WAY = (RunState.RUNNING, RunState.EVALUATING)
 SECONDS_BETWEEN_BEATS = 3.0
 _SECONDS_BETWEEN_SAMPLES = 0.3  # of memory, which grows by hundreds of megabytes a second while torch is imported
 _CANCEL = ".cancel"
@@ -126,8 +141,8 @@ def mark_queued(
     """
     clear_cancel_request(run)
     before = before or read_status(run)
-    status = before if before and before.state == QUEUED and not before.started else _next(before)
-    status.state, status.reason = QUEUED, reason if before else None
+    status = before if before and before.state == RunState.QUEUED and not before.started else _next(before)
+    status.state, status.reason = RunState.QUEUED, reason if before else None
     status.changes |= changes or {}
     write_status(run, status)
 
@@ -135,15 +150,15 @@ def mark_queued(
 def _next(before: RunStatus | None) -> RunStatus:
     """Return the status of the start after `before`."""
     if before is None or not before.started:
-        return dataclasses.replace(before, cause=None) if before else RunStatus(QUEUED)
+        return dataclasses.replace(before, cause=None) if before else RunStatus(RunState.QUEUED)
     names = ("step", "total_steps", "epoch", "epochs", "loss", "retries", "notes")
     past = {k: getattr(before, k) for k in ("job_id", "started", "state", "reason", "cause", "step")}
     past |= {"ended": before.heartbeat, "changes": dict(before.changes)}
     return RunStatus(
-        QUEUED,
+        RunState.QUEUED,
         **{k: getattr(before, k) for k in names},
         changes=dict(before.changes),
-        restarts=before.restarts + (before.state != DONE),  # what is done starts for a post-hoc evaluation
+        restarts=before.restarts + (before.state != RunState.DONE),  # what is done starts for a post-hoc evaluation
         history=[*before.history, past],
     )
 
@@ -157,8 +172,8 @@ class Heartbeat:
     def __init__(self, run: str | Path) -> None:
         self.run = Path(run)
         before = read_status(self.run)
-        self.status = before if before and before.state == QUEUED else _next(before)
-        self.status.state, self.status.reason, self.status.cause = RUNNING, None, None
+        self.status = before if before and before.state == RunState.QUEUED else _next(before)
+        self.status.state, self.status.reason, self.status.cause = RunState.RUNNING, None, None
         self.status.job_id, self.status.pid = slurm_job_id(), os.getpid()
         self.status.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         self.status.started = now()

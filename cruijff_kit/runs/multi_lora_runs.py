@@ -17,7 +17,7 @@ from cruijff_kit.analysis.summary import refresh_above
 from cruijff_kit.config.run import AUTO, RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import RunResult
-from cruijff_kit.records.run_status import FAILED, Heartbeat, clear_cancel_request
+from cruijff_kit.records.run_status import Heartbeat, RunState, clear_cancel_request
 from cruijff_kit.runs.plan import plan_run
 from cruijff_kit.runs.run import RunContext, train_then_eval
 from cruijff_kit.training.group_size import MAX_SIZE, GroupSizeTuner
@@ -212,7 +212,7 @@ def _run_member(run: GroupRun, stop: StopSignals, started: list[Heartbeat] | Non
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        heartbeat.set(state=FAILED, reason=reason, cause=failures.find_cause(error))
+        heartbeat.set(state=RunState.FAILED, reason=reason, cause=failures.find_cause(error))
         say(f"{name} failed: {one_line(error)}")
         raise
     finally:

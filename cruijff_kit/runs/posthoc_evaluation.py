@@ -19,7 +19,7 @@ from cruijff_kit.records.environment import POSTHOC, write_environment
 from cruijff_kit.records.failures import STOPPED, describe_failure
 from cruijff_kit.records.result import Evaluation, Failure, RunResult, to_json
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.run_status import DONE, EVALUATING, FAILED, INTERRUPTED, Heartbeat
+from cruijff_kit.records.run_status import Heartbeat, RunState
 from cruijff_kit.runs.evaluation_request import (
     ADAPTER,
     NAME,
@@ -71,11 +71,11 @@ def evaluate_pending(run: Path, context: RunContext | None = None, agent: bool |
         stop.install()
     try:
         with heartbeat:
-            heartbeat.set(state=EVALUATING)
+            heartbeat.set(state=RunState.EVALUATING)
             try:
                 failure = _evaluate(folder, request, config, result)
             except KeyboardInterrupt:
-                heartbeat.set(state=INTERRUPTED, reason="the evaluation was interrupted", cause=STOPPED)
+                heartbeat.set(state=RunState.INTERRUPTED, reason="the evaluation was interrupted", cause=STOPPED)
                 raise
             except Exception as error:
                 failure = describe_failure(error, "evaluate")
@@ -96,15 +96,15 @@ def _finish(
     if request.subject == RUN:  # what was finished stays so
         result.posthoc_error = failure
     else:
-        result.status, result.error, result.finished = (FAILED if failure else DONE), failure, now()
+        result.status, result.error, result.finished = (RunState.FAILED if failure else RunState.DONE), failure, now()
         result.seconds["total"] = result.seconds["posthoc_evaluation"]
     folder.write("result.json", to_json(result))
     if failure is None:
         (folder.path / NAME).unlink()
-        heartbeat.set(state=DONE, reason=None, cause=None)
+        heartbeat.set(state=RunState.DONE, reason=None, cause=None)
     else:
         reason = f"post-hoc evaluation: {failure.type}: {failure.message}"
-        heartbeat.set(state=FAILED, reason=reason, cause=failure.cause)
+        heartbeat.set(state=RunState.FAILED, reason=reason, cause=failure.cause)
 
 
 def _evaluate(folder: RunFolder, request: EvaluationRequest, config: RunConfig, result: RunResult) -> Failure | None:

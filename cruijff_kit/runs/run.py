@@ -18,15 +18,7 @@ from cruijff_kit.records.environment import write_environment
 from cruijff_kit.records.failures import apply_retry_overrides, describe_failure
 from cruijff_kit.records.result import RunResult, read_result, to_json
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.run_status import (
-    CANCELLED,
-    DONE,
-    EVALUATING,
-    FAILED,
-    INTERRUPTED,
-    Heartbeat,
-    is_cancel_requested,
-)
+from cruijff_kit.records.run_status import Heartbeat, RunState, is_cancel_requested
 from cruijff_kit.records.versions import code_hash, git_commit, versions
 from cruijff_kit.runs.leak_check import number_units
 from cruijff_kit.runs.plan import RunPlan, plan_run
@@ -109,7 +101,7 @@ class Run:
                 try:
                     with self._open_recipe():
                         yield
-                    result.status = DONE
+                    result.status = RunState.DONE
                 except BaseException as error:
                     free_exception_frames(error)
                     _record_error(result, error, self.clock.phase, stop)
@@ -178,7 +170,7 @@ class Run:
                     if stop.received is not None:  # it came too late for a step
                         raise KeyboardInterrupt
             except TrainingInterrupted as interrupted:
-                if recipe.stop_reason == CANCELLED:
+                if recipe.stop_reason == RunState.CANCELLED:
                     raise Cancelled(str(interrupted)) from interrupted
                 path = shlex.quote(str(self.folder.path))
                 say(f"{interrupted}; the state is saved: cruijff-kit resume {path}")
@@ -187,7 +179,7 @@ class Run:
                 result.training = dataclasses.asdict(recipe.summary)
                 result.changes |= recipe.changes
             _add_units(self.config, self.folder)
-        heartbeat.set(state=EVALUATING)
+        heartbeat.set(state=RunState.EVALUATING)
 
     def evaluate(self) -> None:
         """Evaluate the trained model, which is in memory still."""
@@ -255,7 +247,7 @@ def _refuse_taken(folder: RunFolder, resume: bool) -> None:
 def _record_error(result: RunResult, error: BaseException, phase: str, stop: StopSignals) -> None:
     # inspect-ai may turn an interruption into an error of its own.
     is_interrupted = isinstance(error, KeyboardInterrupt) or stop.received is not None
-    result.status = INTERRUPTED if is_interrupted or isinstance(error, Cancelled) else FAILED
+    result.status = RunState.INTERRUPTED if is_interrupted or isinstance(error, Cancelled) else RunState.FAILED
     if isinstance(error, Cancelled):
         return
     if not is_interrupted:
@@ -268,9 +260,9 @@ def _record_status(result: RunResult, context: RunContext) -> None:
     reason, cause, state = None, None, result.status
     if result.error is not None:
         reason, cause = f"{result.error.type}: {result.error.message}", result.error.cause
-    elif result.status == INTERRUPTED and is_cancel_requested(context.heartbeat.run):
-        state, reason = CANCELLED, "cancelled"
-    elif result.status == INTERRUPTED:
+    elif result.status == RunState.INTERRUPTED and is_cancel_requested(context.heartbeat.run):
+        state, reason = RunState.CANCELLED, "cancelled"
+    elif result.status == RunState.INTERRUPTED:
         reason = f"stopped by {context.stop.received.name}" if context.stop.received else "interrupted"
         cause = "stopped"
     context.heartbeat.set(state=state, reason=reason, cause=cause)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cruijff_kit.records.run_status import ACTIVE, CANCELLED, QUEUED, read_status, request_cancel, write_status
+from cruijff_kit.records.run_status import ACTIVE, RunState, read_status, request_cancel, write_status
 from cruijff_kit.records.sweep_manifest import read_sweep_manifest, resolve_folder
 from cruijff_kit.slurm import client
 from cruijff_kit.slurm.run_states import RunInfo, RunRef
@@ -17,11 +17,11 @@ def cancel_jobs(submitted: list[tuple[RunRef, RunInfo]]) -> None:
     shared = {info.job_id for ref, info in submitted if not _job_mates(ref) <= cancelled}
     client.cancel({info.job_id for _, info in submitted} - shared)
     for ref, info in submitted:
-        if info.job_id in shared and info.state != QUEUED:
+        if info.job_id in shared and info.state != RunState.QUEUED:
             request_cancel(ref.folder)
         status = read_status(ref.folder)
-        if info.state == QUEUED and status is not None and status.state == QUEUED:
-            status.state, status.reason = CANCELLED, "cancelled before it started"
+        if info.state == RunState.QUEUED and status is not None and status.state == RunState.QUEUED:
+            status.state, status.reason = RunState.CANCELLED, "cancelled before it started"
             write_status(ref.folder, status)
 
 

@@ -11,15 +11,9 @@ from cruijff_kit.records import failures
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import find_folders
 from cruijff_kit.records.run_status import (
-    CANCELLED,
-    DONE,
-    FAILED,
     HEARTBEAT_TIMEOUT,
-    INTERRUPTED,
-    PLANNED,
-    QUEUED,
-    RUNNING,
     UNDER_WAY,
+    RunState,
     RunStatus,
     read_status,
     seconds_since,
@@ -141,7 +135,11 @@ def collect_states(runs: list[RunRef], ask_slurm: bool = True) -> tuple[list[Run
     runs = [find_origin(ref) for ref in runs]
     statuses = [_read_status(ref) for ref in runs]
     ids = [_job_id(ref, s) for ref, s in zip(runs, statuses, strict=True)]
-    open_ids = {i for i, s in zip(ids, statuses, strict=True) if i and s.state not in (DONE, FAILED, CANCELLED)}
+    open_ids = {
+        i
+        for i, s in zip(ids, statuses, strict=True)
+        if i and s.state not in (RunState.DONE, RunState.FAILED, RunState.CANCELLED)
+    }
     jobs: dict[str, JobInfo] | None = None
     trouble = None
     try:
@@ -156,7 +154,7 @@ def collect_states(runs: list[RunRef], ask_slurm: bool = True) -> tuple[list[Run
             status = _read_status(ref)  # it may have ended between our look at it and SLURM's
         merged = _merge(status, job, job_id) if has_answer else _without_slurm(status, job_id)
         silent = seconds_since(status.heartbeat) or 0
-        if merged.state in (FAILED, CANCELLED) and merged != status and silent > HEARTBEAT_TIMEOUT:
+        if merged.state in (RunState.FAILED, RunState.CANCELLED) and merged != status and silent > HEARTBEAT_TIMEOUT:
             write_status(ref.folder, merged)
         infos.append(_info(ref, merged, job_id, job))
     return infos, trouble
@@ -176,14 +174,14 @@ def _read_status(ref: RunRef) -> RunStatus:
         result = read_result(path)
         reason = f"{result.error.type}: {result.error.message}" if result.error else None
         return RunStatus(result.status, reason, started=result.started, heartbeat=result.finished or result.started)
-    return RunStatus(QUEUED if ref.submission else PLANNED)
+    return RunStatus(RunState.QUEUED if ref.submission else RunState.PLANNED)
 
 
 def _job_id(ref: RunRef, status: RunStatus) -> str | None:
     submission = ref.submission
     if submission is None:
         return None
-    if submission.job_id is None and status.job_id is None and status.state == QUEUED:
+    if submission.job_id is None and status.job_id is None and status.state == RunState.QUEUED:
         try:
             base = client.job_of_script(submission.script)
         except ClusterError:
@@ -194,25 +192,27 @@ def _job_id(ref: RunRef, status: RunStatus) -> str | None:
 
 def _merge(status: RunStatus, job: JobInfo | None, job_id: str) -> RunStatus:
     """Correct what a run says by what SLURM says about its job."""
-    if status.state in (DONE, FAILED, CANCELLED):
+    if status.state in (RunState.DONE, RunState.FAILED, RunState.CANCELLED):
         return status
     if job is None:
-        if status.state == INTERRUPTED:
+        if status.state == RunState.INTERRUPTED:
             return status
-        if status.state == QUEUED:
-            return dataclasses.replace(status, state=CANCELLED, reason=f"job {job_id} left the queue and never started")
+        if status.state == RunState.QUEUED:
+            return dataclasses.replace(
+                status, state=RunState.CANCELLED, reason=f"job {job_id} left the queue and never started"
+            )
         gone = f"job {job_id} is gone, and the cluster keeps no record of it"
-        return dataclasses.replace(status, state=FAILED, reason=gone, cause=failures.KILLED)
+        return dataclasses.replace(status, state=RunState.FAILED, reason=gone, cause=failures.KILLED)
     if job.ended:
         return _after_end(status, job)
     if job.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
         restarted = "restarted by SLURM" if status.state in UNDER_WAY else status.reason
         reason = "; ".join(r for r in (restarted, job.reason) if r)
-        return dataclasses.replace(status, state=QUEUED, reason=reason or None)
-    if status.state == QUEUED and job.state == "RUNNING" and status.job_id == job_id:
+        return dataclasses.replace(status, state=RunState.QUEUED, reason=reason or None)
+    if status.state == RunState.QUEUED and job.state == "RUNNING" and status.job_id == job_id:
         return status  # it waits for a slot in its group
-    if status.state in (QUEUED, INTERRUPTED) and job.state == "RUNNING":
-        return dataclasses.replace(status, state=RUNNING, reason="starting", host=job.node)
+    if status.state in (RunState.QUEUED, RunState.INTERRUPTED) and job.state == "RUNNING":
+        return dataclasses.replace(status, state=RunState.RUNNING, reason="starting", host=job.node)
     silent = seconds_since(status.heartbeat) or 0
     if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
         return dataclasses.replace(status, reason=f"no heartbeat for {silent:.0f} s (SLURM: {job.state.lower()})")
@@ -221,26 +221,30 @@ def _merge(status: RunStatus, job: JobInfo | None, job_id: str) -> RunStatus:
 
 def _after_end(status: RunStatus, job: JobInfo) -> RunStatus:
     if job.state == "CANCELLED":
-        return dataclasses.replace(status, state=CANCELLED, reason=f"cancelled {job.reason or ''}".strip(), cause=None)
-    if status.state == INTERRUPTED:
+        return dataclasses.replace(
+            status, state=RunState.CANCELLED, reason=f"cancelled {job.reason or ''}".strip(), cause=None
+        )
+    if status.state == RunState.INTERRUPTED:
         return status
-    if status.state == QUEUED and status.job_id is not None and not status.started:
-        return dataclasses.replace(status, state=INTERRUPTED, reason="its job ended before the run started")
+    if status.state == RunState.QUEUED and status.job_id is not None and not status.started:
+        return dataclasses.replace(status, state=RunState.INTERRUPTED, reason="its job ended before the run started")
     cause, reason = _CAUSES.get(job.state, (failures.KILLED, None))
     if reason is None:
         reason = f"ended without a result ({failures.describe_exit(job.exit_code or 0)})"
-    return dataclasses.replace(status, state=FAILED, reason=reason, cause=cause)
+    return dataclasses.replace(status, state=RunState.FAILED, reason=reason, cause=cause)
 
 
 def _without_slurm(status: RunStatus, job_id: str | None) -> RunStatus:
     """Correct what a run says without SLURM: a run of this machine, or any run while SLURM does not answer."""
-    if status.state not in (QUEUED, *UNDER_WAY) or job_id is not None:
+    if status.state not in (RunState.QUEUED, *UNDER_WAY) or job_id is not None:
         return status
     if status.host == socket.gethostname() and status.pid is not None and not _alive(status.pid):
-        if status.state == QUEUED:
-            return dataclasses.replace(status, state=INTERRUPTED, reason="the sweep ended before the run started")
+        if status.state == RunState.QUEUED:
+            return dataclasses.replace(
+                status, state=RunState.INTERRUPTED, reason="the sweep ended before the run started"
+            )
         reason = f"its process {status.pid} is gone"
-        return dataclasses.replace(status, state=FAILED, reason=reason, cause=failures.KILLED)
+        return dataclasses.replace(status, state=RunState.FAILED, reason=reason, cause=failures.KILLED)
     silent = seconds_since(status.heartbeat) or 0
     if status.state in UNDER_WAY and silent > HEARTBEAT_TIMEOUT:
         return dataclasses.replace(status, reason=f"no heartbeat for {silent:.0f} s")
@@ -272,10 +276,10 @@ def _info(ref: RunRef, status: RunStatus, job_id: str | None, job: JobInfo | Non
         epoch=status.epoch,
         epochs=status.epochs,
         loss=status.loss,
-        elapsed=None if begun is None or status.state == QUEUED else round(begun - (end or 0)),
-        left=_left(status) if status.state == RUNNING else None,
+        elapsed=None if begun is None or status.state == RunState.QUEUED else round(begun - (end or 0)),
+        left=_left(status) if status.state == RunState.RUNNING else None,
         silent=seconds_since(status.heartbeat) if under_way else None,
-        node=(job.node if job and under_way else None) or (None if status.state == QUEUED else status.host),
+        node=(job.node if job and under_way else None) or (None if status.state == RunState.QUEUED else status.host),
         job_id=job_id,
         slurm_state=job.state if job else None,
         restarts=status.restarts,

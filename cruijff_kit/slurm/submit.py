@@ -17,7 +17,7 @@ from typing import Any
 import submitit
 
 from cruijff_kit.config.slurm import SlurmConfig
-from cruijff_kit.records.run_status import INTERRUPTED, RunStatus, mark_queued, read_status, write_status
+from cruijff_kit.records.run_status import RunState, RunStatus, mark_queued, read_status, write_status
 from cruijff_kit.records.sweep_manifest import (
     EVALUATE,
     FIRST,
@@ -255,8 +255,8 @@ def _with_submitted(error: ClusterError, result: SubmitResult) -> ClusterError:
 
 
 def _mark_not_submitted(run: Path, refusal: str) -> None:
-    status = read_status(run) or RunStatus(INTERRUPTED)
-    status.state, status.reason = INTERRUPTED, f"not submitted: {refusal}; later: cruijff-kit resume"
+    status = read_status(run) or RunStatus(RunState.INTERRUPTED)
+    status.state, status.reason = RunState.INTERRUPTED, f"not submitted: {refusal}; later: cruijff-kit resume"
     write_status(run, status)
 
 

@@ -16,7 +16,7 @@ def print_summary(folder: Path, report: bool = True) -> None:
     Raises:
         SystemExit: with code 1, after the table, if a run failed.
     """
-    from cruijff_kit.records.run_status import CANCELLED, FAILED
+    from cruijff_kit.records.run_status import RunState
     from cruijff_kit.slurm.run_states import collect_states, find_runs
 
     if not folder.is_dir():
@@ -24,7 +24,7 @@ def print_summary(folder: Path, report: bool = True) -> None:
     write_and_print(folder, report)
     _refresh_above(folder, report)
     infos, _ = collect_states(find_runs(folder))
-    failed = [info for info in infos if info.state in (FAILED, CANCELLED)]
+    failed = [info for info in infos if info.state in (RunState.FAILED, RunState.CANCELLED)]
     if failed:
         fix = f"cruijff-kit status {folder} shows why; cruijff-kit resume {folder} tries them again"
         json_output.record(

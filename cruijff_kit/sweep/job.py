@@ -21,12 +21,10 @@ from cruijff_kit.records import failures
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import (
-    CANCELLED,
-    FAILED,
     HEARTBEAT_TIMEOUT,
-    QUEUED,
     UNDER_WAY,
     Heartbeat,
+    RunState,
     RunStatus,
     mark_queued,
     read_status,
@@ -117,7 +115,7 @@ def train(run: Path, code: str, stop: StopSignals) -> int:
             outcome.retry_with_more_memory({run: read_status(run)})
             return 1
         reason = f"{type(error).__name__}: {one_line(error)}"
-        heartbeat.set(state=FAILED, reason=reason, cause=cause)
+        heartbeat.set(state=RunState.FAILED, reason=reason, cause=cause)
         say(f"failed: {reason}")
         return 1
     finally:
@@ -189,9 +187,9 @@ def _is_elsewhere(run: Path) -> bool:
 def _has_ended(run: Path) -> bool:
     """Whether it was cancelled, or failed by itself, in an earlier start of this job."""
     status, result = read_status(run), RunFolder(run).result
-    if status is None or status.state not in (CANCELLED, FAILED):
+    if status is None or status.state not in (RunState.CANCELLED, RunState.FAILED):
         return False
-    return status.state == CANCELLED or (result.exists() and read_result(result).status == FAILED)
+    return status.state == RunState.CANCELLED or (result.exists() and read_result(result).status == RunState.FAILED)
 
 
 def _note_changed_code(status: RunStatus, code: str) -> None:
@@ -203,8 +201,8 @@ def _note_changed_code(status: RunStatus, code: str) -> None:
 
 
 def _wait_for_slot(run: Path, code: str) -> None:
-    status = read_status(run) or RunStatus(QUEUED)
-    if status.state != QUEUED:  # SLURM started the job again
+    status = read_status(run) or RunStatus(RunState.QUEUED)
+    if status.state != RunState.QUEUED:  # SLURM started the job again
         mark_queued(run, before=status)
         status = read_status(run)
     _note_changed_code(status, code)
@@ -215,7 +213,7 @@ def _wait_for_slot(run: Path, code: str) -> None:
 def _refuse_cancelled(run: Path) -> None:
     """Raises Cancelled: somebody cancelled the run while it waited for its slot."""
     status = read_status(run)
-    if status is not None and status.state == CANCELLED:
+    if status is not None and status.state == RunState.CANCELLED:
         raise Cancelled(f"{run.name} was cancelled before it started")
 
 

@@ -11,12 +11,9 @@ from pathlib import Path
 
 from cruijff_kit.records import failures
 from cruijff_kit.records.run_status import (
-    CANCELLED,
-    FAILED,
-    INTERRUPTED,
-    QUEUED,
     UNDER_WAY,
     Heartbeat,
+    RunState,
     RunStatus,
     is_cancel_requested,
     mark_queued,
@@ -58,12 +55,12 @@ class JobOutcome:
         has_progress = self.has_progress(statuses)
         for run, status in statuses.items():
             status.retries = 0 if has_progress else status.retries + 1
-            if status.state == QUEUED:
+            if status.state == RunState.QUEUED:
                 status.reason = f"its job was stopped by {received.name} before the run started"
             else:
                 status.reason = f"stopped by {received.name}{self.progress_of(status)}"
                 status.cause = failures.STOPPED
-            status.state = INTERRUPTED
+            status.state = RunState.INTERRUPTED
             write_status(run, status)
         self._requeue(statuses, received.name)
         return 128 + received
@@ -93,7 +90,7 @@ class JobOutcome:
         Args:
             code: exit code of the process; 128 + N stands for signal N.
         """
-        statuses = {run: status for run, status in self.unfinished().items() if status.state != INTERRUPTED}
+        statuses = {run: status for run, status in self.unfinished().items() if status.state != RunState.INTERRUPTED}
         started = {run: status for run, status in statuses.items() if status.state in UNDER_WAY}
         if not statuses or (not started and not can_requeue()):  # the job is on its way back into the queue
             return
@@ -122,7 +119,7 @@ class JobOutcome:
         granted, mem = granted_mb(), self._requested_memory(statuses)
         can_retry = granted is not None and max(s.retries for s in statuses.values()) < self._max_retries(statuses)
         for run, status in statuses.items():
-            status.state, status.cause = FAILED, failures.OUT_OF_MEMORY
+            status.state, status.cause = RunState.FAILED, failures.OUT_OF_MEMORY
             status.reason = f"out of host memory ({mem[run] or f'{granted}M'})"
             if not can_retry:
                 write_status(run, status)
@@ -152,10 +149,14 @@ class JobOutcome:
         statuses = {}
         for run in self.runs:
             status = read_status(run)
-            if status is None or status.state not in (QUEUED, INTERRUPTED, *UNDER_WAY) or is_done(run):
+            if (
+                status is None
+                or status.state not in (RunState.QUEUED, RunState.INTERRUPTED, *UNDER_WAY)
+                or is_done(run)
+            ):
                 continue
             if is_cancel_requested(run):
-                status.state, status.reason, status.cause = CANCELLED, "cancelled", None
+                status.state, status.reason, status.cause = RunState.CANCELLED, "cancelled", None
                 write_status(run, status)
             elif status.state not in UNDER_WAY or status.job_id == slurm_job_id():
                 statuses[run] = status
@@ -184,10 +185,10 @@ class JobOutcome:
             is_waiting: other runs of the job had started, this one had not.
         """
         if is_waiting:
-            status.state, status.reason = INTERRUPTED, f"its job ended before the run started ({exit_text})"
+            status.state, status.reason = RunState.INTERRUPTED, f"its job ended before the run started ({exit_text})"
             return
         began = "" if status.started else " before it started; see its log"
-        status.state, status.cause = FAILED, failures.KILLED
+        status.state, status.cause = RunState.FAILED, failures.KILLED
         status.reason = f"ended without a result ({exit_text}){began}"
 
 
@@ -209,7 +210,7 @@ class EvaluationOutcome(JobOutcome):
     def unfinished(self) -> Statuses:
         """As of training; a run that failed in this start is left as it is."""
         statuses = {run: read_status(run) for run in self.waiting()}
-        return {run: s for run, s in statuses.items() if s is not None and s.state in (QUEUED, *UNDER_WAY)}
+        return {run: s for run, s in statuses.items() if s is not None and s.state in (RunState.QUEUED, *UNDER_WAY)}
 
     def retry_with_more_memory(self, statuses: Statuses) -> None:
         """Do not retry: `resume` asks for more memory."""
@@ -236,5 +237,5 @@ class EvaluationOutcome(JobOutcome):
 
     def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
         """As of training; the runs that were waiting failed too."""
-        status.state, status.cause = FAILED, failures.KILLED
+        status.state, status.cause = RunState.FAILED, failures.KILLED
         status.reason = f"post-hoc evaluation: {exit_text}"

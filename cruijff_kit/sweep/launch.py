@@ -13,7 +13,7 @@ from cruijff_kit.config.hydra_private import BASIC_SWEEPER
 from cruijff_kit.config.overrides import typed_arguments
 from cruijff_kit.records.result import higher_is_better, read_result
 from cruijff_kit.records.run_folder import discard_unused
-from cruijff_kit.records.run_status import DONE
+from cruijff_kit.records.run_status import RunState
 from cruijff_kit.sweep.dry_run import show
 from cruijff_kit.sweep.finish import write_and_print
 from cruijff_kit.sweep.local import run_here
@@ -89,7 +89,7 @@ def _start(launcher, runs: list[SweepRun], sweep_dir: Path) -> list[JobReturn]:
         objectives |= submit_runs(on_slurm, sweep_dir)
     objectives |= run_here(launcher, [run for run in runs if run.existing is None and not run.config.slurm.submit])
     for run in runs:
-        if run.existing_state == DONE:
+        if run.existing_state == RunState.DONE:
             objectives[id(run)] = read_result(run.existing / "result.json").objective
     return [_job_return(run, objectives.get(id(run))) for run in runs]
 

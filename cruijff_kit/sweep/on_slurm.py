@@ -14,7 +14,7 @@ from cruijff_kit.config.overrides import typed_arguments
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import discard_unused
-from cruijff_kit.records.run_status import DONE, read_status
+from cruijff_kit.records.run_status import RunState, read_status
 from cruijff_kit.records.sweep_manifest import edit_sweep_manifest, is_done, read_sweep_manifest, resolve_folder
 from cruijff_kit.sweep.finish import print_summary
 from cruijff_kit.sweep.prepare import SweepRun, estimate, find_existing, prepare_single, save_manifest
@@ -97,7 +97,7 @@ def submit_single(config: RunConfig) -> None:
         save_manifest([run], folder, typed_arguments(OmegaConf.to_container(HydraConfig.get())))
         write_summary(folder)
     submit_runs([run], folder)
-    if config.slurm.wait or run.existing_state == DONE:
+    if config.slurm.wait or run.existing_state == RunState.DONE:
         print_summary(folder)
 
 

@@ -14,7 +14,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder, find_experiment_folder
-from cruijff_kit.records.run_status import ACTIVE, DONE
+from cruijff_kit.records.run_status import ACTIVE, RunState
 from cruijff_kit.records.saved_config import load_saved_config
 from cruijff_kit.records.sweep_manifest import (
     RunEntry,
@@ -187,13 +187,13 @@ def find_existing(runs: list[SweepRun], sweep_dir: Path) -> None:
         return
     candidates = _find_identical(scope, {run.identity() for run in wanted})
     for run in wanted:
-        for info in sorted(candidates.get(run.identity(), []), key=lambda v: v.state != DONE):
+        for info in sorted(candidates.get(run.identity(), []), key=lambda v: v.state != RunState.DONE):
             folder = Path(info.folder)
             if _shows_samples(run, folder):
                 continue
             # A finished run is done, even where its post-hoc evaluation failed.
-            if info.state in (DONE, *ACTIVE) or is_done(folder):
-                run.existing, run.existing_state = folder, info.state if info.state in ACTIVE else DONE
+            if info.state in (RunState.DONE, *ACTIVE) or is_done(folder):
+                run.existing, run.existing_state = folder, info.state if info.state in ACTIVE else RunState.DONE
                 json_output.append(existing=[{"name": info.name, "folder": str(folder), "state": run.existing_state}])
                 break
             if folder.is_relative_to(sweep_dir.absolute()):
@@ -229,7 +229,7 @@ def _find_identical(
 def _report_existing(runs: list[SweepRun], total: int) -> None:
     if not runs:
         return
-    done = sum(run.existing_state == DONE for run in runs)
+    done = sum(run.existing_state == RunState.DONE for run in runs)
     parts = [f"{done} done"] * (done > 0) + [f"{len(runs) - done} queued or running"] * (done < len(runs))
     sweeps = sorted({str(run.existing.parent) for run in runs})
     where = sweeps[0] if len(sweeps) == 1 else f"{len(sweeps)} sweeps"

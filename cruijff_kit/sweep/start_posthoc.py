@@ -12,7 +12,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.evaluation.cells import EvaluationGrid
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.records.run_status import CANCELLED, FAILED
+from cruijff_kit.records.run_status import RunState
 from cruijff_kit.records.sweep_manifest import (
     EVALUATE,
     RunEntry,
@@ -62,7 +62,9 @@ def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path
     failed = _run_here([e for e in evaluations if not e.config.slurm.submit])
     if on_slurm and not on_slurm[0].config.slurm.wait:
         return None
-    failed += sum(info.state in (FAILED, CANCELLED) for info in collect_states([e.run for e in on_slurm])[0])
+    failed += sum(
+        info.state in (RunState.FAILED, RunState.CANCELLED) for info in collect_states([e.run for e in on_slurm])[0]
+    )
     if failed:
         print_results(where)
         fix = f"cruijff-kit status {where} shows why; cruijff-kit resume {where} tries again"
