@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # Folder of the tree -> package it is in the wheel.
 PACKAGES = {"cruijff_kit": "cruijff_kit", "conf": "cruijff_kit/conf", "recipes": "cruijff_kit/recipes"}
 MOVED = {"cruijff_kit/sweep/hydra_plugin": "hydra_plugins/cruijff_kit_launcher"}
-SUFFIXES = {".py", ".yaml", ".txt", ".html", ".js"}
+SUFFIXES = {".py", ".yaml", ".txt", ".html", ".js", ".typed"}
 
 
 def expected(root: Path) -> set[str]:
