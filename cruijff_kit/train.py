@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from cruijff_kit.commands.base import has_json_flag, run_command
 from cruijff_kit.config.loading import register
-from cruijff_kit.config.overrides import hydra_arguments, printed_as_data
+from cruijff_kit.config.overrides import capture_output, order_arguments
 from cruijff_kit.sweep import plugin
 
 register()
@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     as_json = has_json_flag(given)
 
     def command() -> object:
-        sys.argv[1:] = hydra_arguments([a for a in given if a != "--json"])  # Hydra reads it there
+        sys.argv[1:] = order_arguments([a for a in given if a != "--json"])  # Hydra reads it there
         if as_json:
-            return printed_as_data(train, sys.argv[1:])
+            return capture_output(train, sys.argv[1:])
         train()
         return None
 

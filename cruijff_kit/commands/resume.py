@@ -16,7 +16,7 @@ from cruijff_kit.analysis.results_frame import empty_dict
 from cruijff_kit.analysis.summary import refresh_above, write_overviews, write_summary
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config import data_policy
-from cruijff_kit.config.explain import explained
+from cruijff_kit.config.explain import explain_errors
 from cruijff_kit.config.keys import unknown_key, valid_keys
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
@@ -97,7 +97,7 @@ class _Changes:
 
 def _parse(overrides: list[str]) -> _Changes:
     changes, valid = _Changes({}, {}), valid_keys()
-    with explained():
+    with explain_errors():
         for override in parse_overrides(overrides):
             key = override.key_or_group
             if key in ("agent", "dataset.permission"):

@@ -7,11 +7,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cruijff_kit.config.explain import explained
+from cruijff_kit.config.explain import explain_errors
 from cruijff_kit.config.hydra_nodes import register_nodes
 from cruijff_kit.config.loading import load, register
 from cruijff_kit.config.name_resolver import readable_name
-from cruijff_kit.config.overrides import freed
+from cruijff_kit.config.overrides import add_pluses
 from cruijff_kit.config.run import RunConfig
 
 
@@ -34,8 +34,8 @@ def compose_unresolved(overrides: list[str], config_dir: str | None) -> DictConf
     register()
     register_nodes()
     search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    with explained(), initialize_config_module("cruijff_kit.conf", version_base="1.3"):
-        cfg = hydra_compose("config", overrides=[*search, *freed(overrides)])
+    with explain_errors(), initialize_config_module("cruijff_kit.conf", version_base="1.3"):
+        cfg = hydra_compose("config", overrides=[*search, *add_pluses(overrides)])
     if "${readable_name:" in str(OmegaConf.to_container(cfg)["run_name"]):  # Hydra leaves out what was typed
         cfg.run_name = readable_name(overrides, cfg.seed)
     return cfg

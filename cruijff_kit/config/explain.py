@@ -1,4 +1,4 @@
-"""Turns what Hydra and OmegaConf raise into one line that says what was wrong and what to type instead.
+"""Turns errors of Hydra and OmegaConf into one line: what was wrong, and what to type instead.
 
 Used on the failure path only, so that the normal path pays nothing for it.
 """
@@ -28,8 +28,8 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Re-raise what a user can mend as UserError; let everything else through."""
+def explain_errors() -> Iterator[None]:
+    """Re-raise an error that a user can mend as UserError; let every other one through."""
     try:
         yield
     except Exception as error:

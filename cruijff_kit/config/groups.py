@@ -123,7 +123,7 @@ class DatasetConfig:
     """Column that names the unit of the rows: the respondent, household or country. Rows of a unit belong in one split, and
     statistics are clustered by unit. For red data the logs have a hash in its place."""
     packed: bool = False
-    """Put several training rows into one, up to max_seq_len; such a pack counts as one row of batch_size."""
+    """Put several training rows into one, up to max_seq_len; such a sequence counts as one row of batch_size."""
     max_seq_len: int | None = 2048
     """Rows are truncated to this many tokens."""
     tier: str = field(default="green", metadata={"identity": False})

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from cruijff_kit.config.data_policy import raise_tier
-from cruijff_kit.config.explain import explained
+from cruijff_kit.config.explain import explain_errors
 from cruijff_kit.config.hydra_messages import silence_notices
 from cruijff_kit.config.name_resolver import readable_name
 from cruijff_kit.config.run import LR_SCHEDULERS, RunConfig, processes_of
@@ -88,11 +88,11 @@ def load(cfg: DictConfig) -> RunConfig:
         UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value, or a wrong
             TIER file beside the data.
     """
-    with explained():
+    with explain_errors():
         tree = {k: _resolved(cfg, k) for k in cfg if k != "hydra"}
         # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
         torchtune = tree.pop("torchtune")
-        strict = OmegaConf.merge(_schema(), literal(tree))
+        strict = OmegaConf.merge(_schema(), escape_interpolations(tree))
         config: RunConfig = OmegaConf.to_object(strict)
         config.torchtune = torchtune
         check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
@@ -100,12 +100,12 @@ def load(cfg: DictConfig) -> RunConfig:
         return config
 
 
-def literal(tree: Any) -> Any:
+def escape_interpolations(tree: Any) -> Any:
     """A tree whose strings OmegaConf takes as they are: a shell's ${HOME} is no interpolation."""
     if isinstance(tree, dict):
-        return {k: literal(v) for k, v in tree.items()}
+        return {k: escape_interpolations(v) for k, v in tree.items()}
     if isinstance(tree, list):
-        return [literal(v) for v in tree]
+        return [escape_interpolations(v) for v in tree]
     return tree.replace("${", "\\${") if isinstance(tree, str) else tree
 
 

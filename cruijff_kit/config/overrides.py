@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FREE = ("slurm.additional_parameters.", "eval.task_args.", "eval.task_args=")
 
 
-def hydra_arguments(arguments: list[str]) -> list[str]:
+def order_arguments(arguments: list[str]) -> list[str]:
     """The command line of a Hydra command, flags first: Hydra itself takes none between two settings.
 
     Raises:
@@ -31,7 +31,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     parser.error = lambda message: _refuse_flag(message, parser)  # argparse would print its usage and exit
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
-    arguments, settings = freed(arguments), freed(settings)
+    arguments, settings = add_pluses(arguments), add_pluses(settings)
     flags, left = [], list(settings)
     for argument in arguments:
         if left and argument == left[0]:
@@ -41,21 +41,21 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     return flags + settings
 
 
-def printed_as_data(hydra_command: Callable[[], object], arguments: list[str]) -> object:
-    """Call a Hydra command for --json: what Hydra prints of itself becomes data, the configuration or {"help": text}.
+def capture_output(hydra_command: Callable[[], object], arguments: list[str]) -> object:
+    """Call a Hydra command for --json; return the configuration or {"help": text} that Hydra prints.
 
     Args:
-        arguments: `hydra_arguments`.
+        arguments: `order_arguments`.
     Returns:
-        None, if it was to run something: what came of that is recorded.
+        None if it ran something, which records its results itself.
     """
-    asked = {a.partition("=")[0] for a in arguments} & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}
-    if not asked:
+    pages = {a.partition("=")[0] for a in arguments} & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}
+    if not pages:
         hydra_command()
         return None
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         hydra_command()
-    if asked & {"--cfg", "-c"}:
+    if pages & {"--cfg", "-c"}:
         import yaml
 
         tree = yaml.safe_load(printed.getvalue())
@@ -72,12 +72,12 @@ def _refuse_flag(message: str, parser: argparse.ArgumentParser) -> NoReturn:
     raise UserError(f"{message}; {suggest_flag(message, parser)}--help shows every flag")
 
 
-def freed(settings: list[str]) -> list[str]:
-    """Settings as Hydra takes them: with its plus where any key may be set, in one line."""
-    return [without_breaks(f"++{s}" if s.startswith(_FREE) else s) for s in settings]
+def add_pluses(settings: list[str]) -> list[str]:
+    """Settings as Hydra takes them: ++ before those where any key may be set, no line breaks."""
+    return [escape_line_breaks(f"++{s}" if s.startswith(_FREE) else s) for s in settings]
 
 
-def without_breaks(setting: str) -> str:
+def escape_line_breaks(setting: str) -> str:
     """A setting whose line breaks are written as Hydra's grammar can take them."""
     return setting.replace("\n", "${newline:}")
 

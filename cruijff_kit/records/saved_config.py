@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from cruijff_kit.config.loading import literal, load, register
+from cruijff_kit.config.loading import escape_interpolations, load, register
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.errors import UserError
@@ -74,7 +74,7 @@ def _read(run: Path) -> DictConfig:
     began_in, lies_in = tree["output_dir"], str(run.absolute())
     if began_in != lies_in:
         tree = OmegaConf.to_container(OmegaConf.create(text.replace(began_in, lies_in)))
-    cfg = OmegaConf.create(literal(tree))
+    cfg = OmegaConf.create(escape_interpolations(tree))
     cfg.agent = None  # whoever gives this command need not be who gave that one
     return cfg
 

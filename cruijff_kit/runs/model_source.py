@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.config import data_policy
-from cruijff_kit.config.explain import explained
+from cruijff_kit.config.explain import explain_errors
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data import tiers
@@ -120,7 +120,7 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     from cruijff_kit.records.saved_config import load_saved_config
 
     config = load_saved_config(run)
-    with explained():
+    with explain_errors():
         parsed = parse_overrides(overrides)
     chosen: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
     config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)

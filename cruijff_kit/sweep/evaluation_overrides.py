@@ -6,10 +6,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cruijff_kit.config.compose import compose_unresolved
-from cruijff_kit.config.explain import explained
+from cruijff_kit.config.explain import explain_errors
 from cruijff_kit.config.groups import EvalConfig
 from cruijff_kit.config.keys import unknown_key, valid_keys
-from cruijff_kit.config.loading import literal
+from cruijff_kit.config.loading import escape_interpolations
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
@@ -25,7 +25,7 @@ class EvaluationOverrides:
 
     def __init__(self, overrides: list[str], config_dir: str | None) -> None:
         """Raises UserError: a key that does not exist, or that cannot change any more."""
-        with explained():
+        with explain_errors():
             parsed = parse_overrides(overrides)
         valid = valid_keys()
         for o in parsed:
@@ -64,11 +64,11 @@ class EvaluationOverrides:
         """The run's group, or the option that was typed (which may refer to the run's other groups), with the values that
         were typed.
         """
-        with explained():
-            tree = OmegaConf.create(literal(asdict(config)))
+        with explain_errors():
+            tree = OmegaConf.create(escape_interpolations(asdict(config)))
             if name in self.groups:
                 tree[name] = self._composed[name]
-            group = literal(OmegaConf.to_container(tree[name], resolve=True))
+            group = escape_interpolations(OmegaConf.to_container(tree[name], resolve=True))
             typed = OmegaConf.create({name: OmegaConf.merge(OmegaConf.structured(kind), group)})
             for key, value in self.values.items():
                 if key.startswith(f"{name}."):

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from cruijff_kit.config.hydra_private import write_value
-from cruijff_kit.config.overrides import parse_override, without_breaks
+from cruijff_kit.config.overrides import escape_line_breaks, parse_override
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.suggest import did_you_mean
 
@@ -25,7 +25,7 @@ Run = dict[str, str]
 
 def as_override(key: str, value: Any) -> str:
     """An override that gives a key this value, as plain YAML has it; text is text, whatever stands in it."""
-    return without_breaks(f"{key}={write_value(_quoted(value))}")
+    return escape_line_breaks(f"{key}={write_value(_quoted(value))}")
 
 
 def as_params(params: Mapping[str, Any]) -> list[str]:
