@@ -29,7 +29,7 @@ from cruijff_kit.models import base_model, device
 from cruijff_kit.models.adapter import load_adapter_state
 from cruijff_kit.models.compat import TransformerDecoder, get_adapter_params, set_seed
 from cruijff_kit.models.device import Machine
-from cruijff_kit.models.placement import for_evaluation
+from cruijff_kit.models.placement import place_for_evaluation
 from cruijff_kit.recipes.lora_single_device import (
     LoRAFinetuneRecipeSingleDevice,
     TrainingInterrupted,
@@ -144,7 +144,7 @@ class LoRAFinetuneRecipeDistributed:
         return exception
 
     def _load_trained_model(self) -> None:
-        self.model, _ = for_evaluation(self.cfg)
+        self.model, _ = place_for_evaluation(self.cfg)
         load_adapter_state(self.model, read_newest_checkpoint(self.folder.checkpoints)["adapter"])
 
     def clock(self) -> float:

@@ -30,14 +30,14 @@ from greenlet import getcurrent, greenlet
 from cruijff_kit.data.examples import Example
 from cruijff_kit.models import base_model, device
 from cruijff_kit.models.compat import TransformerDecoder
+from cruijff_kit.models.fused_lora import fuse_lora
 from cruijff_kit.models.master_weights import cast_once
 from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 from cruijff_kit.records.run_status import RunState, is_cancel_requested
 from cruijff_kit.training import checkpoint
-from cruijff_kit.training.fused_lora import fuse_lora
 from cruijff_kit.training.group_size import GroupSizeTuner
 from cruijff_kit.training.loss import StepOutput
-from cruijff_kit.training.multi_lora import PackedModel, Part
+from cruijff_kit.training.multi_lora import AdapterBatch, MultiLoraModel
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
@@ -111,7 +111,7 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
         with self._rng_scope():
             return compute(micro_batch.examples)
 
-    def make_part(self, micro_batch: MicroBatch) -> Part:
+    def make_batch(self, micro_batch: MicroBatch) -> AdapterBatch:
         """Make the run's share of a common pass."""
         examples, backward = micro_batch.examples, micro_batch.backward
         self._rng_by_module = {}
@@ -119,7 +119,7 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
             self.model.train(backward)
         loss_fn = self._watched_loss_fn(examples, backward)
         rng_scope = self._rng_scope if self.uses_dropout and backward else None
-        return Part(self.modules, self.model.output, self.collate(examples, backward), loss_fn, rng_scope)
+        return AdapterBatch(self.modules, self.model.output, self.collate(examples, backward), loss_fn, rng_scope)
 
     def add_gradients(self, gradients: Sequence[torch.Tensor]) -> None:
         """Add the gradients of a pass to those of `trainable`, in its order."""
@@ -237,7 +237,7 @@ class MultiLoraTrainer:
     ) -> None:
         self.bar, self.tuner, self.evaluate = bar or _NoBar(), tuner, evaluate
         self.id = uuid.uuid4().hex[:8]
-        self._model: PackedModel | None = None
+        self._model: MultiLoraModel | None = None
         self._device: torch.device | None = None
         self._memory_before: int | None = None  # before the first pass, base model included, adapters not
         self._is_stopping = False
@@ -395,25 +395,25 @@ class MultiLoraTrainer:
         with contextlib.ExitStack() as stack, torch.set_grad_enabled(backward):
             for member in members:
                 stack.enter_context(cast_once(member.model))
-            parts = [m.member.make_part(m) for m in group]
-            losses = model.losses(parts)
+            batches = [m.member.make_batch(m) for m in group]
+            losses = model.compute_losses(batches)
             if backward:
                 _backward(members, losses)
         return [
             loss
             if isinstance(loss, Exception)
-            else StepOutput(loss.detach(), len(part.batch.targets), part.batch.num_tokens)
-            for loss, part in zip(losses, parts, strict=True)
+            else StepOutput(loss.detach(), len(batch.rows.targets), batch.rows.num_tokens)
+            for loss, batch in zip(losses, batches, strict=True)
         ]
 
-    def _shared_model(self, member: GroupMember) -> PackedModel:
+    def _shared_model(self, member: GroupMember) -> MultiLoraModel:
         if self._model is None:
             cfg = member.cfg
             weights = base_model.read_base(
                 cfg["checkpointer"], member.machine, cfg["model"].get("quantize_base", False)
             )
             model = base_model.build(cfg["model"], weights, member.machine)
-            self._model = PackedModel(model, cfg["enable_activation_checkpointing"])
+            self._model = MultiLoraModel(model, cfg["enable_activation_checkpointing"])
         return self._model
 
 

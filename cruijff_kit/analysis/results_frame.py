@@ -54,7 +54,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
     """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
 
     Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", the known best
-    "ceiling TASK/METRIC", the constant baseline "chance TASK/SCORER/METRIC", comparisons of the run's configuration
+    "bayes_optimum TASK/METRIC", the constant baseline "chance TASK/SCORER/METRIC", comparisons of the run's configuration
     "versus untrained TASK/SCORER/METRIC difference" (low, high, p, p_holm, items), "versus chance ..." and "versus best
     ...". "best" says whether the configuration is among the best.
 
@@ -127,7 +127,7 @@ def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, 
             if scorer in e.coverage:
                 yield f"{prefix}{e.task}/{scorer}/coverage", e.coverage[scorer]
         if not prefix:
-            yield from ((f"ceiling {e.task}/{metric}", value) for metric, value in e.ceiling.items())
+            yield from ((f"bayes_optimum {e.task}/{metric}", value) for metric, value in e.bayes_optimum.items())
             for scorer, values in e.chance.items():
                 yield from ((f"chance {e.task}/{scorer}/{metric}", value) for metric, value in values.items())
 

@@ -132,10 +132,10 @@ def _read(log: str, identity: str) -> dict[str, dict[str, list[Any]]]:
     kept = cache_dir() / "items" / f"{identity}.json"
     if known := _read_json(kept):
         return known
-    from cruijff_kit.evaluation.eval_logs import scored_samples  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import read_scored_samples  # inspect-ai
 
     try:
-        found = {scorer: _sort_by_id(columns) for scorer, columns in scored_samples(log).items()}
+        found = {scorer: _sort_by_id(columns) for scorer, columns in read_scored_samples(log).items()}
     except Exception:  # whatever is wrong with a file: the table says what it can without it
         return {}
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time

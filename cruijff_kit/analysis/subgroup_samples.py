@@ -67,14 +67,19 @@ def read_logs(logs: Sequence[Path], groups: list[str] | None = None, unit: str |
     Raises:
         UserError: no sample has the unit.
     """
-    from cruijff_kit.evaluation.eval_logs import group_rows, groups_named, told_groups, unit_column  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import (
+        list_group_columns,
+        read_group_rows,
+        reported_groups,
+        unit_column,
+    )  # inspect-ai
 
     first = str(logs[0])
     asked, unit = unit, unit or unit_column(first)
-    told = told_groups(first)
+    told = reported_groups(first)
     given = [_LOG_GROUP] if told is None or _LOG_GROUP in told else []
-    names = groups or [*dict.fromkeys([*groups_named(first), *given])]
-    of_logs = [group_rows(str(log), names, unit) for log in logs]
+    names = groups or [*dict.fromkeys([*list_group_columns(first), *given])]
+    of_logs = [read_group_rows(str(log), names, unit) for log in logs]
     columns = {name: pool([[Row(**row) for row in rows[name]] for rows in of_logs]) for name in names}
     columns = {name: rows for name, rows in columns.items() if rows}
     if asked and columns and all(row.unit is None for rows in columns.values() for row in rows):
@@ -101,18 +106,18 @@ def _choose(source: Path, columns: dict[str, list[Row]], groups: list[str] | Non
 
 
 def _refuse_logs(path: Path, logs: list[Path], groups: list[str] | None) -> NoReturn:
-    from cruijff_kit.evaluation.eval_logs import groups_named  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import list_group_columns  # inspect-ai
 
-    there = dict.fromkeys(key for log in logs for key in groups_named(str(log)))
+    there = dict.fromkeys(key for log in logs for key in list_group_columns(str(log)))
     hint = f"there are {', '.join(there)}" if there else "columns of the data set beside input and output get there"
     what = " or ".join(map(repr, groups)) if groups else "what names groups"
     raise UserError(f"no sample of {path} has {what} in its metadata; {hint} (--group NAME says which it is)")
 
 
 def _refuse_other_columns(log: Path, groups: list[str]) -> None:
-    from cruijff_kit.evaluation.eval_logs import told_groups  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import reported_groups  # inspect-ai
 
-    told = told_groups(str(log))
+    told = reported_groups(str(log))
     if told is not None and not (told and {*groups} <= {*told}):
         there = f"dataset.group_columns has {', '.join(told)} (--group)" if told else "dataset.group_columns is empty"
         raise UserError(f"{log} is of red data, whose groups may be named by some columns only; {there}")

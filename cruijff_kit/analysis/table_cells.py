@@ -56,7 +56,7 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     for (task, scorer, _), values in _chances(results).items():
         if len({*values} - {""}) > 1:
             columns.append((f"{task} {scorer} chance" if several else f"{scorer} chance", values))
-    for (task, metric), values in _ceilings(results).items():
+    for (task, metric), values in _bayes_optima(results).items():
         if len({*values} - {""}) > 1:
             columns.append((f"{task} known best {metric}" if several else f"known best {metric}", values))
     if any(r.tier != "green" for r in results):
@@ -81,14 +81,14 @@ def untrained_line(results: list[RunResult], analysis: Analysis) -> str:
 
 
 def known_best(results: list[RunResult]) -> str:
-    """A line about the ceilings that all runs share which have one; empty where there is none."""
+    """A line with the Bayes optima that are the same in all runs that have one; empty where there is none."""
     several = len({e.task for e in _entries(results)}) > 1
     found = [
         f"{task} {metric} {max(values)}" if several else f"{metric} {max(values)}"
-        for (task, metric), values in _ceilings(results).items()
+        for (task, metric), values in _bayes_optima(results).items()
         if len({*values} - {""}) == 1
     ]
-    return f"best that any model can expect: {', '.join(found)}" if found else ""
+    return f"Bayes optimum: {', '.join(found)}" if found else ""
 
 
 def chance_line(results: list[RunResult]) -> str:
@@ -231,10 +231,10 @@ def _chances(results: list[RunResult]) -> dict[Measured, list[str]]:
     return {measured: values for measured, values in found.items() if any(values)}
 
 
-def _ceilings(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
-    """(task, metric) -> the ceiling of each run; of the metrics that tables show."""
+def _bayes_optima(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:
+    """(task, metric) -> the Bayes optimum of each run; of the metrics that tables show."""
     keys = dict.fromkeys((task, pick_headline(results, task, scorer)) for task, scorer in list_scorers(results))
-    found = {(t, m): _of_each(results, t, lambda e, m=m: e.ceiling.get(m)) for t, m in keys}  # type: ignore[misc]
+    found = {(t, m): _of_each(results, t, lambda e, m=m: e.bayes_optimum.get(m)) for t, m in keys}  # type: ignore[misc]
     return {key: values for key, values in found.items() if any(values)}
 
 

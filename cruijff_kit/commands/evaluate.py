@@ -22,7 +22,7 @@ from cruijff_kit.analysis.results_frame import empty_dict
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config.compose import compose
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.evaluation.cells import EvaluationGrid
+from cruijff_kit.evaluation.evaluation_grid import EvaluationGrid
 from cruijff_kit.models.adapter_files import is_adapter_folder
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder

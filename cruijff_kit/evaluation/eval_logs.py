@@ -1,4 +1,4 @@
-"""What each sample of an .eval log was worth, for comparisons item by item. Called by analysis and report."""
+"""Reads .eval logs: each sample's scores, for comparisons sample by sample, and some samples in full."""
 
 import math
 from typing import Any
@@ -13,22 +13,25 @@ _COLUMNS = {"scored", "chance", "label", "positive", "is_positive", "predicted",
             "prediction", "constant"}  # fmt: skip
 
 
-def summaries(log: str) -> list[EvalSampleSummary]:
-    """Every sample of a log without its messages: id, target, metadata, scores."""
+def read_summaries(log: str) -> list[EvalSampleSummary]:
+    """Read every sample of a log without its messages: id, target, metadata, scores."""
     return read_eval_log_sample_summaries(log)
 
 
-def scored_samples(log: str) -> dict[str, dict[str, Any]]:
-    """scorer -> what it says of every sample, as columns of one length, for `analysis.samples`.
+def read_scored_samples(log: str) -> dict[str, dict[str, Any]]:
+    """Read each scorer's scores of all samples, as columns of one length, for `analysis.samples`.
 
     Always "id" (texts) and "value": correct is 1, incorrect 0, partly correct 0.5, numbers are themselves; null where the
-    sample was not scored. Of scorers of ours also what any sample's score says of itself (`_COLUMNS`). "unit", where the
-    log names a column of units. Of a sample that was asked several times there is the mean value alone. Scores that are
-    lists or dicts have no one number: their scorer is left out.
+    sample was not scored. Our own scorers add columns of their metadata (`_COLUMNS`). "unit", where the log names a column
+    of units. A sample that was asked several times has its mean value alone. Scorers whose scores are lists or dicts are
+    left out.
+
+    Returns:
+        Scorer -> column -> values.
     """
     unit = (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
-    found: dict[str, list[dict[str, Any]]] = {}
-    for sample in summaries(log):
+    rows_by_scorer: dict[str, list[dict[str, Any]]] = {}
+    for sample in read_summaries(log):
         for scorer, score in (sample.scores or {}).items():
             value = _value(score)
             if value is None and (score.metadata or {}).get("scored") is not False:
@@ -37,23 +40,23 @@ def scored_samples(log: str) -> dict[str, dict[str, Any]]:
             row |= {"id": str(sample.id), "value": value}
             if unit is not None and (sample.metadata or {}).get(unit) is not None:
                 row["unit"] = str(sample.metadata[unit])
-            found.setdefault(scorer, []).append(row)
-    return {scorer: _as_columns(_one_row_a_sample(rows)) for scorer, rows in found.items()}
+            rows_by_scorer.setdefault(scorer, []).append(row)
+    return {scorer: _to_columns(_merge_repeats(rows)) for scorer, rows in rows_by_scorer.items()}
 
 
-def _one_row_a_sample(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merge_repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_id: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_id.setdefault(row["id"], []).append(row)
-    return [own[0] if len(own) == 1 else _mean_of(own) for own in by_id.values()]
+    return [own[0] if len(own) == 1 else _average(own) for own in by_id.values()]
 
 
-def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _average(rows: list[dict[str, Any]]) -> dict[str, Any]:
     values = [row["value"] or 0.0 for row in rows]
     return {k: rows[0][k] for k in ("id", "unit", "chance") if k in rows[0]} | {"value": sum(values) / len(values)}
 
 
-def _as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _to_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -69,37 +72,37 @@ def _value(score: Score) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def decoding_of(log: str) -> dict[str, float | int | None]:
-    """How a log's answers were decoded: temperature (0: greedy), top_p, top_k, seed and max_tokens, None where not set.
+def read_decoding(log: str) -> dict[str, float | int | None]:
+    """Read how a log's answers were decoded: temperature (0: greedy), top_p, top_k, seed, max_tokens; None where not set.
 
-    Of the task and the command; what a solver of the task's own asks for at a single sample is not in it.
+    These are the settings of task and command; what a solver sets for a single sample is not among them.
     """
     config = read_eval_log(log, header_only=True).plan.config
     same = {name: getattr(config, name) for name in ("top_p", "top_k", "seed", "max_tokens")}
     return {"temperature": temperature(config), **same}
 
 
-def groups_named(log: str) -> list[str]:
-    """Keys of the samples' metadata that can name groups: those with fewer values than samples, in order of appearance; of
-    red data those that may be told.
+def list_group_columns(log: str) -> list[str]:
+    """List the keys of the samples' metadata that can name groups: those with fewer values than samples, in order of
+    appearance; of red data only those that may be reported.
     """
-    told = told_groups(log)
+    reported = reported_groups(log)
     values: dict[str, set[str]] = {}
-    samples = summaries(log)
+    samples = read_summaries(log)
     for sample in samples:
         for key, value in (sample.metadata or {}).items():
             values.setdefault(key, set()).add(str(value))
-    named = [key for key, found in values.items() if 1 < len(found) <= len(samples) / 2]
-    return [key for key in named if told is None or key in told]
+    columns = [key for key, own in values.items() if 1 < len(own) <= len(samples) / 2]
+    return [key for key in columns if reported is None or key in reported]
 
 
-def told_groups(log: str) -> list[str] | None:
-    """Of a log of red data the columns that may name groups; None: any may."""
-    said = read_eval_log(log, header_only=True).eval.metadata or {}
-    if said.get("tier") != "red":
+def reported_groups(log: str) -> list[str] | None:
+    """Columns of a log of red data that may name groups; None: any may."""
+    metadata = read_eval_log(log, header_only=True).eval.metadata or {}
+    if metadata.get("tier") != "red":
         return None
     redaction.enable()
-    return [column for column in said.get("group_columns", "").split(",") if column]
+    return [column for column in metadata.get("group_columns", "").split(",") if column]
 
 
 def unit_column(log: str) -> str | None:
@@ -107,69 +110,71 @@ def unit_column(log: str) -> str | None:
     return (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
 
 
-def group_rows(log: str, columns: list[str], unit: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """column -> the scored samples whose metadata have it, as arguments of analysis.subgroups.Row.
+def read_group_rows(log: str, columns: list[str], unit: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Read the scored samples of each group column, as arguments of analysis.subgroups.Row.
 
-    Of the first scorer that gives risks, else the first one; what it does not give is None.
+    Scores are those of the first scorer that gives risks, else of the first one; what it does not give is None.
 
     Args:
         unit: key of the metadata that says which samples belong together (respondent, household).
+    Returns:
+        Column -> the samples whose metadata have it.
     """
-    samples = summaries(log)
+    samples = read_summaries(log)
     scorers = dict.fromkeys(name for s in samples for name in s.scores or {})
     risky = (n for n in scorers for s in samples if n in (s.scores or {}) and "risk" in (s.scores[n].metadata or {}))
     scorer = next(risky, next(iter(scorers), None))
-    found = [(s.metadata or {}, row) for s in samples if (row := _group_row((s.scores or {}).get(scorer), s.id))]
-    positive = [row["positive"] for _, row in found if row["positive"] is not None]
-    has_risks = any(row["risk"] is not None for _, row in found)
+    scored = [(s.metadata or {}, row) for s in samples if (row := _group_row((s.scores or {}).get(scorer), s.id))]
+    positive = [row["positive"] for _, row in scored if row["positive"] is not None]
+    has_risks = any(row["risk"] is not None for _, row in scored)
     rows: dict[str, list[dict[str, Any]]] = {column: [] for column in columns}
-    for said, row in found:
-        row["unit"] = None if said.get(unit) is None else str(said[unit])
+    for metadata, row in scored:
+        row["unit"] = None if metadata.get(unit) is None else str(metadata[unit])
         if not row.pop("scored") and row["risk"] is None and has_risks:
             row["risk"] = sum(positive) / len(positive)
         for column in columns:
-            if said.get(column) is not None:
-                rows[column].append({"group": str(said[column]), **row})
+            if metadata.get(column) is not None:
+                rows[column].append({"group": str(metadata[column]), **row})
     return rows
 
 
 def _group_row(score: Score | None, sample: int | str) -> dict[str, Any] | None:
-    """correct, positive, risk, predicted and order of a sample; None where it has no score.
+    """Return correct, positive, risk, predicted and order of a sample; None where it has no score.
 
-    Without an option, where the label is known, it is wrong, and has the risk that the constant baseline has: that of the
-    training split, or (see `group_rows`) the share of positive labels.
+    An answer without an option is wrong where the label is known, and has the risk of the constant baseline: that of the
+    training split, or (see `read_group_rows`) the share of positive labels.
     """
     if score is None:
         return None
-    said, correct = score.metadata or {}, _value(score)
-    has_options = "label" in said and "positive" in said
-    if said.get("scored") is False and (has_options or "is_positive" in said):
-        correct, said = 0.0, {"predicted": None, "risk": (said.get("constant") or {}).get("risk"), **said}
+    own, correct = score.metadata or {}, _value(score)
+    has_options = "label" in own and "positive" in own
+    if own.get("scored") is False and (has_options or "is_positive" in own):
+        correct, own = 0.0, {"predicted": None, "risk": (own.get("constant") or {}).get("risk"), **own}
     if correct is None:
         return None
-    positive = said.get("is_positive", said["label"] == said["positive"] if has_options else None)
-    predicted = said["predicted"] == said["positive"] if has_options and "predicted" in said else None
+    positive = own.get("is_positive", own["label"] == own["positive"] if has_options else None)
+    predicted = own["predicted"] == own["positive"] if has_options and "predicted" in own else None
     return {
-        "sample": str(sample), "correct": correct, "positive": positive, "risk": said.get("risk"), "predicted": predicted,
-        "order": said.get("log_odds"), "scored": said.get("scored") is not False,
+        "sample": str(sample), "correct": correct, "positive": positive, "risk": own.get("risk"), "predicted": predicted,
+        "order": own.get("log_odds"), "scored": own.get("scored") is not False,
     }  # fmt: skip
 
 
 def risks(log: str) -> dict[str, list[tuple[bool, float]]]:
-    """scorer -> (whether the label is the last option, risk = P(last option)) of each sample that it scored with a risk."""
-    found: dict[str, list[tuple[bool, float]]] = {}
-    for sample in summaries(log):
+    """Read scorer -> (whether the label is the last option, risk = P(last option)) of each sample that has a risk."""
+    pairs: dict[str, list[tuple[bool, float]]] = {}
+    for sample in read_summaries(log):
         for scorer, score in (sample.scores or {}).items():
-            kept = score.metadata or {}
-            if kept.get("scored") and kept.get("risk") is not None:
-                # a log of red data says no more of the label
-                is_positive = kept["is_positive"] if "is_positive" in kept else kept["label"] == kept["positive"]
-                found.setdefault(scorer, []).append((is_positive, float(kept["risk"])))
-    return found
+            own = score.metadata or {}
+            if own.get("scored") and own.get("risk") is not None:
+                # a log of red data has no more of the label
+                is_positive = own["is_positive"] if "is_positive" in own else own["label"] == own["positive"]
+                pairs.setdefault(scorer, []).append((is_positive, float(own["risk"])))
+    return pairs
 
 
-def asked_and_answered(log: str, each: int) -> list[dict[str, str | bool | None]]:
-    """Some samples of a log in full: those that its first scorer found right, then those that it found wrong.
+def read_prompts_and_completions(log: str, each: int) -> list[dict[str, str | bool | None]]:
+    """Read some samples of a log in full: those that its first scorer found right, then those that it found wrong.
 
     Where scores are numbers (a distance from the target) right is None, and the smallest scores come first. Keys: right,
     prompt (all that was sent), target, answer, score.
@@ -178,34 +183,36 @@ def asked_and_answered(log: str, each: int) -> list[dict[str, str | bool | None]
         each: how many right ones and how many wrong ones, spread over the log.
     """
     scored = [
-        (s, value) for s in summaries(log) if s.scores and (value := _value(next(iter(s.scores.values())))) is not None
+        (s, value)
+        for s in read_summaries(log)
+        if s.scores and (value := _value(next(iter(s.scores.values())))) is not None
     ]
     if all(value in (0, 0.5, 1) for _, value in scored):
         kinds = [(right, [s for s, value in scored if (value == 1) == right]) for right in (True, False)]
-        chosen = [(right, s) for right, found in kinds for s in _spread(found, each)]
+        chosen = [(right, s) for right, own in kinds for s in _pick_evenly(own, each)]
     else:
         ordered = [s for s, _ in sorted(scored, key=lambda pair: pair[1])]
-        chosen = [(None, s) for s in _spread(ordered, 2 * each)]
-    return [{"right": right, **_in_full(log, s)} for right, s in chosen]
+        chosen = [(None, s) for s in _pick_evenly(ordered, 2 * each)]
+    return [{"right": right, **_read_in_full(log, s)} for right, s in chosen]
 
 
-def _spread(found: list[EvalSampleSummary], number: int) -> list[EvalSampleSummary]:
-    """The first, the last, and some between at equal distances."""
-    if len(found) <= number:
-        return found
-    return [found[round(i * (len(found) - 1) / max(1, number - 1))] for i in range(number)]
+def _pick_evenly(samples: list[EvalSampleSummary], number: int) -> list[EvalSampleSummary]:
+    """Pick the first, the last, and some between at equal distances."""
+    if len(samples) <= number:
+        return samples
+    return [samples[round(i * (len(samples) - 1) / max(1, number - 1))] for i in range(number)]
 
 
-def _in_full(log: str, summary: EvalSampleSummary) -> dict[str, str]:
+def _read_in_full(log: str, summary: EvalSampleSummary) -> dict[str, str]:
     sample = read_eval_log_sample(log, id=summary.id, epoch=summary.epoch)
-    sent = [m for m in sample.messages if m.role != "assistant"]
-    prompt = "\n\n".join(m.text if m.role == "user" else f"[{m.role}] {m.text}" for m in sent)
+    messages = [m for m in sample.messages if m.role != "assistant"]
+    prompt = "\n\n".join(m.text if m.role == "user" else f"[{m.role}] {m.text}" for m in messages)
     target = sample.target if isinstance(sample.target, str) else "\n".join(sample.target)
-    scores = [f"{name}: {_in_words(score)}" for name, score in (sample.scores or {}).items()]
+    scores = [f"{name}: {_describe_score(score)}" for name, score in (sample.scores or {}).items()]
     return {"prompt": prompt, "target": target, "answer": sample.output.completion, "score": ", ".join(scores)}
 
 
-def _in_words(score: Score) -> str:
+def _describe_score(score: Score) -> str:
     risk = (score.metadata or {}).get("risk")
     value = {"C": "right", "I": "wrong", "N": "no answer", "P": "partly right"}.get(str(score.value), score.value)
     value = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,11 +1,13 @@
-"""What an evaluation comes to, before it starts."""
+"""What is known of an evaluation before it starts."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What evaluation builds on: the data's identity, and task -> prompts compared with training."""
+    """Inputs of an evaluation."""
 
     data_hash: str
+    """Identity of the data."""
     prompts_checked: dict[str, int]
+    """Task -> how many of its prompts were compared with training."""

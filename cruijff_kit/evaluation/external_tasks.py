@@ -1,4 +1,4 @@
-"""Tasks that are not ours: in a file of the user's, or in an installed package. Loaded as inspect-ai itself loads them."""
+"""External tasks: in a file of the user's, or in an installed package. They are loaded as inspect-ai itself loads them."""
 
 import inspect
 import warnings
@@ -31,7 +31,7 @@ from cruijff_kit.util.suggest import did_you_mean
 
 
 def build_external(name: TaskName, arguments: dict[str, Any]) -> Task:
-    """A task of the user's or of a package, with its dataset.
+    """Build an external task, with its dataset.
 
     Args:
         name: which.
@@ -39,34 +39,34 @@ def build_external(name: TaskName, arguments: dict[str, Any]) -> Task:
     Raises:
         UserError: file, package or task is missing, it cannot be imported or built, or an argument is wrong.
     """
-    function = _function(name)
+    function = _find_function(name)
     check_arguments(name, function, arguments)
     # Relative paths in the file mean the file's folder, as for `inspect eval`.
     with chdir_python(str(name.file.parent)) if name.file else nullcontext(), silence():
         try:
             (task,) = create_file_tasks(name.file, [name.task], arguments) if name.file else [function(**arguments)]
-        except (Exception, SystemExit) as error:  # whatever a task of the user's does wrong
-            raise UserError(f"eval task {name} cannot be built: {_said(error, name)}") from error
+        except (Exception, SystemExit) as error:  # whatever an external task does wrong
+            raise UserError(f"eval task {name} cannot be built: {_describe_error(error, name)}") from error
     if not len(task.dataset):
         raise UserError(f"eval task {name} has no samples")
     return task
 
 
 def source_files(name: TaskName) -> list[Path]:
-    """The Python files beside the one that defines a task, and itself."""
-    file = name.file or Path(inspect.getfile(inspect.unwrap(_function(name))))
+    """List the file that defines a task, and the Python files beside it."""
+    file = name.file or Path(inspect.getfile(inspect.unwrap(_find_function(name))))
     return sorted(file.parent.glob("*.py"))
 
 
 def list_metrics(task: Task) -> dict[str, list[str]] | None:
-    """scorer -> names of its metrics, as the log will call them; None where that is not known before it has run."""
-    found = {}
+    """List each scorer's metrics, as the log will call them; None where they are not known before the task has run."""
+    names = {}
     for scorer in task.scorer or []:
         metrics = task.metrics or scorer_metrics(scorer)
         if not isinstance(metrics, list) or not all(is_registry_object(m, "metric") for m in metrics):
             return None
-        found[registry_log_name(scorer)] = [registry_log_name(m) for m in metrics]
-    return found
+        names[registry_log_name(scorer)] = [registry_log_name(m) for m in metrics]
+    return names
 
 
 def is_of_inspect_ai(scorer: Scorer, *names: str) -> bool:
@@ -83,7 +83,7 @@ def needs_whole_answer(scorer: Scorer) -> bool:
 
 
 def log_names(task: Task) -> list[str]:
-    """What the log will call the task's scorers, in order: those of one name are numbered."""
+    """List what the log will call the task's scorers, in order: those of one name are numbered."""
     names: list[str] = []
     for scorer in task.scorer or []:
         names.append(unique_scorer_name(scorer, names))
@@ -91,25 +91,25 @@ def log_names(task: Task) -> list[str]:
 
 
 def metrics_over(scorer: Scorer, name: str, scores: list[SampleScore]) -> list[tuple[str, str | None, float]]:
-    """A scorer's own metrics over other scores: name and group as the log has them, and value; none where they fail."""
+    """Compute a scorer's own metrics over other scores: name and group as the log has them, and value; [] if they fail."""
     with silence():
         try:
             results, _ = eval_results(len(scores), [{name: s} for s in scores], None, [scorer], None, [name])
-        except Exception:  # a metric of the user's that wants more than such scores have
+        except Exception:  # an external metric that needs more than such scores have
             return []
     return [(key, m.group, m.value) for key, m in results.scores[0].metrics.items()]
 
 
-def check_arguments(name: TaskName, function: Any, arguments: dict[str, Any], taken: tuple[str, ...] = ()) -> None:
+def check_arguments(name: TaskName, function: Any, arguments: dict[str, Any], given: tuple[str, ...] = ()) -> None:
     """Refuse arguments that a task's function does not take, and missing ones that it needs.
 
     Args:
-        taken: parameters that are given otherwise.
+        given: parameters that get their values elsewhere.
     Raises:
         UserError: the argument is named.
     """
     parameters = inspect.signature(function).parameters.values()
-    valid = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in taken]
+    valid = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for argument in arguments:
             if argument not in valid:
@@ -122,16 +122,16 @@ def check_arguments(name: TaskName, function: Any, arguments: dict[str, Any], ta
             )
 
 
-def _function(name: TaskName) -> Any:
+def _find_function(name: TaskName) -> Any:
     if name.file is None:
-        return _installed(name)
+        return _find_installed(name)
     if not name.file.is_file():
         raise UserError(f"eval.tasks: no such file {name.file}")
     with chdir_python(str(name.file.parent)), warnings.catch_warnings(), silence():
         try:
             module = load_module(name.file)
         except (Exception, SystemExit) as error:
-            raise UserError(f"eval task {name} cannot be imported: {_said(error, name)}") from error
+            raise UserError(f"eval task {name} cannot be imported: {_describe_error(error, name)}") from error
     tasks = {registry_info(o).name: o for o in vars(module).values() if is_registry_object(o, "task")}
     if name.task not in tasks:
         hint = did_you_mean(name.task, [*tasks]) if tasks else "it has no function under @task"
@@ -139,18 +139,18 @@ def _function(name: TaskName) -> Any:
     return tasks[name.task]
 
 
-def _installed(name: TaskName) -> Any:
+def _find_installed(name: TaskName) -> Any:
     package = name.task.partition("/")[0]
     try:
         function = registry_lookup("task", name.task)
     except Exception as error:  # whatever importing the package does wrong
-        raise UserError(f"eval task {name} cannot be imported: {_said(error, name)}") from error
+        raise UserError(f"eval task {name} cannot be imported: {_describe_error(error, name)}") from error
     if function is None:
-        there = [registry_info(o).name for o in registry_find(lambda i: i.type == "task")]
-        beside = [n.partition("/")[2] for n in there if n.startswith(f"{package}/")]
-        if beside:
+        installed = [registry_info(o).name for o in registry_find(lambda i: i.type == "task")]
+        others = [n.partition("/")[2] for n in installed if n.startswith(f"{package}/")]
+        if others:
             missing = name.task.partition("/")[2]
-            raise UserError(f"eval.tasks: {package} has no task {missing}; {did_you_mean(missing, beside)}")
+            raise UserError(f"eval.tasks: {package} has no task {missing}; {did_you_mean(missing, others)}")
         raise UserError(
             f"eval.tasks: {name.task} is not installed: no package {package} with an entry point inspect_ai gives it; "
             "install it, or write FILE.py@TASK"
@@ -158,8 +158,8 @@ def _installed(name: TaskName) -> Any:
     return function
 
 
-def _said(error: BaseException, name: TaskName) -> str:
-    """Type and message of an error, and the line of the task's file that it came from."""
+def _describe_error(error: BaseException, name: TaskName) -> str:
+    """Return type and message of an error, and the line of the task's file that it came from."""
     where, trace = "", error.__traceback__
     while trace is not None:
         if name.file is not None and trace.tb_frame.f_code.co_filename == str(name.file):

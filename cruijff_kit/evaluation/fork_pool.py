@@ -1,9 +1,12 @@
 """inspect-ai's own work for several runs, in processes beside the one that has the model.
 
 A sample costs inspect-ai milliseconds of Python, and one process spends them on one sample at a time: with a model that is
-small or fast, most of an evaluation. Workers are forks of this process, so that the tasks are there already. They prompt,
-score and log; their requests to the model come here over a pipe. A step begins when all workers wait for one, so there are
-no more passes than without workers.
+small or fast, most of an evaluation. Two workers make the evaluation of 16 runs of the tiny model 1.40 times as fast
+(tests/benchmarks/README.md).
+
+Workers are forks of this process, so that the tasks are there already. They prompt, score and log; their requests to the
+model come here over a pipe. A step begins when all workers wait for one, so there are no more passes than without workers.
+The remote classes have the interfaces of the model, the scheduler and the engine here (engine/interfaces).
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""inspect-ai's GenerateConfig as requests to the engine. What the engine cannot honour is refused by name.
+"""Turns inspect-ai's GenerateConfig into requests to the engine, and refuses by name what the engine cannot honour.
 
-Where it leaves something open: greedy unless the temperature is above 0, or top_p or top_k is given (then temperature 1); a
-seed that is not given is 0. Unlike transformers' own default, no top_k unless asked for. Log-probabilities are those of
-the chosen tokens under the model's own distribution, before temperature, cuts, penalties and bias (inspect-ai's hf
-provider has them from the same logits, but reports the likeliest token in place of the chosen one).
+Defaults: greedy unless the temperature is above 0, or top_p or top_k is given (then temperature 1); seed 0; unlike
+transformers, no top_k. Log-probabilities are those of the chosen tokens under the model's own distribution, before
+temperature, cuts, penalties and bias (inspect-ai's hf provider has them from the same logits, but reports the likeliest
+token in place of the chosen one).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ HONOURED = {
     "max_tokens", "temperature", "top_p", "top_k", "seed", "num_choices", "stop_seqs", "logprobs", "top_logprobs",
     "frequency_penalty", "presence_penalty", "logit_bias",
 }  # fmt: skip
-# inspect-ai sees to these before or behind the model, or they ask for nothing that a model in memory could do otherwise.
+# inspect-ai handles these before or behind the model, or they make no difference to a model in memory.
 NOT_OURS = {
     "max_retries", "timeout", "attempt_timeout", "max_connections", "adaptive_connections", "system_message",
     "max_tool_output", "cache", "cache_prompt", "fail_on_refusal", "reasoning_history",
@@ -30,15 +30,15 @@ _LEAST = {"max_tokens": 1, "temperature": 0, "top_k": 1, "num_choices": 1, "top_
 
 
 def check(tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig) -> None:
-    """Raises UserError for tools, for settings that cannot be honoured, and for values that make no sense."""
+    """Raise UserError for tools, for settings that cannot be honoured, and for values that make no sense."""
     if tools and tool_choice != "none":
         raise UserError(f"the model in memory cannot call tools; the task offers {', '.join(t.name for t in tools)}")
-    known = HONOURED | NOT_OURS
-    asked = [name for name in GenerateConfig.model_fields if name not in known and getattr(config, name) not in _ABSENT]
-    if asked:
+    allowed = HONOURED | NOT_OURS
+    refused = [n for n in GenerateConfig.model_fields if n not in allowed and getattr(config, n) not in _ABSENT]
+    if refused:
         raise UserError(
-            f"the model in memory cannot honour {', '.join(asked)}; take {'it' if len(asked) == 1 else 'them'} out of the "
-            f"task's GenerateConfig, which may have {', '.join(sorted(HONOURED))}"
+            f"the model in memory cannot honour {', '.join(refused)}; take {'it' if len(refused) == 1 else 'them'} out of "
+            f"the task's GenerateConfig, which may have {', '.join(sorted(HONOURED))}"
         )
     for name, least in _LEAST.items():
         value = getattr(config, name)
@@ -53,27 +53,27 @@ def check(tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
 
 
 def temperature(config: GenerateConfig) -> float:
-    """0 for greedy."""
+    """Return the temperature; 0: greedy."""
     if config.temperature is None:
         return 1.0 if config.top_p is not None or config.top_k is not None else 0.0
     return config.temperature
 
 
 def sampling_key(ids: list[int], config: GenerateConfig) -> str:
-    """What decides the random numbers of a prompt, beside which of its choices is drawn and how often it was asked."""
+    """Hash what decides a prompt's random numbers, besides the choice and how often it was asked before."""
     return hashlib.sha256(f"{config.seed or 0} {ids}".encode()).hexdigest()
 
 
 def as_requests(
     ids: list[int], config: GenerateConfig, num_before: int, options: tuple[int, ...] = ()
 ) -> list[CompletionRequest]:
-    """A request for each choice.
+    """Make a request for each choice.
 
     Args:
         ids: of the prompt.
         config: as `check` lets pass.
         num_before: how often the prompt was asked with this seed; another epoch draws other numbers.
-        options: ids whose logits are asked for with the first choice; they are the prompt's.
+        options: ids whose logits come with the first choice; they depend on the prompt alone.
     """
     heat, key = temperature(config), sampling_key(ids, config)
     return [
@@ -98,7 +98,7 @@ def as_requests(
 
 
 def as_messages(chat: list[ChatMessage]) -> list[dict[str, str]]:
-    """inspect-ai's messages as role and text.
+    """Turn inspect-ai's messages into role and text.
 
     Raises:
         UserError: a message is more than text.
@@ -106,9 +106,9 @@ def as_messages(chat: list[ChatMessage]) -> list[dict[str, str]]:
     for m in chat:
         if m.role == "tool" or getattr(m, "tool_calls", None):
             raise UserError("the model in memory cannot call tools; the task's messages have a tool call")
-        strange = (
+        others = (
             [] if isinstance(m.content, str) else [c.type for c in m.content if c.type not in ("text", "reasoning")]
         )
-        if strange:
-            raise UserError(f"the model in memory reads text only; a message of the task has {strange[0]}")
+        if others:
+            raise UserError(f"the model in memory reads text only; a message of the task has {others[0]}")
     return [{"role": m.role, "content": m.text} for m in chat]

@@ -1,10 +1,9 @@
-"""Logs of red data: inspect-ai's log without what the samples say, before anything touches the disk.
+"""Redacts logs of red data: inspect-ai's log without the samples' contents, before anything touches the disk.
 
-What stays is listed here, everything else goes: scores that are numbers or C, I, P, N, and what a constant answer would
-get; risks, and whether the label is the last option; columns that dataset.group_columns names; tokens, times, counts. So
-the table, comparisons item by item, groups and ROC curves work on it. Texts that identify a sample, or the unit that it is
-of (dataset.unit_column), become a hash, keyed by the data itself: the same in every run on it, and of no use to who does
-not have it.
+What stays is listed here, everything else goes: scores that are numbers or C, I, P, N, and the constant answer's; risks,
+and whether the label is the last option; columns that dataset.group_columns names; tokens, times, counts. So the table,
+comparisons sample by sample, groups and ROC curves work on it. Texts that identify a sample or its unit
+(dataset.unit_column) become a hash, keyed by the data itself: the same in every run on the data, and of no use without it.
 
 inspect-ai works in memory meanwhile (its JSON recorder in fsspec's memory file system; the .eval recorder would put whole
 samples into a temporary file, and answers that a task caches would lie in the user's cache).
@@ -42,7 +41,7 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import WITHHELD, redact_log
 
 IN_MEMORY = {"log_format": "json", "log_buffer": 1 << 30, "log_shared": None, "log_model_api": False}
-"""What keeps inspect-ai from writing until the end (besides log_dir)."""
+"""Options that keep inspect-ai from writing until the end (besides log_dir)."""
 _IN_PROCESS = ("cruijff_kit", "hf", "mockllm", "none", "transformer_lens", "nnterp")
 _LETTERS = ("C", "I", "P", "N")
 _FLOATS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # as inspect-ai's value_to_float has it
@@ -55,7 +54,7 @@ def hooks() -> list[str]:
 
 @contextlib.contextmanager
 def kept_in_memory() -> Iterator[str]:
-    """A folder for inspect-ai's log that lies in memory and is gone afterwards; answers are not cached on disk.
+    """Within this context inspect-ai's log goes to a folder in memory, and answers are not cached on disk.
 
     Raises:
         UserError: an inspect-ai hook is installed, which would see each sample.
@@ -66,17 +65,17 @@ def kept_in_memory() -> Iterator[str]:
         )
     folder = f"memory://cruijff_kit/{uuid.uuid4().hex}"
     try:
-        with intercept_generation(_asked_here):
+        with intercept_generation(_allow_in_process):
             yield folder
     finally:
         with contextlib.suppress(FileNotFoundError):
             fsspec.filesystem("memory").rm(folder, recursive=True)
 
 
-def _asked_here(generate: Callable[..., Any]) -> Callable[..., Any]:
-    """inspect-ai's Model.generate for models of this process alone: a model that grades answers would get them sent."""
+def _allow_in_process(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap inspect-ai's Model.generate for models of this process alone: a grader elsewhere would get the answers."""
 
-    async def asked(model: Model, *arguments: Any, **more: Any) -> Any:
+    async def generate_here(model: Model, *arguments: Any, **more: Any) -> Any:
         provider = str(model).partition("/")[0]
         if provider not in _IN_PROCESS:
             raise UserError(
@@ -84,26 +83,26 @@ def _asked_here(generate: Callable[..., Any]) -> Callable[..., Any]:
             )
         return await generate(model, *arguments, **more)
 
-    return asked
+    return generate_here
 
 
 def file_name(log: EvalLog) -> str:
-    """What inspect-ai would have called the log on disk."""
+    """Return the name that inspect-ai would have given the log on disk."""
     return f"{PurePosixPath(log.location).stem}.eval"
 
 
 def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: bool) -> EvalLog:
-    """The log as it may be kept.
+    """Redact a log.
 
     Args:
         log: of a task that has run, whole.
         config: of the run; dataset.group_columns may stay.
-        metadata: what we say of who answered; the task's own goes.
+        metadata: ours, of the model; the task's own goes.
         ships: whether the task is one of ours, whose samples are the data set's rows.
     """
     samples = log.samples or []
     groups = _groups(samples, config.dataset.group_columns, trusted=ships)
-    made = _Redaction(
+    redaction = _Redaction(
         secret_digest(config.dataset.path, config.dataset.format),
         groups,
         ships,
@@ -114,34 +113,34 @@ def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: b
     return EvalLog(
         version=log.version,
         status=log.status,
-        eval=_spec(log.eval, made, metadata),
+        eval=_spec(log.eval, redaction, metadata),
         plan=EvalPlan(name="plan", config=GenerateConfig(**_numbers(log.plan.config.model_dump()))),
         results=log.results and _results(log.results, names),
         stats=log.stats,
         error=log.error and _error(log.error),
-        samples=[made.sample(s) for s in samples],
+        samples=[redaction.sample(s) for s in samples],
     )
 
 
 def marked(metadata: dict[str, Any], config: RunConfig, redacted: bool) -> dict[str, Any]:
-    """The log's metadata of red data: its tier, what may name groups, and whether samples are withheld."""
+    """Add to a log's metadata its tier, which columns may name groups, and whether samples are withheld."""
     groups = ",".join(config.dataset.group_columns)
-    said = "red data: samples are withheld" if redacted else None
-    return metadata | {"tier": config.dataset.tier, "redacted": said, "group_columns": groups}
+    note = "red data: samples are withheld" if redacted else None
+    return metadata | {"tier": config.dataset.tier, "redacted": note, "group_columns": groups}
 
 
 def _groups(samples: list[EvalSample], columns: list[str], trusted: bool) -> dict[str, bool]:
-    """The columns that may stay. (Those of our own tasks were checked before the run, over the whole split.)"""
-    found = {}
+    """Choose the columns that may stay. (Those of our own tasks were checked before the run, over the whole split.)"""
+    can_stay = {}
     for column in columns:
         values = [str(v) for s in samples if (v := (s.metadata or {}).get(column)) is not None]
-        short = all(len(v) <= MAX_GROUP_LENGTH for v in values)
-        found[column] = short and (trusted or 2 * len({*values}) <= len(values))
-    return {column: True for column, fits in found.items() if fits}
+        is_short = all(len(v) <= MAX_GROUP_LENGTH for v in values)
+        can_stay[column] = is_short and (trusted or 2 * len({*values}) <= len(values))
+    return {column: True for column, stays in can_stay.items() if stays}
 
 
 class _Redaction:
-    """Samples of one log as they may be kept."""
+    """Redacts the samples of one log."""
 
     def __init__(
         self, key: bytes, groups: dict[str, bool], ships: bool, count: int, unit_column: str | None = None
@@ -149,22 +148,22 @@ class _Redaction:
         self.key, self.groups, self.ships, self.count, self.unit_column = key, groups, ships, count, unit_column
 
     def id(self, id: int | str) -> int | str:
-        """A row's number as it is; anything else, also a number that may be somebody's, as a hash."""
+        """Return a row's number as it is; anything else, also a number that may be somebody's, as a hash."""
         if isinstance(id, int) and (self.ships or 0 <= id <= self.count):
             return id
         return self.hash(id)
 
     def hash(self, value: Any) -> str:
-        """What stands for a value: the same in every run on the data, and of no use to who does not have it."""
+        """Hash a value: the same in every run on the data, and of no use without it."""
         return "#" + hmac.new(self.key, str(value).encode(), hashlib.sha256).hexdigest()[:16]
 
     def sample(self, sample: EvalSample) -> EvalSample:
         metadata = sample.metadata or {}
-        kept = {k: v for k, v in metadata.items() if k in self.groups and isinstance(v, str | int | float)}
-        if self.unit_column not in kept and metadata.get(self.unit_column) is not None:  # to cluster by, not to know
-            kept[self.unit_column] = self.hash(metadata[self.unit_column])
+        safe = {k: v for k, v in metadata.items() if k in self.groups and isinstance(v, str | int | float)}
+        if self.unit_column not in safe and metadata.get(self.unit_column) is not None:  # to cluster by, not to know
+            safe[self.unit_column] = self.hash(metadata[self.unit_column])
         if self.ships:
-            kept |= {k: metadata[k] for k in ("split", "row")}
+            safe |= {k: metadata[k] for k in ("split", "row")}
         same = (
             "epoch",
             "model_usage",
@@ -179,7 +178,7 @@ class _Redaction:
             id=self.id(sample.id),
             input=WITHHELD,
             target=WITHHELD,
-            metadata=kept,
+            metadata=safe,
             scores={name: _score(score) for name, score in (sample.scores or {}).items()},
             error=sample.error and _error(sample.error),
             turn_count=sample.turn_count,
@@ -188,19 +187,19 @@ class _Redaction:
 
 
 def _score(score: Score) -> Score:
-    said, kept = score.metadata or {}, {}
+    metadata, safe = score.metadata or {}, {}
     for name in ("risk", "confidence", "log_odds", "chance"):
-        if isinstance(said.get(name), float):
-            kept[name] = said[name]
-    if isinstance(said.get("scored"), bool):
-        kept["scored"] = said["scored"]
-    if "label" in said and "positive" in said:
-        kept["is_positive"] = bool(said["label"] == said["positive"])
-    return Score(value=_value(score.value), metadata=kept or None)
+        if isinstance(metadata.get(name), float):
+            safe[name] = metadata[name]
+    if isinstance(metadata.get("scored"), bool):
+        safe["scored"] = metadata["scored"]
+    if "label" in metadata and "positive" in metadata:
+        safe["is_positive"] = bool(metadata["label"] == metadata["positive"])
+    return Score(value=_value(score.value), metadata=safe or None)
 
 
 def _value(value: Any) -> Any:
-    """A score's value: numbers and letters as they are, other texts as the number that inspect-ai takes them for."""
+    """Redact a score's value: numbers and letters stay, other texts become the number that inspect-ai takes them for."""
     if isinstance(value, dict):
         return {k: _value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -213,15 +212,15 @@ def _value(value: Any) -> Any:
 
 
 def _error(error: EvalError) -> EvalError:
-    said = redact_log(error.message, error.traceback)
-    return EvalError(message=said, traceback=said, traceback_ansi=said)
+    text = redact_log(error.message, error.traceback)
+    return EvalError(message=text, traceback=text, traceback_ansi=text)
 
 
 def _numbers(settings: dict[str, Any]) -> dict[str, bool | int | float]:
     return {k: v for k, v in settings.items() if isinstance(v, bool | int | float)}
 
 
-def _spec(spec: EvalSpec, made: _Redaction, metadata: dict[str, Any]) -> EvalSpec:
+def _spec(spec: EvalSpec, redaction: _Redaction, metadata: dict[str, Any]) -> EvalSpec:
     ids = spec.dataset.sample_ids
     same = ("eval_id", "run_id", "created", "task", "task_id", "task_version", "task_file", "task_registry_name", "model",
             "revision", "packages")  # fmt: skip
@@ -229,7 +228,7 @@ def _spec(spec: EvalSpec, made: _Redaction, metadata: dict[str, Any]) -> EvalSpe
     return EvalSpec(
         **{name: getattr(spec, name) for name in same},
         task_args=_numbers(spec.task_args),
-        dataset=EvalDataset(samples=spec.dataset.samples, sample_ids=ids and [made.id(i) for i in ids]),
+        dataset=EvalDataset(samples=spec.dataset.samples, sample_ids=ids and [redaction.id(i) for i in ids]),
         config=InspectConfig(**config),
         metadata=metadata,
     )
@@ -244,17 +243,17 @@ def _results(results: EvalResults, names: set[str]) -> EvalResults:
 
 
 def _eval_score(score: EvalScore, names: set[str]) -> EvalScore:
-    """Metrics by name. Where a metric has a value for each of several names, those may be of the data: they are left out
-    (if there is nothing else, they get numbers).
+    """Redact the names of metrics. Where a metric has a value for each of several names, those may be of the data: they are
+    left out (if there is nothing else, they get numbers).
     """
-    told, numbered = {}, {}
+    safe, numbered = {}, {}
     for number, (name, m) in enumerate(score.metrics.items()):
         if m.group in (None, "confusion", m.name) or m.name in {*names, "all"}:
-            told[name] = EvalMetric(name=name, group=m.group, value=m.value)
+            safe[name] = EvalMetric(name=name, group=m.group, value=m.value)
         else:
             numbered[f"{m.group}_{number}"] = EvalMetric(name=f"{m.group}_{number}", group=m.group, value=m.value)
     same = ("name", "scorer", "reducer", "scored_samples", "unscored_samples")
     return EvalScore(
         **{name: getattr(score, name) for name in same},
-        metrics=told or numbered,
+        metrics=safe or numbered,
     )

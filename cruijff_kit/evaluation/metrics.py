@@ -1,14 +1,14 @@
-"""What the scorers' samples come to: inspect-ai metrics over what each score's metadata says.
+"""inspect-ai metrics over the metadata of our scorers' scores.
 
-A sample of a scorer of ours carries:
+The metadata of a score has:
     options: label, positive (texts of options); when it was scored also predicted, said (the option that was written, else
     "other"), and where there is a risk: risk = P(positive), confidence = P(predicted), log_odds of the risk, if known;
     a number: target; when it was scored also prediction.
 
-Every sample counts (metadata["scored"] says which were scored; coverage and parse_rate are their share): one without an
-option is wrong, and one without a risk or a number counts as the constant baseline does, which metadata["constant"] has
-(`chance`), so that no run gains by answering the easy samples alone. scikit-learn computes what it has. A metric that is
-not defined is NaN, with a warning: the AUC of one class.
+Every sample counts (metadata["scored"] tells which were scored; coverage and parse_rate are their share): one without an
+option is wrong, and one without a risk or a number counts as the constant baseline does (metadata["constant"], see
+`chance`), so that no run gains by answering the easy samples alone. Metrics that scikit-learn has are computed by it. A
+metric that is not defined is NaN, with a warning: the AUC of one class.
 """
 
 import logging
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def expected_calibration_error(predicted: "numpy.ndarray", actual: "numpy.ndarray", bins: int = BINS) -> float:
-    """Mean distance between what was predicted and what came, over bins of what was predicted.
+    """Mean distance between predicted and actual values, over bins of the predicted ones.
 
     sum_b n_b / n |mean(predicted in b) - mean(actual in b)| with equal bins (lo, hi], 0 in the first
     (Guo et al. 2017, On Calibration of Modern Neural Networks).
@@ -50,12 +50,12 @@ Case = dict[str, Any]
 
 
 def _cases(scores: list[SampleScore]) -> list[Case]:
-    found = [s.score.metadata or {} for s in scores]
-    return [m for m in found if "label" in m or "target" in m]
+    cases = [s.score.metadata or {} for s in scores]
+    return [m for m in cases if "label" in m or "target" in m]
 
 
-def _of_cases(compute: Callable[[list[Case]], float]) -> Metric:
-    """A metric over all samples; NaN where there is none."""
+def _over_cases(compute: Callable[[list[Case]], float]) -> Metric:
+    """Make a metric over all samples; NaN where there is none."""
 
     def value(scores: list[SampleScore]) -> float:
         cases = _cases(scores)
@@ -64,13 +64,13 @@ def _of_cases(compute: Callable[[list[Case]], float]) -> Metric:
     return value
 
 
-def _of_risks(compute: Callable[[list[Case]], float]) -> Metric:
-    """As `_of_cases`; those without a risk have the constant's predicted option, risk and confidence."""
-    return _of_cases(lambda cases: compute(_filled(cases, lambda: constant_of_labels(cases))))
+def _over_risks(compute: Callable[[list[Case]], float]) -> Metric:
+    """As `_over_cases`; those without a risk have the constant's predicted option, risk and confidence."""
+    return _over_cases(lambda cases: compute(_fill_unscored(cases, lambda: constant_of_labels(cases))))
 
 
-def _filled(cases: list[Case], otherwise: Callable[[], Case]) -> list[Case]:
-    """Those that were not scored with what the constant says; of scorers that know none, what the samples' own is."""
+def _fill_unscored(cases: list[Case], otherwise: Callable[[], Case]) -> list[Case]:
+    """Give cases that were not scored the constant's values; a scorer without one takes that of the cases themselves."""
     if all(c.get("scored") for c in cases):
         return cases
     own = {} if all(c.get("scored") or "constant" in c for c in cases) else otherwise()
@@ -78,13 +78,13 @@ def _filled(cases: list[Case], otherwise: Callable[[], Case]) -> list[Case]:
 
 
 def constant_of_labels(cases: list[Case]) -> Case:
-    """The constant that knows how often each label occurs in these cases: predicted, risk, confidence."""
+    """Choose the constant from how often each label occurs in these cases: predicted, risk, confidence."""
     return constant_of_counts(Counter(c["label"] for c in cases), cases[0]["positive"])
 
 
 def constant_of_counts(counts: Counter[str], positive: str) -> Case:
-    """The constant answer where labels occur so often: the most frequent one, of several the first in order, and the shares
-    of it and of the positive one.
+    """Choose the constant answer: the most frequent label, of several the first in order, and the shares of it and of the
+    positive one.
     """
     predicted = min(counts, key=lambda label: (-counts[label], label))
     risk, confidence = (counts[label] / counts.total() for label in (positive, predicted))
@@ -92,7 +92,7 @@ def constant_of_counts(counts: Counter[str], positive: str) -> Case:
 
 
 def constant_of_numbers(values: Sequence[float]) -> Case:
-    """The constant numbers with the smallest absolute and the smallest squared error: median and mean."""
+    """Compute the constants with the smallest absolute and the smallest squared error: median and mean."""
     return {"median": statistics.median(values), "mean": statistics.fmean(values)}
 
 
@@ -143,13 +143,13 @@ def parse_rate() -> Metric:
 @metric
 def accuracy() -> Metric:
     """Share of the samples whose predicted option is the label."""
-    return _of_cases(lambda cases: _correct(cases).mean())
+    return _over_cases(lambda cases: _correct(cases).mean())
 
 
 @metric
 def stderr() -> Metric:
     """Standard error of that accuracy: standard deviation (n - 1) over the root of n."""
-    return _of_cases(lambda cases: _standard_error(_correct(cases)))
+    return _over_cases(lambda cases: _standard_error(_correct(cases)))
 
 
 def _standard_error(values: "numpy.ndarray") -> float:
@@ -167,7 +167,7 @@ def balanced_accuracy() -> Metric:
         labels, predicted = _column(cases, "label"), np.array([c.get("predicted", _NONE) for c in cases])
         return recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
 
-    return _of_cases(compute)
+    return _over_cases(compute)
 
 
 @metric
@@ -180,7 +180,7 @@ def f1() -> Metric:
         predicted = [int(c.get("predicted") == c["positive"]) for c in cases]
         return f1_score(_positive(cases), predicted, zero_division=0)
 
-    return _of_cases(compute)
+    return _over_cases(compute)
 
 
 @metric
@@ -197,11 +197,11 @@ def auc() -> Metric:
         ranks = np.unique(_order(cases), return_inverse=True)[1]  # scikit-learn takes no infinite log-odds
         return roc_auc_score(actual, ranks)
 
-    return _of_risks(compute)
+    return _over_risks(compute)
 
 
 def _order(cases: list[Case]) -> list[float]:
-    """What puts the cases in the order of their risks."""
+    """Return numbers in the order of the cases' risks."""
     if not any("log_odds" in c for c in cases) or any(c.get("scored") and "log_odds" not in c for c in cases):
         return [c["risk"] for c in cases]
     return [c["log_odds"] if "log_odds" in c else _log_odds(c["risk"]) for c in cases]
@@ -214,37 +214,37 @@ def _log_odds(risk: float) -> float:
 @metric
 def brier() -> Metric:
     """Mean squared distance of the risk from 1 (label is the last option) or 0."""
-    return _of_risks(lambda cases: ((_column(cases, "risk") - _positive(cases)) ** 2).mean())
+    return _over_risks(lambda cases: ((_column(cases, "risk") - _positive(cases)) ** 2).mean())
 
 
 @metric
 def c_ece() -> Metric:
     """Calibration error of the confidence: the predicted option's probability against being right."""
-    return _of_risks(lambda cases: expected_calibration_error(_column(cases, "confidence"), _correct(cases)))
+    return _over_risks(lambda cases: expected_calibration_error(_column(cases, "confidence"), _correct(cases)))
 
 
 @metric
 def r_ece() -> Metric:
     """Calibration error of the risk: P(last option) against the label being the last option."""
-    return _of_risks(lambda cases: expected_calibration_error(_column(cases, "risk"), _positive(cases)))
+    return _over_risks(lambda cases: expected_calibration_error(_column(cases, "risk"), _positive(cases)))
 
 
 @metric
 def confusion() -> Metric:
-    """Counts by label (last option: positive) and by what was written, and the share of positive labels.
+    """Counts by label (last option: positive) and by the option that was written, and the share of positive labels.
 
-    Keys: true_positives, false_negatives, false_positives, true_negatives; other, what was written and is no option, or
-    was not scored; class_balance.
+    Keys: true_positives, false_negatives, false_positives, true_negatives; other: not an option, or not scored;
+    class_balance.
     """
 
     def value(scores: list[SampleScore]) -> dict[str, float]:
         cases = _cases(scores)
-        named = {(True, True): "true_positives", (True, False): "false_negatives",
+        names = {(True, True): "true_positives", (True, False): "false_negatives",
                  (False, True): "false_positives", (False, False): "true_negatives"}  # fmt: skip
-        counts = dict.fromkeys(named.values(), 0)
+        counts = dict.fromkeys(names.values(), 0)
         for c in cases:
             if c.get("said", "other") != "other":
-                counts[named[c["label"] == c["positive"], c["said"] == c["positive"]]] += 1
+                counts[names[c["label"] == c["positive"], c["said"] == c["positive"]]] += 1
         balance = float(_positive(cases).mean()) if cases else math.nan
         return {**counts, "other": len(scores) - sum(counts.values()), "class_balance": balance}
 
@@ -254,23 +254,23 @@ def confusion() -> Metric:
 @metric
 def mae() -> Metric:
     """Mean absolute error (scikit-learn)."""
-    return _of_numbers("mean_absolute_error", "median")
+    return _over_numbers("mean_absolute_error", "median")
 
 
 @metric
 def rmse() -> Metric:
     """Root of the mean squared error (scikit-learn)."""
-    return _of_numbers("root_mean_squared_error", "mean")
+    return _over_numbers("root_mean_squared_error", "mean")
 
 
 @metric
 def r_squared() -> Metric:
     """Share of the targets' variance that the predictions explain (scikit-learn); NaN where targets do not vary."""
-    return _of_numbers("r2_score", "mean")
+    return _over_numbers("r2_score", "mean")
 
 
-def _of_numbers(function: str, constant: str) -> Metric:
-    """A metric of scikit-learn's; those without a number have the constant that is best for it."""
+def _over_numbers(function: str, constant: str) -> Metric:
+    """Make one of scikit-learn's metrics; cases without a number have the constant that is best for it."""
 
     def compute(cases: list[Case]) -> float:
         import sklearn.metrics
@@ -278,8 +278,8 @@ def _of_numbers(function: str, constant: str) -> Metric:
         targets = _column(cases, "target")
         if function == "r2_score" and len(set(targets)) < 2:
             return _undefined("r_squared", f"the {len(targets)} targets do not vary")
-        filled = _filled(cases, lambda: constant_of_numbers(targets.tolist()))
+        filled = _fill_unscored(cases, lambda: constant_of_numbers(targets.tolist()))
         predictions = [c["prediction"] if c.get("scored") else c[constant] for c in filled]
         return getattr(sklearn.metrics, function)(targets, predictions)
 
-    return _of_cases(compute)
+    return _over_cases(compute)

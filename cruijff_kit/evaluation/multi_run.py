@@ -17,19 +17,12 @@ from inspect_ai.model import GenerateConfig
 
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation import log_redaction
+from cruijff_kit.evaluation.build_tasks import build_task, count_requests, option_tokens
 from cruijff_kit.evaluation.engine import AnsweringModel, ChatModel, Engine, MultiLoraEngine, base_of
 from cruijff_kit.evaluation.fork_pool import CAN_FORK, RemoteEngine, RemoteModel, run_in_workers
+from cruijff_kit.evaluation.inspect_eval import call_inspect, generation_options
 from cruijff_kit.evaluation.provider import BatchCollector, open_model
-from cruijff_kit.evaluation.run_tasks import (
-    EvaluationItem,
-    build_task,
-    call_inspect,
-    evaluate_item,
-    evaluation_of,
-    generation,
-    option_tokens,
-    report_scores,
-)
+from cruijff_kit.evaluation.run_tasks import EvaluationItem, evaluate_item, evaluation_of, report_scores
 from cruijff_kit.records.result import Evaluation
 from cruijff_kit.training.out_of_memory import free_exception_frames
 from cruijff_kit.util.errors import one_line
@@ -180,11 +173,13 @@ def _run_share(
     collector, opened = BatchCollector(engine), {}
     for n, item in items.items():
         settings, task = item.config.eval, tasks[n]
-        options = option_tokens(task)
-        opened[n] = open_model(models[n], item.config.model.name, settings.batch_size, on_done, collector, options)
+        opened[n] = open_model(
+            models[n], item.config.model.name, settings.batch_size, on_done, collector, option_tokens(task),
+            count_requests(task, item.config),
+        )  # fmt: skip
         task.model = task.model or opened[n]
         task.metadata = item.metadata | (task.metadata or {})
-        task.config = task.config.merge(GenerateConfig(**generation(task, item.config)))
+        task.config = task.config.merge(GenerateConfig(**generation_options(task, item.config)))
     config = next(iter(items.values())).config
     own = [tasks[n] for n in items]
     logs = call_inspect(own, [*opened.values()], config, max_tasks=len(own), log_dir=logs_folder)

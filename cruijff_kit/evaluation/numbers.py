@@ -47,7 +47,7 @@ _ALIKE = str.maketrans(
     {"\u2212": "-", "\u2010": "-", "\u2011": "-", "\ufe63": "-", "\uff0d": "-", "\uff0b": "+", "\u2019": "'"}
     | dict.fromkeys("\u00a0\u202f\u2009\u2007", " ")
 )
-# Digits with whatever may group them; `_value` says whether they are so grouped.
+# Digits with whatever may group them; `_read_digits` says whether they are so grouped.
 _DIGITS = re.compile(r"(?:\d+(?:(?:[.,']|[ ](?=\d{3}(?!\d)))\d+)*|(?<![.,\w])\.\d+)(?:[eE][-+]?\d+)?")
 _DECIMAL = re.compile(r"(\d*)([.,])(\d+)")
 _GROUPED = re.compile(r"([1-9]\d{0,2}([ ,.'])\d{3}(?:\2\d{3})*)(?:(?!\2)([.,])(\d+))?")
@@ -66,7 +66,7 @@ _TIMES = {
     "milliard": 1e9, "milliards": 1e9, "milliarde": 1e9, "milliarden": 1e9, "trillion": 1e12, "trillions": 1e12,
 }  # fmt: skip
 _MULTIPLIED = re.compile(rf"[ -]?({'|'.join(_TIMES)})\b", re.IGNORECASE)
-# Said of a number from afar: "Risk (%): 1", "log odds: 0.5", "Income (in thousands): 5".
+# Says what a number is, elsewhere in the text: "Risk (%): 1", "log odds: 0.5", "Income (in thousands): 5".
 _IS_NO_SHARE = re.compile(rf"[%‰]|\b(?:{_PER_CENT}|percentage|per ?mille|promille|log|odds|ratio)\b", re.IGNORECASE)
 _IS_MULTIPLE = re.compile(
     r"\bin\s+(?:hundred|thousand|(?:m|b|tr)illion)|\b(?:hundred|thousand|(?:m|b|tr)illion)s\b", re.I
@@ -106,23 +106,23 @@ _NEAR = 60  # letters before and behind a number that are looked at
 
 
 def find_number(text: str, decimal_comma: bool = False) -> float | None:
-    """The finite number that a text holds, "$" and per cent left aside; None where it holds none or several.
+    """Find the finite number of a text, "$" and per cent left aside; None where it has none or several.
 
     Args:
         decimal_comma: "1,234" is 1.234 and "1.234" is 1234 (`writes_decimal_comma`).
     """
-    parts = _parts(text, decimal_comma)
+    parts = _read_parts(text, decimal_comma)
     values = {number.value for number in parts[0]} if parts else set()
     return values.pop() if len(values) == 1 and _agree(parts) else None
 
 
 def find_risk(text: str) -> float | None:
-    """The number in [0, 1] that a text holds, "80%" as 0.8 and "1 in 4" as 0.25; None where it holds none or several."""
-    parts = _parts(text, decimal_comma=False)
-    said = [{n.share if n.share is None else round(n.share, 12) for n in part} for part in parts]
-    if any(len(shares) > 1 or None in shares for shares in said) or not _agree(parts):
+    """Find the number in [0, 1] of a text, "80%" as 0.8 and "1 in 4" as 0.25; None where it has none or several."""
+    parts = _read_parts(text, decimal_comma=False)
+    every = [{n.share if n.share is None else round(n.share, 12) for n in part} for part in parts]
+    if any(len(shares) > 1 or None in shares for shares in every) or not _agree(parts):
         return None
-    return next((share for (share,) in said if 0 <= share <= 1), None)
+    return next((share for (share,) in every if 0 <= share <= 1), None)
 
 
 def writes_decimal_comma(texts: Iterable[str]) -> bool:
@@ -131,10 +131,10 @@ def writes_decimal_comma(texts: Iterable[str]) -> bool:
     return "," in marks and "." not in marks
 
 
-def _parts(text: str, decimal_comma: bool) -> list[list[_Number]]:
-    """The numbers of each part of a text that has some; a part says again what the one before it has said."""
+def _read_parts(text: str, decimal_comma: bool) -> list[list[_Number]]:
+    """Find the numbers of each part of a text that has some; a part repeats what the one before it said."""
     parts = re.split(r",\s+or\b(?=[^\d\n]{0,20}\d)", text.translate(_ALIKE))
-    return [numbers for part in parts if (numbers := _numbers(part, decimal_comma))]
+    return [numbers for part in parts if (numbers := _find_numbers(part, decimal_comma))]
 
 
 def _agree(parts: list[list[_Number]]) -> bool:
@@ -151,24 +151,24 @@ def _agree(parts: list[list[_Number]]) -> bool:
     return all(same(parts[0][0].share, number.share) for part in parts[1:] for number in part)
 
 
-def _numbers(text: str, decimal_comma: bool) -> list[_Number]:
-    """Every number of a text but those of names and scales, ranges and ratios as one."""
+def _find_numbers(text: str, decimal_comma: bool) -> list[_Number]:
+    """Find every number of a text but those of names and scales; ranges and ratios are one number."""
     digits = [m for m in _DIGITS.finditer(text) if not _NAME.search(text[max(0, m.start() - 2) : m.start()])]
-    every = [_number(text, m, decimal_comma) for m in digits]
-    found, kept = deque(every), []
-    while found:
-        one = found.popleft()
-        if found and (joined := _joined(text, one, found[0])):
-            found.popleft()
+    every = [_read_number(text, m, decimal_comma) for m in digits]
+    queue, numbers = deque(every), []
+    while queue:
+        one = queue.popleft()
+        if queue and (joined := _join(text, one, queue[0])):
+            queue.popleft()
             if joined is _SCALE:
                 continue
             one = joined
-        kept.append(_in_place(text, one))
-    return _said_from_afar(text, every, kept) if kept else []
+        numbers.append(_check_surroundings(text, one))
+    return _apply_distant_units(text, every, numbers) if numbers else []
 
 
-def _number(text: str, match: re.Match[str], decimal_comma: bool) -> _Number:
-    value = _value(match[0], decimal_comma)
+def _read_number(text: str, match: re.Match[str], decimal_comma: bool) -> _Number:
+    value = _read_digits(match[0], decimal_comma)
     begin, end, is_negative, is_money = match.start(), match.end(), False, False
     before, behind = _around(text, begin, end)
     if sign := _SIGN.search(before):
@@ -194,8 +194,8 @@ def _around(text: str, begin: int, end: int) -> tuple[str, str]:
     return text[max(0, begin - _NEAR) : begin], text[end : end + _NEAR]
 
 
-def _joined(text: str, one: _Number, other: _Number) -> _Number | None:
-    """Two numbers as one where they are a ratio or a range; None where they are neither."""
+def _join(text: str, one: _Number, other: _Number) -> _Number | None:
+    """Join two numbers that are a ratio or a range; None where they are neither."""
     between, (before, behind) = text[one.end : other.begin], _around(text, one.begin, other.end)
     if ratio := _RATIO.fullmatch(between):
         of_year = _YEAR.fullmatch(text[other.begin : other.end]) is not None and not ratio[2]
@@ -203,7 +203,7 @@ def _joined(text: str, one: _Number, other: _Number) -> _Number | None:
             of_year = False
         whole = ratio[1] or ratio[2] or one.value is None or one.value == int(one.value)
         is_ratio = one.is_plain and other.is_plain and whole and not of_year
-        share = _ratio(one.value, other.value, slash=ratio[1] is not None) if is_ratio else None
+        share = _read_ratio(one.value, other.value, slash=ratio[1] is not None) if is_ratio else None
         return _Number(None, share, one.begin, other.end)
     bracketed = before.endswith(("(", "[")) and behind.startswith((")", "]"))
     listed = bracketed and between.strip() == "," or between.strip() == "and" and before.lower().endswith("between ")
@@ -213,8 +213,8 @@ def _joined(text: str, one: _Number, other: _Number) -> _Number | None:
     return _SCALE if scale else _Number(None, None, one.begin, other.end)
 
 
-def _in_place(text: str, number: _Number) -> _Number:
-    """A number as what stands around it leaves it."""
+def _check_surroundings(text: str, number: _Number) -> _Number:
+    """Return the number, or what is left of it: what stands around it may make it another one."""
     before, behind = _around(text, number.begin, number.end)
     opened, closed = _OPENED.search(before), _CLOSED.match(behind)
     enclosed = opened[0] if opened else ""
@@ -309,29 +309,29 @@ def _says_again(first: str, second: str) -> bool:
     return first[:1].isdigit() or second[:1].isdigit() and (first in QUALIFIERS or first in "$€£-")
 
 
-def _said_from_afar(text: str, every: list[_Number], kept: list[_Number]) -> list[_Number]:
-    """Numbers of which a text says elsewhere that they are per cent, log-odds or thousands."""
+def _apply_distant_units(text: str, every: list[_Number], numbers: list[_Number]) -> list[_Number]:
+    """Void numbers of which the text says elsewhere that they are per cent, log-odds or thousands."""
     outside, at = [], 0
     for number in every:
         outside.append(text[at : number.begin])
         at = max(at, number.end)
     rest = "0".join([*outside, text[at:]])
     if _IS_MULTIPLE.search(rest):
-        return [replace(number, value=None, share=None) for number in kept]
+        return [replace(number, value=None, share=None) for number in numbers]
     if _IS_NO_SHARE.search(rest):
-        return [number if number.is_percent else replace(number, share=None) for number in kept]
-    return kept
+        return [number if number.is_percent else replace(number, share=None) for number in numbers]
+    return numbers
 
 
-def _ratio(part: float | None, whole: float | None, slash: bool) -> float | None:
-    """ "1 in 4"; 50/50 and 60/40 are odds."""
+def _read_ratio(part: float | None, whole: float | None, slash: bool) -> float | None:
+    """Read "1 in 4"; 50/50 and 60/40 are odds."""
     if part is None or whole is None or not 0 <= part <= whole or whole == 0:
         return None
     return None if slash and part > 1 and part + whole == 100 else part / whole
 
 
-def _value(digits: str, decimal_comma: bool) -> float | None:
-    """Digits with points, commas, blanks and an exponent as a number; None where they are grouped in no known way."""
+def _read_digits(digits: str, decimal_comma: bool) -> float | None:
+    """Read digits with points, commas, blanks and an exponent; None where they are grouped in no known way."""
     body, _, exponent = digits.lower().partition("e")
     if decimal := _DECIMAL.fullmatch(body):
         whole, mark, part = decimal.groups()

@@ -22,11 +22,12 @@ from inspect_ai.model import ChatMessage
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation import metrics
+from cruijff_kit.evaluation.build_tasks import build_task, option_tokens
 from cruijff_kit.evaluation.engine import AnsweringModel, Completion, CompletionRequest, Engine, RequestScheduler
 from cruijff_kit.evaluation.external_tasks import list_metrics
 from cruijff_kit.evaluation.generate_config import as_messages
+from cruijff_kit.evaluation.inspect_eval import run_inspect
 from cruijff_kit.evaluation.provider import BatchCollector, open_model
-from cruijff_kit.evaluation.run_tasks import build_task, option_tokens, run_inspect
 from cruijff_kit.evaluation.targets import check_room, check_targets, most_tokens, targets_within_others
 from cruijff_kit.training import process_cache
 from cruijff_kit.util import redaction

@@ -11,6 +11,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -51,7 +52,8 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import quote
 
 PROVIDER = "cruijff_kit"
-# A sample comes from one request to the next in about as many iterations of the event loop; an idle one takes 10 us.
+# Where it is not known how often samples ask: a sample comes from one request to the next in about as many iterations of
+# the event loop. An idle iteration takes 10 us.
 _IDLE_ITERATIONS = 25
 
 
@@ -62,6 +64,7 @@ def open_model(
     on_done: Callable[[], object] = lambda: None,
     collector: "BatchCollector | None" = None,
     options: tuple[str, ...] = (),
+    num_requests: int | None = None,
 ) -> Model:
     """Open a model as inspect-ai's tasks see it: `cruijff_kit/NAME`.
 
@@ -72,6 +75,7 @@ def open_model(
         on_done: called each time an answer is complete.
         collector: that it shares with other models; None: its own.
         options: texts of one token each; every answer comes with their logits (`scorers.OPTION_LOGITS`).
+        num_requests: how often the task's samples will ask in all; None: not known.
     """
     model = get_model(
         f"{PROVIDER}/{name}",
@@ -80,13 +84,15 @@ def open_model(
         batch_size=batch_size,
         on_done=on_done,
         options=options,
+        num_requests=num_requests,
     )
-    model.api.collector = collector or model.api.collector
+    model.api.collector = collector or BatchCollector(SingleModelEngine())
+    model.api.collector.add(model.api)
     return model
 
 
 class BatchCollector:
-    """Collects requests into batches: a step begins once no sample is about to request more.
+    """Collects requests into batches: a step begins when all open samples wait, or when no request came for a while.
 
     Args:
         engine: computes the steps.
@@ -94,7 +100,12 @@ class BatchCollector:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._num_idle = engine, 0
+        self._apis: list[InMemoryAPI] = []
         self._open: dict[InMemoryAPI, RequestScheduler] = {}
+
+    def add(self, api: "InMemoryAPI") -> None:
+        """Wait for the samples of this API, too."""
+        self._apis.append(api)
 
     def open(self, api: "InMemoryAPI") -> RequestScheduler:
         """Open a scheduler for an API, whose steps are done from now on."""
@@ -118,7 +129,7 @@ class BatchCollector:
         if not self._open:
             return
         self._num_idle += 1
-        if self._num_idle > _IDLE_ITERATIONS:
+        if self._num_idle > _IDLE_ITERATIONS or all(api.is_waiting for api in self._apis):
             try:
                 finished = self._step()
             except BaseException as failure:
@@ -152,16 +163,19 @@ class InMemoryAPI(ModelAPI):
         batch_size: int = 128,
         on_done: Callable[[], object] = lambda: None,
         options: tuple[str, ...] = (),
+        num_requests: int | None = None,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.chat_model, self.batch_size, self.on_done, self.options = chat_model, batch_size, on_done, options
-        self.collector = BatchCollector(SingleModelEngine())
+        self.collector: BatchCollector
         self.num_tokens = 0
         """Tokens that have gone through the model."""
         # The first that was computed counts: an equal prompt in another batch may come out rounded otherwise.
         self._logits: dict[bytes, list[float]] = {}
         self._scheduler: RequestScheduler | None = None
         self._open: set[asyncio.Future[Completion]] = set()
+        self._waiting: set[_Ask] = set()
+        self._num_left = num_requests  # how often samples will yet ask, those that wait included
         self._num_requests: Counter[str] = Counter()
 
     async def generate(
@@ -235,14 +249,34 @@ class InMemoryAPI(ModelAPI):
         if self._scheduler is None:
             self._scheduler = self.collector.open(self)
         self.collector.wait()
-        futures = []
+        futures, ask = [], _Ask(len(requests))
+        self._waiting.add(ask)
         for request in requests:
             future = loop.create_future()
-            self._scheduler.add(request, functools.partial(_resolve, future), functools.partial(_is_wanted, future))
+            self._scheduler.add(
+                request, functools.partial(self._resolve, future, ask), functools.partial(_is_wanted, future)
+            )
             futures.append(future)
             self._open.add(future)
             future.add_done_callback(self._open.discard)
-        return await asyncio.gather(*futures)
+        try:
+            return await asyncio.gather(*futures)
+        finally:
+            self._waiting.discard(ask)
+
+    def _resolve(self, future: "asyncio.Future[Completion]", ask: "_Ask", completion: Completion) -> None:
+        if not future.done():  # else the sample was cancelled meanwhile
+            future.set_result(completion)
+        ask.num_open -= 1
+        if not ask.num_open and self._num_left is not None:
+            self._num_left -= 1
+        if not ask.num_open:
+            self._waiting.discard(ask)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether all samples wait that inspect-ai has open: as many as `batch_size`, or all that are left."""
+        return self._num_left is not None and len(self._waiting) >= min(self.batch_size, self._num_left)
 
     def fail(self, error: BaseException) -> None:
         """Pass an error on to the samples that wait."""
@@ -313,13 +347,16 @@ class InMemoryAPI(ModelAPI):
         return False
 
 
+@dataclass(eq=False)
+class _Ask:
+    """What a sample asks for at once."""
+
+    num_open: int
+    """Requests that are not complete."""
+
+
 def _is_wanted(future: asyncio.Future) -> bool:
     return not future.cancelled()
-
-
-def _resolve(future: "asyncio.Future[Completion]", completion: Completion) -> None:
-    if not future.done():  # else the sample was cancelled meanwhile
-        future.set_result(completion)
 
 
 @modelapi(name=PROVIDER)

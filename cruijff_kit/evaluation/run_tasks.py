@@ -1,45 +1,34 @@
-"""Runs inspect-ai tasks over the model in memory and makes sure that every sample was answered and scored."""
+"""Evaluates a model: runs tasks over it, one log and one Evaluation each."""
 
-import asyncio
-import gc
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog, EvalScore, write_eval_log
-from inspect_ai.model import Model
-from inspect_ai.scorer import NOANSWER, Score
+from inspect_ai import Task
+from inspect_ai.log import EvalLog, write_eval_log
 
 from cruijff_kit.config.data_policy import withholds_samples
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
-from cruijff_kit.data.generators import ceiling_of
+from cruijff_kit.data.generators import read_bayes_optimum
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.evaluation import log_redaction
-from cruijff_kit.evaluation.cells import item_key, with_evaluation
-from cruijff_kit.evaluation.chance import TEST, chance_of, is_constant, targets_of, with_chance
+from cruijff_kit.evaluation.build_tasks import build_task, count_requests, option_tokens
+from cruijff_kit.evaluation.chance import chance_of, is_constant
 from cruijff_kit.evaluation.engine import ChatModel
+from cruijff_kit.evaluation.evaluation_grid import item_key, with_evaluation
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
-from cruijff_kit.evaluation.external_tasks import build_external, check_arguments
+from cruijff_kit.evaluation.inspect_eval import call_outside_event_loop, run_inspect
+from cruijff_kit.evaluation.log_checks import EvaluationError, check_log
 from cruijff_kit.evaluation.provider import open_model
-from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.models.adapter import adapter_state, load_adapter, load_adapter_state
 from cruijff_kit.records.result import Evaluation
 from cruijff_kit.records.run_folder import RunFolder
-from cruijff_kit.util import redaction
-from cruijff_kit.util.errors import UserError, one_line
+from cruijff_kit.util.errors import one_line
 from cruijff_kit.util.files import make_private
 from cruijff_kit.util.progress import progress, say
-from cruijff_kit.util.redaction import parse_frames
-from cruijff_kit.util.suggest import did_you_mean
-
-
-class EvaluationError(RuntimeError):
-    """A task did not answer and score all its samples; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +169,13 @@ def run_task(
     task, label = build_task(name, config), name.label
     who = "untrained model" if epoch is None else f"epoch {epoch}"
     with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
-        options = option_tokens(task)
-        model = open_model(chat_model, config.model.name, config.eval.batch_size, bar.advance, options=options)
+        model = open_model(
+            chat_model, config.model.name, config.eval.batch_size, bar.advance, options=option_tokens(task),
+            num_requests=count_requests(task, config),
+        )  # fmt: skip
         log = run_inspect(task, model, config, log_dir, metadata)
         if config.dataset.tier == RED:
-            log = _keep_red(log, config, log_dir, metadata, name.ships)
+            log = _write_red_log(log, config, log_dir, metadata, name.ships)
     evaluation = evaluation_of(name, config, task, log, epoch, time.monotonic() - started, prompts_checked)
     report_scores(evaluation)
     return evaluation
@@ -205,7 +196,7 @@ def evaluation_of(
         EvaluationError: as run_task.
     """
     label = name.label
-    scored = _check(label, log, may_score_none=epoch is None or name.ships)
+    scored = check_log(label, log, may_score_none=epoch is None or name.ships)
     chance, chance_from = chance_of(task, log.samples)
     samples = log.results.total_samples
     metrics = {s.name: {m: v.value for m, v in s.metrics.items()} for s in log.results.scores}
@@ -213,7 +204,7 @@ def evaluation_of(
         label, epoch, samples, metrics, log.location, round(seconds, 3), prompts_checked,
         unscored={s: samples - n for s, n in scored.items()},
         coverage={s: n / samples for s, n in scored.items()},
-        ceiling=_ceiling(name, config),
+        bayes_optimum=_bayes_optimum(name, config),
         chance=chance, chance_from=chance_from,
         constant_answer=is_constant(log.samples),
         key=item_key(name, config), split=config.split_of(name),
@@ -233,192 +224,24 @@ def report_scores(evaluation: Evaluation, begin: str = "") -> None:
         )
 
 
-def _keep_red(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dict[str, Any], ships: bool) -> EvalLog:
+def _write_red_log(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dict[str, Any], ships: bool) -> EvalLog:
     """Write a log of red data, which is in memory so far, without its samples' contents.
 
     Returns:
-        The whole log with its new place, and with results that can be told.
+        The whole log with its new location, and with results that may be shown.
     """
     withholds = withholds_samples(config)
     make_private(log_dir)
     path = log_dir / log_redaction.file_name(log)
     metadata = log_redaction.marked(metadata, config, withholds)
-    kept = told = log_redaction.redacted(log, config, metadata, ships)
+    written = redacted = log_redaction.redacted(log, config, metadata, ships)
     if not withholds:
-        kept = log.model_copy(update={"eval": log.eval.model_copy(update={"metadata": metadata})})
-    _outside_event_loop(lambda: write_eval_log(kept, str(path)))
+        written = log.model_copy(update={"eval": log.eval.model_copy(update={"metadata": metadata})})
+    call_outside_event_loop(lambda: write_eval_log(written, str(path)))
     path.chmod(0o600)
-    return log.model_copy(update={"location": str(path), "results": told.results})
+    return log.model_copy(update={"location": str(path), "results": redacted.results})
 
 
-def _ceiling(name: TaskName, config: RunConfig) -> dict[str, float]:
+def _bayes_optimum(name: TaskName, config: RunConfig) -> dict[str, float]:
     data = config.dataset
-    return ceiling_of(data.generator, data.arguments, name.split or data.test_split) if name.ships else {}
-
-
-def build_task(name: TaskName, config: RunConfig) -> Task:
-    """The inspect-ai task of a name; one that ships gets the run's data and prompt.
-
-    Raises:
-        UserError: no such task, a wrong argument, malformed data, or whatever a task of the user's does wrong.
-    """
-    arguments, dataset = config.eval.arguments_of(name), config.dataset
-    if not name.ships:
-        task = build_external(name, arguments)
-        return with_chance(task, targets_of(task), TEST)
-    if name.task not in TASKS:
-        raise UserError(f"eval.tasks: {name.task} does not exist; {did_you_mean(name.task, [*TASKS])}")
-    of_the_run = {
-        "data": dataset.path,
-        "split": name.split or dataset.test_split,
-        "prompt": dataset.prompt,
-        "system_prompt": dataset.system_prompt,
-        "input_column": dataset.column_map["input"],
-        "output_column": dataset.column_map["output"],
-        "messages_column": dataset.column_map.get("messages"),
-        "format": dataset.format,
-        "split_column": dataset.split_column,
-        "type": dataset.type,
-        "max_samples": dataset.max_test_samples,
-        "sample_seed": dataset.sample_seed,
-        "train_split": dataset.train_split,
-        "train_samples": dataset.max_samples,
-    }
-    check_arguments(name, TASKS[name.task], arguments, tuple(of_the_run))
-    return TASKS[name.task](**of_the_run, **arguments)
-
-
-def option_tokens(task: Task) -> tuple[str, ...]:
-    """The options whose logits the task's scorers read, each a single token."""
-    return tuple(dict.fromkeys(o for s in task.scorer or [] for o in getattr(s, "option_tokens", ())))
-
-
-def check_tasks(config: RunConfig) -> None:
-    """Build every task of the config once; raises UserError as `build_task`."""
-    for name in config.eval.names:
-        build_task(name, config)
-
-
-def run_inspect(
-    task: Task, model, config: RunConfig, log_dir: Path, metadata: dict[str, Any], score: bool = True
-) -> EvalLog:
-    """inspect-ai's eval with what must hold in a job: no display, no server, no retries; the first error ends it.
-
-    The log of red data is not in `log_dir` but in memory, whole.
-
-    Raises:
-        UserError: the data is red, and something installed would see the samples.
-    """
-    asked = {"metadata": metadata, "score": score, **generation(task, config)}
-    if config.dataset.tier != RED:
-        return call_inspect([task], [model], config, **asked, log_dir=str(log_dir))[0]
-    with log_redaction.kept_in_memory() as folder, redaction.silence():
-        return call_inspect([task], [model], config, **asked, log_dir=folder, **log_redaction.IN_MEMORY)[0]
-
-
-def generation(task: Task, config: RunConfig) -> dict[str, Any]:
-    """Settings of generation, which differ from task to task."""
-    settings = config.eval
-    return {
-        "max_tokens": task.config.max_tokens or settings.max_tokens,
-        "logprobs": True if settings.logprobs or settings.top_logprobs else None,
-        "top_logprobs": settings.top_logprobs,
-    }
-
-
-def call_inspect(tasks: list[Task], models: list[Model], config: RunConfig, **more: Any) -> list[EvalLog]:
-    """inspect-ai's eval, with what all our calls of it have in common."""
-    settings = config.eval
-    options: dict[str, Any] = {
-        "model": models[0],  # of tasks that have none of their own
-        "limit": settings.limit,
-        "log_format": "eval",
-        "log_samples": True,
-        "log_realtime": False,
-        "log_buffer": 1000,  # samples, instead of up to ten: a log that was cut off is made anew, never read
-        "log_level": "warning",
-        "display": "none",
-        "score_display": False,  # metrics of the samples so far, after each: nobody sees them
-        "ctl_server": False,
-        "fail_on_error": True,
-        "max_samples": settings.batch_size,
-        "max_connections": settings.batch_size,
-    } | more
-    often = gc.get_threshold()
-    gc.set_threshold(10_000, *often[1:])  # a quarter of inspect-ai's own time went into looking for garbage
-    try:
-        return _outside_event_loop(lambda: eval(tasks, **options))
-    finally:
-        gc.set_threshold(*often)
-        for model in models:
-            model.api.end()
-
-
-def _outside_event_loop(call: Callable[[], Any]) -> Any:
-    """Call here, or in a thread where an event loop is running already (a notebook), which eval() would refuse."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        running = False
-    else:
-        running = True
-    if not running:
-        return call()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(call).result()
-
-
-def _check(name: str, log: EvalLog, may_score_none: bool) -> dict[str, int]:
-    """scorer -> samples that it scored; all of them were answered, and none of the scorers left all of them out.
-
-    Args:
-        may_score_none: whether our own scorers may, which count such samples all the same: of a task of ours, whose model
-            may write no number or option; of any, where it has not been taught to yet.
-    Raises:
-        EvaluationError: what is wrong, in one line.
-    """
-    if log.status == "cancelled":  # inspect-ai took the Ctrl-C
-        raise KeyboardInterrupt
-    if log.status != "success":
-        reason = redaction.redact_log(log.error.message, log.error.traceback) if log.error else log.status
-        error = EvaluationError(f"task {name} ended as {log.status}: {reason}")
-        if log.error:
-            error.add_note(
-                "\n".join(f'  File "{file}", line {line}' for file, line in parse_frames(log.error.traceback))
-            )
-        raise error
-    samples, expected = log.samples or [], log.results.total_samples
-    failed = [s for s in samples if s.error]
-    if failed:
-        first = redaction.redact_log(failed[0].error.message, failed[0].error.traceback)
-        raise EvaluationError(f"task {name}: {len(failed)} of {expected} samples failed, first: {first}")
-    if not expected or len(samples) != expected:
-        raise EvaluationError(f"task {name}: {len(samples)} of {expected} samples were answered")
-    if not log.results.scores:
-        raise EvaluationError(f"task {name} has no scorer: 0 of {expected} samples were scored")
-    scored = {}
-    for score in log.results.scores:
-        # Our own scorers say themselves what they left out: inspect-ai would keep such samples from their metrics.
-        share = next((score.metrics[m].value for m in ("coverage", "parse_rate") if m in score.metrics), None)
-        left_out = score.unscored_samples or 0
-        scored[score.name] = expected - left_out if share is None else round(share * expected)
-        if share is None and _none_answered([s.scores or {} for s in samples], score):
-            scored[score.name] = 0
-        if not (score.scored_samples and scored[score.name]) and (share is None or not may_score_none):
-            why = next((e for s in samples if (e := _reason(s.scores or {}, score))), "")
-            raise EvaluationError(f"task {name}: scorer {score.name} scored 0 of {expected} samples{why}")
-    return scored
-
-
-def _none_answered(scores: list[dict[str, Score]], score: EvalScore) -> bool:
-    """Whether all that a scorer gave is "N" (which inspect-ai's accuracy counts as wrong) or NaN."""
-    given = [found for s in scores if (found := s.get(score.name) or s.get(score.scorer)) is not None]
-    values = [g.value.get(score.name) if isinstance(g.value, dict) else g.value for g in given]
-    return bool(values) and all(v == NOANSWER or v != v for v in values)  # NaN alone is not itself
-
-
-def _reason(scores: dict[str, Score], score: EvalScore) -> str:
-    """Why a scorer did not score a sample, in its own words, as the end of a message."""
-    given = scores.get(score.name) or scores.get(score.scorer)
-    said = given and (given.explanation or given.reason)
-    return f"; the first: {one_line(said)}" if said else ""
+    return read_bayes_optimum(data.generator, data.arguments, name.split or data.test_split) if name.ships else {}

@@ -4,11 +4,11 @@
     Task(..., scorer=[exact(), risk_scorer(("0", "1"))], config=GenerateConfig(logprobs=True, top_logprobs=20))
 
 They work in any inspect-ai task and with any model. A sample that cannot be scored has the value "N", the reason, and
-metadata["scored"] = False; `metrics` says how it counts.
+metadata["scored"] = False; see `metrics` for how it counts.
 
-What others may know of a scorer stands in its attributes: needs_whole_answer, compares (texts: EQUALITY or INCLUSION),
+Other modules read a scorer's attributes: needs_whole_answer, compares (texts: EQUALITY or INCLUSION),
 options, option_tokens (options whose logits it reads), decimal_comma, and check_target, which raises UserError for a text
-that can be no target.
+that cannot be a target.
 """
 
 import functools
@@ -38,9 +38,9 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import quote
 
 OPTION_LOGITS = "option_logits"
-"""In the metadata of an output of the model in memory: option -> the logit of its token at the answer's beginning."""
+"""Key in the metadata of the in-memory model's outputs: option -> the logit of its token at the answer's beginning."""
 OPTION_SAID = "option_said"
-"""There: the option that the answer begins with; None: with none."""
+"""Key beside it: the option that the answer begins with; None: with none."""
 
 EQUALITY, INCLUSION = "equality", "inclusion"
 _TEXTS = [accuracy(), stderr()]
@@ -67,12 +67,12 @@ def includes(case_sensitive: bool = True) -> Scorer:
 
 
 def plain(text: str) -> str:
-    """A text as texts are compared: in Unicode's composed form (NFC), without blanks around it; its case stays."""
+    """Normalise a text for comparison: Unicode's composed form (NFC), without blanks around it; its case stays."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def _text_scorer(compares: str, case_sensitive: bool) -> Scorer:
-    def folded(text: str) -> str:
+    def fold(text: str) -> str:
         return plain(text) if case_sensitive else plain(text).casefold()
 
     def is_right(answer: str, wanted: str) -> bool:
@@ -80,7 +80,7 @@ def _text_scorer(compares: str, case_sensitive: bool) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         text = state.output.completion
-        right = any(is_right(folded(text), folded(wanted)) for wanted in target)
+        right = any(is_right(fold(text), fold(wanted)) for wanted in target)
         reason = None if text.strip() else "no_response"
         return Score(value=CORRECT if right else INCORRECT, answer=text.strip(), explanation=text, reason=reason)
 
@@ -92,9 +92,9 @@ def _text_scorer(compares: str, case_sensitive: bool) -> Scorer:
 def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
     """Probabilities of the options as the first token of the answer; risk = P(last option).
 
-    The softmax of the tokens' logits. The model in memory gives the logits of exactly these tokens, those that training
-    teaches behind this very prompt, in fp32; of other models the log-probabilities are taken, which the task must ask for
-    with alternatives, tokens are compared by spelling, and a sample where an option is not among them is not scored.
+    They are the softmax of the tokens' logits. The model in memory gives the logits of exactly these tokens, as training
+    has them behind this prompt, in fp32. For other models the task must request log-probabilities with alternatives: tokens
+    are compared by spelling, and a sample where an option is missing is not scored.
     log_odds: of the last option against all others, before it is rounded into a probability.
 
     Args:
@@ -102,26 +102,28 @@ def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
     Raises:
         UserError: an option is not a single token, the log has no log-probabilities, or a target is no option.
     """
-    options = _checked(option_tokens)
+    options = _check_options(option_tokens)
 
     async def score(state: TaskState, target: Target) -> Score:
-        label = _label(target.text, options)
-        logits, said = await _in_memory(state, options) or (None, None)
+        label = _find_label(target.text, options)
+        logits, chosen = await _read_logits(state, options) or (None, None)
         if logits is None:
             first = _first_token(state)
             if first is None:
                 return _unscored("no_response", "nothing was generated", label=label, positive=options[-1])
-            spelt = {_spelling(t.token): t.logprob for t in [*first.top_logprobs, first] if math.isfinite(t.logprob)}
-            if missing := [o for o in options if o not in spelt]:
-                why = f"not among the {len(spelt)} likeliest tokens: {', '.join(missing)}"
+            by_spelling = {
+                _spelling(t.token): t.logprob for t in [*first.top_logprobs, first] if math.isfinite(t.logprob)
+            }
+            if missing := [o for o in options if o not in by_spelling]:
+                why = f"not among the {len(by_spelling)} likeliest tokens: {', '.join(missing)}"
                 return _unscored("missing_option", why, label=label, positive=options[-1])
-            logits, said = [spelt[o] for o in options], _spelling(first.token)
-        found = _risk_score(_softmax(logits), options, label, said)
-        found.metadata["log_odds"] = logits[-1] - _logsumexp(logits[:-1])
-        return found
+            logits, chosen = [by_spelling[o] for o in options], _spelling(first.token)
+        score = _risk_score(_softmax(logits), options, label, chosen)
+        score.metadata["log_odds"] = logits[-1] - _logsumexp(logits[:-1])
+        return score
 
     score.options = score.option_tokens = tuple(options)
-    score.check_target = functools.partial(_label, options=options)
+    score.check_target = functools.partial(_find_label, options=options)
     return score
 
 
@@ -135,12 +137,12 @@ def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 
     Raises:
         UserError: a target is no option.
     """
-    options = _checked(options)
+    options = _check_options(options)
     if len(options) != 2:
         raise UserError(f"numeric_risk_scorer takes two options, not {len(options)}")
 
     async def score(state: TaskState, target: Target) -> Score:
-        label = _label(target.text, options)
+        label = _find_label(target.text, options)
         risk = find_risk(state.output.completion)
         if risk is None:
             why = "no number in [0, 1] in the answer, or several"
@@ -148,7 +150,7 @@ def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 
         predicted = options[risk >= threshold]
         return _risk_score([1 - risk, risk], options, label, predicted, predicted)
 
-    score.options, score.check_target = tuple(options), functools.partial(_label, options=options)
+    score.options, score.check_target = tuple(options), functools.partial(_find_label, options=options)
     return score
 
 
@@ -161,16 +163,16 @@ def binary_scorer(options: Sequence[str] = ("0", "1")) -> Scorer:
     Raises:
         UserError: a target is no option.
     """
-    options = _checked(options)
+    options = _check_options(options)
 
     async def score(state: TaskState, target: Target) -> Score:
-        label, text = _label(target.text, options), plain(state.output.completion)
-        said = next((o for o in options if plain(o) == text), "other")
-        kept = {"scored": True, "label": label, "predicted": said, "positive": options[-1], "said": said}
-        return Score(value=CORRECT if said == label else INCORRECT, answer=text, metadata=kept)
+        label, text = _find_label(target.text, options), plain(state.output.completion)
+        chosen = next((o for o in options if plain(o) == text), "other")
+        metadata = {"scored": True, "label": label, "predicted": chosen, "positive": options[-1], "said": chosen}
+        return Score(value=CORRECT if chosen == label else INCORRECT, answer=text, metadata=metadata)
 
     score.options, score.needs_whole_answer = tuple(options), True
-    score.check_target = functools.partial(_label, options=options)
+    score.check_target = functools.partial(_find_label, options=options)
     return score
 
 
@@ -184,30 +186,30 @@ def continuous_scorer(decimal_comma: bool = False) -> Scorer:
         UserError: a target holds no number.
     """
 
-    def wanted_number(text: str) -> float:
+    def read_target(text: str) -> float:
         if (number := find_number(text, decimal_comma)) is None:
             raise UserError(f"continuous_scorer needs a number as target, not {quote(text)}")
         return number
 
     async def score(state: TaskState, target: Target) -> Score:
-        wanted, number = wanted_number(target.text), find_number(state.output.completion, decimal_comma)
+        wanted, number = read_target(target.text), find_number(state.output.completion, decimal_comma)
         if number is None:
             return _unscored("invalid_response_format", "no number in the answer, or several", target=wanted)
-        kept = {"scored": True, "prediction": number, "target": wanted}
-        return Score(value=abs(number - wanted), answer=str(number), metadata=kept)
+        metadata = {"scored": True, "prediction": number, "target": wanted}
+        return Score(value=abs(number - wanted), answer=str(number), metadata=metadata)
 
-    score.decimal_comma, score.needs_whole_answer, score.check_target = decimal_comma, True, wanted_number
+    score.decimal_comma, score.needs_whole_answer, score.check_target = decimal_comma, True, read_target
     return score
 
 
-def _checked(options: Sequence[str]) -> list[str]:
+def _check_options(options: Sequence[str]) -> list[str]:
     options = [str(o) for o in options]
     if len(options) < 2 or len(set(options)) < len(options) or not all(options):
         raise UserError(f"a scorer's options are two or more different texts, not {quote(options)}")
     return options
 
 
-def _label(target: str, options: list[str]) -> str:
+def _find_label(target: str, options: list[str]) -> str:
     for option in options:
         if plain(option) == plain(target):
             return option
@@ -215,31 +217,31 @@ def _label(target: str, options: list[str]) -> str:
     raise UserError(f"the target {quote(target)} is none of the scorer's options: {listed}")
 
 
-async def _in_memory(state: TaskState, options: list[str]) -> tuple[list[float], str | None] | None:
-    """The options' logits from the model in memory, and which of them was written; None: it was another model.
+async def _read_logits(state: TaskState, options: list[str]) -> tuple[list[float], str | None] | None:
+    """Read the options' logits of the model in memory, and which option was written; None: it was another model.
 
-    They come with the answer where the provider knew the options; else it is asked for them now.
+    They come with the answer where the provider knew the options; else they are requested now.
     """
-    came = state.output.metadata or {}
-    if {*options} <= {*came.get(OPTION_LOGITS, ())}:
-        return [came[OPTION_LOGITS][o] for o in options], came[OPTION_SAID]
+    metadata = state.output.metadata or {}
+    if {*options} <= {*metadata.get(OPTION_LOGITS, ())}:
+        return [metadata[OPTION_LOGITS][o] for o in options], metadata[OPTION_SAID]
     try:
-        ask = getattr(get_model().api, "option_logits")  # noqa: B009 (other models have none)
+        option_logits = getattr(get_model().api, "option_logits")  # noqa: B009 (other models have none)
     except (ValueError, AttributeError):  # no model at all, when a log is scored anew; or another one
         return None
-    answered = state.messages[:-1] if state.messages[-1].role == "assistant" else state.messages
-    logits = await ask(answered, options)
+    prompt = state.messages[:-1] if state.messages[-1].role == "assistant" else state.messages
+    logits = await option_logits(prompt, options)
     text = plain(state.output.completion)
     return [logits[o] for o in options], next((o for o in options if plain(o) == text), None)
 
 
 def _spelling(token: str) -> str:
-    """A token as options are compared with it: with its vocabulary's mark for a space as one."""
+    """Spell a token for comparison with options: its vocabulary's mark for a space becomes one."""
     return token.replace("\u0120", " ").replace("\u2581", " ")
 
 
 def _first_token(state: TaskState) -> Logprob | None:
-    """The first token that was generated, with alternatives; None if there is none."""
+    """Return the first generated token, with alternatives; None if there is none."""
     choice = state.output.choices[0] if state.output.choices else None
     tokens = choice.logprobs.content if choice and choice.logprobs else None
     if tokens is None or any(t.top_logprobs is None for t in tokens[:1]):
@@ -262,22 +264,22 @@ def _logsumexp(logits: list[float]) -> float:
 
 
 def _risk_score(
-    shares: list[float], options: list[str], label: str, said: str | None, predicted: str | None = None
+    shares: list[float], options: list[str], label: str, written: str | None, predicted: str | None = None
 ) -> Score:
     likeliest = options[max(range(len(options)), key=shares.__getitem__)]
     predicted = predicted or likeliest
-    kept = {
+    metadata = {
         "scored": True,
         "label": label,
         "predicted": predicted,
         "positive": options[-1],
-        "said": said if said in options else "other",
+        "said": written if written in options else "other",
         "risk": shares[-1],
         "confidence": max(shares),
         "options": dict(zip(options, shares, strict=True)),
     }
-    return Score(value=CORRECT if predicted == label else INCORRECT, answer=predicted, metadata=kept)
+    return Score(value=CORRECT if predicted == label else INCORRECT, answer=predicted, metadata=metadata)
 
 
-def _unscored(reason: str, explanation: str, **kept: Any) -> Score:
-    return Score(value=NOANSWER, reason=reason, explanation=explanation, metadata={"scored": False} | kept)
+def _unscored(reason: str, explanation: str, **metadata: Any) -> Score:
+    return Score(value=NOANSWER, reason=reason, explanation=explanation, metadata={"scored": False} | metadata)

@@ -1,4 +1,4 @@
-"""What a task's targets ask of the scorers and of the longest answer, found out before anything is trained."""
+"""Checks before training that scorers can take a task's targets, and that answers are long enough for them."""
 
 from typing import Any
 
@@ -7,27 +7,27 @@ from inspect_ai.dataset import Sample
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
+from cruijff_kit.evaluation.build_tasks import option_tokens
 from cruijff_kit.evaluation.chance import targets_of
 from cruijff_kit.evaluation.external_tasks import needs_whole_answer
 from cruijff_kit.evaluation.generate_config import as_messages
-from cruijff_kit.evaluation.run_tasks import option_tokens
 from cruijff_kit.evaluation.scorers import INCLUSION
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import quote
 
-_MARGIN = 4  # tokens that a text may have more than bytes: the end token, a space that a tokenizer writes in front
-_LONGEST = 8  # targets whose tokens are counted as training teaches them
+_MARGIN = 4  # tokens that a text may have beyond its bytes: the end token, a space that a tokenizer writes in front
+_LONGEST = 8  # targets whose tokens are counted as training has them
 _SHORTEST = 200  # targets that are looked for in the others
 _BETWEEN = "\0"
 
 
 def most_tokens(task: Task, config: RunConfig) -> int:
-    """Tokens of the longest answer that is made."""
+    """Return the tokens of the longest answer."""
     return task.config.max_tokens or config.eval.max_tokens
 
 
 def check_targets(name: TaskName, task: Task, config: RunConfig) -> None:
-    """Refuse a target that a scorer of a task of ours cannot take.
+    """Refuse a target that a scorer of a task that ships cannot take.
 
     Raises:
         UserError: its row is named.
@@ -60,8 +60,8 @@ def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) ->
         if len(target.encode()) + _MARGIN > limit:
             long.setdefault(target, (number, sample))
     likely = sorted(long, key=lambda target: len(tokenizer.encode(target)))[-_LONGEST:]
-    found = {target: _tokens_of(target, long[target][1], tokenizer, name.ships) for target in likely}
-    needed, target = max(((n, t) for t, n in found.items()), default=(0, ""))
+    lengths = [(_count_tokens(target, long[target][1], tokenizer, name.ships), target) for target in likely]
+    needed, target = max(lengths, default=(0, ""))
     if needed <= limit:
         return ()
     number, sample = long[target]
@@ -74,16 +74,16 @@ def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) ->
     return (f"{longest}, the last of them its end, so that an answer which would go on counts as right; {mend}",)
 
 
-def _tokens_of(target: str, sample: Sample, tokenizer: Any, taught: bool) -> int:
-    """Tokens of a target with its end token; as training teaches it, where it is."""
-    if not taught:
+def _count_tokens(target: str, sample: Sample, tokenizer: Any, is_trained: bool) -> int:
+    """Count the tokens of a target with its end token; as training has it, where it is trained."""
+    if not is_trained:
         return len(tokenizer.encode(target.strip())) + 1
     ids, prompt = tokenizer.example(as_messages(sample.input), target)
     return len(ids) - prompt
 
 
 def targets_within_others(name: TaskName, task: Task) -> tuple[str, ...]:
-    """A line where `includes` cannot tell targets apart, because one stands in another."""
+    """Warn in a line where `includes` cannot tell targets apart, because one stands in another."""
     if not any(getattr(s, "compares", None) == INCLUSION for s in task.scorer or []):
         return ()
     targets = sorted(targets_of(task), key=lambda t: (len(t), t))

@@ -22,7 +22,7 @@ from cruijff_kit.models import adapter as adapters
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter
 from cruijff_kit.models.device import Machine
 from cruijff_kit.models.external_adapter import load_peft_adapter
-from cruijff_kit.models.placement import for_evaluation
+from cruijff_kit.models.placement import place_for_evaluation
 from cruijff_kit.models.pooling import EACH
 
 OVER_PADS = ("mean", "median", "last")
@@ -53,7 +53,7 @@ def open_model(cfg: dict[str, Any], adapter: Path | None, ours: bool = True) -> 
     """
     on_cpu = cfg["device"] == "cpu" or (cfg["device"] == "auto" and not torch.cuda.is_available())
     dtype = "fp32" if cfg["dtype"] == "auto" and on_cpu else cfg["dtype"]
-    decoder, machine = for_evaluation(cfg | {"dtype": dtype})
+    decoder, machine = place_for_evaluation(cfg | {"dtype": dtype})
     decoder.eval()
     if adapter is not None:
         (adapters.load_adapter if ours else load_peft_adapter)(decoder, adapter)

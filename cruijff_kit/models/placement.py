@@ -1,4 +1,4 @@
-"""A model for evaluation: on one device, or over several GPUs of one process, layer after layer, if one cannot hold it."""
+"""Places a model for evaluation: on one device, or layer after layer over several GPUs of one process."""
 
 import copy
 from typing import Any
@@ -10,27 +10,27 @@ from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.device import Machine, check_devices, choose_machine
 
 
-def for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
-    """The model of a torchtune config, adapters as they are initialised, where it is to be evaluated.
+def place_for_evaluation(cfg: dict[str, Any]) -> tuple[TransformerDecoder, Machine]:
+    """Build the model of a torchtune config, adapters as they are initialised, on the devices that evaluate it.
 
     Raises:
         UserError: files that are missing or do not fit; a device that is not there.
     """
     machine, processes = choose_machine(cfg["device"], cfg["dtype"], cfg.get("threads")), cfg["nproc_per_node"]
     check_devices(machine.device, processes)
-    several = processes > 1 and machine.device.type == "cuda"
-    reading = Machine(torch.device("cpu"), machine.dtype, machine.threads) if several else machine
+    is_sharded = processes > 1 and machine.device.type == "cuda"
+    reading = Machine(torch.device("cpu"), machine.dtype, machine.threads) if is_sharded else machine
     quantize = cfg["model"].get("quantize_base", False)
     model = base_model.build(cfg["model"], base_model.read_base(cfg["checkpointer"], reading, quantize), reading)
-    if several:
-        spread(model, [torch.device("cuda", n) for n in range(processes)])
+    if is_sharded:
+        shard_layers(model, [torch.device("cuda", n) for n in range(processes)])
     return model, machine
 
 
-def spread(model: TransformerDecoder, devices: list[torch.device]) -> None:
-    """Put equal stretches of layers onto the devices, in order, and what is before and behind them onto the first.
+def shard_layers(model: TransformerDecoder, devices: list[torch.device]) -> None:
+    """Put equal stretches of layers onto the devices, in order; what is before and behind the layers goes to the first.
 
-    Hooks bring a layer's inputs to its device; whoever holds keys and values of a layer finds them there.
+    Hooks move a layer's inputs to its device, so its keys and values come to lie there.
 
     Args:
         model: on any device; changed in place.
@@ -47,16 +47,16 @@ def spread(model: TransformerDecoder, devices: list[torch.device]) -> None:
         layer.attn.pos_embeddings = rotations[number // each]
         layer.to(device)
         if len(devices) > 1:
-            layer.register_forward_pre_hook(_bringing_to(device), with_kwargs=True)
+            layer.register_forward_pre_hook(_make_mover(device), with_kwargs=True)
     if len(devices) > 1:
-        model.norm.register_forward_pre_hook(_bringing_to(devices[0]), with_kwargs=True)
+        model.norm.register_forward_pre_hook(_make_mover(devices[0]), with_kwargs=True)
 
 
-def _bringing_to(device: torch.device):
-    def bring(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        def there(value: Any) -> Any:
+def _make_mover(device: torch.device):
+    def move(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        def move_one(value: Any) -> Any:
             return value.to(device) if isinstance(value, torch.Tensor) else value
 
-        return tuple(map(there, args)), {k: there(v) for k, v in kwargs.items()}
+        return tuple(map(move_one, args)), {k: move_one(v) for k, v in kwargs.items()}
 
-    return bring
+    return move

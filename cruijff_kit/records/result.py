@@ -24,11 +24,12 @@ class Evaluation:
     in the run, test, validation or train.
     metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples.
     log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
-    ceiling: metric -> the best value that any model can expect, where the data set is drawn and it is known.
+    bayes_optimum: metric -> the best value that any model can expect, where the data set is drawn and it is known.
     chance: scorer -> metric -> what a constant answer gets on these samples (evaluation/chance.py). chance_from: train or
     test, whose outputs that constant knows; None without one. constant_answer: whether all answers came to one.
     prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
-    the cache, not computed in this run. key: identity of the task, its arguments and the decoding (evaluation/cells.py).
+    the cache, not computed in this run. key: identity of the task, its arguments and the decoding (`item_key` of
+    evaluation/evaluation_grid.py).
     """
 
     task: str
@@ -41,7 +42,7 @@ class Evaluation:
     cached: bool = False
     unscored: dict[str, int] = field(default_factory=dict)
     coverage: dict[str, float] = field(default_factory=dict)
-    ceiling: dict[str, float] = field(default_factory=dict)
+    bayes_optimum: dict[str, float] = field(default_factory=dict)
     chance: dict[str, dict[str, float]] = field(default_factory=dict)
     chance_from: str | None = None
     constant_answer: bool = False

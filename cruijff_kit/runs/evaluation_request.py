@@ -16,7 +16,7 @@ from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.config.task_names import TaskName
-from cruijff_kit.evaluation.cells import EvaluationGrid, find_missing
+from cruijff_kit.evaluation.evaluation_grid import EvaluationGrid, find_missing
 from cruijff_kit.records.archive_manifest import reject_archived
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder

@@ -160,8 +160,8 @@ def _say_loading() -> None:
 
 def _check_prompts(config: RunConfig, data_hash: str, context: int) -> dict[str, Any]:
     """Task -> what its dry run showed."""
+    from cruijff_kit.evaluation.build_tasks import check_tasks
     from cruijff_kit.evaluation.prompt_check import check_prompts
-    from cruijff_kit.evaluation.run_tasks import check_tasks
 
     check_tasks(config)
     found = {name.label: check_prompts(name, config, data_hash) for name in config.eval.names}

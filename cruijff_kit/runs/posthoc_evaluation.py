@@ -12,7 +12,7 @@ from cruijff_kit.config.data_policy import withholds_samples
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.data.tiers import RED
-from cruijff_kit.evaluation.cells import with_evaluation
+from cruijff_kit.evaluation.evaluation_grid import with_evaluation
 from cruijff_kit.evaluation.evaluation_plan import EvaluationPlan
 from cruijff_kit.records.environment import NAME as ENVIRONMENT
 from cruijff_kit.records.environment import POSTHOC, write_environment
@@ -138,14 +138,14 @@ class _ItemEvaluator:
     ) -> None:
         from cruijff_kit.evaluation.engine import ChatModel
         from cruijff_kit.models.device import describe_machine, processor
-        from cruijff_kit.models.placement import for_evaluation
+        from cruijff_kit.models.placement import place_for_evaluation
         from cruijff_kit.training import process_cache
 
         self.folder, self.request, self.config, self.plan = folder, request, config, plan
         self.hash = result.config_hash
         # The run's own precision, whatever `auto` would be on this machine.
         dtype = result.machine.get("dtype", config.torchtune["dtype"])
-        model, machine = for_evaluation(config.torchtune | {"dtype": dtype})
+        model, machine = place_for_evaluation(config.torchtune | {"dtype": dtype})
         self.chat_model = ChatModel(model, process_cache.get_tokenizer(config.torchtune["tokenizer"]), machine)
         described = {"host": socket.gethostname(), **describe_machine(machine), "processor": processor()}
         result.machine = result.machine or described

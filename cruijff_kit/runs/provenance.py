@@ -15,7 +15,7 @@ from cruijff_kit.config.identity import config_hash
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.data.dataset_files import hash_data
 from cruijff_kit.data.generators import generate
-from cruijff_kit.evaluation.cells import item_key
+from cruijff_kit.evaluation.evaluation_grid import item_key
 from cruijff_kit.models.download import download_command
 from cruijff_kit.models.fingerprint import fingerprint
 from cruijff_kit.records.archive_manifest import find_archived_data

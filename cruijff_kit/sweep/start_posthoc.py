@@ -9,7 +9,7 @@ from pathlib import Path
 from cruijff_kit.analysis.results_table import record_or_show
 from cruijff_kit.analysis.summary import write_overviews
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.evaluation.cells import EvaluationGrid
+from cruijff_kit.evaluation.evaluation_grid import EvaluationGrid
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.records.run_status import RunState

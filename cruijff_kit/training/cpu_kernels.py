@@ -7,7 +7,7 @@ The last bit of an activation does not depend on a token's place. torch computes
 the end of a thread's share one by one, with another exponential function; here no elements are left over.
 
 The gradient of the input of a linear map with an adapter is summed for that map first, then with that of other maps of the
-same input. training/multi_lora.py sums in this order, and so does a fused map by itself (training/fused_lora.py).
+same input. training/multi_lora.py sums in this order, and so does a fused map by itself (models/fused_lora.py).
 """
 
 import functools
@@ -20,7 +20,7 @@ from torch import nn
 
 from cruijff_kit.data.batches import Spans
 from cruijff_kit.models.compat import DoRALinear, FeedForward, LoRALinear, TransformerDecoder
-from cruijff_kit.training.fused_lora import FusedLoRALinear
+from cruijff_kit.models.fused_lora import FusedLoRALinear
 
 _VECTORS = 64  # elements: two vectors of the shortest type
 _GRAIN = 32768  # elements: torch gives no thread less (at::internal::GRAIN_SIZE)

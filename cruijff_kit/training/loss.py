@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cruijff_kit.data.batches import AttentionCost, Batch, Spans
 from cruijff_kit.models.compat import TransformerDecoder
+from cruijff_kit.models.fused_lora import fuse_lora
 from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
-from cruijff_kit.training.fused_lora import fuse_lora
 
 # On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
 # and a call of attention, forward and back, as long as this many pairs.

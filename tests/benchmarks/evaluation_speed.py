@@ -129,7 +129,7 @@ def evaluate(model: Any, workload: str, count: int, connections: int, folder: st
     from inspect_ai.solver import generate
 
     import cruijff_kit
-    from cruijff_kit.evaluation.run_tasks import run_inspect
+    from cruijff_kit.evaluation.inspect_eval import run_inspect
 
     one_token = ["eval.max_tokens=1", "eval.logprobs=true", "eval.top_logprobs=5"]
     asked = one_token if workload == "one-token" else ["eval.max_tokens=20"]

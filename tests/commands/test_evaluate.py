@@ -13,7 +13,7 @@ from cruijff_kit.commands.base import ExitCode
 from cruijff_kit.commands.evaluate import main as command
 from cruijff_kit.commands.resume import main as resume
 from cruijff_kit.config.compose import compose
-from cruijff_kit.evaluation.cells import with_evaluation
+from cruijff_kit.evaluation.evaluation_grid import with_evaluation
 from cruijff_kit.records.result import Evaluation, read_result
 from cruijff_kit.records.run_status import read_status
 from cruijff_kit.runs.evaluation_request import NAME, read_request
@@ -318,7 +318,7 @@ def test_a_base_model_alone(model, tiny, tmp_path, monkeypatch, capsys):
     found = [read_result(p) for p in Path("multirun").rglob("result.json")]
     assert [(r.status, r.model, len(r.baseline), r.evaluation) for r in found] == [("done", "llama", 1, [])] * 2
     assert found[0].baseline[0].metrics == found[1].baseline[0].metrics and found[0].settings["lora.rank"] is None
-    assert "best that any model can expect: accuracy 1.000" in capsys.readouterr().out
+    assert "Bayes optimum: accuracy 1.000" in capsys.readouterr().out
     log = read_eval_log(found[0].baseline[0].log)
     assert log.eval.metadata["adapter"] is None and len(log.samples) == 6
     assert main([*model, "eval=capitalization", "eval.baseline=false"]) == ExitCode.USER_ERROR

@@ -9,13 +9,13 @@ from cruijff_kit.commands import table
 from cruijff_kit.records.result import Evaluation, RunResult, to_json
 
 
-def cell(epoch: int | None, accuracy: float, scored: float, ceiling: float = 0.9) -> Evaluation:
+def cell(epoch: int | None, accuracy: float, scored: float, best: float = 0.9) -> Evaluation:
     metrics = {
         "match": {"accuracy": accuracy, "stderr": 0.03},
         "risk_scorer": {"accuracy": accuracy, "auc": accuracy / 2, "coverage": scored},
     }
     return Evaluation("risk", epoch, 100, metrics, "gone.eval", 1.0, unscored={"risk_scorer": round(100 * (1 - scored))},
-                      coverage={"match": 1.0, "risk_scorer": scored}, ceiling={"accuracy": ceiling})  # fmt: skip
+                      coverage={"match": 1.0, "risk_scorer": scored}, bayes_optimum={"accuracy": best})  # fmt: skip
 
 
 def run(rank: int, *after: Evaluation, lr: float = 5e-4) -> RunResult:
@@ -66,8 +66,8 @@ def test_a_hundred_columns_hold_it(shown):
 
 def test_the_known_best(shown):
     """One line where all runs have the same, a column where they do not; none for what tables do not show."""
-    assert "best that any model can expect: accuracy 0.900\n" in shown(*TWO)
-    text = shown(TWO[0], run(32, cell(1, 0.7, 1.0, ceiling=0.75)))
+    assert "Bayes optimum: accuracy 0.900\n" in shown(*TWO)
+    text = shown(TWO[0], run(32, cell(1, 0.7, 1.0, best=0.75)))
     assert "any model" not in text and "0.900" in text and "0.750" in text
 
 
@@ -87,11 +87,11 @@ def test_every_epoch(shown):
     assert [r[1:4] for r in lines(text, "rank=8")] == [["1", "0.5", "0.25"]]
     assert "* best by accuracy on the test split: rank=8,lr=0.0005" in text and "shows each" not in text
     csv = shown(*TWO, options=("--epochs", "--csv")).splitlines()
-    assert len(csv) == 5 and "epoch" in csv[0].split(",") and "ceiling risk/accuracy" in csv[0].split(",")
+    assert len(csv) == 5 and "epoch" in csv[0].split(",") and "bayes_optimum risk/accuracy" in csv[0].split(",")
     found = json.loads(shown(*TWO, options=("--json",)))
     assert [[e["metrics"]["match"]["accuracy"] for e in r["evaluation"]] for r in found["runs"]] == [
         [0.95, 0.8],
         [0.6, 0.7],
     ]
-    assert found["runs"][0]["evaluation"][1]["ceiling"] == {"accuracy": 0.9}
+    assert found["runs"][0]["evaluation"][1]["bayes_optimum"] == {"accuracy": 0.9}
     assert found["runs"][1]["evaluation"][1]["coverage"]["risk_scorer"] == 0.98

@@ -1,4 +1,4 @@
-"""Generated data: seeded, disjoint, worded and named as in v1, with ceilings that are what they say."""
+"""Generated data: seeded, disjoint, worded and named as in v1, with Bayes optima that are what they say."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cruijff_kit
-from cruijff_kit.data.generators import GENERATORS, ceiling_of, generate, generated_path, word_list
+from cruijff_kit.data.generators import GENERATORS, generate, generated_path, read_bayes_optimum, word_list
 from cruijff_kit.data.generators.census import log_odds
 from cruijff_kit.data.generators.common import sigmoid
 from cruijff_kit.data.generators.rules import ALPHABETS, RULES
@@ -96,7 +96,7 @@ def test_seeded_and_disjoint(generator, arguments):
     assert one == again and one.splits != other.splits
     inputs = [i for i, _ in rows_of(one)]
     assert len(set(inputs)) == len(inputs), "an input stands twice"
-    assert {"train", "validation", "test"} <= set(one.splits) and set(one.ceiling) == set(one.splits)
+    assert {"train", "validation", "test"} <= set(one.splits) and set(one.bayes_optimum) == set(one.splits)
 
 
 # But for those that take the user's own data.
@@ -118,7 +118,7 @@ def test_every_data_set_that_ships_can_run(name, tiny, tmp_path):
     plan = plan_run(config)
     assert config.eval.tasks and all(plan.prompts_checked[task] > 0 for task in config.eval.tasks)
     assert not (tmp_path / "run").exists()
-    chosen = ceiling_of(config.dataset.generator, config.dataset.arguments, config.dataset.test_split)
+    chosen = read_bayes_optimum(config.dataset.generator, config.dataset.arguments, config.dataset.test_split)
     assert 0 < chosen["accuracy"] <= 1
 
 
@@ -128,7 +128,7 @@ def test_what_lies_beside_the_file():
     assert meta["generator"] == "model_organisms" and meta["arguments"]["noise"] == 1.0 and meta["arguments"]["k"] == 8
     assert meta["rows"] == {"train": 160, "validation": 20, "test": 20} and len(meta["facts"]["weights"]) == 8
     assert set(json.loads(path.read_text())) == {"train", "validation", "test"}
-    assert ceiling_of(None, {}, "test") == {} == ceiling_of("model_organisms", {"seed": 99}, "test")
+    assert read_bayes_optimum(None, {}, "test") == {} == read_bayes_optimum("model_organisms", {"seed": 99}, "test")
 
 
 def test_other_lengths_of_words():
@@ -160,7 +160,7 @@ def test_rules(rule, arguments, answers):
     drawn = draw("model_organisms", rule=rule, num_rows=every, **{"k": 4} | arguments)
     found = dict(rows_of(drawn))
     assert len(found) == every and {s: found[s] for s in answers} == answers
-    assert drawn.ceiling["test"] == {"accuracy": 1.0}
+    assert drawn.bayes_optimum["test"] == {"accuracy": 1.0}
 
 
 def test_every_rule_is_tested():
@@ -200,8 +200,8 @@ def test_bayes_accuracy_of_a_noisy_sum():
     for row in drawn.splits["train"]:
         z = intercept + sum(w * int(x) for w, x in zip(weights, row["input"].split(), strict=True))
         right += row["output"] == str(int(z > 0))
-    assert right / 12800 == pytest.approx(drawn.ceiling["train"]["accuracy"], abs=0.015)  # 4 standard errors
-    assert drawn.facts["bayes_accuracy"] == pytest.approx(drawn.ceiling["train"]["accuracy"], abs=0.01)
+    assert right / 12800 == pytest.approx(drawn.bayes_optimum["train"]["accuracy"], abs=0.015)  # 4 standard errors
+    assert drawn.facts["bayes_accuracy"] == pytest.approx(drawn.bayes_optimum["train"]["accuracy"], abs=0.01)
     assert (
         draw("model_organisms", rule="weighted_sum_binary", weight_seed=14, seed=2).facts["weights"]
         == known.facts["weights"]
@@ -214,9 +214,9 @@ def test_designs():
         heart.splits["train"] == heart.splits["validation"] == heart.splits["test"]
         and len(heart.splits["train"]) == 200
     )
-    assert heart.ceiling["test"] == {"accuracy": 1.0} and heart.repeats
+    assert heart.bayes_optimum["test"] == {"accuracy": 1.0} and heart.repeats
     fresh = draw("model_organisms", rule="coin", p=0.7, k=14, num_rows=10000)
-    assert fresh.ceiling["test"] == {"accuracy": 0.7}
+    assert fresh.bayes_optimum["test"] == {"accuracy": 0.7}
     assert sum(o == "1" for _, o in rows_of(fresh)) / 10000 == pytest.approx(0.7, abs=0.02)
     ood = draw("model_organisms", design="ood", ood_lengths=[4, 12], ood_rows=16).splits
     lengths = {split: {len(r["input"].split()) for r in rows} for split, rows in ood.items()}
@@ -251,8 +251,8 @@ def test_the_best_guess_about_twins_is_as_good_as_it_says():
         )  # fmt: skip
         right += row["output"] == str(int(odds > 0))
         products[row["output"]] += [a * b for a, b in pairs]
-    assert right / 8000 == pytest.approx(drawn.ceiling["train"]["accuracy"], abs=0.015)
-    assert 0.85 < drawn.ceiling["train"]["accuracy"] < 0.93
+    assert right / 8000 == pytest.approx(drawn.bayes_optimum["train"]["accuracy"], abs=0.015)
+    assert 0.85 < drawn.bayes_optimum["train"]["accuracy"] < 0.93
     assert sum(products["1"]) / len(products["1"]) == pytest.approx(0.7, abs=0.02)
     assert sum(products["0"]) / len(products["0"]) == pytest.approx(0.4, abs=0.02)
 
@@ -264,16 +264,16 @@ def test_census():
     age = first["terse"].partition("AGE:")[2].partition("|")[0]
     assert f"- The age is: {age} years old.\n" in first["verbose"] and f"AGE: {age} | EDUCATION: " in first["condensed"]
     assert "income" in first["verbose"] and len(first["terse"]) < len(first["condensed"]) < len(first["verbose"])
-    assert 0.7 < drawn["terse"].ceiling["test"]["accuracy"] < 0.85
-    assert draw("census", noise=0.0).ceiling["test"] == {"accuracy": 1.0}
+    assert 0.7 < drawn["terse"].bayes_optimum["test"]["accuracy"] < 0.85
+    assert draw("census", noise=0.0).bayes_optimum["test"] == {"accuracy": 1.0}
     dollars = draw("census", target="continuous", num_rows=5000)
     assert all(int(o) % 100 == 0 and int(o) > 0 for _, o in rows_of(dollars))
-    assert dollars.ceiling["train"]["rmse"] == pytest.approx(8000, rel=0.05)
-    assert dollars.ceiling["train"]["mae"] == pytest.approx(8000 * math.sqrt(2 / math.pi), rel=0.05)
+    assert dollars.bayes_optimum["train"]["rmse"] == pytest.approx(8000, rel=0.05)
+    assert dollars.bayes_optimum["train"]["mae"] == pytest.approx(8000 * math.sqrt(2 / math.pi), rel=0.05)
 
 
 def test_the_logistic_rule_of_the_census():
-    """Whoever knows the rule reaches the ceiling, and labels are drawn with its probabilities."""
+    """Whoever knows the rule reaches the Bayes optimum, and labels are drawn with its probabilities."""
     import cruijff_kit.data.generators.census as census
 
     rng = random.Random(5)
@@ -281,7 +281,7 @@ def test_the_logistic_rule_of_the_census():
     chances = [sigmoid(log_odds(p)) for p in people]
     labels = [census._answer(rng, p, "binary", 1.0) for p in people]
     right = sum(label == str(int(c > 0.5)) for label, c in zip(labels, chances, strict=True)) / 20000
-    assert right == pytest.approx(census._ceiling(people, labels, "binary", 1.0)["accuracy"], abs=0.01)
+    assert right == pytest.approx(census._bayes_optimum(people, labels, "binary", 1.0)["accuracy"], abs=0.01)
     assert 0.4 < labels.count("1") / 20000 < 0.6
     likely = [label for label, c in zip(labels, chances, strict=True) if 0.8 < c < 0.9]
     assert likely.count("1") / len(likely) == pytest.approx(0.85, abs=0.03)

@@ -11,7 +11,7 @@ from inspect_ai.log import read_eval_log
 
 import cruijff_kit
 from cruijff_kit.config.task_names import TaskName, task_name
-from cruijff_kit.evaluation.run_tasks import EvaluationError
+from cruijff_kit.evaluation.log_checks import EvaluationError
 from cruijff_kit.records.result import read_result
 from cruijff_kit.util.errors import UserError
 
@@ -101,7 +101,7 @@ def test_tasks_of_ones_own_beside_ours(compose, sums):
     ]  # fmt: skip
     assert [e.prompts_checked for e in result.evaluation] == [6, 0, 0]
     ours, theirs, length = result.evaluation
-    assert ours.ceiling == {"accuracy": 1.0} and theirs.ceiling == {}
+    assert ours.bayes_optimum == {"accuracy": 1.0} and theirs.bayes_optimum == {}
     assert theirs.coverage == {"match": 1.0} and theirs.unscored == {"match": 0}
     log = read_eval_log(theirs.log)
     assert [s.input for s in log.samples] == ["0 + 2 =", "1 + 2 =", "2 + 2 ="]

@@ -18,7 +18,7 @@ from cruijff_kit.evaluation.engine.sampling import _draw, _lowest_score
 from cruijff_kit.models.compat import LoRALinear, TiedLinear, get_adapter_params
 from cruijff_kit.models.device import Machine, cgroup_headroom
 from cruijff_kit.models.dora import BiasedDoRALinear
-from cruijff_kit.models.placement import spread
+from cruijff_kit.models.placement import shard_layers
 from cruijff_kit.util.errors import UserError
 
 CPU = Machine(torch.device("cpu"), torch.float32, 1)
@@ -145,7 +145,7 @@ def test_a_model_over_several_devices_answers_the_same(chat):
     asked = [CompletionRequest(p, 6) for p in prompts(chat, 5)]
     whole = [generated(a) for a in chat.generate(asked)]
     model = copy.deepcopy(chat.model)
-    spread(model, [CPU.device, CPU.device])
+    shard_layers(model, [CPU.device, CPU.device])
     first, last = model.layers[0].attn, model.layers[-1].attn
     assert first.pos_embeddings is not last.pos_embeddings
     assert [generated(a) for a in ChatModel(model, chat.tokenizer, CPU).generate(asked)] == whole

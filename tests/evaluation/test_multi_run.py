@@ -175,7 +175,7 @@ def test_many_tokens_of_one_adapter_go_by_themselves_in_fp32(chats, counted, mon
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=False)]
     before = len(counted)
     assert not together(MultiLoraEngine(chats[:3]), asked)[1] and len(counted) == before, "too little is ahead"
-    monkeypatch.setattr(multi_lora, "_AHEAD", 50)
+    monkeypatch.setattr(multi_lora, "_PENDING", 50)
     engine = MultiLoraEngine(chats[:3])
     found, _ = together(engine, asked)
     assert min(counted[before:]) >= multi_lora._MANY and engine.num_passes > 0
@@ -222,7 +222,7 @@ def test_adapters_are_cast_once_for_all_tokens(made, monkeypatch, copied):
         raise AssertionError("cast once more")
 
     monkeypatch.setattr("cruijff_kit.models.master_weights.MasterLinear.forward", again)
-    monkeypatch.setattr("cruijff_kit.training.fused_lora.cast_weight", again)
+    monkeypatch.setattr("cruijff_kit.models.fused_lora.cast_weight", again)
     monkeypatch.setattr("cruijff_kit.models.dora.BiasedDoRALinear.factors", again)
     alone = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
     for found in (alone, together(engine, asked)[0]):

@@ -20,7 +20,7 @@ from inspect_ai.tool import ToolInfo
 
 from cruijff_kit.evaluation.engine import CompletionRequest
 from cruijff_kit.evaluation.generate_config import HONOURED, NOT_OURS
-from cruijff_kit.evaluation.provider import open_model
+from cruijff_kit.evaluation.provider import _IDLE_ITERATIONS, BatchCollector, open_model
 from cruijff_kit.models.device import Machine
 from cruijff_kit.util.errors import UserError
 
@@ -33,13 +33,14 @@ def ask(chat, tmp_path):
     """A function: settings -> the log of a task over WORDS (or other inputs)."""
 
     def asked(
-        inputs=None, solve=None, together: int = 64, epochs: int = 1, limits: dict | None = None, options=(), **settings
-    ):
+        inputs=None, solve=None, together: int = 64, epochs: int = 1, limits: dict | None = None, options=(),
+        num_requests=None, **settings,
+    ):  # fmt: skip
         samples = [Sample(input=i, id=n) for n, i in enumerate(inputs or [f"Repeat the word: {w}" for w in WORDS])]
         task = Task(
             MemoryDataset(samples), solver=solve or generate(), config=GenerateConfig(**settings), **(limits or {})
         )
-        model = open_model(chat, "tiny", together, options=options)
+        model = open_model(chat, "tiny", together, options=options, num_requests=num_requests)
         try:
             (log,) = eval(
                 task, model=model, log_dir=str(tmp_path), display="none", ctl_server=False, log_realtime=False,
@@ -262,6 +263,21 @@ def test_batches_fill_without_waiting(ask, schedulers):
     assert log.status == "success"
     passes = [rows for s in schedulers for rows in s.rows_per_pass]
     assert sum(passes) == len(log.samples) and len(passes) < 20
+
+
+def test_a_step_begins_at_once_when_all_open_samples_wait(ask, schedulers, monkeypatch):
+    """Where it is known how often they ask; the batches are the same."""
+    idle, step = [], BatchCollector._step
+    monkeypatch.setattr(BatchCollector, "_step", lambda self: idle.append(self._num_idle) or step(self))
+    waited = ask(max_tokens=3, epochs=2)
+    assert min(idle) > _IDLE_ITERATIONS
+    steps, num_schedulers = len(idle), len(schedulers)
+    counted = ask(max_tokens=3, epochs=2, num_requests=2 * len(WORDS))
+    assert max(idle[steps:]) <= _IDLE_ITERATIONS
+    assert texts(counted) == texts(waited)
+    passes = [[rows for s in own for rows in s.rows_per_pass]
+              for own in (schedulers[:num_schedulers], schedulers[num_schedulers:])]  # fmt: skip
+    assert passes[0] == passes[1]
 
 
 def test_cancelled_questions_leave_the_batch(chat, schedulers):

@@ -12,7 +12,7 @@ from inspect_ai.solver import generate, system_message, use_tools
 from inspect_ai.tool import tool
 
 import cruijff_kit
-from cruijff_kit.evaluation.run_tasks import EvaluationError
+from cruijff_kit.evaluation.log_checks import EvaluationError
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.evaluation.tasks.common import answers_task
 from cruijff_kit.models.tokenizer import ChatTokenizer

@@ -27,7 +27,7 @@ from cruijff_kit.evaluation.scorers import (
 )
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.evaluation.tasks.common import answers_task
-from cruijff_kit.models.placement import for_evaluation
+from cruijff_kit.models.placement import place_for_evaluation
 from cruijff_kit.records.result import higher_is_better
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.runs.plan import plan_evaluation
@@ -398,7 +398,7 @@ def test_risks_of_a_model_in_bf16(smollm2, tmp_path):
             [*asked, f"model.path={smollm2}", f"dtype={dtype}", f"output_dir={tmp_path / dtype}"]
         )
         plan = plan_evaluation(config)
-        model, machine = for_evaluation(config.torchtune)
+        model, machine = place_for_evaluation(config.torchtune)
         chat_model = ChatModel(model, process_cache.get_tokenizer(config.torchtune["tokenizer"]), machine)
         with chat_model.without_adapters():
             item = EvaluationItem(config.eval.names[0], chat_model, config, plan, RunFolder(config.output_dir), 0, "")

@@ -13,10 +13,12 @@ from inspect_ai import eval
 from inspect_ai.analysis import EvalColumn, EvalColumns, SampleSummary, evals_df, samples_df
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.solver import generate
 
 import cruijff_kit
 from cruijff_kit.analysis.sweep import analyse, analyse_briefly
 from cruijff_kit.config.task_names import TaskName
+from cruijff_kit.evaluation.build_tasks import build_task, count_requests
 from cruijff_kit.evaluation.targets import check_room
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.runs.plan import plan_run
@@ -53,6 +55,17 @@ def file(tmp_path):
         return ["dataset=files", f"dataset.path={path}", "dataset.validation_split=null"]
 
     return made
+
+
+def test_how_often_samples_ask(compose, file, tmp_path):
+    """Each once in tasks that ship; what a solver of the user's does is not known."""
+    config = compose(*file(*"nyynynyy"), "eval=match", "eval.limit=5")
+    (name,) = config.eval.names
+    task = build_task(name, config)
+    assert count_requests(task, config) == 5
+    assert count_requests(build_task(name, compose(*file(*"nyynynyy"), "eval=match")), compose()) == 8
+    task.solver = generate()
+    assert count_requests(task, config) is None
 
 
 def test_labels_of_ones_own_data(compose, file):
@@ -144,7 +157,7 @@ def test_the_task_that_fits_a_data_set_that_ships(compose, dataset, arguments, t
 
 
 def test_numbers(compose, tmp_path):
-    """The untrained model writes none, which is no error; mae can be the objective, and its ceiling is known."""
+    """The untrained model writes none, which is no error; mae can be the objective, and its Bayes optimum is known."""
     objective = "number/continuous_scorer/mae"
     result = cruijff_kit.train_then_eval(
         compose(*CENSUS, "dataset.arguments.target=continuous", f"objective={objective}", "epochs=12")
@@ -152,7 +165,7 @@ def test_numbers(compose, tmp_path):
     (before,), (after,) = result.baseline, result.evaluation
     assert before.coverage == {"continuous_scorer": 0} and before.unscored == {"continuous_scorer": 20}
     assert after.coverage["continuous_scorer"] > 0 and result.objective_name == objective
-    assert result.objective == after.metrics["continuous_scorer"]["mae"] > after.ceiling["mae"] > 0
+    assert result.objective == after.metrics["continuous_scorer"]["mae"] > after.bayes_optimum["mae"] > 0
 
 
 def test_a_trained_model_that_writes_no_number_ranks_last(compose, file, capsys):

@@ -118,7 +118,7 @@ def test_rows_and_ranks_may_be_padded(config):
     class Padded(MultiLoraTrainer):
         def _shared_model(self, member):
             model = super()._shared_model(member)
-            model.exact = False
+            model.is_exact = False
             return model
 
         def _compute_pass(self, group):
@@ -207,7 +207,7 @@ class Small(MultiLoraTrainer):
         if len(group) > 2:
             self.tries += 1
             with torch.no_grad():  # random numbers are drawn by then
-                self._shared_model(group[0].member).losses([m.member.make_part(m) for m in group])
+                self._shared_model(group[0].member).compute_losses([m.member.make_batch(m) for m in group])
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super()._compute_pass(group)
 

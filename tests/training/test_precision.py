@@ -12,9 +12,9 @@ import cruijff_kit
 from cruijff_kit.models.adapter import adapter_state
 from cruijff_kit.models.compat import DoRALinear, LoRALinear
 from cruijff_kit.models.dora import BiasedDoRALinear
+from cruijff_kit.models.fused_lora import fuse_lora
 from cruijff_kit.models.master_weights import use_master_weights
 from cruijff_kit.runs.plan import plan_run
-from cruijff_kit.training.fused_lora import fuse_lora
 
 RUN = ["model=hf_llama", "num_warmup_steps=0", "batch_size=4", "dataset.max_samples=320", "seed=1234"]
 SHORT = ["dataset.max_samples=24", "dataset.validation_split=null", "lr=1e-3", "lora.rank=4"]

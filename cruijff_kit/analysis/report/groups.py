@@ -63,14 +63,16 @@ def _add(section: Section, report: Report, who: str) -> None:
 
 def _read(runs: Sequence[Run], task: str) -> _Task:
     """The samples of a task as the runs of one configuration (one for each seed) have answered them."""
-    from cruijff_kit.evaluation.eval_logs import told_groups  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import reported_groups  # inspect-ai
 
     more = f" and {len(runs) - 1} more seeds" if len(runs) > 1 else ""
     found = _Task(f"Task {task}, {runs[0].label}{more}", {}, [])
     logs = [Path(run.last(task).log) for run in runs]
     try:
         # Of data that was marked as red since, nobody has said what may be told.
-        if any(has_red_data(run.result) and told_groups(str(log)) is None for run, log in zip(runs, logs, strict=True)):
+        if any(
+            has_red_data(run.result) and reported_groups(str(log)) is None for run, log in zip(runs, logs, strict=True)
+        ):
             return found
         samples = read_logs(logs)
     except Exception:  # a log that is gone or broken

@@ -211,7 +211,7 @@ def _evaluation(runs: Runs) -> str:
 
 def _decoding(runs: Runs) -> str:
     """How answers were decoded, as the logs say; where there is none any more, what was asked for."""
-    from cruijff_kit.evaluation.eval_logs import decoding_of
+    from cruijff_kit.evaluation.eval_logs import read_decoding
 
     found: dict[str, list[str]] = {}
     seen = set()
@@ -219,7 +219,7 @@ def _decoding(runs: Runs) -> str:
         for e in run.result.evaluation:
             if (e.task, e.key) not in seen and Path(e.log).is_file():
                 seen.add((e.task, e.key))
-                found.setdefault(e.task, []).append(_decoded(decoding_of(e.log)))
+                found.setdefault(e.task, []).append(_decoded(read_decoding(e.log)))
     ways = {task: listed(list(dict.fromkeys(said)), "or") for task, said in found.items()}
     if not ways:
         tokens = each(runs.all, lambda r: setting(r, "eval.max_tokens"))

@@ -119,9 +119,9 @@ class Outcome:
         """Of the constant baseline on its test items."""
         return self._of_cell(c, lambda e: e.chance.get(self.source[1], {}).get(self.source[2]))
 
-    def ceiling(self, c: ConfiguredRuns) -> float | None:
-        """The best that any model can expect, where it is known."""
-        return self._of_cell(c, lambda e: e.ceiling.get(self.source[2]))
+    def bayes_optimum(self, c: ConfiguredRuns) -> float | None:
+        """Return the Bayes optimum, where it is known."""
+        return self._of_cell(c, lambda e: e.bayes_optimum.get(self.source[2]))
 
     def _of_cell(self, c: ConfiguredRuns, read: Callable[[Evaluation], Any]) -> float | None:
         cells = c.configuration.cells(self.source[0]) if self.source else []

@@ -133,9 +133,9 @@ def _mark_known(axes: Any, configurations: list[ConfiguredRuns], outcome: Outcom
             axes.axvline(values[0], color=colour, linestyle=line, linewidth=1.2, label=label)
         elif known := [(v, i) for i, v in enumerate(values) if v is not None]:
             axes.plot(*zip(*known, strict=True), mark, color=colour, markersize=4, linestyle="", label=label)
-    ceilings = {outcome.ceiling(c) for c in configurations}
-    if len(ceilings) == 1 and None not in ceilings:
-        axes.axvline(ceilings.pop(), color=PALETTE[2], linestyle=":", linewidth=1.5, label="best that can be expected")
+    bayes_optima = {outcome.bayes_optimum(c) for c in configurations}
+    if len(bayes_optima) == 1 and None not in bayes_optima:
+        axes.axvline(bayes_optima.pop(), color=PALETTE[2], linestyle=":", linewidth=1.5, label="Bayes optimum")
     if axes.get_legend_handles_labels()[1]:
         axes.figure.legend(loc="outside upper right", ncols=3)
 

@@ -35,10 +35,10 @@ def samples_of(run: Run, task: str) -> tuple[list[Sample], str]:
     """Some samples of a run, right ones first, and why there are none; of red data none, whoever asks."""
     if has_red_data(run.result):
         return [], WITHHELD
-    from cruijff_kit.evaluation.eval_logs import asked_and_answered  # inspect-ai
+    from cruijff_kit.evaluation.eval_logs import read_prompts_and_completions  # inspect-ai
 
     try:
-        found: list[dict[str, Any]] = asked_and_answered(run.last(task).log, EACH)
+        found: list[dict[str, Any]] = read_prompts_and_completions(run.last(task).log, EACH)
     except Exception as error:  # a log that is gone or broken
         return [], f"the log of {run.label}, task {task}, cannot be read ({type(error).__name__})"
     texts = ("prompt", "target", "answer", "score")

@@ -1,7 +1,7 @@
 """Data sets that are drawn from a seed and written once: one module a data set, `drawing` is what they share.
 
 A generator's file lies in the cache in a folder named by its arguments, so that the same arguments are the same file.
-Beside it lies NAME.meta.json: the arguments, what was drawn besides the rows, and each split's ceiling.
+Beside it lies NAME.meta.json: the arguments, what was drawn besides the rows, and each split's Bayes optimum.
 No torch here: the config resolves `dataset.path` through `generated_path`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from cruijff_kit.data.generators.capitalization import draw_capitalization, name_capitalization, word_list
 from cruijff_kit.data.generators.census import draw_census, task_of_census
-from cruijff_kit.data.generators.common import Ceiling, GeneratedData
+from cruijff_kit.data.generators.common import BayesOptimum, GeneratedData
 from cruijff_kit.data.generators.organisms import draw_model_organisms, task_of_model_organisms
 from cruijff_kit.data.generators.sanity import draw_bit_sequences, draw_predictable_or_not, task_of_bit_sequences
 from cruijff_kit.data.generators.twins import draw_synthetic_twins
@@ -26,7 +26,15 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import write_text
 from cruijff_kit.util.suggest import did_you_mean
 
-__all__ = ["GENERATORS", "GeneratedData", "ceiling_of", "fitting_task", "generate", "generated_path", "word_list"]
+__all__ = [
+    "GENERATORS",
+    "GeneratedData",
+    "read_bayes_optimum",
+    "fitting_task",
+    "generate",
+    "generated_path",
+    "word_list",
+]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def generate(generator: str, arguments: dict) -> Path:
         "generator": generator,
         "arguments": _all_arguments(generator, arguments),
         "rows": {split: len(rows) for split, rows in drawn.splits.items()},
-        "ceiling": drawn.ceiling,
+        "bayes_optimum": drawn.bayes_optimum,
         "facts": drawn.facts,
     }
     write_text(_meta(path), json.dumps(meta, indent=1))  # first: where the data is, this is
@@ -102,12 +110,12 @@ def fitting_task(generator: str | None, arguments: dict) -> str:
     return task if isinstance(task, str) else task(**_all_arguments(generator, arguments))
 
 
-def ceiling_of(generator: str | None, arguments: dict, split: str) -> Ceiling:
+def read_bayes_optimum(generator: str | None, arguments: dict, split: str) -> BayesOptimum:
     """Metric -> the best value that any model can expect on a split of a generated file; empty where it is not known."""
     if generator is None:
         return {}
     meta = _meta(generated_path(generator, arguments))
-    return json.loads(meta.read_text(encoding="utf-8"))["ceiling"].get(split, {}) if meta.exists() else {}
+    return json.loads(meta.read_text(encoding="utf-8"))["bayes_optimum"].get(split, {}) if meta.exists() else {}
 
 
 def _meta(path: Path) -> Path:

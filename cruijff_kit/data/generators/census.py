@@ -80,10 +80,10 @@ def draw_census(
     worded = _WORDED[wording]
     rows = [{"input": worded(p, target), "output": a, **groups_of(p)} for p, a in zip(people, answers, strict=True)]
     order = split_rows([*range(num_rows)], train_fraction)
-    ceiling = {split: _ceiling([people[i] for i in part], [answers[i] for i in part], target, noise)
+    bayes_optimum = {split: _bayes_optimum([people[i] for i in part], [answers[i] for i in part], target, noise)
                for split, part in order.items()}  # fmt: skip
     facts = {"intercept": INTERCEPT, "scores": SCORES}
-    return GeneratedData({split: [rows[i] for i in part] for split, part in order.items()}, ceiling, facts)
+    return GeneratedData({split: [rows[i] for i in part] for split, part in order.items()}, bayes_optimum, facts)
 
 
 def task_of_census(target: str, **_: object) -> str:
@@ -127,7 +127,7 @@ def _answer(rng: random.Random, person: Person, target: str, noise: float) -> st
     return str(max(0, round(dollars / 100) * 100))
 
 
-def _ceiling(people: list[Person], answers: list[str], target: str, noise: float) -> dict[str, float]:
+def _bayes_optimum(people: list[Person], answers: list[str], target: str, noise: float) -> dict[str, float]:
     """binary: Bayes accuracy. continuous: errors of whoever answers with the rule's own income, without the draw."""
     if target == "binary":
         return {"accuracy": bayes_accuracy([_chance(p, noise) for p in people])}

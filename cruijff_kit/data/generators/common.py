@@ -9,22 +9,22 @@ from cruijff_kit.util.errors import UserError
 
 Rows = list[dict[str, str]]
 Splits = dict[str, Rows]
-Ceiling = dict[str, float]
+BayesOptimum = dict[str, float]
 """Metric -> the best value that any model can expect; the accuracy of whoever knows the rule is the Bayes accuracy."""
 
 
 @dataclass(frozen=True)
 class GeneratedData:
-    """A data set as it was drawn.
-
-    splits: name -> rows. ceiling: split -> its ceiling; a split that has none is left out. facts: what was drawn besides
-    the rows, weights for example. repeats: splits share rows on purpose.
-    """
+    """A data set as it was drawn."""
 
     splits: Splits
-    ceiling: dict[str, Ceiling] = field(default_factory=dict)
+    """Name -> rows."""
+    bayes_optimum: dict[str, BayesOptimum] = field(default_factory=dict)
+    """Split -> its Bayes optimum; a split that has none is left out."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """What was drawn besides the rows, weights for example."""
     repeats: bool = False
+    """Whether splits share rows on purpose."""
 
 
 def require(ok: bool, message: str) -> None:

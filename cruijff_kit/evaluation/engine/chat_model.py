@@ -15,8 +15,8 @@ from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest
 from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter, get_adapter_params
 from cruijff_kit.models.device import Machine, describe_machine, free_bytes, return_memory
+from cruijff_kit.models.fused_lora import fuse_lora
 from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
-from cruijff_kit.training.fused_lora import fuse_lora
 
 _SHARE = 0.4  # of the free memory that rows may take; a cache that grows is there twice for a moment
 _SPARE = 0.25  # of the free memory that weights in another layout may take

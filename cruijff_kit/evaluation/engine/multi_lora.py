@@ -1,20 +1,18 @@
 """Several adapters on one frozen base model answer in common passes.
 
-Each run has a model of its own, whose base weights are the same tensors in all of them, and a session of its own, with its
-own prefix, rows and random numbers. What sessions ask for at the same time goes through the base model's matrices in one
-pass, one session's tokens behind another's; each adapter is added to its own session's tokens, and each session attends by
-itself. (Many adapters on one base in serving: S-LoRA, Sheng et al. 2023, arXiv 2311.03285. In training: training/pack.)
+Each run has a model of its own, whose base weights are the same tensors in all of them, and a scheduler of its own, with
+its own prefix, rows and random numbers. Requests of several schedulers go through the base model's matrices in one pass,
+one scheduler's tokens behind another's; each adapter is added to its own tokens, and each scheduler attends by itself.
+(Many adapters on one base in serving: S-LoRA, Sheng et al. 2023, arXiv 2311.03285. In training: training/multi_lora.)
 """
 
 import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from cruijff_kit.evaluation.engine.attention import Attention
 from cruijff_kit.evaluation.engine.chat_model import ChatModel
@@ -23,33 +21,35 @@ from cruijff_kit.evaluation.engine.interfaces import Engine
 from cruijff_kit.evaluation.engine.onednn import Matmul, dora_matmul_for, is_supported, matmul_for
 from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models import device
-from cruijff_kit.models.compat import (
-    DoRALinear,
-    LoRALinear,
-    NF4Tensor,
-    TiedLinear,
-    TransformerDecoder,
-    get_adapter_params,
+from cruijff_kit.models.compat import NF4Tensor, TiedLinear, TransformerDecoder, get_adapter_params
+from cruijff_kit.models.fused_lora import stack_padded
+from cruijff_kit.models.multi_lora_layout import (
+    BASE,
+    DORA,
+    LORA,
+    OWN,
+    TokenSpan,
+    adapter_kind,
+    attend_by_region,
+    base_weight,
+    lay_spans,
+    list_linears,
 )
-from cruijff_kit.models.dora import BiasedDoRALinear
-from cruijff_kit.training.fused_lora import FusedLoRALinear
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
-_ADAPTER = (".lora_a", ".lora_b")
 _ROWS = 512  # whose logits are held at once, unless one session alone has more
-# On a CPU in fp32 many tokens of one adapter take less time by themselves, on weights that the adapter is added to: from so
-# many in a pass on, if so many are ahead that making those weights pays.
-_MANY, _AHEAD = 40, 2000
+# On a CPU in fp32 many tokens of one adapter take less time by themselves, on weights with the adapter added: from so many
+# in a pass on, if so many are pending that making those weights pays.
+_MANY, _PENDING = 40, 2000
 _SHORT = 64  # tokens of a span, up to which a CPU multiplies all adapters in one batched product
 _PADDED = 2  # times the tokens, with padding, that one product of all adapters may take
 _OUTPUT = "output"
 
 
 def base_of(chat_model: ChatModel) -> tuple | int:
-    """The same for models that can share passes: all but their adapters are the same tensors and modules.
-
-    A model that can share with none, quantised or spread over devices, has its own.
+    """Identify a model's base: equal for models that can share passes, which are the same tensors and modules but for their
+    adapters. A model that can share with none, quantised or spread over devices, has its own.
     """
     adapters, linears = get_adapter_params(chat_model.model), _linears(chat_model.model)
     base = {name: p for name, p in chat_model.model.named_parameters(remove_duplicate=False) if name not in adapters}
@@ -69,38 +69,26 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[: n + 1]) for n in range(len(parts))]
 
 
-def _linears(model: TransformerDecoder) -> dict[str, nn.Module]:
-    """The linear maps by name: those of the layers, and the output projection."""
-    found = {
-        f"layers.{name}": module
-        for name, module in model.layers.named_modules()
-        if isinstance(module, nn.Linear | LoRALinear | DoRALinear) and not name.endswith(_ADAPTER)
-    }
-    return found | {_OUTPUT: model.output}
-
-
-@dataclass
-class _Span:
-    """Tokens begin to end of a pass, of the adapter with this number."""
-
-    number: int
-    begin: int
-    end: int
+def _linears(model: TransformerDecoder) -> dict[str, Any]:
+    """List the linear maps by name: those of the layers, and the output projection."""
+    return list_linears(model) | {_OUTPUT: model.output}
 
 
 _Group = list[tuple[Scheduler, Any]]
 """Schedulers and their requests, of one kind."""
-_Compute = Callable[[list[Any], list[_Span]], list[torch.Tensor]]
+_Compute = Callable[[list[Any], list[TokenSpan]], list[torch.Tensor]]
 """Requests and their spans in the joined tensor -> results."""
 
 
-class _Layout:
-    """The spans of a pass as rows of one length, for one batched product of all adapters.
+class _Padding:
+    """The spans of a pass as rows of one length, for one batched product of all adapters."""
 
-    numbers: of the adapters. places: of each token among all rows' tokens; None: all spans are equally long.
-    """
+    numbers: tuple[int, ...]
+    """Of the adapters."""
+    places: torch.Tensor | None
+    """Of each token among all rows' tokens; None: all spans are equally long."""
 
-    def __init__(self, spans: list[_Span], device: torch.device) -> None:
+    def __init__(self, spans: list[TokenSpan], device: torch.device) -> None:
         self.numbers = tuple(s.number for s in spans)
         lengths = [s.end - s.begin for s in spans]
         self.places = None
@@ -112,18 +100,18 @@ class _Layout:
             self._source, self.places = source.to(device), places.to(device)
         self._last: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
 
-    def padded(self, rows: torch.Tensor) -> torch.Tensor:
-        """[tokens, d] -> [spans, longest, d]; several maps in turn ask for the same."""
+    def pad(self, rows: torch.Tensor) -> torch.Tensor:
+        """[tokens, d] -> [spans, longest, d]. The last result is remembered: several maps in turn have one input."""
         if self._last[0] is not rows:
             self._last = rows, rows[self._source]
         return self._last[1]
 
 
-def _layout(spans: list[_Span], device: torch.device) -> _Layout | None:
+def _make_padding(spans: list[TokenSpan], device: torch.device) -> _Padding | None:
     """None where products one by one cost less: of long spans (and they round as those of a run by itself)."""
     longest, tokens = max(s.end - s.begin for s in spans), spans[-1].end
-    few = device.type != "cpu" or longest <= _SHORT
-    return _Layout(spans, device) if few and longest * len(spans) <= _PADDED * tokens else None
+    is_short = device.type != "cpu" or longest <= _SHORT
+    return _Padding(spans, device) if is_short and longest * len(spans) <= _PADDED * tokens else None
 
 
 class MultiLoraEngine(Engine):
@@ -140,12 +128,12 @@ class MultiLoraEngine(Engine):
         """Most schedulers in one pass; fewer than there are once memory has run out."""
         for chat_model in chat_models:
             chat_model.release()  # copies that it may have are of the adapter that it had
-        self.spans: list[_Span] = []
-        self.layout: _Layout | None = None
+        self.spans: list[TokenSpan] = []
+        self.padding: _Padding | None = None
         self._number = {id(chat_model): number for number, chat_model in enumerate(chat_models)}
         self._model = chat_models[0].model  # whose embeddings, norms and rotations are everybody's
         modules = [_linears(chat_model.model) for chat_model in chat_models]
-        weights = {name: _weight(module) for name, module in modules[0].items()}
+        weights = {name: base_weight(module) for name, module in modules[0].items()}
         size = sum(w.numel() * w.element_size() for w in weights.values() if w is not None)
         is_copied = all(w is None or is_supported(w) for w in weights.values())
         is_copied = is_copied and size < chat_models[0].count_spare_bytes()
@@ -212,7 +200,7 @@ class MultiLoraEngine(Engine):
             part = _first(part, self.chat_models[0].max_prefill_tokens if _is_forward(part) else _ROWS)
             failure, results = None, []
             try:
-                results = compute([request for _, request in part], self._span(part))
+                results = compute([request for _, request in part], self._lay_spans(part))
             except Exception as error:
                 failure = error
                 free_exception_frames(error)
@@ -229,32 +217,27 @@ class MultiLoraEngine(Engine):
                 continue
             group = group[len(part) :]
 
-    def _span(self, group: _Group) -> list[_Span]:
-        spans, begin = [], 0
-        for scheduler, request in group:
-            end = begin + request.size
-            spans.append(_Span(self._number[id(scheduler.chat_model)], begin, end))
-            begin = end
-        return spans
+    def _lay_spans(self, group: _Group) -> list[TokenSpan]:
+        return lay_spans((self._number[id(s.chat_model)], request.size) for s, request in group)
 
-    def _forward(self, group: list[ForwardRequest], spans: list[_Span]) -> list[torch.Tensor]:
+    def _forward(self, group: list[ForwardRequest], spans: list[TokenSpan]) -> list[torch.Tensor]:
         self.num_passes += 1
         device = self.chat_models[0].machine.device
-        self.spans, self.layout = spans, _layout(spans, device)
+        self.spans, self.padding = spans, _make_padding(spans, device)
         ids, positions = (
             torch.cat([x.flatten() for x in xs])[None].to(device)
             for xs in ([one.ids for one in group], [one.positions for one in group])
         )
         h = self._model.tok_embeddings(ids)
-        attention = _PerAdapterAttention(self.chat_models[0].cache_dtype, group, spans)
+        attention = _PerAdapterAttention(self.chat_models[0].cache_dtype, group)
         with attention.installed(self._model), self._installed_maps():
             for layer in self._model.layers:
                 h = layer(h, mask=None, input_pos=positions)
         hidden = self._model.norm(h)[0]
         return [hidden[s.begin : s.end].unflatten(0, one.ids.shape) for one, s in zip(group, spans, strict=True)]
 
-    def _project(self, group: list[LogitsRequest], spans: list[_Span]) -> list[torch.Tensor]:
-        self.spans, self.layout = spans, _layout(spans, self.chat_models[0].machine.device)
+    def _project(self, group: list[LogitsRequest], spans: list[TokenSpan]) -> list[torch.Tensor]:
+        self.spans, self.padding = spans, _make_padding(spans, self.chat_models[0].machine.device)
         logits = self._maps[_OUTPUT](torch.cat([one.hidden for one in group])).float()
         return [logits[s.begin : s.end] for s in spans]
 
@@ -274,7 +257,7 @@ class MultiLoraEngine(Engine):
 def _has_copies(scheduler: Scheduler) -> bool:
     """Whether its model has weights with the adapter added; makes them where that pays and memory is plenty."""
     chat_model: Any = scheduler.chat_model
-    if not chat_model.has_copies and scheduler.num_pending_tokens > _AHEAD:
+    if not chat_model.has_copies and scheduler.num_pending_tokens > _PENDING:
         chat_model.prepare()
     return chat_model.has_copies
 
@@ -292,27 +275,23 @@ def _first(group: _Group, most: int) -> _Group:
 class _PerAdapterAttention(Attention):
     """Each scheduler's queries attend as in a pass of its own."""
 
-    def __init__(self, dtype: torch.dtype, group: list[ForwardRequest], spans: list[_Span]) -> None:
+    def __init__(self, dtype: torch.dtype, group: list[ForwardRequest]) -> None:
         super().__init__(dtype)
-        self.group = [(one.attention, one.ids.shape, s.begin, s.end) for one, s in zip(group, spans, strict=True)]
+        self.attentions, self.shapes = [one.attention for one in group], [tuple(one.ids.shape) for one in group]
 
     def begin(self) -> None:
-        for attention, *_ in self.group:
+        for attention in self.attentions:
             attention.begin()
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out = []
-        for attention, shape, begin, end in self.group:
-            own = (x[0, :, begin:end].unflatten(1, shape).transpose(0, 1) for x in (q, k, v))
-            out.append(attention.attend(layer, *own).transpose(0, 1).flatten(1, 2))
-        return torch.cat(out, 1)[None]
+        return attend_by_region(q, k, v, self.shapes, lambda n, *own: self.attentions[n].attend(layer, *own))
 
 
 class _Map:
-    """A linear map of the base model, and what each adapter makes of it on its own tokens.
+    """A linear map of the base model, and each adapter on its own tokens.
 
     Args:
-        weight: the base's; None: each adapter's own module is asked instead.
+        weight: the base's; None: each adapter's own module multiplies instead.
         module: of the base. modules: the adapters' own. copied: multiply by a copy in oneDNN's layout.
     """
 
@@ -320,22 +299,22 @@ class _Map:
         self, engine: MultiLoraEngine, weight: torch.Tensor | None, module: Any, modules: list[Any], copied: bool
     ) -> None:
         self._engine = engine
-        self._kinds = [_kind(own) if weight is not None else "own" for own in modules]
+        kinds = [adapter_kind(own) if weight is not None else OWN for own in modules]
         bias = getattr(module, "bias", None)
         self._multiply: Matmul | None = None
-        if {*self._kinds} & {"base", "lora"}:
+        if {*kinds} & {BASE, LORA}:
             self._multiply = matmul_for(weight, bias, copied)
-        plain = self._multiply if bias is None and self._multiply else None
-        if "dora" in self._kinds and plain is None:
-            plain = matmul_for(weight, None, copied)
+        unbiased = self._multiply if bias is None and self._multiply else None
+        if DORA in kinds and unbiased is None:
+            unbiased = matmul_for(weight, None, copied)
         self._own: dict[int, Matmul] = {}  # `forward` as it is now: in a pass it is this map
-        for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True)):
-            if kind in ("dora", "own"):
-                self._own[n] = dora_matmul_for(own, plain) if kind == "dora" else own.forward
+        for n, (own, kind) in enumerate(zip(modules, kinds, strict=True)):
+            if kind in (DORA, OWN):
+                self._own[n] = dora_matmul_for(own, unbiased) if kind == DORA else own.forward
         self._adapters = {
             n: (own.lora_a.weight.to(weight.dtype), own.lora_b.weight.to(weight.dtype), own.alpha / own.rank)
-            for n, (own, kind) in enumerate(zip(modules, self._kinds, strict=True))
-            if kind == "lora"
+            for n, (own, kind) in enumerate(zip(modules, kinds, strict=True))
+            if kind == LORA
         }
         self._stacked: tuple[tuple[int, ...], Any] = (), None
 
@@ -354,50 +333,28 @@ class _Map:
         return out.unflatten(0, x.shape[:-1])
 
     def _add(self, out: torch.Tensor, rows: torch.Tensor) -> None:
-        """Add to [tokens, out_dim] what each adapter makes of its own [tokens, in_dim]."""
-        layout = self._engine.layout
-        if layout is None:
+        """Add each adapter's product on its own tokens, [tokens, in_dim], to `out`, [tokens, out_dim]."""
+        padding = self._engine.padding
+        if padding is None:
             for s in self._engine.spans:
                 if s.number in self._adapters:
                     a, b, scale = self._adapters[s.number]
                     out[s.begin : s.end].addmm_(rows[s.begin : s.end] @ a.t(), b.t(), alpha=scale)
             return
-        a, b = self._stacks(layout.numbers, rows)
-        if layout.places is None:
-            by_span = (len(layout.numbers), -1)
+        a, b = self._stack(padding.numbers)
+        if padding.places is None:
+            by_span = (len(padding.numbers), -1)
             out.unflatten(0, by_span).baddbmm_(torch.bmm(rows.unflatten(0, by_span), a), b)
         else:
-            down = torch.bmm(layout.padded(rows), a)
-            out.add_(torch.bmm(down, b).flatten(0, 1)[layout.places])
+            down = torch.bmm(padding.pad(rows), a)
+            out.add_(torch.bmm(down, b).flatten(0, 1)[padding.places])
 
-    def _stacks(self, numbers: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adapters one behind the other, [adapters, in_dim, rank] and, scaled, [adapters, rank, out_dim]; ranks padded with
-        zeros, and zeros where there is none.
-        """
+    def _stack(self, numbers: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stack adapters, [adapters, in_dim, rank] and, scaled, [adapters, rank, out_dim]; zeros where there is none."""
         if self._stacked[0] != numbers:
-            found = [self._adapters.get(n) for n in numbers]
-            a, b, _ = next(f for f in found if f)
-            rank = max(len(f[0]) for f in found if f)
-            stacks = like.new_zeros(len(found), rank, a.shape[1]), like.new_zeros(len(found), b.shape[0], rank)
-            for n, f in enumerate(found):
-                if f:
-                    stacks[0][n, : len(f[0])] = f[0]
-                    stacks[1][n, :, : len(f[0])] = f[1] * f[2]
+            a, b, _ = next(self._adapters[n] for n in numbers if n in self._adapters)
+            none = a.new_zeros(0, a.shape[1]), b.new_zeros(b.shape[0], 0), 1.0
+            adapters = [self._adapters.get(n, none) for n in numbers]
+            stacks = stack_padded([a for a, _, _ in adapters], 0), stack_padded([b * s for _, b, s in adapters], 1)
             self._stacked = numbers, (stacks[0].mT, stacks[1].mT)
         return self._stacked[1]
-
-
-def _weight(module: Any) -> torch.Tensor | None:
-    """The matrix of a linear map; None: what it does is its own affair."""
-    if isinstance(module, TiedLinear):
-        return module.tied_module.weight
-    return module.weight if isinstance(module, nn.Linear | LoRALinear | DoRALinear) else None
-
-
-def _kind(module: Any) -> str:
-    """base: it has no adapter here, or one that is switched off. lora, dora: its kind. own: it computes in its own way."""
-    if type(module) in (nn.Linear, TiedLinear):
-        return "base"
-    if type(module) in (LoRALinear, FusedLoRALinear, BiasedDoRALinear):
-        return "base" if module.disabled else "dora" if type(module) is BiasedDoRALinear else "lora"
-    return "own"

@@ -14,7 +14,7 @@ from torch import nn
 
 from cruijff_kit.models.compat import LoRALinear, NF4Tensor, TiedLinear, TransformerDecoder
 from cruijff_kit.models.dora import BiasedDoRALinear, with_update
-from cruijff_kit.training.fused_lora import FusedLoRALinear
+from cruijff_kit.models.multi_lora_layout import ADAPTER_SUFFIXES, OWN, adapter_kind
 
 Matmul = Callable[..., torch.Tensor]
 
@@ -84,8 +84,7 @@ def _list_matrices(model: TransformerDecoder) -> list[tuple[nn.Module, torch.Ten
     matrices = [
         (module, module.weight)
         for name, module in model.named_modules()
-        if type(module) in (LoRALinear, FusedLoRALinear, BiasedDoRALinear)
-        or (type(module) is nn.Linear and not name.endswith((".lora_a", ".lora_b")))
+        if adapter_kind(module) != OWN and not name.endswith(ADAPTER_SUFFIXES)
     ]
     if isinstance(model.output, TiedLinear):
         matrices.append((model.output.linear, model.output.tied_module.weight))

@@ -7,9 +7,9 @@ from the same hidden states projected so.
 from typing import Any
 
 import torch
-from torch import nn
 
-from cruijff_kit.models.compat import DoRALinear, LoRALinear, NF4Tensor, TiedLinear
+from cruijff_kit.models.compat import DoRALinear, NF4Tensor
+from cruijff_kit.models.multi_lora_layout import base_weight
 
 
 @torch.no_grad()
@@ -23,9 +23,8 @@ def option_logits(output: Any, hidden: torch.Tensor, ids: torch.Tensor) -> torch
     Returns:
         [rows, tokens] in fp32.
     """
-    weight = output.tied_module.weight if isinstance(output, TiedLinear) else getattr(output, "weight", None)
-    is_matrix = isinstance(output, TiedLinear | nn.Linear | LoRALinear | DoRALinear)
-    if not is_matrix or isinstance(weight.data, NF4Tensor):  # it multiplies in its own way
+    weight = base_weight(output)
+    if weight is None or isinstance(weight.data, NF4Tensor):  # it multiplies in its own way
         return output(hidden).float()[:, ids]
     exact = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no fp64
     ids = ids.to(weight.device)

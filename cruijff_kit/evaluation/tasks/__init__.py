@@ -1,6 +1,6 @@
 """The inspect-ai tasks that ship with cruijff_kit; `inspect eval cruijff_kit/NAME` finds them too.
 
-`answers.py` has the common part. A new task: a module here with an @task function, and its name in TASKS.
+`common.py` has the common part. A new task: a module here with an @task function, and its name in TASKS.
 """
 
 import cruijff_kit.evaluation.scorers  # noqa: F401 (inspect-ai's entry point: scorers and metrics register themselves)

@@ -1,44 +1,16 @@
 """A data set whose outputs are numbers: how far from them the answers are."""
 
+from typing import Any
+
 from inspect_ai import Task, task
 
-from cruijff_kit.data.dataset_files import DataPath
 from cruijff_kit.evaluation.numbers import writes_decimal_comma
 from cruijff_kit.evaluation.scorers import continuous_scorer
-from cruijff_kit.evaluation.tasks.common import answers_task
+from cruijff_kit.evaluation.tasks.common import answers_task, takes_rows
 
 
 @task
-def number(
-    data: DataPath,
-    split: str = "test",
-    prompt: str = "{input}\n",
-    system_prompt: str = "",
-    input_column: str = "input",
-    output_column: str = "output",
-    messages_column: str | None = None,
-    format: str | None = None,
-    split_column: str | None = "split",
-    type: str | None = None,
-    max_samples: int | None = None,
-    sample_seed: int | None = None,
-    train_split: str | None = None,
-    train_samples: int | None = None,
-) -> Task:
-    """How far is the number in the answer from the row's output?
-
-    Args:
-        data: file with the splits inside, folder with a file for each, or {split: file}.
-        split: the split to ask.
-        prompt: template of the user's message.
-        system_prompt: system message; empty for none.
-        input_column, output_column, messages_column: names of the columns.
-        format, split_column, type, max_samples, sample_seed: as `data.conversations.conversations`.
-        train_split, train_samples: what was trained on (`answers_task`).
-    """
-    return answers_task(
-        data, split, prompt, system_prompt, input_column, output_column, messages_column,
-        format=format, split_column=split_column, type=type, max_samples=max_samples, sample_seed=sample_seed,
-        train_split=train_split, train_samples=train_samples,
-        scorer=lambda targets: [continuous_scorer(writes_decimal_comma(targets))],
-    )  # fmt: skip
+@takes_rows()
+def number(**rows: Any) -> Task:
+    """How far is the number in the answer from the row's output?"""
+    return answers_task(**rows, scorer=lambda targets: [continuous_scorer(writes_decimal_comma(targets))])

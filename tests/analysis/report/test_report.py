@@ -389,7 +389,12 @@ def test_samples_come_through_one_function():
             if isinstance(node, ast.ImportFrom)
             for a in node.names
         }
-        assert path.name == "samples.py" or not names & {"asked_and_answered", "summaries", "read_eval_log", "items"}
+        assert path.name == "samples.py" or not names & {
+            "read_prompts_and_completions",
+            "read_summaries",
+            "read_eval_log",
+            "items",
+        }
 
 
 def test_a_report_that_fails_does_not_fail_the_sweep(sweep, tmp_path, capsys):

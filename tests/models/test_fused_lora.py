@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cruijff_kit.models.compat import LoRALinear
-from cruijff_kit.training.fused_lora import FusedLoRALinear, fuse_lora
+from cruijff_kit.models.fused_lora import FusedLoRALinear, fuse_lora
 
 
 def layer(**settings) -> LoRALinear:

@@ -1,5 +1,5 @@
-"""Linear maps with LoRA adapters that touch their large outputs and inputs once: what adapters add is added within their
-matrix products. The same sums as torchtune's LoRALinear, rounded less often.
+"""Linear maps with LoRA adapters that touch their large outputs and inputs once: adapters are added within the matrix
+products. The sums are those of torchtune's LoRALinear, rounded less often.
 """
 
 import itertools
@@ -22,22 +22,21 @@ class FusedLoRALinear(LoRALinear):
         if self.disabled:
             return super().forward(x)
         rows = x.flatten(0, -2)
-        span = Span(0, len(rows), 1, self.alpha / self.rank)
+        span = AdapterSpan(0, len(rows), 1, self.alpha / self.rank)
         matrices = (cast_weight(matrix, x.dtype) for matrix in (self.lora_a, self.lora_b))
         out = AdaptedLinear.apply(rows, self.weight, None, [span], *matrices)
         return out.unflatten(0, x.shape[:-1])
 
 
-class Span(NamedTuple):
-    """Rows `begin` to `end`, of `count` adapters in turn, equally many each.
-
-    scale: alpha / rank of all of them, or of each, [count, 1, 1].
-    """
+class AdapterSpan(NamedTuple):
+    """Rows of several adapters in turn, equally many each."""
 
     begin: int
     end: int
     count: int  # type: ignore[assignment]  # a tuple has a method of this name
+    """How many adapters."""
     scale: float | torch.Tensor
+    """alpha / rank of all of them, or of each, [count, 1, 1]."""
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
         """[all rows, dim] -> [rows, dim] of the one adapter, or [count, rows, dim]; a view."""
@@ -46,7 +45,7 @@ class Span(NamedTuple):
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """x W^T + bias, and to the rows of each span what its adapters make of them, scale x A^T B^T.
+    """x W^T + bias, and on the rows of each span its adapters' scale x A^T B^T.
 
     The adapters of a span multiply in one batched product, ranks that differ padded with zeros.
 
@@ -57,21 +56,21 @@ class AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, spans, *matrices):
         out = F.linear(x, weight, bias)
-        kept = [*_by_span(spans, matrices)]
-        for n, (span, (a, b)) in enumerate(zip(spans, kept, strict=True)):
+        saved = [*_by_span(spans, matrices)]
+        for n, (span, (a, b)) in enumerate(zip(spans, saved, strict=True)):
             down = span.of(x) @ a.mT
             _add_product(span.of(out), down, b.mT, span.scale)
-            kept[n] += (down,)
-        ctx.save_for_backward(x, weight, *itertools.chain(*kept))
+            saved[n] += (down,)
+        ctx.save_for_backward(x, weight, *itertools.chain(*saved))
         ctx.spans, ctx.ranks = spans, [len(a) for a in matrices[::2]]
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, *kept = ctx.saved_tensors
+        x, weight, *saved = ctx.saved_tensors
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        found, ranks = [], iter(ctx.ranks)
-        for span, a, b, down in zip(ctx.spans, kept[::3], kept[1::3], kept[2::3], strict=True):
+        gradients, ranks = [], iter(ctx.ranks)
+        for span, a, b, down in zip(ctx.spans, saved[::3], saved[1::3], saved[2::3], strict=True):
             own = span.of(grad)
             grad_down = (own @ b).mul_(span.scale)
             if grad_x is not None:
@@ -79,23 +78,25 @@ class AdaptedLinear(torch.autograd.Function):
             grad_a, grad_b = grad_down.mT @ span.of(x), (own.mT @ down).mul_(span.scale)
             own_ranks = [*itertools.islice(ranks, span.count)]
             if span.count == 1:
-                found += [grad_a, grad_b]
+                gradients += [grad_a, grad_b]
                 continue
             for own_a, own_b, rank in zip(grad_a, grad_b, own_ranks, strict=True):
-                found += [own_a[:rank], own_b[:, :rank].contiguous()]
-        return grad_x, None, None, None, *found
+                gradients += [own_a[:rank], own_b[:, :rank].contiguous()]
+        return grad_x, None, None, None, *gradients
 
 
-def _by_span(spans: Sequence[Span], matrices: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A and B of each span's adapters: matrices of one adapter, stacks of several."""
+def _by_span(
+    spans: Sequence[AdapterSpan], matrices: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield A and B of each span's adapters: matrices of one adapter, stacks of several."""
     left = iter(matrices)
     for span in spans:
         own = [*itertools.islice(left, 2 * span.count)]
-        yield (own[0], own[1]) if span.count == 1 else (_stacked(own[::2], 0), _stacked(own[1::2], 1))
+        yield (own[0], own[1]) if span.count == 1 else (stack_padded(own[::2], 0), stack_padded(own[1::2], 1))
 
 
-def _stacked(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-    """Matrices of one shape but for their ranks (dimension `dim`) as [matrices, ...], zeros where a rank is smaller."""
+def stack_padded(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Stack matrices of one shape but for their ranks (dimension `dim`), [matrices, ...]: smaller ranks end in zeros."""
     if len({m.shape for m in matrices}) == 1:
         return torch.stack(matrices)
     shape = list(matrices[0].shape)
@@ -107,14 +108,14 @@ def _stacked(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
 
 
 def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float | torch.Tensor) -> None:
-    """To `out` its scale x left right, matrices or stacks of them."""
+    """Add scale x left right to `out`; matrices or stacks of them."""
     if isinstance(scale, torch.Tensor):
         left, scale = (left * scale).to(left.dtype), 1.0
     (out.addmm_ if out.ndim == 2 else out.baddbmm_)(left, right, alpha=scale)
 
 
 def fuse_lora(model: TransformerDecoder) -> None:
-    """Let a model's plain LoRA layers compute so. Safe to call again."""
+    """Make a model's plain LoRA layers fused ones. Safe to call again."""
     if getattr(model, "lora_is_fused", False):
         return
     for module in model.modules():
