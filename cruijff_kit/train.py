@@ -9,13 +9,12 @@ python -m cruijff_kit.train --help
 """
 
 import gc
-import os
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from cruijff_kit.commands.base import has_json_flag, run_command
+from cruijff_kit.commands.base import has_json_flag, import_from_cwd, run_command
 from cruijff_kit.config.loading import register
 from cruijff_kit.config.overrides import capture_output, order_arguments
 from cruijff_kit.sweep import plugin
@@ -44,10 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         train()
         return None
 
-    if (
-        os.getcwd() not in sys.path
-    ):  # the user's own modules; `python -m` looks there by itself, an installed script does not
-        sys.path.insert(0, os.getcwd())
+    import_from_cwd()
     code = run_command(command, as_json)
     gc.freeze()  # else the interpreter looks through millions of objects before it goes: seconds
     return code

@@ -28,11 +28,14 @@ _CALIBRATION_ERRORS = ("c_ece", "r_ece")
 
 
 class Interval(NamedTuple):
-    """low, high: its ends. method: how it was made, for people."""
+    """An interval."""
 
     low: float
+    """Its lower end."""
     high: float
+    """Its upper end."""
     method: str
+    """How it was computed, for people."""
 
 
 def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval | None:

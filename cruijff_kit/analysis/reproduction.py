@@ -106,8 +106,7 @@ def _relative_difference(a: float | None, b: float | None, least: float) -> floa
 
 def _compare_adapters(run: Path, again: Path, within: float) -> Iterator[Check]:
     gone = find_archived_epochs(run)
-    numbers = {int(n) for p in again.glob("epoch_*") if (n := p.name.removeprefix("epoch_")).isdigit()}
-    for epoch in sorted(numbers):
+    for epoch in RunFolder(again).epochs():
         what, new = f"adapter of epoch {epoch}", RunFolder(again).epoch(epoch) / ADAPTER_WEIGHTS
         old = RunFolder(run).epoch(epoch) / ADAPTER_WEIGHTS
         if old.is_file():
@@ -121,7 +120,7 @@ def _compare_adapters(run: Path, again: Path, within: float) -> Iterator[Check]:
             note = "archived away, its sha256 is " + ("the same" if same else "another; how far it is cannot be told")
             yield Check(what, IDENTICAL if same else None, 0.0 if same else None, note)
         else:
-            yield Check(what, None, None, "the run's own is gone")
+            yield Check(what, None, None, "the original adapter was deleted")
 
 
 def _compare_evaluations(kind: str, then: list[Evaluation], now: list[Evaluation]) -> Iterator[Check]:

@@ -186,7 +186,7 @@ def _mean(rows: list[Row]) -> Row:
 
 @dataclass(frozen=True, eq=False)
 class _Arrays:
-    """Rows as numbers, NaN where one is not known. [n] each; unit: from 0 on, None where each sample is its own."""
+    """Rows as arrays [n]; NaN where a number is not known."""
 
     names: list[str]
     group: "np.ndarray"
@@ -196,6 +196,7 @@ class _Arrays:
     order: "np.ndarray"
     predicted: "np.ndarray"
     unit: "np.ndarray | None"
+    """Numbers from 0 on; None where each sample is its own unit."""
 
 
 def _arrays(rows: Sequence[Row]) -> _Arrays:

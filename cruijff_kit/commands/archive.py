@@ -14,12 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.commands.archive_data import FOLDER as DATA
-from cruijff_kit.commands.archive_data import DataCopy, data_of
-from cruijff_kit.commands.archive_plan import ALL, BEST, EPOCH, NONE, Plan, plan_for, refuse_unfinished
 from cruijff_kit.commands.base import Parser
-from cruijff_kit.commands.ro_crate import NAME as CRATE
-from cruijff_kit.commands.ro_crate import read_runs, write_crate
 from cruijff_kit.data.tiers import write_tier
 from cruijff_kit.records.archive_manifest import (
     DELETING,
@@ -30,6 +25,11 @@ from cruijff_kit.records.archive_manifest import (
     read_manifest,
     write_manifest,
 )
+from cruijff_kit.runs.archive_data import FOLDER as DATA
+from cruijff_kit.runs.archive_data import DataCopy, plan_data_copies
+from cruijff_kit.runs.archive_plan import ALL, BEST, EPOCH, NONE, ArchivePlan, plan_archive, refuse_unfinished
+from cruijff_kit.runs.ro_crate import NAME as CRATE
+from cruijff_kit.runs.ro_crate import read_runs, write_crate
 from cruijff_kit.slurm.run_states import find_runs
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import atomic, hash_file
@@ -47,25 +47,25 @@ def archive(
             who could say yes. Nothing was deleted.
         ClusterError: whether a run is active cannot be told.
     """
-    root = _folder(folder)
-    target = None if to is None else _target(root, to)
+    root = _require_folder(folder)
+    target = None if to is None else _check_target(root, to)
     if data and target is None:
         raise UserError("--data copies the data to the archive; say where: --to DIR2")
-    plan = plan_for(root, keep)
-    copies = data_of(plan.runs) if data else []
+    plan = plan_archive(root, keep)
+    copies = plan_data_copies(plan.runs) if data else []
     _show(plan, target, dry_run, copies)
     report = _report(plan, target, dry_run, copies)
     if dry_run:
         return report
-    if plan.delete and not sure and not _confirmed(plan):
+    if plan.delete and not sure and not _confirm(plan):
         print("nothing was copied or deleted")
         return report | {"deleted": [], "freed_bytes": 0, "copied_files": 0, "data": [], "crate": None}
-    manifest, results = _manifest(plan, keep), read_runs(root, plan.runs)
+    manifest, results = _make_manifest(plan, keep), read_runs(root, plan.runs)
     if target is not None:
         before = read_manifest(target)
         manifest.data = before.data if before else []
         manifest.data = [d for d in manifest.data if d.hash not in {c.hash for c in copies}]
-        manifest.data += [c.described() for c in copies]
+        manifest.data += [c.to_manifest() for c in copies]
         write_manifest(manifest, target)
         hashes = {path: known["sha256"] for path, known in manifest.files.items()}
         _copy({root / path: path for path in hashes}, target, hashes)
@@ -86,7 +86,7 @@ def archive(
     return report
 
 
-def _manifest(plan: Plan, keep: str) -> ArchiveManifest:
+def _make_manifest(plan: ArchivePlan, keep: str) -> ArchiveManifest:
     before = read_manifest(plan.root)
     best = [run.relative_to(plan.root).as_posix() for run in plan.best]
     manifest = ArchiveManifest(str(plan.root), keep, best, links=[p.as_posix() for p in plan.links])
@@ -96,7 +96,7 @@ def _manifest(plan: Plan, keep: str) -> ArchiveManifest:
             manifest.files[path.as_posix()] = {"sha256": hash_file(plan.root / path), "bytes": length}
             bar.advance()
         for path, length in plan.delete.items():
-            files = _hashes(plan.root / path) if EPOCH.fullmatch(path.name) else {}
+            files = _hash_files(plan.root / path) if EPOCH.fullmatch(path.name) else {}
             known = gone.get(path.as_posix())  # cut short: what was hashed before it was half deleted
             gone[path.as_posix()] = (
                 known if known and len(known.files) > len(files) else DeletedFolder(path.as_posix(), length, files)
@@ -107,7 +107,7 @@ def _manifest(plan: Plan, keep: str) -> ArchiveManifest:
     return manifest
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _hash_files(folder: Path) -> dict[str, str]:
     return {f.name: hash_file(f) for f in sorted(folder.iterdir()) if f.is_file() and not f.is_symlink()}
 
 
@@ -133,13 +133,13 @@ def _copy(files: dict[Path, str], target: Path, hashes: dict[str, str]) -> None:
             bar.advance()
 
 
-def _folder(folder: Path) -> Path:
+def _require_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     return folder.resolve()
 
 
-def _target(root: Path, to: Path) -> Path:
+def _check_target(root: Path, to: Path) -> Path:
     target = to.expanduser().resolve()
     if target == root or target.is_relative_to(root) or root.is_relative_to(target):
         raise UserError(f"--to {to}: neither folder may lie in the other ({root}); choose another")
@@ -152,14 +152,14 @@ def _target(root: Path, to: Path) -> Path:
     return target
 
 
-def _confirmed(plan: Plan) -> bool:
+def _confirm(plan: ArchivePlan) -> bool:
     what = f"{len(plan.delete)} folders ({format_size(plan.freed)}) of {len(plan.runs)} runs"
     if not sys.stdin.isatty():
         raise UserError(f"{what} would be deleted from {plan.root}; add --yes (--dry-run shows which)")
     return input(f"delete {what} from {plan.root}? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _report(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> dict[str, Any]:
+def _report(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> dict[str, Any]:
     return {
         "from": str(plan.root),
         "to": None if target is None else str(target),
@@ -181,7 +181,7 @@ def _report(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCop
     }
 
 
-def _show(plan: Plan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> None:
+def _show(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> None:
     would = "would be " if dry_run else "to be "
     kept = f"{len(plan.files)} files ({format_size(sum(plan.files.values()))})"
     print(f"{len(plan.runs)} runs in {plan.root}")

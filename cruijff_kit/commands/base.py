@@ -81,6 +81,12 @@ class Parser(argparse.ArgumentParser):
         return run_command(lambda: command(self.parse_intermixed_args(argv)), has_json_flag(argv))
 
 
+def import_from_cwd() -> None:
+    """Let Python import the user's modules from the working folder; only `python -m` does that by itself."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def has_json_flag(arguments: Sequence[str]) -> bool:
     """Whether --json stands among the flags."""
     flags = list(arguments)

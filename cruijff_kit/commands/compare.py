@@ -10,14 +10,13 @@ prompt (or text), and which token is likeliest there.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.commands.base import Parser
-from cruijff_kit.commands.text_arguments import add_texts, places_and_settings, read_texts
+from cruijff_kit.commands.base import Parser, import_from_cwd
+from cruijff_kit.commands.text_arguments import add_texts, read_texts, split_items
 from cruijff_kit.models.adapter_files import is_adapter_folder
 from cruijff_kit.runs.model_source import ModelRef, find_model, has_override, model_overrides
 from cruijff_kit.util.errors import UserError
@@ -80,7 +79,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pair(options: argparse.Namespace) -> Pair:
-    places, settings = places_and_settings(options.items, 2)
+    places, settings = split_items(options.items, 2)
     machine = [s for s in settings if s.lstrip("+").partition("=")[0] in _ON_THE_MACHINE]
     runs = [(p / "result.json").is_file() or (p / "config.yaml").is_file() for p in places]
     # What is not the machine's belongs to adapters and models, where there is one among them.
@@ -201,8 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_texts(parser)
     parser.add_argument("--max-samples", type=int, metavar="N", help=f"the first N rows of the split ({_TEXTS})")
-    if os.getcwd() not in sys.path:  # the user's own modules
-        sys.path.insert(0, os.getcwd())
+    import_from_cwd()
     return parser.run(argv, compare)
 
 

@@ -7,13 +7,12 @@ cruijff-kit embed model=smollm2_135m --file my.csv --column said --layers 0,6,-1
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.commands.base import Parser
-from cruijff_kit.commands.text_arguments import _joined, add_texts, places_and_settings, read_texts
+from cruijff_kit.commands.base import Parser, import_from_cwd
+from cruijff_kit.commands.text_arguments import add_texts, join_layers, read_texts, split_items
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.models.embedding_file import EmbeddingTable, check_target, write_table
 from cruijff_kit.models.pooling import EACH, POOLINGS
@@ -38,7 +37,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("batch_size", "max_samples", "top"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    where, overrides = places_and_settings(options.items, 1)
+    where, overrides = split_items(options.items, 1)
     source = find_model(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
     red = source.check_access(options.file) == RED
     if red and options.top:
@@ -126,9 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--logits", action="store_true", help="also the logits behind each text")
     parser.add_argument("--top", type=int, metavar="N", help="also the N likeliest next tokens with probabilities")
     parser.add_argument("--force", action="store_true", help="write over a file that exists")
-    if os.getcwd() not in sys.path:  # the user's own modules
-        sys.path.insert(0, os.getcwd())
-    return parser.run(_joined(sys.argv[1:] if argv is None else list(argv)), embed)
+    import_from_cwd()
+    return parser.run(join_layers(sys.argv[1:] if argv is None else list(argv)), embed)
 
 
 if __name__ == "__main__":

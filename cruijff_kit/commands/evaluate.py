@@ -12,14 +12,13 @@ there, in one job for all runs of one base model; slurm.submit=false evaluates t
 """
 
 import argparse
-import os
 import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from cruijff_kit.analysis.results_frame import empty_dict
-from cruijff_kit.commands.base import Parser
+from cruijff_kit.commands.base import Parser, import_from_cwd
 from cruijff_kit.config.compose import compose
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.evaluation.evaluation_grid import EvaluationGrid
@@ -250,8 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         help="a run, a sweep, a folder above; or an adapter's folder; or a model's. Then settings as for cruijff_kit.train",
     )
     parser.add_argument("--config-dir", metavar="DIR", help="folder with YAML of your own beside ours")
-    if os.getcwd() not in sys.path:  # the user's own modules
-        sys.path.insert(0, os.getcwd())
+    import_from_cwd()
     return parser.run(argv, _command)
 
 

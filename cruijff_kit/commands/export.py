@@ -22,13 +22,17 @@ from cruijff_kit.util.files import atomic
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the run, the epoch of its adapter (from 0), the base model's folder, and the new folder."""
+    """What was written."""
 
     run: str
+    """Its folder."""
     epoch: int
+    """Of its adapter, counted from 0."""
     base: str
+    """The folder of the base model."""
     merged: bool
     to: str
+    """The new folder."""
 
 
 def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bool = False) -> Exported:

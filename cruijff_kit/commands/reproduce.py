@@ -6,7 +6,6 @@ metrics and answers. The verdict is identical, equal within rounding (exit code 
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.analysis.reproduction import DIFFERENT, ReproductionReport, compare_results
-from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
+from cruijff_kit.commands.base import CommandResult, ExitCode, Parser, import_from_cwd
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder, find_folders
 from cruijff_kit.records.saved_config import reload_with
@@ -33,7 +32,7 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     """Check, make again, compare; what --json prints, with the exit code.
 
     Raises:
-        UserError: there is nothing to make again, or it would say nothing; nothing was run.
+        UserError: the run cannot be reproduced; nothing was run.
         Exception: whatever failed in the new run.
     """
     result = _read_finished(run)
@@ -93,7 +92,7 @@ def _refuse(found: Provenance) -> None:
     refusals = found.refusals
     if refusals:
         what = ", ".join(f"{r.what} {r.state} (then {r.then}, now {r.now})" for r in refusals)
-        raise UserError(f"another result would say nothing: {what}; " + "; ".join(r.fix for r in refusals))
+        raise UserError(f"cannot reproduce: the inputs changed: {what}; " + "; ".join(r.fix for r in refusals))
 
 
 def show_provenance(found: Provenance) -> None:
@@ -145,8 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="the folder of a finished run")
     parser.add_argument("--check", action="store_true", help="only say what differs; run nothing")
     parser.add_argument("--to", metavar="DIR", type=Path, help="the new run's folder; default: a new one in multirun/")
-    if os.getcwd() not in sys.path:  # the user's own modules
-        sys.path.insert(0, os.getcwd())
+    import_from_cwd()
     return parser.run(argv, lambda o: reproduce(o.run, o.to, o.check))
 
 

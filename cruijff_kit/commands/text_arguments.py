@@ -1,4 +1,4 @@
-"""Texts, places and settings of the commands that show texts to models."""
+"""Arguments of the commands that show texts to models: folders, settings and texts."""
 
 import argparse
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.models import download
-from cruijff_kit.runs import texts as ways
 from cruijff_kit.runs.model_source import ModelRef
+from cruijff_kit.runs.texts import read_file_texts, read_split_texts, reject_long_texts, tokenise_texts
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import say
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from cruijff_kit.runs.texts import Text
 
 
-def places_and_settings(items: list[str], most: int) -> tuple[list[Path], list[str]]:
-    """The folders and the settings among positional arguments.
+def split_items(items: list[str], max_folders: int) -> tuple[list[Path], list[str]]:
+    """Split positional arguments into folders and settings.
 
     Raises:
-        UserError: more folders than `most`.
+        UserError: more folders than `max_folders`.
     """
-    places = [i for i in items if "=" not in i or Path(i).is_dir()]
-    if len(places) > most:
-        raise UserError(f"{places[most]}: {most} folder{'s' * (most > 1)} can be named; settings are written key=value")
-    return [Path(p) for p in places], [i for i in items if i not in places]
+    folders = [i for i in items if "=" not in i or Path(i).is_dir()]
+    if len(folders) > max_folders:
+        some = f"{max_folders} folder{'s' * (max_folders > 1)}"
+        raise UserError(f"{folders[max_folders]}: {some} can be named; settings are written key=value")
+    return [Path(f) for f in folders], [i for i in items if i not in folders]
 
 
 def read_texts(
@@ -45,7 +46,7 @@ def read_texts(
     if options.max_samples and chosen and chosen != ["split"]:
         raise UserError(f"--max-samples counts rows of a data set, not of --{chosen[0]}; leave it out")
     source.check_access(options.file)
-    given = list(options.text or []) or (ways.read_file_texts(options.file, options.column) if options.file else [])
+    given = list(options.text or []) or (read_file_texts(options.file, options.column) if options.file else [])
 
     download.fetch(source.config.model)
     say("loading torch and torchtune")
@@ -55,11 +56,11 @@ def read_texts(
     cfg = source.config.torchtune
     tokenizer = process_cache.get_tokenizer(cfg["tokenizer"])
     if given:
-        texts = ways.tokenise_texts(given, tokenizer)
+        texts = tokenise_texts(given, tokenizer)
     else:
-        texts = ways.read_split_texts(source.config, options.split, options.max_samples, tokenizer)
+        texts = read_split_texts(source.config, options.split, options.max_samples, tokenizer)
     decoder = skeleton(cfg["model"])
-    ways.reject_long_texts(texts, decoder.max_seq_len, source.config.model.name, answers)
+    reject_long_texts(texts, decoder.max_seq_len, source.config.model.name, answers)
     return tokenizer, texts, decoder.max_seq_len, len(decoder.layers)
 
 
@@ -73,7 +74,7 @@ def add_texts(parser: Parser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts read at once (16)")
 
 
-def _joined(argv: list[str]) -> list[str]:
-    """`--layers -1,0` as `--layers=-1,0`: argparse would take the list for a flag."""
+def join_layers(argv: list[str]) -> list[str]:
+    """Turn `--layers -1,0` into `--layers=-1,0`, because argparse would take the list for a flag."""
     at = argv.index("--layers") if "--layers" in argv[:-1] else None
     return argv if at is None else [*argv[:at], f"--layers={argv[at + 1]}", *argv[at + 2 :]]

@@ -14,16 +14,16 @@ from cruijff_kit.util.errors import UserError
 
 @dataclass(frozen=True)
 class TaskName:
-    """An entry of eval.tasks.
-
-    label: what results call it. task: the function's name (package/task for an installed one). split: of a task that
-    ships, None for dataset.test_split. file: of a task in a file.
-    """
+    """An entry of eval.tasks."""
 
     label: str
+    """Its name in results."""
     task: str
+    """The name of the function (package/task for an installed one)."""
     split: str | None = None
+    """Of a task that ships; None for dataset.test_split."""
     file: Path | None = None
+    """Of a task in a file."""
 
     @property
     def ships(self) -> bool:

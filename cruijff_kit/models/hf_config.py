@@ -39,12 +39,7 @@ _QWEN2_FULL_LAYERS = 28  # and Qwen2's of max_window_layers
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of a decoder, named as torchtune's builders name them.
-
-    max_seq_len: tokens that it reads; with a sliding window no more than that, so that the window never takes effect.
-    rope_scaling: rope_type and its parameters, named as in transformers (ROPE_TYPES). attention_bias: of the query, key
-    and value projections; output_bias: of attention's output projection. window: length of the sliding window, if any.
-    """
+    """The numbers of a decoder, named as torchtune's builders name them."""
 
     family: str
     vocab_size: int
@@ -55,14 +50,19 @@ class Architecture:
     embed_dim: int
     intermediate_dim: int
     max_seq_len: int
+    """Maximum number of tokens; at most the sliding window, so that the window never takes effect."""
     norm_eps: float
     rope_base: float
     rope_scaling: dict[str, Any]
+    """rope_type and its parameters, named as in transformers (ROPE_TYPES)."""
     attention_bias: bool
+    """Of the query, key and value projections."""
     output_bias: bool
+    """Of attention's output projection."""
     mlp_bias: bool
     tie_word_embeddings: bool
     window: int | None
+    """Length of the sliding window, if any."""
 
 
 def read_architecture(checkpoint_dir: str | Path) -> Architecture:

@@ -30,11 +30,12 @@ OVER_PADS = ("mean", "median", "last")
 
 @dataclass
 class Model:
-    """A model to look at; base: its adapters are switched off."""
+    """A model whose states are read."""
 
     decoder: TransformerDecoder
     machine: Machine
     base: bool
+    """Whether its adapters are switched off."""
 
     def own(self) -> AbstractContextManager:
         """Within this context it is the base model, if that is what it is to be."""
@@ -62,17 +63,16 @@ def open_model(cfg: dict[str, Any], adapter: Path | None, ours: bool = True) -> 
 
 @dataclass
 class States:
-    """What was read of n texts, in their order, in fp32.
-
-    tensor: [n, layers, width], or [n, layers, positions, width] without pooling, zeros at pads. attention_mask:
-    [n, positions], 1 where a text is. logits: [n, vocabulary] behind each text's last position. top: of each text the
-    likeliest next tokens, (id, probability).
-    """
+    """Hidden states and logits of n texts, in their order, in fp32."""
 
     tensor: np.ndarray
+    """[n, layers, width]; without pooling [n, layers, positions, width], zeros at pads."""
     attention_mask: np.ndarray
+    """[n, positions], 1 at tokens of a text."""
     logits: np.ndarray | None = None
+    """[n, vocabulary] behind the last token of each text."""
     top: list[list[tuple[int, float]]] | None = None
+    """Of each text the likeliest next tokens, (id, probability)."""
 
 
 @torch.inference_mode()
@@ -142,11 +142,14 @@ def _note_next(found: States, chosen: list[int], logits: torch.Tensor, top: int)
 
 @dataclass
 class TextBatch:
-    """Texts side by side: ids [b, s] with pads behind, mask [b, s] True where a text is, lengths [b]."""
+    """Texts of a batch, padded on the right."""
 
     ids: torch.Tensor
+    """[b, s]."""
     mask: torch.Tensor
+    """[b, s], True at tokens of a text."""
     lengths: torch.Tensor
+    """[b]."""
 
     @staticmethod
     def of(rows: list[list[int]], pad_id: int, to: int, device: torch.device) -> "TextBatch":

@@ -14,30 +14,34 @@ _SCORED = 256  # positions whose logits are held at once
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A text: its ids; the first of them that is scored; the position behind which next tokens are compared."""
+    """A text, and which of its tokens are scored."""
 
     ids: list[int]
+    """Its tokens."""
     scored_from: int
+    """Index of the first token that is scored."""
     at: int
+    """Position behind which next tokens are compared."""
 
 
 @dataclass
 class ModelDifference:
-    """Two models on n texts.
-
-    nll: mean negative log-likelihood of the scored tokens, in nats, of each model; perplexity is its exponential.
-    mean_abs, max_abs: of the difference between logits, over texts and vocabulary. kl: mean KL divergence of the first
-    model's next token from the second's, KL(second || first), in nats. agree: share of texts with the same likeliest next
-    token.
-    """
+    """Differences between two models on some texts."""
 
     texts: int = 0
+    """Number of texts."""
     scored: int = 0
+    """Number of scored tokens."""
     nll: tuple[float, float] = (0.0, 0.0)
+    """Mean negative log-likelihood of the scored tokens, in nats, of each model; perplexity is its exponential."""
     mean_abs: float = 0.0
+    """Of the difference between logits, over texts and vocabulary."""
     max_abs: float = 0.0
+    """Likewise."""
     kl: float = 0.0
+    """Mean KL(second || first) of the next token, in nats."""
     agree: float = 0.0
+    """Share of texts with the same likeliest next token."""
 
     @property
     def perplexity(self) -> tuple[float | None, float | None]:
@@ -104,13 +108,14 @@ def _nll(model: Model, states: torch.Tensor, rows: list[ScoredText]) -> float:
 
 @dataclass(frozen=True)
 class AdapterSize:
-    """norm: Frobenius norm of all updates (alpha / rank) B A together. modules: that have an adapter; nonzero: whose B is
-    not all zero.
-    """
+    """How much an adapter changes the base model."""
 
     norm: float
+    """Frobenius norm of all updates (alpha / rank) B A together."""
     modules: int
+    """Number of modules with an adapter."""
     nonzero: int
+    """Number of those whose B is not all zero."""
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cruijff_kit.models.adapter_files import ADAPTER_CONFIG, is_adapter_folder
-from cruijff_kit.records.run_folder import RunFolder, find_above, find_folders
+from cruijff_kit.models.adapter_files import is_adapter_folder
+from cruijff_kit.records.run_folder import RunFolder, find_above, find_folders, parse_epoch
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import require_folder, write_text
 from cruijff_kit.util.format import now
@@ -18,11 +18,13 @@ COPYING, DELETING, DONE = "copying", "deleting", "done"
 
 @dataclass
 class DeletedFolder:
-    """A folder that is gone: its path below the archive's, bytes, and of an adapter the sha256 of each file."""
+    """A folder that was deleted."""
 
     path: str
+    """Below the archive."""
     bytes: int
     files: dict[str, str] = field(default_factory=dict)
+    """Of an adapter: file -> sha256."""
 
 
 @dataclass
@@ -40,22 +42,22 @@ class ArchivedData:
 
 @dataclass
 class ArchiveManifest:
-    """An archive; paths are relative to its folder.
-
-    source: the folder that was archived. keep: best, all or none. best: the runs of the best configuration, "." for the
-    folder itself.
-    state: copying, deleting or done. files: path -> sha256 and bytes, of what was kept when this was written. links: those
-    that were left alone.
-    """
+    """An archive; paths are relative to its folder."""
 
     source: str
+    """The folder that was archived."""
     keep: str
+    """best, all or none."""
     best: list[str] = field(default_factory=list)
+    """Runs of the best configuration, "." for the folder itself."""
     created: str = field(default_factory=now)
     state: str = COPYING
+    """copying, deleting or done."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """path -> sha256 and bytes, of what was kept when this was written."""
     deleted: list[DeletedFolder] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    """Symbolic links, which were left alone."""
     data: list[ArchivedData] = field(default_factory=list)
     """What was copied with --data: it lies in the copy, not in `source`."""
     version: int = 1
@@ -95,8 +97,8 @@ def find_archived_epochs(run: Path) -> dict[int, tuple[DeletedFolder, Path]]:
         return {}
     own = PurePosixPath(run.absolute().relative_to(above).as_posix())
     gone = {PurePosixPath(d.path): d for d in manifest.deleted if not (above / d.path).exists()}
-    names = {p.name.removeprefix("epoch_"): d for p, d in gone.items() if p.parent == own}
-    return {int(n): (d, above / NAME) for n, d in names.items() if n.isdigit()}
+    epochs = {parse_epoch(p.name): d for p, d in gone.items() if p.parent == own}
+    return {epoch: (d, above / NAME) for epoch, d in epochs.items() if epoch is not None}
 
 
 def find_archived_data(run: Path, hash: str | None) -> dict[str, str]:
@@ -131,8 +133,7 @@ def require_epochs(folder: RunFolder) -> list[int]:
     """
     path = folder.path
     require_folder(path)
-    names = [p.parent.name.removeprefix("epoch_") for p in path.glob(f"epoch_*/{ADAPTER_CONFIG}")]
-    if saved := sorted(int(n) for n in names if n.isdigit()):
+    if saved := folder.epochs():
         return saved
     if is_adapter_folder(path):
         raise UserError(f"{path} is an adapter; give the run's folder: {path.parent}")

@@ -18,49 +18,54 @@ from cruijff_kit.util.json_output import to_plain
 
 @dataclass
 class Evaluation:
-    """One cell: one task answered once by the adapter of one epoch.
-
-    epoch: the adapter's epoch, counted from 0; None for the untrained model. samples: answered. split: what their rows are
-    in the run, test, validation or train.
-    metrics: scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples.
-    log: the .eval file. unscored: scorer -> samples that it left unscored. coverage: scorer -> share that it scored.
-    bayes_optimum: metric -> the best value that any model can expect, where the data set is drawn and it is known.
-    chance: scorer -> metric -> what a constant answer gets on these samples (evaluation/chance.py). chance_from: train or
-    test, whose outputs that constant knows; None without one. constant_answer: whether all answers came to one.
-    prompts_checked: prompts whose ids were compared with those of the same rows in training. cached: read from
-    the cache, not computed in this run. key: identity of the task, its arguments and the decoding (`item_key` of
-    evaluation/evaluation_grid.py).
-    """
+    """One task, answered once by the adapter of one epoch."""
 
     task: str
     epoch: int | None
+    """Of the adapter, counted from 0; None for the base model."""
     samples: int
+    """Number of samples that were answered."""
     metrics: dict[str, dict[str, float]]
+    """scorer -> metric -> value, as inspect-ai computed them (accuracy, stderr, ...) over all samples."""
     log: str
+    """The .eval file."""
     seconds: float
     prompts_checked: int = 0
+    """Number of prompts whose ids were compared with those of the same rows in training."""
     cached: bool = False
+    """Whether it was read from the cache, not computed in this run."""
     unscored: dict[str, int] = field(default_factory=dict)
+    """scorer -> number of samples that it left unscored."""
     coverage: dict[str, float] = field(default_factory=dict)
+    """scorer -> share of samples that it scored."""
     bayes_optimum: dict[str, float] = field(default_factory=dict)
+    """metric -> the best value that any model can expect, if the data set is generated and it is known."""
     chance: dict[str, dict[str, float]] = field(default_factory=dict)
+    """scorer -> metric -> what a constant answer gets on these samples (evaluation/chance.py)."""
     chance_from: str | None = None
+    """train or test: the split whose outputs that constant is chosen from; None without one."""
     constant_answer: bool = False
+    """Whether all answers were the same."""
     key: str = ""
+    """Identity of the task, its arguments and the decoding (`item_key` of evaluation/evaluation_grid.py)."""
     split: str = "test"
+    """What its rows are in the run: test, validation or train."""
 
 
 @dataclass
 class Failure:
-    """Why a run failed: the exception's type, its message in one line, the phase it happened in, the traceback, and the
-    cause, one of cruijff_kit.records.failures.CAUSES.
-    """
+    """Why a run failed."""
 
     type: str
+    """Of the exception."""
     message: str
+    """In one line."""
     phase: str
+    """setup, baseline, train or evaluate."""
     traceback: str
+    """As text."""
     cause: str = "error"
+    """One of records.failures.CAUSES."""
 
 
 @dataclass

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from cruijff_kit.data import tiers
+from cruijff_kit.models.adapter_files import ADAPTER_CONFIG
 from cruijff_kit.util import files
 from cruijff_kit.util.files import write_text
 
@@ -82,6 +83,11 @@ class RunFolder:
         """Folder of the adapter saved after an epoch, counted from 0."""
         return self.path / f"epoch_{number}"
 
+    def epochs(self) -> list[int]:
+        """Epochs whose adapters are saved, counted from 0, in order."""
+        numbers = [parse_epoch(path.parent.name) for path in self.path.glob(f"epoch_*/{ADAPTER_CONFIG}")]
+        return sorted(n for n in numbers if n is not None)
+
     def merged(self, number: int) -> Path:
         """Folder of the whole model after an epoch, counted from 0."""
         return self.path / "merged" / f"epoch_{number}"
@@ -113,6 +119,12 @@ class RunFolder:
     def write_yaml(self, name: str, tree: dict[str, Any]) -> Path:
         """Write a tree as YAML."""
         return self.write(name, yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def parse_epoch(name: str) -> int | None:
+    """Return N of a folder's name epoch_N; None for any other name."""
+    number = name.removeprefix("epoch_")
+    return int(number) if name.startswith("epoch_") and number.isdigit() else None
 
 
 def discard_unused(path: str | Path) -> None:

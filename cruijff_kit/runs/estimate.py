@@ -1,4 +1,4 @@
-"""What runs will take, before anything is spent: from finished runs of the same kind, or by a formula where there are none.
+"""Estimate what runs will take: from similar finished runs, or by a formula if there are none.
 
 Runs are of a kind when model, processor, processes and CPU threads agree; their seconds are scaled by tokens trained and
 samples answered. Called by the launcher and the dry run; the manifest keeps each run's estimate beside which the summary
@@ -26,18 +26,20 @@ _STEP_SECONDS, _SAMPLE_SECONDS, _RUN_SECONDS, _JOB_SECONDS = 0.01, 0.004, 1.0, 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take.
-
-    seconds: from its start to its result. memory_bytes: at its peak, of a GPU or the process. gpu_hours, cpu_hours: what is
-    occupied. runs: finished ones of the kind that it is drawn from. basis: that in words.
-    """
+    """What a run will take."""
 
     seconds: float
+    """From its start to its result."""
     memory_bytes: int
+    """At its peak, of a GPU or of the process."""
     gpu_hours: float
+    """Hours that GPUs are held."""
     cpu_hours: float
+    """Hours that CPU cores are held."""
     runs: int
+    """Number of similar finished runs that it is based on."""
     basis: str
+    """The same in words."""
 
 
 def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) -> list[Estimate]:
@@ -115,7 +117,7 @@ def _estimate_run(config: RunConfig, plan: RunPlan, earlier: list[RunResult]) ->
     memory = max(like) if like else plan.memory_bytes
     gpus, cpus = _count_processors(config, plan)
     some = f"from {len(earlier)} finished run{'s' * (len(earlier) != 1)} of this kind"
-    basis = some if earlier else "by a formula, for want of finished runs of this kind"
+    basis = some if earlier else "from a formula: there is no similar finished run"
     hours = seconds / 3600
     return Estimate(round(seconds, 1), memory, hours * gpus, hours * cpus, len(earlier), basis)
 

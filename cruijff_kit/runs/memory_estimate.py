@@ -1,4 +1,4 @@
-"""What a run will need of memory and disk."""
+"""Estimate the memory and the disk space that a run needs."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,11 @@ _FP32 = 4  # bytes
 
 
 def estimate_disk(cfg: dict[str, Any], trainable: int, files: list[Path]) -> int:
+    """Estimate the bytes of all saved adapters and merged models.
+
+    Args:
+        cfg: the torchtune config. trainable: parameters of the adapter. files: of the base model's weights.
+    """
     merged = sum(f.stat().st_size for f in files) if cfg["save_merged"] else 0
     return len(saved_epochs(cfg["epochs_to_save"], cfg["epochs"])) * (trainable * _FP32 + merged)
 
@@ -17,7 +22,7 @@ def estimate_disk(cfg: dict[str, Any], trainable: int, files: list[Path]) -> int
 def estimate_memory(
     model: Any, total: int, trainable: int, machine: Any, cfg: dict[str, Any], lengths: list[int], files: list[Path]
 ) -> int:
-    """Peak of a run, bytes: on a GPU the GPU's memory (of each, where several share the base), on a CPU the processes'.
+    """Estimate the peak of a run in bytes: on a GPU of its memory (of each of several), on a CPU of all processes.
 
     Training holds the weights, the activations of one batch, and in fp32 the adapters, their gradients and two AdamW
     moments; over weights in bf16 also copies of the adapters and of their gradients in bf16. Per layer and token about 16

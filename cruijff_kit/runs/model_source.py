@@ -26,16 +26,16 @@ _WHO = ("agent", "dataset.permission")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that is there.
-
-    config: of the run, or composed; its dataset says which rows are asked by default. adapter: its folder; None for the
-    base model alone. ours: whether a run of ours saved it (else PEFT did). epoch: counted from 0, of a run's adapter.
-    """
+    """A model that is there: a base model, alone or with an adapter."""
 
     config: RunConfig
+    """Of the run, or composed; its dataset names the default rows."""
     adapter: Path | None = None
+    """Its folder; None for the base model alone."""
     ours: bool = True
+    """Whether a run of ours saved the adapter (else PEFT did)."""
     epoch: int | None = None
+    """Of a run's adapter, counted from 0."""
 
     @property
     def adapter_path(self) -> str | None:

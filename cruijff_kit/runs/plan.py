@@ -1,6 +1,6 @@
-"""What a run will do, worked out before any weights are read: every check, the steps, the tokens, the estimates.
+"""Plan a run before any weights are read: every check, the steps, the tokens, the estimates.
 
-Imports torch only inside `plan_run`; called by run, by the launcher (all runs of a sweep first) and by the dry run.
+`prepare_inputs` fetches the model and generates the data; `make_plan` only reads them. Torch is imported inside functions.
 """
 
 import dataclasses
@@ -30,38 +30,44 @@ from cruijff_kit.util.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class RunPlan(EvaluationPlan):
-    """What a run will do.
-
-    steps: per_epoch, total, warmup updates. rows: of the training split (packs, where they are packed). validation_rows:
-    of the validation split, 0 without one. tokens: in all epochs. cut_rows: rows that max_seq_len shortens. memory_bytes,
-    disk_bytes: estimates. packed_rows: rows inside the packs; None without packs. samples: task -> how many it asks;
-    sample_tokens: task -> of the longest prompt and answer.
-    accuracy_tasks: the tasks whose answers are right or wrong. error_tasks: whose answers are numbers.
-    machine: device, dtype, threads. leaks: "exact train test"
-    -> rows that stand in both; "target train" -> rows whose answer stands in the prompt. conversations: whether rows are
-    whole conversations, which dataset.prompt does not word. warnings: what to know before it
-    starts.
-    """
+    """What a run will do."""
 
     rows: int
+    """Of the training split (packs, if rows are packed)."""
     validation_rows: int
+    """0 without a validation split."""
     effective_batch: int
+    """Rows per update."""
     steps: dict[str, int]
+    """As training.schedule.StepSchedule."""
     tokens: int
+    """In all epochs."""
     cut_rows: int
+    """Number of rows that max_seq_len cuts."""
     trainable_parameters: int
     total_parameters: int
     memory_bytes: int
+    """An estimate."""
     disk_bytes: int
+    """An estimate."""
     packed_rows: int | None
+    """Rows inside the packs; None without packs."""
     samples: dict[str, int]
+    """task -> number of samples."""
     sample_tokens: dict[str, int]
+    """task -> tokens of the longest prompt and answer."""
     accuracy_tasks: list[str]
+    """Tasks whose answers are right or wrong."""
     error_tasks: list[str]
+    """Tasks whose answers are numbers."""
     machine: dict[str, Any]
+    """device, dtype, threads."""
     leaks: dict[str, int]
+    """"exact train test" -> rows that both splits hold; "target train" -> rows whose prompt holds the answer."""
     conversations: bool
+    """Whether rows are whole conversations, which dataset.prompt does not word."""
     warnings: list[str]
+    """What to know before the start."""
 
     def summary(self) -> str:
         """What was derived, in a line: rows, rows per step, steps, warm-up."""
@@ -73,26 +79,26 @@ class RunPlan(EvaluationPlan):
         )
 
 
-_checked: dict[str, RunPlan] = {}
+_plans: dict[str, RunPlan] = {}
 
 
 def plan_run(config: RunConfig) -> RunPlan:
-    """Check everything that can be checked without weights, making the model's folder and the data if need be.
+    """Prepare the inputs of a run and plan it: every check that needs no weights.
 
     Raises:
         UserError: whatever cannot work, in one line.
     """
     check_access(config)
-    data_hash = _make_ready(config, (config.dataset.train_split, config.dataset.validation_split, *config.test_splits))
-    # The same settings on the same data need no second look.
-    key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
-    if key not in _checked:
-        _checked[key] = _work_out(config, data_hash)
-    return _checked[key]
+    splits = (config.dataset.train_split, config.dataset.validation_split, *config.test_splits)
+    return make_plan(config, prepare_inputs(config, splits))
 
 
-def _make_ready(config: RunConfig, splits: tuple[str | None, ...]) -> str:
-    """Fetch the model and the data if need be, read the splits, and return the data's hash."""
+def prepare_inputs(config: RunConfig, splits: tuple[str | None, ...]) -> str:
+    """Fetch the model and generate the data if they are missing, read the splits, and return the data's hash.
+
+    Raises:
+        UserError: the model or the data is missing or malformed.
+    """
     data = config.dataset
     if data.generator is not None:
         generate(data.generator, data.arguments)
@@ -106,7 +112,7 @@ def _make_ready(config: RunConfig, splits: tuple[str | None, ...]) -> str:
 
 
 def _check_group_columns(config: RunConfig) -> None:
-    """Refuse a column that could tell people apart where it is to stay in the logs of red data."""
+    """Refuse a group column of red data that could identify people, because logs keep it."""
     data = config.dataset
     for split in config.test_splits:
         rows = read_split(data.path, split, data.format, data.split_column)
@@ -130,20 +136,20 @@ def _check_group_columns(config: RunConfig) -> None:
 
 
 def plan_evaluation(config: RunConfig) -> EvaluationPlan:
-    """Check what evaluation alone needs, training left aside.
+    """Prepare and check what evaluation alone needs.
 
     Raises:
         UserError: whatever cannot work, in one line.
     """
     check_access(config)
-    data_hash = _make_ready(config, tuple(config.test_splits))
+    data_hash = prepare_inputs(config, tuple(config.test_splits))
     check_units(config.dataset, config.test_splits)
     _say_loading()
     from cruijff_kit.models import base_model
     from cruijff_kit.training import process_cache
 
     cfg = config.torchtune
-    chosen = _machine_of(config)
+    chosen = _choose_machine(config)
     _check_quantization(cfg, chosen.device.type)
     base_model.weight_files(cfg["checkpointer"])
     context = process_cache.get_skeleton(cfg["model"], chosen.dtype).max_seq_len
@@ -164,13 +170,27 @@ def _check_prompts(config: RunConfig, data_hash: str, context: int) -> dict[str,
     from cruijff_kit.evaluation.prompt_check import check_prompts
 
     check_tasks(config)
-    found = {name.label: check_prompts(name, config, data_hash) for name in config.eval.names}
-    for name, r in found.items():
-        _check_answers(name, config, r.longest, r.max_tokens, context)
-    return found
+    checks = {name.label: check_prompts(name, config, data_hash) for name in config.eval.names}
+    for name, check in checks.items():
+        _check_answers(name, config, check.longest, check.max_tokens, context)
+    return checks
 
 
-def _work_out(config: RunConfig, data_hash: str) -> RunPlan:
+def make_plan(config: RunConfig, data_hash: str) -> RunPlan:
+    """Plan a run from its prepared inputs; reads files, and changes nothing. Plans are cached.
+
+    Args:
+        config: of the run. data_hash: as `prepare_inputs` returns it.
+    Raises:
+        UserError: as `plan_run`.
+    """
+    key = json.dumps([dataclasses.asdict(config), data_hash], default=str).replace(config.output_dir, "")
+    if key not in _plans:
+        _plans[key] = _make_plan(config, data_hash)
+    return _plans[key]
+
+
+def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
     leaks = check_leaks(config.dataset, config.test_splits, data_hash)
     _say_loading()
     from cruijff_kit.models import base_model
@@ -181,7 +201,7 @@ def _work_out(config: RunConfig, data_hash: str) -> RunPlan:
 
     cfg = config.torchtune
     check_components(cfg)
-    chosen = _machine_of(config)
+    chosen = _choose_machine(config)
     _check_memory_options(cfg, chosen.device.type)
     _check_quantization(cfg, chosen.device.type)
     model = process_cache.get_skeleton(cfg["model"], chosen.dtype)
@@ -223,36 +243,37 @@ def _work_out(config: RunConfig, data_hash: str) -> RunPlan:
         leaks=leaks.counts(),
         conversations=leaks.conversations,
         warnings=[
-            *_short(steps),
-            *_cut(config, rows, held_out),
+            *_warn_of_warmup(steps),
+            *_warn_of_cuts(config, rows, held_out),
             *(warning for r in checks.values() for warning in r.warnings),
             *(str(leak) for leak in leaks.leaks if leak.kind not in config.dataset.allow_leaks),
         ],
     )
 
 
-def _short(steps: Any) -> list[str]:
+def _warn_of_warmup(steps: StepSchedule) -> list[str]:
     if steps.total >= 3 * steps.warmup:
         return []
     few = f"warm-up takes {steps.warmup} of {steps.total} steps"
     return [f"{few}; a third at most is usual: num_warmup_steps={steps.total // 3}"]
 
 
-def _cut(config: RunConfig, examples: list, held_out: list) -> list[str]:
-    """Lines about what max_seq_len cuts off."""
+def _warn_of_cuts(config: RunConfig, examples: list, held_out: list) -> list[str]:
+    """Warn of rows that max_seq_len cuts."""
     lines = []
     for split, rows in ((config.dataset.train_split, examples), (config.dataset.validation_split, held_out)):
         cut = [e.cut for e in rows if e.cut]
         if cut:
             lines.append(
                 f"{len(cut)} of {len(rows)} rows of split {split!r} are cut by dataset.max_seq_len="
-                f"{config.dataset.max_seq_len}, the worst by {max(cut)} tokens; their ends are not learnt"
+                f"{config.dataset.max_seq_len}, the longest by {max(cut)} tokens; "
+                "truncated tokens do not contribute to the loss"
             )
     return lines
 
 
-def _machine_of(config: RunConfig) -> Any:
-    """Where the run will compute: here, or on a node of the cluster, which cannot be looked at from here."""
+def _choose_machine(config: RunConfig) -> Any:
+    """Choose the machine of a run: this one, or a node of the cluster, which cannot be inspected from here."""
     from cruijff_kit.models import device
 
     cfg, slurm = config.torchtune, config.slurm

@@ -47,7 +47,7 @@ class Dependency:
     now: str
     state: str
     fix: str | None = None
-    """What to do where a new run would say nothing; None where it can go on."""
+    """What to do before the run can be reproduced; None if nothing."""
     matters: bool = True
     """Whether another one can change numbers."""
 

@@ -16,16 +16,16 @@ from cruijff_kit.util.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Text:
-    """A text as the model reads it.
-
-    id: the row's number in its split or file, counted from 0. shown: what people see. ids: tokens. answer: tokens of the
-    answer that is wanted behind them, of a row of a data set.
-    """
+    """A text as the model reads it."""
 
     id: int
+    """Number of the row in its split or file, counted from 0."""
     shown: str
+    """The text for people."""
     ids: list[int]
+    """Its tokens."""
     answer: list[int]
+    """Tokens of the answer, of a row of a data set."""
 
 
 def tokenise_texts(texts: list[str], tokenizer: Any) -> list[Text]:

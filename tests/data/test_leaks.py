@@ -267,7 +267,8 @@ def test_cut_rows_are_warned_of(compose, capsys):
     texts = {"train": ["a" * 12, "b" * 60, "c" * 60], "validation": ["d" * 60]}
     config = compose(texts, "dataset.column_map.output=input", "dataset.max_seq_len=120", "eval=none")
     plan = plan_run(config)
-    says = "of split '{}' are cut by dataset.max_seq_len=120, the worst by 21 tokens; their ends are not learnt"
+    says = "of split '{}' are cut by dataset.max_seq_len=120, the longest by 21 tokens; "
+    says += "truncated tokens do not contribute to the loss"
     assert plan.cut_rows == 2 and plan.leaks == {"target train": 3, "target validation": 1}
     assert plan.warnings == [f"2 of 3 rows {says.format('train')}", f"1 of 1 rows {says.format('validation')}"]
     show([(config, {})], Path())

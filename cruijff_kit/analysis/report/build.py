@@ -37,15 +37,18 @@ SECTIONS: tuple[Callable[[Runs], Section], ...] = (
 
 @dataclass
 class Report:
-    """What was written. html, methods: files; figures, tables: files by the section's order; data: as `python -m
-    cruijff_kit.analysis.report --json` documents it.
-    """
+    """The files of a report, and its data."""
 
     html: Path
+    """The page."""
     methods: Path
+    """The methods text."""
     figures: list[Path]
+    """PNG files, in the order of the sections."""
     tables: list[Path]
+    """CSV files, in the order of the sections."""
     data: dict[str, Any]
+    """As `cruijff-kit report --json` documents it."""
 
 
 def write_report(folder: Path, to: Path | None = None) -> Report:

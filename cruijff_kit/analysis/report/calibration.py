@@ -21,19 +21,19 @@ MOST = 4  # configurations that are looked at closely
 
 @dataclass(eq=False)
 class Risks:
-    """The risks that one model gave to the samples of a task: a run of a configuration, or the untrained model.
-
-    cases: (label is the last option, P(last option)). configuration: None for the untrained model. seed: of the run, where
-    the configuration has several. level: of its intervals.
-    """
+    """The risks that one model gave to the samples of a task: a run of a configuration, or the untrained model."""
 
     label: str
     scorer: str
     cell: Evaluation
     cases: list[tuple[bool, float]]
+    """(label is the last option, P(last option)) of each sample."""
     configuration: Configuration | None = None
+    """None for the untrained model."""
     seed: int | None = None
+    """Of the run, if its configuration has several."""
     level: float = LEVEL
+    """Of its intervals."""
 
     def estimate(self, metric: str) -> Estimate | None:
         """A metric of the configuration, over its seeds; of the untrained model its own."""

@@ -12,16 +12,17 @@ from typing import Any
 
 @dataclass
 class Table:
-    """Numbers as rows. name: of its CSV. columns: header. rows: values, None where there is none.
-
-    marked: rows that stand out (the best run).
-    """
+    """Numbers as rows."""
 
     name: str
+    """Of its CSV file."""
     caption: str
     columns: list[str]
+    """The header."""
     rows: list[list[Any]]
+    """Values; None where there is none."""
     marked: set[int] = field(default_factory=set)
+    """Numbers of the rows that stand out (the best run)."""
 
     def cells(self) -> list[list[dict[str, Any]]]:
         """What the page shows: text, the number that it is sorted by, and whether it is a number."""
@@ -42,15 +43,19 @@ class Table:
 
 @dataclass
 class Chart:
-    """A figure: svg for the page, png for a slide, data for whoever draws it anew. alt: what it shows, in words."""
+    """A figure."""
 
     name: str
     caption: str
     alt: str
+    """What it shows, in words."""
     svg: str
+    """For the page."""
     png: bytes
+    """For a slide."""
     width: int
     data: Table
+    """For drawing it anew."""
 
 
 @dataclass
@@ -68,7 +73,7 @@ class Sample:
 
 @dataclass
 class Section:
-    """A part of the report. absent: why there is nothing to show; then only that is said, at the end of the page."""
+    """A part of the report."""
 
     id: str
     title: str
@@ -76,6 +81,7 @@ class Section:
     blocks: list[Table | Chart] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     absent: str = ""
+    """Why there is nothing to show; the end of the page says only that."""
 
     @property
     def tables(self) -> list[Table]:

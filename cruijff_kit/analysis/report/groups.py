@@ -26,11 +26,12 @@ _READING = (
 
 @dataclass
 class _Task:
-    """A task of the runs of one configuration. left_out: columns that are not compared."""
+    """A task of the runs of one configuration."""
 
     who: str
     columns: dict[str, list[Row]]
     left_out: list[str]
+    """Columns that are not compared."""
 
 
 def groups(runs: Runs) -> Section:

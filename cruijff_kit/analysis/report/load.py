@@ -28,17 +28,18 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(eq=False)
 class Run:
-    """One run. label: its name, with its folder where names repeat. result: None while (or because) there is none.
-
-    unreadable: what is wrong with its result.json. entry: what its sweep's manifest says of it.
-    """
+    """One run."""
 
     label: str
+    """Its name, with its folder where names repeat."""
     folder: Path
     info: RunInfo
     result: RunResult | None = None
+    """None if there is none, or it cannot be read."""
     entry: RunEntry | None = None
+    """Of its sweep's manifest."""
     unreadable: str = ""
+    """What is wrong with its result.json."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -74,13 +75,12 @@ class Run:
 
 @dataclass(eq=False)
 class Family:
-    """Runs that finished and whose objective is the same number, of the same task, scorer and metric; by configuration.
-
-    ranking: their configurations, the best first. ranked: the runs of these, by seed.
-    """
+    """Finished runs with the same objective (task, scorer and metric), by configuration."""
 
     ranking: Ranking
+    """Their configurations, the best first."""
     ranked: list[Run]
+    """The runs of these, by seed."""
 
     @property
     def objective(self) -> str:
@@ -110,12 +110,13 @@ class Family:
 
 @dataclass(eq=False)
 class Runs:
-    """Every run below a folder. trouble: why SLURM could not be asked about them."""
+    """Every run below a folder."""
 
     folder: Path
     all: list[Run]
     manifests: list[SweepManifest]
     trouble: str | None = None
+    """Why SLURM could not be asked about them."""
 
     @cached_property
     def with_result(self) -> list[Run]:

@@ -39,15 +39,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Generator:
-    """A way to draw a data set.
-
-    draw: takes `dataset.arguments`. task: the task that fits its outputs, or a function of all the arguments that says so.
-    filename: of the arguments too, where the file has a name of its own.
-    """
+    """A way to generate a data set."""
 
     draw: Callable[..., GeneratedData]
+    """Takes `dataset.arguments`."""
     task: str | Callable[..., str] = "match"
+    """The task that fits its outputs, or a function of all the arguments that returns it."""
     filename: Callable[..., str] | None = None
+    """A function of the arguments, if the file has a name of its own."""
 
 
 GENERATORS = {

@@ -39,11 +39,14 @@ class RuleArguments:
 
 @dataclass(frozen=True)
 class Rule:
-    """answer: sequence -> output. chance: sequence -> P(the likeliest output); 1: certain. facts: drawn."""
+    """A rule from a sequence to an output."""
 
     answer: Callable[[Sequence], str]
+    """sequence -> output."""
     chance: Callable[[Sequence], float] = lambda s: 1.0
+    """sequence -> P(the likeliest output); 1 if it is certain."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """What was drawn for the rule."""
 
 
 def _parity(c: RuleArguments) -> Rule:

@@ -43,9 +43,9 @@ def write_crate(folder: Path, manifest: ArchiveManifest, runs: dict[str, RunResu
         if any((folder / path).is_file() for path in data.files):  # copied to the other folder only
             files |= data.files
     for path, known in files.items():
-        crate.add_file(dest_path=path, properties=_file(Path(path), known))
+        crate.add_file(dest_path=path, properties=_describe_file(Path(path), known))
     crate.add_file(dest_path=MANIFEST, properties={"name": MANIFEST, "encodingFormat": "application/json"})
-    software = _software(crate, runs)
+    software = _add_software(crate, runs)
     for path, result in runs.items():
         _add_run(crate, path, result, software, [p for p in files if path == "." or p.startswith(f"{path}/")])
     return write_text(folder / NAME, json.dumps(crate.metadata.generate(), indent=1, ensure_ascii=False) + "\n")
@@ -73,24 +73,24 @@ def _describe(crate: "ROCrate", runs: dict[str, RunResult], license: str | None)
     crate.add_jsonld({"@id": _PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"})
 
 
-def _file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+def _describe_file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     about = {"name": path.name, "encodingFormat": kind, "contentSize": str(known["bytes"])}
     return about | {"sha256": known["sha256"]}
 
 
-def _software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[tuple[str, str], Any]:
+def _add_software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[tuple[str, str], Any]:
     """What made the runs, each once: (version, commit) -> entity."""
     found: dict[tuple[str, str], Any] = {}
     for result in runs.values():
-        version, commit = _code_of(result)
+        version, commit = _find_version(result)
         if (version, commit) not in found:
             about = {"@id": f"#cruijff_kit-{commit}", "@type": "SoftwareApplication", "name": "cruijff_kit"}
             found[version, commit] = crate.add_jsonld(about | {"softwareVersion": f"{version} ({commit})"})
     return found
 
 
-def _code_of(result: RunResult) -> tuple[str, str]:
+def _find_version(result: RunResult) -> tuple[str, str]:
     """Version, and commit or, from a wheel, hash."""
     version = result.versions.get("cruijff_kit", "unknown")
     return version, result.git_commit or result.code_hash or version
@@ -100,9 +100,9 @@ def _add_run(
     crate: "ROCrate", path: str, result: RunResult, software: dict[tuple[str, str], Any], files: list[str]
 ) -> None:
     """A run: what made it, of what, and which files came of it."""
-    used = [_thing(crate, "base-model", result.model, result.model_hash)]
+    used = [_add_input(crate, "base-model", result.model, result.model_hash)]
     if result.settings.get("dataset"):
-        used.append(_thing(crate, "data", str(result.settings["dataset"]), result.data_hash))
+        used.append(_add_input(crate, "data", str(result.settings["dataset"]), result.data_hash))
     action = {
         "@id": f"#run-{quote(path)}",
         "name": result.name,
@@ -114,7 +114,7 @@ def _add_run(
     }
     made = [entity for file in files if (entity := crate.dereference(quote(file))) is not None]
     entity = crate.add_action(
-        software[_code_of(result)],
+        software[_find_version(result)],
         identifier=action.pop("@id"),
         object=used,
         result=made,
@@ -123,7 +123,7 @@ def _add_run(
     crate.root_dataset.append_to("mentions", entity)
 
 
-def _thing(crate: "ROCrate", kind: str, name: str, hash: str | None) -> Any:
+def _add_input(crate: "ROCrate", kind: str, name: str, hash: str | None) -> Any:
     """The base model or a data set, which need not be part of the archive: known by its hash."""
     identifier = f"#{kind}-{hash or name}"
     found = crate.dereference(identifier)

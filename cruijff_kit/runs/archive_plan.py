@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cruijff_kit.analysis.sweep import analyse
-from cruijff_kit.commands.ro_crate import NAME as CRATE
 from cruijff_kit.records.archive_manifest import NAME
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_status import ACTIVE, RunState
+from cruijff_kit.runs.ro_crate import NAME as CRATE
 from cruijff_kit.slurm.run_states import RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import ClusterError, UserError
 
@@ -19,20 +19,21 @@ _HEAVY = ("merged", "checkpoint")
 
 
 @dataclass
-class Plan:
-    """What is to be done below `root`; paths are relative to it.
-
-    files: to keep (and to copy), path -> bytes. delete: folders. adapters: of these the ones that are kept. best: the
-    runs of the best configuration, one a seed. links: symbolic links, left alone.
-    """
+class ArchivePlan:
+    """What is to be done below `root`; paths are relative to it."""
 
     root: Path
     runs: list[Path]
     best: list[Path] = field(default_factory=list)
+    """Runs of the best configuration, one per seed."""
     files: dict[Path, int] = field(default_factory=dict)
+    """path -> bytes, of the files to keep (and to copy)."""
     delete: dict[Path, int] = field(default_factory=dict)
+    """folder -> bytes, of the folders to delete."""
     adapters: list[Path] = field(default_factory=list)
+    """Adapters that are kept."""
     links: list[Path] = field(default_factory=list)
+    """Symbolic links, which are left alone."""
 
     @property
     def freed(self) -> int:
@@ -40,7 +41,7 @@ class Plan:
         return sum(self.delete.values())
 
 
-def plan_for(root: Path, keep: str) -> Plan:
+def plan_archive(root: Path, keep: str) -> ArchivePlan:
     """What archiving a folder would keep and delete.
 
     Raises:
@@ -49,22 +50,22 @@ def plan_for(root: Path, keep: str) -> Plan:
     known = find_runs(root)
     refuse_unfinished(known, root)
     own = [k.folder for k in known if k.folder.is_dir() and k.folder.is_relative_to(root)]
-    plan = Plan(root, own)
-    plan.best = _best(own, keep)
+    plan = ArchivePlan(root, own)
+    plan.best = _find_best(own, keep)
     for run in own:
         for path in sorted(run.iterdir()):
             if path.is_symlink() or not path.is_dir():
                 continue
             if EPOCH.fullmatch(path.name) or path.name in _HEAVY:
-                plan.delete[path.relative_to(root)] = _bytes_in(path)
+                plan.delete[path.relative_to(root)] = _count_bytes(path)
     plan.adapters = [p for p in plan.delete if EPOCH.fullmatch(p.name) and _is_kept(p, plan, keep)]
     for path in plan.adapters:
         del plan.delete[path]
-    _walk(plan)
+    _find_kept_files(plan)
     return plan
 
 
-def _is_kept(adapter: Path, plan: Plan, keep: str) -> bool:
+def _is_kept(adapter: Path, plan: ArchivePlan, keep: str) -> bool:
     run = next((b for b in plan.best if (plan.root / adapter).parent == b), None)
     if keep != BEST or run is None:
         return keep == ALL
@@ -73,7 +74,7 @@ def _is_kept(adapter: Path, plan: Plan, keep: str) -> bool:
     return bool(epochs) and adapter == run / f"epoch_{max(epochs)}"
 
 
-def _best(runs: list[Path], keep: str) -> list[Path]:
+def _find_best(runs: list[Path], keep: str) -> list[Path]:
     """The runs of the best configuration; of a single one its own."""
     if keep != BEST:
         return []
@@ -112,7 +113,7 @@ def refuse_unfinished(known: list[RunRef], root: Path) -> None:
             raise UserError(f"{k.folder} is done but has no result.json; put it back before archiving")
 
 
-def _walk(plan: Plan) -> None:
+def _find_kept_files(plan: ArchivePlan) -> None:
     """Find every file that is kept; symbolic links are not followed."""
     for place, below, files in os.walk(plan.root):
         here = Path(place)
@@ -125,5 +126,5 @@ def _walk(plan: Plan) -> None:
         below[:] = [b for b in below if (here / b).relative_to(plan.root) not in plan.delete]
 
 
-def _bytes_in(folder: Path) -> int:
+def _count_bytes(folder: Path) -> int:
     return sum(f.lstat().st_size for place, _, names in os.walk(folder) for f in (Path(place) / n for n in names))

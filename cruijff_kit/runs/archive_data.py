@@ -36,13 +36,13 @@ class DataCopy:
         """Of all its files."""
         return sum(file.stat().st_size for file in self.files)
 
-    def described(self) -> ArchivedData:
+    def to_manifest(self) -> ArchivedData:
         """For archive.json, with hashes."""
         known = {to: {"sha256": hash_file(file), "bytes": file.stat().st_size} for file, to in self.files.items()}
         return ArchivedData(self.hash, self.tier, self.places, known)
 
 
-def data_of(runs: list[Path]) -> list[DataCopy]:
+def plan_data_copies(runs: list[Path]) -> list[DataCopy]:
     """The data sets that runs were made of, each once.
 
     Raises:
@@ -53,12 +53,12 @@ def data_of(runs: list[Path]) -> list[DataCopy]:
         path = run / "result.json"
         result = read_result(path) if path.is_file() else None
         if result is not None and result.data_hash is not None:
-            copy = _copy_of(run, result)
+            copy = _plan_copy(run, result)
             found.setdefault((copy.hash, *copy.files.values()), copy).places.update(copy.places)
     return [*found.values()]
 
 
-def _copy_of(run: Path, result: RunResult) -> DataCopy:
+def _plan_copy(run: Path, result: RunResult) -> DataCopy:
     """Where the files of a run's data lie, and where they go. Data that is drawn is drawn again if it is gone."""
     data, began = load_saved_config(run).dataset, find_original_cwd(run)
     path: DataPath = data.path
@@ -79,7 +79,7 @@ def _copy_of(run: Path, result: RunResult) -> DataCopy:
             f"--data: {path} is not what {run} was made of (hash {now}, then {result.data_hash}); put that back, or "
             "leave --data out"
         )
-    return _copied(DataCopy(now, tier), data.path, path, data.format)
+    return _fill_places(DataCopy(now, tier), data.path, path, data.format)
 
 
 def _refuse_sensitive(run: Path, tier: str, permission: str | None) -> None:
@@ -92,7 +92,7 @@ def _refuse_sensitive(run: Path, tier: str, permission: str | None) -> None:
         )
 
 
-def _copied(copy: DataCopy, typed: DataPath, path: DataPath, format: str | None) -> DataCopy:
+def _fill_places(copy: DataCopy, typed: DataPath, path: DataPath, format: str | None) -> DataCopy:
     """Fill in the places of files. Names of files and of the folders that hold them stay, because the hash has them.
 
     Args:
