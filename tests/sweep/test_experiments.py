@@ -171,9 +171,9 @@ def test_an_experiments_folder_tells_of_all_its_runs(tmp_path, shell):
     assert told(experiment) == (6, "6 runs: 6 done") and told(first) == (2, "2 runs: 2 done")
     assert "6 runs" in (experiment / "report.html").read_text()
     (experiment / "results.csv").write_text("")
-    assert shell(tmp_path, "multirun/mine", module="report.__main__").returncode == 0
+    assert shell(tmp_path, "multirun/mine", module="report").returncode == 0
     assert told(experiment) == (6, "6 runs: 6 done")
-    assert shell(tmp_path, str(first), "--to", str(tmp_path / "page"), module="report.__main__").returncode == 0
+    assert shell(tmp_path, str(first), "--to", str(tmp_path / "page"), module="report").returncode == 0
     assert not (tmp_path / "page" / "results.csv").exists()
 
 

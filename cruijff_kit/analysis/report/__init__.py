@@ -1,8 +1,7 @@
 """The report of a sweep: one page that opens without a network, its figures and their data, and a methods text.
 
-`cruijff-kit report` makes it, and launch/callback at the end of a sweep on this machine. Nobody else calls it; it
-reads what runs have written, by way of survey, manifest, analysis and evaluation/items, and trains, evaluates and changes
-nothing.
+`cruijff-kit report` makes it, and sweep/finish.py at the end of a sweep on this machine. It reads what runs have written,
+through slurm/run_states.py, sweep.json, analysis and evaluation/eval_logs.py; it trains, evaluates and changes nothing.
 
 runs      what is reported on, read once           document  sections, tables, charts; what is written
 drawing   how charts look, as SVG and as PNG       page.html the page's template
