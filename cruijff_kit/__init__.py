@@ -34,7 +34,7 @@ def compose(overrides: list[str] | None = None, config_dir: str | None = None) -
 
     Args:
         overrides: for example ["model=smollm2_135m", "lora.rank=8"].
-        config_dir: folder with YAML of your own beside ours (the shell's --config-dir).
+        config_dir: folder with your own YAML (the shell's --config-dir).
     Raises:
         UserError: what the command would refuse.
     """

@@ -2,7 +2,7 @@
 
 sweep            everything about a list of results, from the modules below
 configurations   runs that differ in their seed only
-rankings         which configuration is best, by what, and which cannot be told apart from it
+rankings         which configuration is best, by what, and which cannot be distinguished from it
 comparisons      each configuration against the untrained model, chance, and the best
 estimates        values of a configuration with intervals, over items and seeds
 differences      whether two differ: items and seeds as crossed random effects

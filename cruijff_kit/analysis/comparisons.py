@@ -2,7 +2,7 @@
 
 Paired item by item, over the items that both answered. Everything that is tested on one page is one family for Holm's
 correction. A configuration that gives every item the same answer is no evidence of anything: it gets no p. Nor is one that
-is better than the untrained model, but no better than a constant: it may have learnt no more than how answers look.
+is better than the untrained model, but no better than a constant: it may have learnt only the form of the answers.
 """
 
 import math

@@ -50,7 +50,7 @@ class DetectableDifference:
         of = f"{self.items} test items" + (f", {self.configurations} configurations" if self.configurations > 2 else "")
         of += f" of {self.seeds} seeds" if self.seeds > 1 else ""
         if self.design_effect > 1:
-            of += f", as good as {self.items / self.design_effect:.0f} that are each of another unit"
+            of += f", as good as {self.items / self.design_effect:.0f} independent ones"
         if self.accuracy is None:
             amount = f"{self.difference:.3g} {self.unit}".removesuffix(" as scored")
             found = f"a difference of {amount} or more is found with 80% power"

@@ -1,4 +1,4 @@
-"""Which configuration is best: by the validation loss, or by what the user named; and which cannot be told apart from it.
+"""The best configuration, by the validation loss or by what the user named, and those that cannot be distinguished from it.
 
 The best is chosen without the test split unless the user chooses on it. Where that is done it is said, and the interval of
 the best is made for all that it was chosen from: of 16 equal configurations the best is 5 points too high on average.
@@ -13,7 +13,7 @@ from cruijff_kit.analysis.configurations import Configuration, is_finite, last_c
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.records.result import RunResult, higher_is_better
 
-UNSURE = "nothing tells how much other rows would change this choice"
+UNSURE = "the effect of other rows on this choice is unknown"
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class Ranking:
     """Whether numbers of that split are reported, too."""
     ranked: list[Configuration]
     best: list[Configuration] = field(default_factory=list)
-    """The first one, and those that cannot be told apart from it."""
+    """The first one, and those that cannot be distinguished from it."""
     note: str = ""
     """What to know of the choice."""
 

@@ -81,7 +81,7 @@ def _compare_losses(run: Path, again: Path, within: float) -> Iterator[Check]:
         equal, worst = sum(d == 0 for d in apart.values()), max(apart.values())
         first = next((s for s, d in apart.items() if d), None)
         note = f"{equal} of {len(steps)} steps the same" + (
-            "" if first is None else f", the first other one is {first}"
+            "" if first is None else f", the first different one is {first}"
         )
         yield Check(name, _judge(worst, within), worst, note)
 
@@ -117,7 +117,7 @@ def _compare_adapters(run: Path, again: Path, within: float) -> Iterator[Check]:
             yield Check(what, _judge(distance, within), distance, note)
         elif epoch in gone and gone[epoch][0].files.get(ADAPTER_WEIGHTS):
             same = gone[epoch][0].files[ADAPTER_WEIGHTS] == hash_file(new)
-            note = "archived away, its sha256 is " + ("the same" if same else "another; how far it is cannot be told")
+            note = "archived; its sha256 is " + ("the same" if same else "different, by an unknown amount")
             yield Check(what, IDENTICAL if same else None, 0.0 if same else None, note)
         else:
             yield Check(what, None, None, "the original adapter was deleted")
@@ -128,11 +128,11 @@ def _compare_evaluations(kind: str, then: list[Evaluation], now: list[Evaluation
     for e in then:
         what = f"{kind}{e.task}" + ("" if e.epoch is None else f", epoch {e.epoch}")
         if (e.task, e.epoch) not in made:
-            yield Check(what, None, None, "evaluated later, not made again")
+            yield Check(what, None, None, "evaluated after the run, not reproduced")
             continue
         again = made[e.task, e.epoch]
         if again.cached:  # an earlier run's answers, perhaps of the very run that this is compared with
-            yield Check(what, None, None, "taken from the cache, nothing was asked again")
+            yield Check(what, None, None, "from the cache, not computed again")
             continue
         yield from _compare_answers(what, e, again)
         yield _compare_metrics(what, e, again)
@@ -144,7 +144,7 @@ def _compare_answers(what: str, e: Evaluation, again: Evaluation) -> Iterator[Ch
     for scorer in e.metrics:
         one, other = mine.get(scorer), theirs.get(scorer)
         if not one or other is None:
-            yield Check(f"{what}: {scorer}, answers", None, None, "the log is gone, or no sample has a number")
+            yield Check(f"{what}: {scorer}, answers", None, None, "the log is missing, or no sample has a number")
             continue
         ids = {*one, *other}
         changed = sum(one.get(i) != other.get(i) for i in ids)

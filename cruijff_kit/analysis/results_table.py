@@ -25,7 +25,7 @@ from cruijff_kit.analysis.results_frame import read_results, to_dict, unfinished
 
 def _of_several_epochs(results: list[RunResult]) -> str:
     several = any(len({e.epoch for e in r.evaluation}) > 1 for r in results)
-    return "of several evaluated epochs the last one is shown; --epochs shows each" if several else ""
+    return "the last evaluated epoch is shown; --epochs shows each" if several else ""
 
 
 def _rich(header: list[str], rows: list[list[str]], styles: list[str] | None = None, broken: bool = False) -> "Table":
@@ -84,7 +84,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
             console.print(f"{r.name} {r.status} in {r.error.phase}: {r.error.type}: {r.error.message}", markup=False)
         if r.posthoc_error:
             why = f"{r.posthoc_error.type}: {r.posthoc_error.message}"
-            console.print(f"{r.name}: what was to be evaluated later is missing: {why}", markup=False)
+            console.print(f"{r.name}: a later evaluation is missing: {why}", markup=False)
 
 
 def record_or_show(folder: Path, results: list[RunResult] | None = None) -> None:

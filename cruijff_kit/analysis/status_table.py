@@ -81,7 +81,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def _reason(info: RunInfo) -> str:
-    restarts = f"started again {info.restarts} time{'s' * (info.restarts > 1)}" if info.restarts else None
+    restarts = f"restarted {info.restarts} time{'s' * (info.restarts > 1)}" if info.restarts else None
     changes = ", ".join(f"{k}={v}" for k, v in info.changes.items()) or None
     return "; ".join(filter(None, [info.reason, restarts, changes, *info.notes]))
 

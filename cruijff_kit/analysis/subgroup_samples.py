@@ -54,7 +54,7 @@ def read_samples(path: Path, groups: list[str] | None = None, unit: str | None =
         _refuse_logs(path, logs, groups)
     if not are_shares(found[0].columns):
         raise UserError(
-            f"the scores of {found[0].source} are not right or wrong but numbers; groups are compared by accuracy"
+            f"the scores of {found[0].source} are numbers; groups are compared by accuracy, which needs right or wrong"
         )
     return found[0]
 
@@ -83,7 +83,7 @@ def read_logs(logs: Sequence[Path], groups: list[str] | None = None, unit: str |
     columns = {name: pool([[Row(**row) for row in rows[name]] for rows in of_logs]) for name in names}
     columns = {name: rows for name, rows in columns.items() if rows}
     if asked and columns and all(row.unit is None for rows in columns.values() for row in rows):
-        raise UserError(f"no sample of {first} has {asked!r} in its metadata (--unit NAME says who was asked)")
+        raise UserError(f"no sample of {first} has {asked!r} in its metadata (--unit NAME names the respondent)")
     return _choose(logs[0], columns, groups, unit)
 
 
@@ -109,9 +109,9 @@ def _refuse_logs(path: Path, logs: list[Path], groups: list[str] | None) -> NoRe
     from cruijff_kit.evaluation.eval_logs import list_group_columns  # inspect-ai
 
     there = dict.fromkeys(key for log in logs for key in list_group_columns(str(log)))
-    hint = f"there are {', '.join(there)}" if there else "columns of the data set beside input and output get there"
-    what = " or ".join(map(repr, groups)) if groups else "what names groups"
-    raise UserError(f"no sample of {path} has {what} in its metadata; {hint} (--group NAME says which it is)")
+    hint = f"there are {', '.join(there)}" if there else "the data set's other columns are stored there"
+    what = " or ".join(map(repr, groups)) if groups else "a column that defines groups"
+    raise UserError(f"no sample of {path} has {what} in its metadata; {hint} (--group NAME names the column)")
 
 
 def _refuse_other_columns(log: Path, groups: list[str]) -> None:
@@ -120,7 +120,7 @@ def _refuse_other_columns(log: Path, groups: list[str]) -> None:
     told = reported_groups(str(log))
     if told is not None and not (told and {*groups} <= {*told}):
         there = f"dataset.group_columns has {', '.join(told)} (--group)" if told else "dataset.group_columns is empty"
-        raise UserError(f"{log} is of red data, whose groups may be named by some columns only; {there}")
+        raise UserError(f"{log} holds red data, where only listed columns may define groups; {there}")
 
 
 def _logs(path: Path) -> list[Path]:
@@ -143,12 +143,14 @@ def _read_csv(path: Path, groups: list[str] | None, unit: str | None) -> Grouped
         lacking = [c for c in dict.fromkeys((*_COLUMNS, *others, *([unit] if unit else []))) if c not in header]
         if lacking:
             there = ", ".join(quote_names(header)) or WITHHELD
-            raise UserError(f"{path} has no column {', '.join(lacking)}; it has {there} (--group names the group's)")
+            raise UserError(
+                f"{path} has no column {', '.join(lacking)}; it has {there} (--group names the group column)"
+            )
         read = [(_csv_row(cells, f"{path}, line {reader.line_num}", unit), cells) for cells in reader]
     columns = {c: [replace(row, group=cells[c]) for row, cells in read if cells[c]] for c in others}
     samples = _choose(path, {c: rows for c, rows in columns.items() if rows}, groups, unit)
     if not samples.columns:
-        raise UserError(f"no column of {path} names groups, two to {MOST_GROUPS}; --group NAME compares what it has")
+        raise UserError(f"no column of {path} defines 2 to {MOST_GROUPS} groups; --group NAME selects one")
     return _number_groups(samples) if redaction.is_enabled() else samples
 
 

@@ -213,8 +213,8 @@ def _again(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> st
     folder = shlex.quote(str(sweep_dir.absolute()))
     lines = [f"cd {shlex.quote(manifest.cwd)}", format_command(manifest)]
     if any(v.state == RunState.PLANNED for v in infos):
-        lines.append(f"cruijff-kit resume {folder}               # starts what is planned")
-    lines.append(f"cruijff-kit reproduce {folder}/RUN               # one run again, compared with this one")
+        lines.append(f"cruijff-kit resume {folder}               # starts the planned runs")
+    lines.append(f"cruijff-kit reproduce {folder}/RUN               # repeats a run and compares the two")
     code = f"Code: commit {manifest.git_commit}." if manifest.git_commit else f"Code: {manifest.code}."
     return (
         "## How to repeat it\n\n" + "".join(f"    {line}\n" for line in lines) + f"\n{code} Made {manifest.created}.\n"

@@ -15,7 +15,7 @@ from cruijff_kit.analysis.samples import align, load_samples
 from cruijff_kit.records.result import RunResult
 
 ONE_SEED = (
-    "Each configuration has one seed: these are comparisons of runs. How much other seeds would change them is not known; "
+    "Each configuration has one seed: these are comparisons of runs, and the effect of other seeds is unknown; "
     "seed=1,2,3 would take {runs} more runs, about {time}."
 )
 _FEW_PAIRS = 20  # of configurations, from which a correlation is observed
@@ -72,7 +72,7 @@ class Analysis:
             else "the runs have no validation loss, and no objective was named"
         )
         measured = "/".join(self.metrics[0]) if self.metrics else "TASK/SCORER/METRIC"
-        return f"No configuration is the best: {reason}. objective={measured} in the command would name one."
+        return f"No configuration is the best: {reason}. objective={measured} chooses one."
 
     @property
     def one_seed_each(self) -> str:

@@ -17,7 +17,9 @@ VERSUS = (
     "Difference [95% interval] p, item by item; intervals and p allow for the number of tests (all intervals hold at once; "
     "Holm)"
 )
-SEEDS = "Means over seeds [95% interval over test items and seeds]; sd between seeds: without what the items do to it"
+SEEDS = (
+    "Means over seeds [95% interval over test items and seeds]; sd between seeds: without the variation between items"
+)
 INTERVALS = "[95% interval]: of scores over other test items, of validation losses over other validation rows"
 Cells = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -111,14 +113,14 @@ def lines_below(results: list[RunResult], analysis: Analysis) -> list[str]:
 
 
 def best_line(ranking: Ranking | None) -> str:
-    """Which configuration is best, by what, and which cannot be told apart from it."""
+    """Which configuration is best, by what, and which cannot be distinguished from it."""
     if ranking is None:
         return ""
     value = sum(ranking.leader.objectives()) / len(ranking.leader.runs)
     line = f"* best by {ranking.chosen_by} on the {ranking.split} split: {ranking.leader.name} ({value:.4g})"
     others = [c.name for c in ranking.best[1:]]
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-    line += f"; not to be told apart from it: {some}" if others else ""
+    line += f"; indistinguishable from it: {some}" if others else ""
     if ranking.is_optimistic:
         line += (
             f"; the {ranking.split} split chose it, whose numbers flatter it: their intervals are made for the "

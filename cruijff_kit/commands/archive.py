@@ -50,7 +50,7 @@ def archive(
     root = _require_folder(folder)
     target = None if to is None else _check_target(root, to)
     if data and target is None:
-        raise UserError("--data copies the data to the archive; say where: --to DIR2")
+        raise UserError("--data copies the data to the archive; name it: --to DIR2")
     plan = plan_archive(root, keep)
     copies = plan_data_copies(plan.runs) if data else []
     _show(plan, target, dry_run, copies)
@@ -129,7 +129,7 @@ def _copy(files: dict[Path, str], target: Path, hashes: dict[str, str]) -> None:
     with progress("comparing", len(files)) as bar:
         for path in files.values():
             if hash_file(target / path) != hashes[str(path)]:
-                raise OSError(f"the copy {target / path} is not what it was made of; nothing was deleted")
+                raise OSError(f"the copy {target / path} differs from its source; nothing was deleted")
             bar.advance()
 
 
@@ -142,13 +142,13 @@ def _require_folder(folder: Path) -> Path:
 def _check_target(root: Path, to: Path) -> Path:
     target = to.expanduser().resolve()
     if target == root or target.is_relative_to(root) or root.is_relative_to(target):
-        raise UserError(f"--to {to}: neither folder may lie in the other ({root}); choose another")
+        raise UserError(f"--to {to}: neither folder may contain the other ({root}); choose another")
     if target.exists() and not target.is_dir():
         raise UserError(f"--to {to} is a file; choose a folder")
     if target.is_dir() and any(target.iterdir()):
         begun = read_manifest(target)  # of a copy that was cut short
         if begun is None or begun.source != str(root):
-            raise UserError(f"--to {to} holds something else already; choose a new folder")
+            raise UserError(f"--to {to} is not empty; choose a new folder")
     return target
 
 
@@ -199,9 +199,11 @@ def _show(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[Da
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = Parser("archive", "Keep what matters of a finished experiment, delete the adapters that are not kept.")
+    parser = Parser(
+        "archive", "Keep the results and the best adapters of a finished experiment, delete the other adapters."
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or a folder above")
-    parser.add_argument("--to", metavar="DIR2", type=Path, help="copy what is kept there first")
+    parser.add_argument("--to", metavar="DIR2", type=Path, help="first copy the kept files there")
     parser.add_argument(
         "--keep", choices=(BEST, ALL, NONE), default=BEST, help="adapters: the best configuration's last (default)"
     )
@@ -209,8 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--license", metavar="TEXT", help="of the archive, for its description: an address or a sentence"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done; change nothing")
-    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done; change nothing")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask for confirmation")
     return parser.run(argv, lambda o: archive(o.folder, o.to, o.keep, o.dry_run, o.yes, o.data, o.license))
 
 

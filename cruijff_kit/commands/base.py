@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError where argparse would print its usage and leave."""
-        raise UserError(f"{message}; {suggest_flag(message, self)}{self.prog} --help shows what it takes")
+        raise UserError(f"{message}; {suggest_flag(message, self)}{self.prog} --help lists its arguments")
 
     def print_help(self, file: Any = None) -> None:
         """As argparse; with --json the help is data too."""
@@ -123,7 +123,7 @@ def _ended(command: Callable[[], object]) -> tuple[int, Any]:
         return end.code if isinstance(end.code, int) else int(end.code is not None), None
     except KeyboardInterrupt:
         folder = json_output.get("folder")
-        fix = f"cruijff-kit resume {folder}" if folder else "give the command again"
+        fix = f"cruijff-kit resume {folder}" if folder else "repeat the command"
         return _end("interrupted; finished runs and their results are kept", ExitCode.INTERRUPTED, fix)
     except BrokenPipeError:  # the reader of our output left, for example `| head`
         sys.stderr.close()

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("cancel", "Cancel submitted runs.", "which runs were cancelled, as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="names of runs; none: all of them")
-    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask for confirmation")
 
     def command(options: argparse.Namespace) -> dict[str, list[dict[str, str | None]]]:
         infos = cancel(options.folder, options.runs, options.yes)

@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show token by token (default: 3)")
     parser.add_argument("--split", metavar="NAME", help="whose rows to show (default: the training split's)")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with your own YAML")
 
     def command(options: argparse.Namespace) -> dict[str, Any]:
         from cruijff_kit.commands.data_preview_view import show

@@ -19,7 +19,7 @@ def show(report: dict[str, Any]) -> None:
         console = Console(highlight=False, width=200)
     coloured = console.color_system is not None
     for row in report["rows"]:
-        cut = f", {row['cut']} more are cut off" if row["cut"] else ""
+        cut = f", {row['cut']} more are truncated" if row["cut"] else ""
         title = f"{row['split']} row {row['row']}: {row['length']} tokens, {row['learnt']} learnt{cut}"
         console.print(Text(title, style="bold"))
         console.print(_tokens(row["tokens"], coloured), soft_wrap=True)
@@ -79,12 +79,12 @@ def _show_answers(splits: dict[str, Any], console: Console) -> None:
 def _remarks(report: dict[str, Any]) -> list[str]:
     lines = [f"{leak['kind']}: {leak['says']}" for leak in report["leaks"]]
     if not lines:
-        lines.append("no prompt stands twice, within a split or across")
+        lines.append("no prompt occurs twice, within a split or across splits")
     for split, rows in report["targets_in_prompts"].items():
         if rows:
             of = report["splits"][split]["rows"]
             where = f"{len(rows)} of {of} rows of split {split!r}"
-            lines.append(f"in {where} the answer stands in the prompt (first: row {rows[0]})")
+            lines.append(f"in {where} the prompt contains the answer (first: row {rows[0]})")
     if report["unused_columns"]:
         lines.append(f"columns that the model does not see: {', '.join(report['unused_columns'])}")
     return lines

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pooling", choices=poolings, default="last_non_padding", help="over positions; none: each")
     parser.add_argument("--logits", action="store_true", help="also the logits behind each text")
     parser.add_argument("--top", type=int, metavar="N", help="also the N likeliest next tokens with probabilities")
-    parser.add_argument("--force", action="store_true", help="write over a file that exists")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     import_from_cwd()
     return parser.run(join_layers(sys.argv[1:] if argv is None else list(argv)), embed)
 

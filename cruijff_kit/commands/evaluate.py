@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="*",
         help="a run, a sweep, a folder above; or an adapter's folder; or a model's. Then settings as for cruijff_kit.train",
     )
-    parser.add_argument("--config-dir", metavar="DIR", help="folder with YAML of your own beside ours")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with your own YAML")
     import_from_cwd()
     return parser.run(argv, _command)
 

@@ -63,7 +63,7 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     if merged:
         if not Path(base).is_dir():
             raise UserError(
-                f"the base model of {adapter} was {base}, which is gone; put it back there, or its new place into "
+                f"the base model of {adapter} was {base}, which is missing; restore it, or its new place into "
                 f"base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
             )
         from cruijff_kit.models.merge import merge  # torch
@@ -90,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("export", "An adapter of a run, or a whole model.", "what was written, with sizes, as JSON")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's folder")
     parser.add_argument("--epoch", type=int, metavar="N", help="counted from 0; default: the last one that was saved")
-    parser.add_argument("--merged", action="store_true", help="base and adapter in one model, instead of the adapter")
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--merged", action="store_true", help="base model and adapter merged, instead of the adapter")
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="the new folder")
 
     def command(options: argparse.Namespace) -> dict[str, Any]:
         done = export(options.run, options.to, options.epoch, options.merged)

@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--unit", metavar="NAME",
-        help="column or key of who is asked (respondent, household), whose samples count together; default: the log's own",
+        help="column or key of the unit (respondent, household) whose samples belong together; default: the log's own",
     )  # fmt: skip
     parser.add_argument("--to", metavar="DIR", type=Path, help="where to write; default: beside what is read")
     return parser.run(argv, _compare)

@@ -1,4 +1,4 @@
-"""Show what a submitted run printed: `cruijff-kit logs DIR [RUN] [--follow] [--json]`.
+"""Show the output of a submitted run: `cruijff-kit logs DIR [RUN] [--follow] [--json]`.
 
 --json: {"run", "log": the file, "lines": [...]}; with --follow once the run has ended.
 """
@@ -70,7 +70,9 @@ def _show(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = Parser("logs", "Show what a submitted run printed.", "the run, its log and the lines as one JSON document")
+    parser = Parser(
+        "logs", "Show the output of a submitted run.", "the run, its log and the lines as one JSON document"
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("run", metavar="RUN", nargs="?", help="the run's name, where DIR has several")
     parser.add_argument("--follow", "-f", action="store_true", help="follow the output until the run has ended")

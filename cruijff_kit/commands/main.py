@@ -19,21 +19,21 @@ from cruijff_kit.util.version import __version__
 COMMANDS = {
     "data preview": "rows of your data as the model sees them, before training",
     "data convert": "data in another format: Parquet, JSON Lines or JSON",
-    "train": "train and evaluate one run, or with -m a sweep, here or on SLURM",
-    "status": "how the runs below a folder are doing",
-    "logs": "what a submitted run printed",
+    "train": "train and evaluate one run, or with -m a sweep, locally or on SLURM",
+    "status": "the state of all runs below a folder",
+    "logs": "the output of a submitted run",
     "cancel": "cancel submitted runs",
-    "resume": "finish what is neither done nor on its way",
+    "resume": "finish every run that is neither done nor active",
     "table": "results of finished runs, compared",
     "report": "a sweep as a page with figures, its data, and a methods paragraph",
-    "evaluate": "evaluate what is trained already, an adapter, or a base model",
-    "heterogeneity": "whether a model is as good for every group",
-    "reproduce": "make a run again from its folder, and compare the two",
-    "compare": "whether a model is fine-tuned: base against adapter",
+    "evaluate": "evaluate finished runs, an adapter, or a base model",
+    "heterogeneity": "compare accuracy, AUC and calibration between groups",
+    "reproduce": "repeat a run from its folder, and compare the two",
+    "compare": "whether a model is fine-tuned: base model against adapter",
     "embed": "embeddings and logits of a model, to a file",
-    "export": "an adapter of a run, or a whole model, for use elsewhere",
-    "archive": "keep what matters of a finished experiment, delete the adapters",
-    "doctor": "what this SLURM cluster has, and what will work on it",
+    "export": "a run's adapter, or a merged model, for other programs",
+    "archive": "keep the best adapters of an experiment, delete the others",
+    "doctor": "check what this SLURM cluster has and what will work",
 }
 _HELP = ("-h", "--help")
 
@@ -86,9 +86,7 @@ def _list(names: list[str]) -> None:
     print("usage: cruijff-kit COMMAND ...      (the same as python -m cruijff_kit COMMAND ...)\n")
     for name in names:
         print(f"  {name:{width}}  {COMMANDS[name]}")
-    print(
-        "\ncruijff-kit COMMAND --help says what a command takes; --json makes its answer one JSON document on stdout."
-    )
+    print("\ncruijff-kit COMMAND --help lists a command's arguments; --json prints its result as one JSON document.")
     print("exit codes: 0 done, 1 a run failed, 2 your input, 3 the cluster, 130 interrupted")
 
 
@@ -103,7 +101,7 @@ def _refusal(argv: list[str]) -> str:
         return "a command is missing; cruijff-kit --help lists them"
     first, two = argv[0], " ".join(argv[:2])
     if first.startswith("-") or "=" in first:
-        return f"{first} stands where a command should; cruijff-kit train {first} ..., or another of cruijff-kit --help"
+        return f"{first} is not a command; cruijff-kit train {first} ..., or another of cruijff-kit --help"
     below = _below(first)
     near = find_nearest(two, below or [*COMMANDS]) or find_nearest(first, [*COMMANDS])
     if near:

@@ -45,10 +45,10 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     config = reload_with(run, new, found.changed | {"run_name": new.name}, found.places)
     if check_only:
         plan_run(config)
-        print("it can be made again")
+        print("it can be reproduced")
         return CommandResult(report | {"ready": True})
 
-    say(f"making it again in {new}")
+    say(f"reproducing it in {new}")
     again = train_then_eval(config, result.swept)
     agreement = compare_results(run, result, new, again)
     report |= {"new": str(new)} | agreement.as_dict()
@@ -74,7 +74,7 @@ def _read_finished(run: Path) -> RunResult:
         raise UserError(f"{run} is {result.status}, so there is no result to compare with; finish it first: "
                         f"cruijff-kit resume {run}")  # fmt: skip
     if result.settings.get("lr") is None:
-        raise UserError(f"{run} is an evaluation of a model that was not trained here; cruijff-kit evaluate")
+        raise UserError(f"{run} is an evaluation of a model that was not trained here; use cruijff-kit evaluate")
     return result
 
 
@@ -84,7 +84,7 @@ def _new_folder(result: RunResult, to: Path | None) -> Path:
         return Path("multirun", result.experiment, time, f"{result.name}-reproduced").absolute()
     to = to.expanduser().absolute()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to {to} holds something already; choose a new folder")
+        raise UserError(f"--to {to} is not empty; choose a new folder")
     return to
 
 
@@ -140,9 +140,9 @@ def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = Parser("reproduce", "Make a run again from its folder, and compare the two.")
+    parser = Parser("reproduce", "Repeat a run from its folder, and compare the two.")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="the folder of a finished run")
-    parser.add_argument("--check", action="store_true", help="only say what differs; run nothing")
+    parser.add_argument("--check", action="store_true", help="only list the differences; run nothing")
     parser.add_argument("--to", metavar="DIR", type=Path, help="the new run's folder; default: a new one in multirun/")
     import_from_cwd()
     return parser.run(argv, lambda o: reproduce(o.run, o.to, o.check))

@@ -40,7 +40,7 @@ def read_texts(
     """
     chosen = [name for name in ("text", "file", "split") if getattr(options, name)]
     if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]} and --{chosen[1]} are two ways to name texts; take one")
+        raise UserError(f"--{chosen[0]} and --{chosen[1]} are two ways to name texts; use one")
     if getattr(options, "column", None) and not options.file:
         raise UserError("--column names a column of --file; add --file FILE")
     if options.max_samples and chosen and chosen != ["split"]:
@@ -66,11 +66,13 @@ def read_texts(
 
 def add_texts(parser: Parser) -> None:
     """The arguments that name texts."""
-    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; can be given again")
+    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; repeat for more")
     parser.add_argument("--file", type=Path, metavar="FILE", help="texts: a .txt with one a line, or a table")
     parser.add_argument("--column", metavar="NAME", help="the column of --file; default: text, or the only one")
-    parser.add_argument("--split", metavar="NAME", help="rows of the data set, asked as in evaluation; default: test's")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder with YAML of your own beside ours")
+    parser.add_argument(
+        "--split", metavar="NAME", help="the split whose prompts are the texts, as in evaluation; default: test"
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with your own YAML")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts read at once (16)")
 
 

@@ -96,8 +96,8 @@ def _choose_parser(
         return lambda row, number, where: _from_columns(row, number, columns, prompt, system_prompt, where)
     if prompt != DEFAULT_PROMPT:
         raise UserError(
-            f"{where}: the rows hold whole conversations, in which dataset.prompt={prompt!r} has no place; leave it out, "
-            "or set dataset.type=chat and name the output column (dataset.column_map)"
+            f"{where}: the rows hold whole conversations, which do not use dataset.prompt={prompt!r}; leave it out, or "
+            "set dataset.type=chat and name the output column (dataset.column_map)"
         )
     return lambda row, number, where: _from_messages(row, number, columns, system_prompt, where)
 

@@ -135,7 +135,7 @@ def _make_file(path: Path, format: str | None) -> DataFile:
     if format is None:
         format = next((f for f, endings in FORMATS.items() if path.suffix.lower() in endings), None)
     if format is None:
-        raise UserError(f"dataset.path: what is in {path} cannot be told from its name; add dataset.format=json, "
+        raise UserError(f"dataset.path: what is in {path} is not clear from its name; add dataset.format=json, "
                         "jsonl, csv, parquet or arrow")  # fmt: skip
     return DataFile(path, format)
 
@@ -163,7 +163,7 @@ def _check_shards(folder: Path, split: str, files: list[DataFile]) -> None:
     if len(files) > 1 and (not all(shards) or len({f.format for f in files}) > 1):
         names = " and ".join(f.path.name for f in files[:2])
         raise UserError(
-            f"dataset.path: {folder} holds both {names}; take one away, or choose by dataset.format={files[0].format}"
+            f"dataset.path: {folder} holds both {names}; remove one, or choose by dataset.format={files[0].format}"
         )
     if all(shards) and [int(s[2]) for s in shards] != list(range(int(shards[0][3]))):
         raise UserError(

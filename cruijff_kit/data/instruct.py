@@ -63,7 +63,7 @@ class InstructDataset:
         if rows[0].has_messages and tokenizer.kind == "base":
             raise UserError(
                 f"{self.source}: the rows hold conversations, which a base model has no template for; "
-                "take a chat model, or rows with an input and an output"
+                "use a chat model, or rows with an input and an output"
             )
         with progress(f"tokenising {split}", len(rows)) if len(rows) > _LONG else contextlib.nullcontext() as bar:
             examples: list[Example] = []
@@ -85,7 +85,7 @@ class InstructDataset:
         if min(learnt, default=prompt_length) >= limit:
             raise UserError(
                 f"{self.source}, row {c.row}: the prompt alone has {min(learnt, default=prompt_length)} tokens, so "
-                f"dataset.max_seq_len={limit} cuts off the whole answer; raise it to {len(tokens)}"
+                f"dataset.max_seq_len={limit} truncates the whole answer; raise it to {len(tokens)}"
             )
         if self.train_on_input:
             labels = [IGNORE, *tokens[1:]]

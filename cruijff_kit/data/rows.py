@@ -127,7 +127,9 @@ def fill_prompt(prompt: str, row: Row, column_map: dict[str, str], where: str) -
         UserError: the prompt names no column, or one that the row lacks.
     """
     if not _PLACEHOLDER.search(prompt):
-        raise UserError(f"dataset.prompt={prompt!r} names no column, so every row would ask the same; write {{input}}")
+        raise UserError(
+            f"dataset.prompt={prompt!r} names no column, so every row would have the same prompt; write {{input}}"
+        )
     values: list[str] = []
 
     def value(match: re.Match) -> str:

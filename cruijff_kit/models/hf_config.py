@@ -98,11 +98,11 @@ def _refusals(c: dict[str, Any]) -> Iterator[str]:
     family = c.get("model_type")
     if family not in FAMILIES:
         reason = f" ({_OTHERS[family]})" if family in _OTHERS else ""
-        yield f"model_type {family!r}{reason}; what can be: {', '.join(FAMILIES)}"
+        yield f"model_type {family!r}{reason}; supported: {', '.join(FAMILIES)}"
         return
     rope = _rope(c)
     if rope["rope_type"] not in ROPE_TYPES:
-        yield f"rope scaling of type {rope['rope_type']!r}; what can be: {', '.join(ROPE_TYPES)}"
+        yield f"rope scaling of type {rope['rope_type']!r}; supported: {', '.join(ROPE_TYPES)}"
     if rope.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0)) != 1.0:
         yield "partial_rotary_factor: only a part of each head is rotated"
     if c.get("hidden_act", "silu") != "silu":

@@ -84,7 +84,7 @@ class AdapterUpdates:
 
 def _weight_files(base: Path) -> list[Path]:
     if not base.is_dir():
-        raise UserError(f"the base model {base} is gone; put it back there")
+        raise UserError(f"the base model {base} is missing; restore it")
     index = base / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -138,7 +138,7 @@ class ChatTokenizer:
         opening = self.render(messages, add_generation_prompt=True)
         whole = self.render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(opening):
-            raise UserError("the model's chat template writes a finished answer in another way than an open one")
+            raise UserError("the model's chat template renders a finished answer differently from a partial one")
         completion = self._continuation(prompt, opening, whole[len(opening) :])
         ends = [i for i, token in enumerate(completion) if token == self._end_id]
         completion = completion[: ends[-1] + 1] if ends else [*completion, self._end_id]
@@ -204,7 +204,7 @@ class ChatTokenizer:
         closed = self.render(messages[: turn + 1], add_generation_prompt=False)
         if not (closed.startswith(opening) and whole.startswith(closed)):
             raise UserError(
-                "the model's chat template writes an earlier turn in another way once later ones follow; "
+                "the model's chat template renders an earlier turn differently when later turns follow; "
                 "set dataset.train_on_last=true"
             )
         return len(opening), len(closed)

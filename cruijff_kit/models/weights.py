@@ -111,4 +111,6 @@ def _read(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        raise UserError(f"model.path: {file} is no whole safetensors file ({error}); download it again") from error
+        raise UserError(
+            f"model.path: {file} is not a complete safetensors file ({error}); download it again"
+        ) from error

@@ -120,7 +120,7 @@ def reject_archived(run: Path, epochs: list[int] | None = None) -> None:
         where = gone[wanted[0]][1]
         some = ", ".join(map(str, wanted))
         raise UserError(
-            f"the adapter of epoch {some} of {run} was archived away (see {where}); train it again: "
+            f"the adapter of epoch {some} of {run} was deleted by archive (see {where}); train it again: "
             f"cruijff-kit reproduce {run}"
         )
 

@@ -86,7 +86,7 @@ def _find_best(runs: list[Path], keep: str) -> list[Path]:
         (best,) = analysis.configurations
     if best is None:
         why = "they have no objective, or not the same one" if done else "no run is done"
-        raise UserError(f"which run is best cannot be told ({why}); add --keep all or --keep none")
+        raise UserError(f"the best run is unknown ({why}); add --keep all or --keep none")
     return [run for run, result in done.items() if any(result is r for r in best.runs)]
 
 
@@ -95,7 +95,7 @@ def refuse_unfinished(known: list[RunRef], root: Path) -> None:
     infos, trouble = collect_states(known)
     pairs = [(k, v) for k, v in zip(known, infos, strict=True) if k.folder.is_dir() and k.folder.is_relative_to(root)]
     if not pairs:
-        raise UserError(f"{root} holds no run of its own; give a run's or a sweep's folder")
+        raise UserError(f"{root} is not a run or a sweep; give a run's or a sweep's folder")
     if trouble and any(v.state in ACTIVE and v.job_id for _, v in pairs):
         raise ClusterError(trouble)
     for k, info in pairs:
@@ -104,8 +104,7 @@ def refuse_unfinished(known: list[RunRef], root: Path) -> None:
         if info.state not in (RunState.DONE, RunState.FAILED):
             how = "status" if info.state in ACTIVE else "resume"
             raise UserError(
-                f"{info.name} is {info.state}, and only what is done or failed can be archived; "
-                f"cruijff-kit {how} {root}"
+                f"{info.name} is {info.state}, and only done or failed runs can be archived; cruijff-kit {how} {root}"
             )
         if (k.folder / "result.json").is_file():
             read_result(k.folder / "result.json")

@@ -118,7 +118,7 @@ def find_requested(
     if items.changed and not request.replaces:
         raise UserError(
             f"{folder.path} has {', '.join(items.changed)} with other settings (arguments, eval.max_tokens, eval.limit, "
-            "...); force=true evaluates them again and puts them in the others' place"
+            "...); force=true evaluates them again and replaces them"
         )
     return items
 

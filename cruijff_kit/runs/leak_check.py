@@ -107,6 +107,5 @@ def _reject_training_split(data: "DatasetConfig", tests: list[str]) -> None:
     for split, name in ({data.validation_split: "dataset.validation_split="} | held_out).items():
         if split == data.train_split:
             raise UserError(
-                f"{name}{split} is what is trained on; choose another, or allow it on purpose: "
-                "dataset.allow_leaks=[exact]"
+                f"{name}{split} is the training split; choose another, or allow it: dataset.allow_leaks=[exact]"
             )

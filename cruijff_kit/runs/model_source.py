@@ -125,7 +125,7 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     chosen: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
     config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)
     if strange := [key for key in chosen if key not in (*_MACHINE, *_WHO)]:
-        raise UserError(f"{strange[0]}: the run is what it is; here {', '.join(_MACHINE)} can differ")
+        raise UserError(f"{strange[0]}: the run's settings are fixed; only {', '.join(_MACHINE)} can differ")
     for key in ("threads", "gpus"):
         if not isinstance(chosen.get(key, 1), int):
             raise UserError(f"{key}={chosen[key]} is not a whole number")

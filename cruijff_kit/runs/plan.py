@@ -283,7 +283,7 @@ def _choose_machine(config: RunConfig) -> Any:
         return chosen
     gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
     if cfg["device"].startswith("cuda") and not gpu:
-        raise UserError(f"device={cfg['device']} needs a GPU, and none is asked for; add slurm.gpus=1")
+        raise UserError(f"device={cfg['device']} needs a GPU, and none is requested; add slurm.gpus=1")
     return device.expected_machine(
         "cuda" if gpu and cfg["device"] == "auto" else cfg["device"], cfg["dtype"], slurm.cpus or 1
     )

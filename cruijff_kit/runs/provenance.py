@@ -207,11 +207,11 @@ def _hardware(found: Provenance, then: dict[str, Any], now: dict[str, Any]) -> N
 
 
 def _data(found: Provenance, run: Path, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
-    data, fix = config.dataset, f"put back what was there at {config.dataset.path}"
+    data, fix = config.dataset, f"restore the data at {config.dataset.path}"
     path: Any = data.path
     if data.generator is not None:  # in this machine's cache
         path = str(generate(data.generator, data.arguments))
-        fix = f"delete {path}, so that it is drawn again; if it differs still, take the code of {result.git_commit}"
+        fix = f"delete {path}, so that it is generated again; if it still differs, use the code of {result.git_commit}"
         found.places |= {data.path: path} if path != data.path else {}
     else:
         kept = find_archived_data(run, result.data_hash)
@@ -235,7 +235,7 @@ def _model(found: Provenance, result: RunResult, config: RunConfig, original_cwd
     gone = [f for f in ("config.json", *model.checkpoint_files) if not (folder / f).is_file()]
     then = result.model_hash
     if gone and model.download is not None:
-        found.add("base model", then, "is fetched when the run is made", UNKNOWN)
+        found.add("base model", then, "is downloaded when the run starts", UNKNOWN)
     elif gone:
         get = f"get it again: {download_command(model)}" if model.hub else f"put the model's files back into {folder}"
         found.add("base model", then, f"no {gone[0]} in {folder}", MISSING, get)
@@ -271,7 +271,7 @@ def _machine(found: Provenance, result: RunResult, config: RunConfig, made_with:
         check_devices(machine.device, processes)
     except UserError as error:
         what, _, fix = str(error).partition("; ")
-        found.add("device", then.get("device"), what, MISSING, fix or "make it on a machine like that of then")
+        found.add("device", then.get("device"), what, MISSING, fix or "use a machine like the original one")
         return
     now = describe_machine(machine)
     for key in ("device", "dtype", "threads"):

@@ -220,7 +220,7 @@ def _notes(plan: RunPlan) -> list[str]:
     notes = list(plan.warnings)
     for leak, count in plan.leaks.items():
         if leak.startswith("target "):
-            notes.append(f"in {count} rows of split {leak.removeprefix('target ')!r} the answer stands in the prompt")
+            notes.append(f"in {count} rows of split {leak.removeprefix('target ')!r} the prompt contains the answer")
     if plan.packed_rows is not None:
         notes.append(f"{plan.packed_rows} rows in {plan.rows} packed sequences; each counts as one row")
     return notes

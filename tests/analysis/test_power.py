@@ -66,7 +66,7 @@ def test_errors_of_numbers():
 def test_items_of_one_unit_count_as_fewer():
     alone, alike = detectable_difference(300, 2, 0.8, 0.5), detectable_difference(300, 2, 0.8, 0.5, design_effect=3.0)
     assert alike.difference == detectable_difference(100, 2, 0.8, 0.5).difference > alone.difference
-    assert "300 test items, as good as 100 that are each of another unit" in str(alike)
+    assert "300 test items, as good as 100 independent ones" in str(alike)
 
 
 def test_seeds_add_to_the_error():

@@ -99,12 +99,12 @@ def test_a_copy_that_stands_alone(sweep, archive, tmp_path, capsys):
     assert len(read_sweep_manifest(kept).runs) == 2
     assert evaluate([str(kept / "lr=1e-06"), "eval=match"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "was archived away" in said and f"cruijff-kit reproduce {kept / 'lr=1e-06'}" in said
+    assert "was deleted by archive" in said and f"cruijff-kit reproduce {kept / 'lr=1e-06'}" in said
     assert evaluate([str(kept / "lr=0.01"), "eval=match"]) == 0
     capsys.readouterr()
     for run, more in (("lr=1e-06", []), ("lr=0.01", ["--epoch", "0"])):
         assert export([str(kept / run), *more, "--to", str(tmp_path / "x")]) == 2
-        assert "was archived away" in capsys.readouterr().err
+        assert "was deleted by archive" in capsys.readouterr().err
     assert export([str(kept / "lr=0.01"), "--to", str(tmp_path / "x")]) == 0
 
 
@@ -133,7 +133,7 @@ def test_what_was_cut_short_can_be_done_again(sweep, archive, tmp_path, monkeypa
     assert code == (1 if step == "comparing" else 130)
     if step != "deleting":
         assert {k: v for k, v in contents(sweep).items() if k != "archive.json"} == before, "nothing was deleted"
-    assert (step != "comparing") or "is not what it was made of; nothing was deleted" in err
+    assert (step != "comparing") or "differs from its source; nothing was deleted" in err
     assert archive(sweep, "--to", kept, "--yes")[0] == 0
     assert adapters(sweep) == adapters(kept) == ["lr=0.01/epoch_1"]
     assert {d.path for d in read_manifest(kept).deleted} == {
@@ -203,8 +203,8 @@ def waiting(sweep):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (interrupted, "lr=0.01 is interrupted, and only what is done or failed can be archived"),
-        (active, "lr=0.01 is running, and only what is done or failed can be archived"),
+        (interrupted, "lr=0.01 is interrupted, and only done or failed runs can be archived"),
+        (active, "lr=0.01 is running, and only done or failed runs can be archived"),
         (unreadable, "is not a result of this version"),
         (without_result, "is done but has no result.json"),
         (waiting, "waits for an evaluation"),
@@ -228,10 +228,10 @@ def test_a_failed_run_and_no_best_one(sweep, archive):
 def test_refused(sweep, archive, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert "add --yes" in archive(sweep)[2] and adapters(sweep) == EVERY
-    assert "neither folder may lie in the other" in archive(sweep, "--to", sweep / "kept", "--yes")[2]
-    assert "neither folder may lie in the other" in archive(sweep, "--to", tmp_path, "--yes")[2]
+    assert "neither folder may contain the other" in archive(sweep, "--to", sweep / "kept", "--yes")[2]
+    assert "neither folder may contain the other" in archive(sweep, "--to", tmp_path, "--yes")[2]
     write_text(tmp_path / "other" / "a", "b")
-    assert "holds something else already" in archive(sweep, "--to", tmp_path / "other", "--yes")[2]
+    assert "is not empty" in archive(sweep, "--to", tmp_path / "other", "--yes")[2]
     assert "no such folder" in archive(tmp_path / "nowhere", "--yes")[2]
     assert "holds no runs" in archive(tmp_path / "other", "--yes")[2] and adapters(sweep) == EVERY
 
@@ -383,7 +383,7 @@ def test_sensitive_data_stays_where_it_is(with_data, archive, tmp_path, forgetfu
 def test_data_that_is_not_what_it_was(with_data, archive, tmp_path):
     path = tmp_path / "my" / "d.csv"
     run = with_data(path, {"d.csv": ROWS})
-    assert "say where: --to DIR2" in archive(run, "--data", "--yes")[2]
+    assert "name it: --to DIR2" in archive(run, "--data", "--yes")[2]
     path.write_text(ROWS + "x,y\n")
     assert "is not what" in archive(run, "--to", tmp_path / "kept", "--data", "--yes")[2]
     path.unlink()

@@ -57,7 +57,7 @@ def test_as_text(settings, capsys):
     assert out[out.index("│ no ") :].split()[:8] == ["│", "no", "│", "2", "(50%)", "│", "0", "(0%)"]
     assert "columns that the model does not see: id" in out
     assert "exact: 1 of 2 rows of split 'test' ask exactly what rows of 'train' ask too, 0 with the same answer" in out
-    assert "in 1 of 4 rows of split 'train' the answer stands in the prompt (first: row 2)" in out
+    assert "in 1 of 4 rows of split 'train' the prompt contains the answer (first: row 2)" in out
 
 
 def test_in_colour(settings, monkeypatch):
@@ -74,7 +74,7 @@ def test_errors_are_one_line(settings, capsys):
     for arguments, says in [
         ([*settings, "dataset.path=none.csv"], "error: dataset.path: no such file none.csv"),
         ([*settings, "dataset.pth=x"], "error: unknown key dataset.pth; did you mean dataset.path?"),
-        ([*settings, "dataset.max_seq_len=9"], "so dataset.max_seq_len=9 cuts off the whole answer; raise it to"),
+        ([*settings, "dataset.max_seq_len=9"], "so dataset.max_seq_len=9 truncates the whole answer; raise it to"),
         ([*settings, "--split=dev"], "has no split 'dev'; valid: test, train, validation"),
     ]:
         assert main([*arguments]) == 2

@@ -258,5 +258,5 @@ def test_numbers_have_no_groups(tmp_path, log):
     for sample in distances.samples:
         sample.scores["numeric_risk_scorer"].value = 3.0
     write_eval_log(distances, str(tmp_path / "numbers.eval"))
-    with pytest.raises(UserError, match="are not right or wrong but numbers"):
+    with pytest.raises(UserError, match="are numbers; groups are compared by accuracy"):
         read_samples(tmp_path / "numbers.eval")

@@ -193,7 +193,7 @@ def test_data_and_groups(tiny, call, documented):
 @pytest.mark.parametrize(
     ("module", "arguments", "fix"),
     [
-        ("table", [], "cruijff-kit table --help shows what it takes"),
+        ("table", [], "cruijff-kit table --help lists its arguments"),
         ("table", ["nowhere"], "give the folder of a run or a sweep (multirun/EXPERIMENT/TIME), or one above them"),
         ("table", ["empty"], "cruijff-kit status empty shows what is under way there"),
         ("status", ["empty"], "give a run's or a sweep's folder"),
@@ -201,9 +201,9 @@ def test_data_and_groups(tiny, call, documented):
         (
             "status",
             ["--wach", "empty"],
-            "did you mean --watch? cruijff-kit status --help shows what it takes",
+            "did you mean --watch? cruijff-kit status --help lists its arguments",
         ),
-        ("export", ["x", "--to", "y", "--epoch", "no"], "cruijff-kit export --help shows what it takes"),
+        ("export", ["x", "--to", "y", "--epoch", "no"], "cruijff-kit export --help lists its arguments"),
         ("evaluate", ["epmty"], "did you mean empty?"),
         ("evaluate", ["empty", "eval.limit=3"], "give a run's or a sweep's folder"),
         ("evaluate", ["out", "eval.limt=3"], "did you mean eval.limit?"),

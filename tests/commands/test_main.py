@@ -68,8 +68,8 @@ def test_each_command_says_what_it_takes(name, capsys):
         ("data prevew", "there is no command data prevew; did you mean cruijff-kit data preview?"),
         ("data", "there is no command data; cruijff-kit data preview or cruijff-kit data convert"),
         ("quux", "there is no command quux; cruijff-kit --help lists them"),
-        ("-m lr=1", "-m stands where a command should; cruijff-kit train -m ..., or another of cruijff-kit --help"),
-        ("lr=1", "lr=1 stands where a command should; cruijff-kit train lr=1 ..., or another of cruijff-kit --help"),
+        ("-m lr=1", "-m is not a command; cruijff-kit train -m ..., or another of cruijff-kit --help"),
+        ("lr=1", "lr=1 is not a command; cruijff-kit train lr=1 ..., or another of cruijff-kit --help"),
     ],
 )
 def test_what_is_no_command(typed, line, capsys):

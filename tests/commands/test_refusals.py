@@ -120,7 +120,7 @@ CHECKS = [
     ("dataset.train_split=trian", "{data} has no split 'trian'; did you mean train?"),
     ("dataset.validation_split=dev", "{data} has no split 'dev'; valid: test, train, validation"),
     ("eval.tasks=[capitalisation]", "eval.tasks: capitalisation does not exist; did you mean capitalization?"),
-    ("slurm=cluster device=cuda", "device=cuda needs a GPU, and none is asked for; add slurm.gpus=1"),
+    ("slurm=cluster device=cuda", "device=cuda needs a GPU, and none is requested; add slurm.gpus=1"),
     ("objective=acuracy", "objective=acuracy is not measured; did you mean accuracy?"),
     ("objective=accuracy eval=none", "objective=accuracy is not measured; valid: loss, validation_loss"),
     (

@@ -167,8 +167,8 @@ def edited_model(place):
 @pytest.mark.parametrize(
     ("spoil", "what", "fix"),
     [
-        (edited_data, "data differs", "put back what was there at {place}/data.json"),
-        (lambda place: (place / "data.json").unlink(), "data missing", "put back what was there at {place}/data.json"),
+        (edited_data, "data differs", "restore the data at {place}/data.json"),
+        (lambda place: (place / "data.json").unlink(), "data missing", "restore the data at {place}/data.json"),
         (edited_model, "base model differs", "put the files back that {place}/model held"),
         (lambda place: (place / "model/model.safetensors").unlink(), "base model missing", "back into {place}/model"),
         (lambda place: shutil.rmtree(place / "model"), "base model missing", "back into {place}/model"),
@@ -223,7 +223,7 @@ def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
     assert compared(scaled(1.5))["adapter of epoch 1"].agreement == DIFFERENT
     assert compared(scaled(1.0, torch.bfloat16))["adapter of epoch 1"].agreement == ROUNDING
     lost = compared(nudged_loss)["loss"]
-    assert lost.agreement == ROUNDING and "the first other one is 2" in lost.note
+    assert lost.agreement == ROUNDING and "the first different one is 2" in lost.note
     shutil.rmtree(tmp_path / "other")
     assert compared(lambda run: (run / "metrics.jsonl").write_text(""))["loss"].agreement == DIFFERENT
 
@@ -260,7 +260,7 @@ def test_answers_from_the_cache_are_not_compared(place, reproduce, tmp_path, mon
     rows = {row["what"]: row for row in report["compared"] if row["what"].startswith("untrained")}
     assert {*rows} == {"untrained match", "untrained sums"} and report["verdict"] == IDENTICAL
     assert all(row["agreement"] is None and row["distance"] is None for row in rows.values())
-    assert all(row["note"] == "taken from the cache, nothing was asked again" for row in rows.values())
+    assert all(row["note"] == "from the cache, not computed again" for row in rows.values())
     assert main([str(place / "run")]) == 0
     out = capsys.readouterr().out
     assert "identical (2 not compared): " in out and out.count("not compared") == 3
@@ -272,7 +272,7 @@ def test_an_archived_run_is_known_by_its_hashes(place, reproduce, capsys):
     code, report, _ = reproduce(place / "run")
     assert code == 0 and report["verdict"] == IDENTICAL
     row = next(r for r in report["compared"] if r["what"] == "adapter of epoch 1")
-    assert row["agreement"] == IDENTICAL and "archived away, its sha256 is the same" in row["note"]
+    assert row["agreement"] == IDENTICAL and "archived; its sha256 is the same" in row["note"]
 
 
 def test_drawn_data_is_drawn_again(tiny, reproduce, tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_relative_paths_count_from_where_the_command_was_given(tiny, run_cli, re
 
 
 def test_refused(place, reproduce, tmp_path):
-    assert "holds something already" in reproduce(place / "run", "--to", place)[1]["error"]["message"]
+    assert "is not empty" in reproduce(place / "run", "--to", place)[1]["error"]["message"]
     assert "no such folder" in reproduce(tmp_path / "nowhere")[1]["error"]["message"]
     assert f"for example {place / 'run'}" in reproduce(place)[1]["error"]["fix"]
     change(place / "run" / "result.json", status="failed")

@@ -89,7 +89,7 @@ def test_refusals(tmp_path, row, says):
 
 
 def test_a_prompt_has_no_place_in_conversations(tmp_path):
-    with pytest.raises(UserError, match="hold whole conversations, in which dataset.prompt='Q: {input}' has no place"):
+    with pytest.raises(UserError, match="hold whole conversations, which do not use dataset.prompt='Q: {input}'"):
         read_conversations(write(tmp_path, ROWS["messages"]), "train", {}, "Q: {input}")
 
 
@@ -141,9 +141,9 @@ def test_a_cut_conversation(tmp_path, tiny):
     last = len(whole.tokens) - 5
     cut = dataset(ChatTokenizer(str(tiny), max_seq_len=last - 20), path)[0]
     assert cut.cut == 25 and learnt(ChatTokenizer(str(tiny)), cut) == ["\n4<|im_end|>"]
-    with pytest.raises(UserError, match=r"row 0: the prompt alone has \d+ tokens, so dataset.max_seq_len=40 cuts off"):
+    with pytest.raises(UserError, match=r"row 0: the prompt alone has \d+ tokens, so dataset.max_seq_len=40 truncates"):
         dataset(ChatTokenizer(str(tiny), max_seq_len=40), path)
-    with pytest.raises(UserError, match=r"dataset.max_seq_len=\d+ cuts off the whole answer"):
+    with pytest.raises(UserError, match=r"dataset.max_seq_len=\d+ truncates the whole answer"):
         dataset(ChatTokenizer(str(tiny), max_seq_len=last - 20), path, train_on_last=True)
 
 
@@ -158,7 +158,7 @@ def test_a_template_that_rewrites_earlier_turns(tmp_path, tiny):
     )
     tokenizer = ChatTokenizer(str(folder))
     path = write(tmp_path, ROWS["messages"])
-    with pytest.raises(UserError, match="writes an earlier turn in another way.*set dataset.train_on_last=true"):
+    with pytest.raises(UserError, match="renders an earlier turn differently.*set dataset.train_on_last=true"):
         dataset(tokenizer, path)
     assert learnt(tokenizer, dataset(tokenizer, path, train_on_last=True)[0]) == ["6 ü<|im_end|>"]
 

@@ -240,7 +240,7 @@ def test_unclear_folders(tmp_path):
     assert "holds both train.jsonl and train.parquet" in refused(str(tmp_path))
     assert read_split(str(tmp_path), "train", format="parquet") == ROWS["train"]
     (tmp_path / "rows.dat").write_text(jsonl(ROWS["train"]))
-    assert "cannot be told from its name; add dataset.format=json, jsonl" in refused(str(tmp_path / "rows.dat"))
+    assert "is not clear from its name; add dataset.format=json, jsonl" in refused(str(tmp_path / "rows.dat"))
     assert read_split(str(tmp_path / "rows.dat"), "train", format="jsonl") == ROWS["train"]
     (shards := tmp_path / "shards").mkdir()
     parquet(ROWS["train"], shards / "train-00000-of-00002.parquet")

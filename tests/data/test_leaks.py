@@ -274,7 +274,7 @@ def test_cut_rows_are_warned_of(compose, capsys):
     show([(config, {})], Path())
     out = capsys.readouterr().out
     assert all(f"{config.run_name}: {line}\n" in out for line in plan.warnings)
-    assert f"{config.run_name}: in 3 rows of split 'train' the answer stands in the prompt\n" in out
+    assert f"{config.run_name}: in 3 rows of split 'train' the prompt contains the answer\n" in out
 
 
 def survey(count: int) -> list[str]:

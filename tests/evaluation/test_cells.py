@@ -239,7 +239,7 @@ REFUSED = [
     ("eval.tasks=[no_such_evals/hard]", "no_such_evals/hard is not installed"),
     ("eval.tasks=[cruijff_kit/mach]", r"mach does not exist; did you mean match\?"),
     ("eval.tasks=[match@tset]", r"has no split 'tset'; did you mean test\?"),
-    ("eval.tasks=[match@train]", r"eval.tasks: split train is what is trained on"),
+    ("eval.tasks=[match@train]", r"eval.tasks: split train is the training split"),
     ("eval.tasks=['match@']", "write NAME, NAME@SPLIT, FILE.py@TASK or PACKAGE/TASK"),
     ("eval.epochs=some", r"eval.epochs=some is not last, all or a list of epochs"),
     ("eval.epochs=all epochs_to_save=none", "leaves nothing to evaluate with epochs_to_save=none"),

@@ -158,15 +158,15 @@ def changed_config(tiny, tmp_path):
     ("keys", "reason"),
     [
         ({"model_type": "gemma"}, "model_type 'gemma' (its norms scale by 1 + weight"),
-        ({"model_type": "mixtral"}, "model_type 'mixtral' (a mixture of experts); what can be: llama, mistral, qwen2"),
+        ({"model_type": "mixtral"}, "model_type 'mixtral' (a mixture of experts); supported: llama, mistral, qwen2"),
         ({"model_type": "qwen3"}, "model_type 'qwen3' (it normalises queries and keys (q_norm, k_norm)"),
-        ({"model_type": "new"}, "model_type 'new'; what can be: llama, mistral, qwen2"),
+        ({"model_type": "new"}, "model_type 'new'; supported: llama, mistral, qwen2"),
         ({"model_type": "absent"}, "model_type None; what can be"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope scaling of type 'yarn'; what can be: default, linear"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope scaling of type 'yarn'; supported: default, linear"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope scaling of type 'longrope'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu', not 'silu'"),
-        ({"hidden_act": "gelu", "rope_scaling": {"type": "yarn"}}, "'yarn'; what can be: default, linear, llama3; hidden_"),
+        ({"hidden_act": "gelu", "rope_scaling": {"type": "yarn"}}, "'yarn'; supported: default, linear, llama3; hidden_"),
         ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantized (gptq)"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"hidden_size": "absent"}, "config.json lacks hidden_size"),
@@ -200,7 +200,7 @@ def test_broken_and_foreign_weights_are_named(save_model):
     with pytest.raises(UserError, match="1 names differ, for example output.weight"):
         load(folder)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="is no whole safetensors file .* download it again"):
+    with pytest.raises(UserError, match="is not a complete safetensors file .* download it again"):
         load(folder)
 
 

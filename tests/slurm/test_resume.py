@@ -107,7 +107,7 @@ def test_resume_runs_exactly_the_rest(shell):
     assert views["slow,seed=12"]["state"] == "running"
     resumed = shell.run("resume", folder, "slurm.time=00:30:00")
     assert resumed.returncode == 0, resumed.stderr
-    assert "2 runs to finish; 1 on their way" in resumed.stderr and "2 runs submitted" in resumed.stdout
+    assert "2 runs to finish; 1 active" in resumed.stderr and "2 runs submitted" in resumed.stdout
     views = shell.wait(folder, lambda v: all((v[f"slow,seed={n}"]["restarts"] == 1) for n in (10, 11)))
     assert {n: views[n]["job_id"] for n in first} == first and views["slow,seed=12"]["restarts"] == 0
     limit = shell.cluster.run(
@@ -115,7 +115,7 @@ def test_resume_runs_exactly_the_rest(shell):
     ).stdout.split()
     assert limit == ["30:00"]
     nothing = shell.run("resume", folder)
-    assert "nothing to finish; 3 on their way" in nothing.stderr and nothing.returncode == 0
+    assert "nothing to finish; 3 active" in nothing.stderr and nothing.returncode == 0
     wrong = shell.run("resume", folder, "lr=3")
     assert wrong.returncode == 2 and "lr cannot change in a run that has begun" in wrong.stderr
 

@@ -184,7 +184,7 @@ def _points(axes: Any, xs: list[float], rows: list[list[Any]], colour: Effect | 
 def points(outcome: Outcome, design: Design, name: str) -> Chart:
     """Small plots side by side: each configuration at its value of each setting, without means."""
     rows = [[e.name, level_name(v), c.label, c.value] for e in design.effects for v, group in e.levels for c in group]
-    caption = f"{outcome.name} by each setting, a point a configuration; not all effects can be told apart"
+    caption = f"{outcome.name} by each setting, a point a configuration; not all effects can be separated"
     data = Table(name, caption, ["setting", "value", "run", "mean"], rows)
 
     def draw(axes: Any, e: Effect) -> None:

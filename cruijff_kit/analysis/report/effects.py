@@ -33,7 +33,7 @@ def effects(runs: Runs) -> Section:
         section.text += _sentences(outcome, design)
         section.blocks.append(_table(outcome, design, f"{name}_means"))
     if not section.blocks:
-        section.absent = "nothing varies over the runs that have finished, but for seeds"
+        section.absent = "the finished runs differ only in their seeds"
     return section
 
 
@@ -48,7 +48,7 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
     if d.overlapping:
         said.append(
             f"The runs do not cross {listed([found[i].name for i in d.overlapping])}: some values of one come only with "
-            "some of another. Their effects cannot be told apart, and they get no share of the variance."
+            "some of another. Their effects cannot be separated, and they get no share of the variance."
         )
     if d.p is None:
         said.append(
@@ -57,8 +57,8 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
         )
     elif d.p >= MAX_P:
         said.append(
-            f"No configuration can be told from another by {outcome.name} (p = {shown(d.p)}), so the variance is not "
-            "shared out among the settings."
+            f"No configuration can be distinguished from another by {outcome.name} (p = {shown(d.p)}), so the variance "
+            "is not shared out among the settings."
         )
     known = [(e, s) for e, s in zip(found, d.shares or [None] * len(found), strict=True) if s]
     if known:

@@ -27,7 +27,7 @@ def failed(runs: Runs) -> Section:
         "folder",
     ]
     section.blocks.append(Table("failures", "Runs that did not finish, and why", header, rows))
-    section.text.append("cruijff-kit resume goes on with what is not done.")
+    section.text.append("cruijff-kit resume continues the unfinished runs.")
     return section
 
 

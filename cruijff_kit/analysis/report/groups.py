@@ -18,8 +18,8 @@ MOST_COLUMNS = 8
 _READING = (
     "Accuracy, AUC and calibration (mean risk less the share of positive labels) are tested together, once for each "
     "column, by permutation of the groups; p is corrected for the columns (Holm). So are selection, true and false "
-    "positive rates. The intervals of the differences in the ones, and of those in the others, hold all at once in 95% of "
-    "repetitions; those of a single group's figures hold for it alone. ECE is that of the risk, beside it what a "
+    "positive rates. The intervals of the differences in the ones, and of those in the others, hold simultaneously in 95% "
+    "of repetitions; those of a single group's figures hold for it alone. ECE is that of the risk, beside it what a "
     "perfectly calibrated model would show. Notes describe; groups that do not differ have them, too."
 )
 
@@ -89,7 +89,9 @@ def _sentence(task: _Task, reports: list[Report]) -> str:
     flags = [flag for report in reports for flag in report.flags]
     text = f"{task.who}: {several(len(reports), 'column')} that name{'s' if len(reports) == 1 else ''} groups; "
     text += "; ".join(flags) if flags else "no difference between groups was found in accuracy, AUC or calibration"
-    more = f" Left out, for want of samples or with more than {MOST_GROUPS} groups: {', '.join(task.left_out)}."
+    more = (
+        f" Left out, because they have too few samples or more than {MOST_GROUPS} groups: {', '.join(task.left_out)}."
+    )
     return f"{text}." + (more if task.left_out else "")
 
 

@@ -203,7 +203,7 @@ def _evaluation(runs: Runs) -> str:
     )
     text += _decoding(runs)
     before = any(r.result.baseline for r in runs.with_result)
-    text += "; the untrained model answered the same samples" if before else ""
+    text += "; the base model was evaluated on the same samples" if before else ""
     missing = sorted({f"{e.task}, {s}" for _, e in cells for s, share in e.coverage.items() if share < 1})
     text += f". Not every answer could be scored by {listed(missing)}; shares scored are reported" if missing else ""
     return text + "."
@@ -256,7 +256,7 @@ def _statistics(runs: Runs) -> str:
     text += _comparisons([c for c in compared if is_finite(c.p_holm)], results)
     if any("crossed" in c.method for c in compared):
         text.append(
-            f"Runs that differ in their seed only are one configuration; {units} and seeds are crossed random effects."
+            f"Runs that differ only in their seed are one configuration; {units} and seeds are crossed random effects."
         )
     elif analysis.one_seed_each:
         text.append("Each configuration has one seed, so that these are comparisons of runs.")
@@ -294,7 +294,7 @@ def _choice(family: Family) -> str:
         if ranking.is_optimistic
         else f"chosen out of {len(ranking.ranked)} on the {ranking.split} split"
     )
-    return text + (f"; {several(others, 'other')} cannot be told apart from it." if others else ".")
+    return text + (f"; {several(others, 'other')} cannot be distinguished from it." if others else ".")
 
 
 def _drivers(runs: Runs) -> list[str]:

@@ -7,9 +7,9 @@ from cruijff_kit.analysis.report.phrases import each, either, setting, worded
 _LONGEST = 400  # letters of a prompt that are quoted
 _KINDS = {"exact": "repeated prompts", "near": "nearly repeated prompts", "unit": "rows of the same unit"}
 _LEAKS = {
-    "exact": "asked what rows of the {0} split ask too",
-    "near": "asked nearly what rows of the {0} split ask too",
-    "unit": "were of units that the {0} split has rows of too",
+    "exact": "repeat prompts of the {0} split",
+    "near": "nearly repeat prompts of the {0} split",
+    "unit": "belong to units of the {0} split",
 }
 
 
@@ -59,7 +59,7 @@ def _leaks(runs: Runs) -> str:
     if meant := [_KINDS[kind] for kind in kinds if kind in allowed]:
         sentences.append(f"We allowed {listed(meant)} across splits on purpose.")
     if "exact" not in kinds:
-        sentences.append("No prompt stood in two splits (compared without case, blanks and final punctuation).")
+        sentences.append("No prompt occurred in two splits (compared without case, blanks and final punctuation).")
     for run in checked:
         if setting(run, "dataset.validation_split") == (setting(run, "dataset.train_split") or "train"):
             sentences.append("The validation loss was measured on the training rows themselves.")
@@ -72,7 +72,7 @@ def _leaks(runs: Runs) -> str:
 def _leak(what: str, rows: list[int]) -> str:
     kind, first, *second = what.split(" ", 2)
     if not second:  # "target train"
-        return f"In {worded(rows)} rows of the {first} split the answer stands in the prompt."
+        return f"In {worded(rows)} rows of the {first} split the prompt contains the answer."
     return f"Of the {second[0]} split {worded(rows)} {'row' if rows == [1] else 'rows'} {_LEAKS[kind].format(first)}."
 
 
@@ -85,7 +85,7 @@ def prompt_text(runs: Runs) -> str:
     if ways and columns and columns != ["input"]:
         ways[0] += f" ({{input}} stands for the column {listed(columns)})"
     if any(r.result.conversations for r in trained):
-        ways.append("a conversation, put as it stands")
+        ways.append("a conversation, used unchanged")
     if not ways:
         return ""
     system = each(trained, lambda r: setting(r, "dataset.system_prompt"))
@@ -103,7 +103,7 @@ def prompt_text(runs: Runs) -> str:
     ]
     same = sorted({e.task for r in trained for e in r.result.evaluation if e.prompts_checked})
     return f"{', '.join(said)}." + (
-        f" Evaluation by {listed(same)} asked in the very tokens of training." if same else ""
+        f" Evaluation by {listed(same)} used the same prompt tokens as training." if same else ""
     )
 
 
@@ -111,5 +111,5 @@ def _quoted(text: str) -> str:
     """A prompt between quotation marks, line breaks as \\n; of a long one the beginning."""
     shown = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
     if len(shown) > _LONGEST:
-        return f'"{shown[:_LONGEST]}..." ({len(text)} letters; the whole stands in config.yaml)'
+        return f'"{shown[:_LONGEST]}..." ({len(text)} letters; the full text is in config.yaml)'
     return f'"{shown}"'

@@ -59,7 +59,7 @@ def _sentence(family: Family, outcome: Outcome) -> str:
     text = f"Best {family.name} on the {r.split} split: {value}, {r.leader.name}, of {of}."
     if others := [c.name for c in r.best[1:]]:
         some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
-        text += f" Not to be told apart from it: {some}."
+        text += f" Indistinguishable from it: {some}."
     if r.is_optimistic:
         text += f" It was {selection_in_words(r)}, and comparisons of others with it favour it."
     return text + (f" {r.note[0].upper()}{r.note[1:]}." if r.note else "")
@@ -160,11 +160,11 @@ def _explanations(runs: Runs) -> list[str]:
     if any(e.method == NO_BETTER_THAN_CHANCE for found in analysis.comparisons.values() for e in found):
         text.append(
             "A configuration that is better than the untrained model, but no better than chance, has no p against the "
-            "untrained model: it may have learnt no more than how answers look."
+            "untrained model: it may have learnt only the form of the answers."
         )
     if any(len(c.runs) > 1 for c in analysis.configurations):
         text.append(
-            f"Runs that differ in their seed only are one configuration. Its interval and its comparisons allow for other "
+            f"Runs that differ only in their seed are one configuration. Its interval and its comparisons allow for other "
             f"{units} and for other seeds (crossed random effects)."
         )
     if len(analysis.configurations) > 1:

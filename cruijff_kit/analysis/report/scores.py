@@ -21,7 +21,7 @@ def scores(runs: Runs) -> Section:
     cells = [(r, e) for r in runs.with_result for e in (*r.result.baseline, *r.result.evaluation)]
     tasks = list(dict.fromkeys(e.task for _, e in cells))
     if not tasks:
-        section.absent = "no run was evaluated (eval=none, or none has come so far)"
+        section.absent = "no run was evaluated (eval=none, or no run has got that far)"
         return section
     if any(len({e.epoch for e in r.result.evaluation}) > 1 for r in runs.with_result):
         section.blocks.append(_over_epochs(runs, tasks))

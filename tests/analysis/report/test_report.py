@@ -224,8 +224,13 @@ def test_methods_give_the_numbers(told, sweep, capsys):
     parts += ["Kaiming's uniform distribution", "matrices B were zero", "decoding was greedy (at most 8 tokens)"]
     parts += [f"Python {platform.python_version()}", f"NumPy {np.__version__}", "scikit-learn", "SciPy", "CPU ("]
     parts += ['Each row was put as "{input}', "without a system message, in the model's own chat template"]
-    parts += [f"fingerprint of the base model's files {fingerprint(TINY)}", "No prompt stood in two splits"]
-    for part in [*parts, "batches of 8", "without warm-up", "Evaluation by risk asked in the very tokens of training"]:
+    parts += [f"fingerprint of the base model's files {fingerprint(TINY)}", "No prompt occurred in two splits"]
+    for part in [
+        *parts,
+        "batches of 8",
+        "without warm-up",
+        "Evaluation by risk used the same prompt tokens as training",
+    ]:
         assert part in text, f"{part} is not in: {text}"
     assert "DoRA" not in text and "allowed" not in text
     assert main([str(sweep), "--methods"]) == 0 and capsys.readouterr().out == text
@@ -252,8 +257,8 @@ def test_methods_say_how_the_model_was_asked(sweep, tmp_path):
         'Each row was put as "Say:\\n{input} xxx' in text
         and ' or "{input}?" ({input} stands for the column text)' in text
     )
-    assert "letters; the whole stands in config.yaml)" in text and 'with the system message "Be brief."' in text
-    assert " or a conversation, put as it stands" in text and '"{input}\\n"' not in text
+    assert "letters; the full text is in config.yaml)" in text and 'with the system message "Be brief."' in text
+    assert " or a conversation, used unchanged" in text and '"{input}\\n"' not in text
 
 
 def test_methods_say_which_leaks_there_were_and_which_were_meant(sweep, tmp_path):
@@ -266,12 +271,12 @@ def test_methods_say_which_leaks_there_were_and_which_were_meant(sweep, tmp_path
     for part in (
         "Of the test split 1 or 98 rows asked what rows of the train split ask too.",
         "Of the validation split 3 rows asked nearly what rows of the train split ask too.",
-        "In 5 rows of the train split the answer stands in the prompt.",
+        "In 5 rows of the train split the prompt contains the answer.",
         "We allowed repeated prompts across splits on purpose.",
         "The column that names the unit of each row is person.",
     ):
         assert part in text, text
-    assert "No prompt stood in two splits" not in text
+    assert "No prompt occurred in two splits" not in text
     units = {"leaks": {"unit train test": 4}, "allowed_leaks": ["unit", "exact"]}
     text = methods_text(read_runs(copies(sweep, tmp_path / "units", [units])))
     assert (
@@ -489,9 +494,7 @@ def test_settings_that_overlap_are_not_decomposed():
         section = section_of(family(scores))
         assert read_design(family(scores)).decomposition.shares == [None, None]
         (chart,) = section.charts
-        assert (
-            "not all effects can be told apart" in chart.data.caption and len(chart.data.rows) == 2 * len(scores) // 2
-        )
+        assert "not all effects can be separated" in chart.data.caption and len(chart.data.rows) == 2 * len(scores) // 2
         assert "The runs do not cross" in section.text[0] and "share of variance" not in section.tables[-1].columns
     # A missing cell alone leaves the settings apart.
     missing = {(a, b, s): a + 0.01 * s for a in (1, 2, 3) for b in (1, 2, 3) for s in (1, 2) if (a, b) != (3, 3)}
@@ -505,7 +508,7 @@ def test_no_shares_where_nothing_differs_or_nothing_could_tell():
     noise = family({(a, b, s): draw.gauss(0, 1) for a in (1, 2, 3) for b in "xyz" for s in (1, 2, 3)})
     section = section_of(noise)
     (text,) = section.text
-    assert text.startswith("No configuration can be told from another by accuracy")
+    assert text.startswith("No configuration can be distinguished from another by accuracy")
     assert "share of variance" not in section.tables[-1].columns and len(section.charts[0].data.rows) == 9
     losses = family({(a, b, 1): a for a in (1, 2, 3) for b in "xyz"})
     assert section_of(losses).text[0].startswith("Nothing tells how much of the differences in accuracy is chance")
@@ -557,7 +560,7 @@ def test_without_a_best_all_are_shown(respondents, sweep, tmp_path):
     """Why there is none is said once; nothing is missing, and no reason is given for what is there."""
     sections = write_report(respondents).data["sections"]
     why = "No configuration is the best: the runs have no validation loss, and no objective was named."
-    assert sections["best"]["text"][0] == f"{why} objective=risk/match/accuracy in the command would name one."
+    assert sections["best"]["text"][0] == f"{why} objective=risk/match/accuracy chooses one."
     names = {r["run"] for r in sections["overview"]["tables"]["runs"]["rows"]}
     assert len(names) == 2
     assert {r["configuration"] for r in sections["calibration"]["tables"]["calibration_scores"]["rows"]} > names
