@@ -58,6 +58,8 @@ GENERATORS = {
     "census": Generator(draw_census, task_of_census),
 }
 
+_FORMAT = 2  # of the files and of NAME.meta.json; those of an earlier format are left where they are, and drawn anew
+
 
 def generated_path(generator: str | None, arguments: dict) -> Path:
     """Where the file of these arguments lies, whether or not it has been written yet.
@@ -67,7 +69,7 @@ def generated_path(generator: str | None, arguments: dict) -> Path:
     """
     if generator not in GENERATORS:
         raise UserError(f"dataset.generator={generator} does not exist; {did_you_mean(str(generator), [*GENERATORS])}")
-    identity = json.dumps(_all_arguments(generator, arguments))
+    identity = json.dumps([_FORMAT, _all_arguments(generator, arguments)])
     folder = cache_dir() / "data" / generator / hashlib.sha256(identity.encode()).hexdigest()[:12]
     name = GENERATORS[generator].filename
     return folder / (name(**arguments) if name else f"{generator}.json")
