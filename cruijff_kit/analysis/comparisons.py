@@ -16,6 +16,7 @@ from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import align, load_constant_samples, load_samples
 from cruijff_kit.analysis.validation import row_losses
 from cruijff_kit.records.result import higher_is_better
+from cruijff_kit.util.json_output import to_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what is not finite is null."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
+        return to_plain(self)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Two runs of one configuration: are losses, adapters, metrics and answers the same, but for rounding, or others?"""
+"""Compare two runs of one configuration: are losses, adapters, metrics and answers identical, up to rounding, or not?"""
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cruijff_kit.records.archive_manifest import find_archived_epochs
 from cruijff_kit.records.result import Evaluation, RunResult
 from cruijff_kit.records.run_folder import RunFolder
 from cruijff_kit.util.files import hash_file
+from cruijff_kit.util.json_output import to_plain
 
 IDENTICAL, ROUNDING, DIFFERENT = "identical", "equal within rounding", "different"
 # What sums in another order come to, by precision: relative difference of a loss (of 0.1 at least), and of an adapter.
@@ -36,23 +37,19 @@ class Check:
 
 @dataclass
 class ReproductionReport:
-    """All that was compared, and what it comes to."""
+    """All checks of a reproduction, and the verdict."""
 
-    findings: list[Check] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
-        """The worst agreement of those that could be compared."""
-        found = {f.agreement for f in self.findings}
-        return next((a for a in (DIFFERENT, ROUNDING) if a in found), IDENTICAL)
+        """The worst agreement of all checks that could be made."""
+        agreements = {check.agreement for check in self.checks}
+        return next((a for a in (DIFFERENT, ROUNDING) if a in agreements), IDENTICAL)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        rows = [asdict(f) for f in self.findings]
-        for row in rows:
-            if row["distance"] is not None and not math.isfinite(row["distance"]):
-                row["distance"] = None
-        return {"verdict": self.verdict, "compared": rows}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return {"verdict": self.verdict, "compared": to_plain(self.checks)}
 
 
 def compare_results(run: Path, then: RunResult, again: Path, now: RunResult) -> ReproductionReport:

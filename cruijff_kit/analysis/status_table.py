@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cruijff_kit.records.run_status import ACTIVE
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states
 from cruijff_kit.util import json_output
+from cruijff_kit.util.format import format_clock
 from cruijff_kit.util.progress import say
 
 if TYPE_CHECKING:
@@ -73,11 +74,7 @@ def _of(number: int | None, total: int | None, first: int = 0) -> str:
 
 
 def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "" if seconds is None else format_clock(int(seconds))
 
 
 def _reason(info: RunInfo) -> str:
@@ -87,10 +84,10 @@ def _reason(info: RunInfo) -> str:
 
 
 def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]) -> list[RunInfo]:
-    """Show the table, and again every few seconds, until a condition holds; in place in a terminal, else on change.
+    """Show the table every few seconds until a condition holds: in place in a terminal, else when the counts change.
 
     Returns:
-        The last look.
+        The last states.
     """
     if sys.stdout.isatty() and not json_output.is_enabled():
         from rich.live import Live

@@ -51,7 +51,7 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     say(f"reproducing it in {new}")
     again = train_then_eval(config, result.swept)
     agreement = compare_results(run, result, new, again)
-    report |= {"new": str(new)} | agreement.as_dict()
+    report |= {"new": str(new)} | agreement.to_dict()
     RunFolder(new).write(NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     show_report(agreement, new)
     return CommandResult(report, ExitCode.RUN_FAILED if agreement.verdict == DIFFERENT else ExitCode.DONE)
@@ -110,10 +110,10 @@ def show_report(agreement: ReproductionReport, new: Path) -> None:
     """Print what was compared, and the verdict."""
     rows = [
         (f.what, f.agreement or "not compared", "" if f.distance is None else f"{f.distance:.3g}", f.note)
-        for f in agreement.findings
+        for f in agreement.checks
     ]
     _table("then and now", ("", "agreement", "difference", ""), rows, lambda row: "bold" if row[1] == DIFFERENT else "")
-    left_out = sum(f.agreement is None for f in agreement.findings)
+    left_out = sum(f.agreement is None for f in agreement.checks)
     print(f"{agreement.verdict}{f' ({left_out} not compared)' if left_out else ''}: {new}")
 
 

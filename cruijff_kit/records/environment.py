@@ -1,4 +1,4 @@
-"""environment.json: what a run was made with. Python, packages, system, hardware, our code, the user's code, the model.
+"""environment.json: the environment of a run. Python, packages, system, hardware, our code, the user's code, the model.
 
 Nothing of the data, no environment variables. Beside it, in provenance/, what no commit holds: code.patch, the edits of our
 checkout, and the Python files of the user's own that the run uses. Of red data neither (their hashes stay). Light.
@@ -52,16 +52,16 @@ def write_environment(config: "RunConfig", machine: "Machine", name: str = NAME)
 
 
 def read_environment(run: Path) -> dict[str, Any] | None:
-    """What a run was made with; None where it was not written down, or cannot be read."""
+    """Read environment.json; None if it is missing or cannot be read."""
     try:
-        found = json.loads((run / NAME).read_text(encoding="utf-8"))
+        environment = json.loads((run / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return environment if isinstance(environment, dict) else None
 
 
 def describe_environment(machine: "Machine") -> dict[str, Any]:
-    """Python, system, hardware, packages and our code as they are now; all but the GPU is looked up once a process."""
+    """Describe Python, system, hardware, packages and our code; all but the GPU is looked up once per process."""
     from cruijff_kit.models.device import describe_hardware
 
     python = {"version": platform.python_version(), "implementation": platform.python_implementation()}
@@ -76,7 +76,7 @@ def describe_environment(machine: "Machine") -> dict[str, Any]:
 
 @functools.cache
 def list_packages() -> dict[str, str]:
-    """Every installed package and its version, by normalised name (PEP 503)."""
+    """Return normalised name (PEP 503) -> version of every installed package."""
     found: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         name = package.metadata["Name"]
@@ -87,7 +87,7 @@ def list_packages() -> dict[str, str]:
 
 @functools.cache
 def describe_system() -> dict[str, str | None]:
-    """The operating system: its kernel, distribution, C library, and the machine's architecture."""
+    """Describe the operating system: kernel, distribution, C library, and the machine's architecture."""
     try:
         distribution = platform.freedesktop_os_release().get("PRETTY_NAME")
     except OSError:
@@ -103,7 +103,7 @@ def describe_system() -> dict[str, str | None]:
 
 
 def _write_patch(run: Path, red: bool) -> dict[str, str | None]:
-    """Write the edits of our checkout into a run's folder; what environment.json says of them."""
+    """Write the edits of our checkout into a run's folder; returns what environment.json says of them."""
     edits = _diff_checkout()
     if not edits:
         return {"patch": None, "why_no_patch": None}

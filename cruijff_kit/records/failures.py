@@ -1,4 +1,4 @@
-"""Why runs end before they are done, and what starting again would change: the causes that retries distinguish."""
+"""Why runs fail: the causes that retries distinguish."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ CAUSES = (OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, NOT_FINITE, USER_ERROR, ERROR, KILLE
 
 
 def describe_failure(error: BaseException, phase: str) -> Failure:
-    """An exception as results keep it.
+    """Describe an exception for result.json.
 
     Args:
         phase: setup, baseline, train or evaluate.
@@ -30,7 +30,7 @@ def describe_failure(error: BaseException, phase: str) -> Failure:
 
 
 def find_cause(error: BaseException) -> str:
-    """The cause that an exception stands for (torch's are known by name: this module does not import it)."""
+    """Return the cause of an exception; torch's exceptions are recognised by name, without importing torch."""
     if isinstance(error, UserError):
         return USER_ERROR
     if type(error).__name__ == "OutOfMemoryError":

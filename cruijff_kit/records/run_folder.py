@@ -144,9 +144,9 @@ def discard_unused(path: str | Path) -> None:
 
 
 def find_folders(folder: Path, *names: str) -> list[Path]:
-    """Folders in and below a folder that hold a file of one of these names, sorted; runs are not searched inside.
+    """Find the folders in and below a folder that hold a file of one of these names, sorted; runs are not searched.
 
-    Unlike Path.rglob it takes no offence at a folder that vanishes meanwhile, as a run's drafts do.
+    Unlike Path.rglob, tolerates folders that are deleted during the walk.
     """
     found = []
     for place, below, names_there in os.walk(folder):

@@ -1,4 +1,4 @@
-"""The configuration that a run began with, as its folder keeps it; edits of any YAML since then mean nothing to it."""
+"""The configuration that a run started with, read from its folder; later edits of any YAML do not count."""
 
 import json
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def _read(run: Path) -> DictConfig:
 
 
 def _map_text(tree: Any, change: Callable[[str], str]) -> Any:
-    """A tree with every text in it changed."""
+    """Apply a function to every text in a tree."""
     if isinstance(tree, dict):
         return {k: _map_text(v, change) for k, v in tree.items()}
     if isinstance(tree, list):
@@ -89,13 +89,13 @@ def _map_text(tree: Any, change: Callable[[str], str]) -> Any:
 
 
 def allow_sensitive(run: Path, permission: str) -> None:
-    """Write down in a run's config who allowed a coding agent to use its data, and when."""
+    """Write into a run's config who allowed a coding agent to use its data, and when."""
     tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     tree["dataset"]["permission"] = permission
     RunFolder(run).write_yaml("config.yaml", tree)
 
 
 def load_swept(run: Path) -> dict[str, Any]:
-    """The values that distinguish a run in its sweep."""
+    """Read the overrides that distinguish a run in its sweep (swept.json)."""
     overrides: dict[str, Any] = json.loads((run / "swept.json").read_text(encoding="utf-8"))
     return overrides

@@ -1,4 +1,4 @@
-"""Which code and packages a run was made with."""
+"""The versions of code and packages that a run uses."""
 
 import contextlib
 import functools
@@ -26,22 +26,23 @@ CODE = tuple(
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on, those that are installed."""
+    """Return the versions of Python and of the installed packages that results depend on."""
     return dict(_versions())
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, "+changes" if its code was edited; None from a wheel. Of the moment
-    that it was first asked for.
+    """Return the commit of the checkout this package runs from, with "+changes" if its code was edited; None from a wheel.
+
+    The first call counts for the whole process.
     """
     folder = PACKAGE
     if not (folder.parent / ".git").exists():
@@ -50,8 +51,8 @@ def git_commit() -> str | None:
         git = ["git", "-C", str(folder)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         paths = [f":(top){path}" for path in CODE]
-        asked = [*git, "status", "--porcelain", "--untracked-files=all", "--", *paths]
-        status = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        command = [*git, "status", "--porcelain", "--untracked-files=all", "--", *paths]
+        status = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if status.strip() else "")
@@ -59,7 +60,7 @@ def git_commit() -> str | None:
 
 @functools.cache
 def code_hash() -> str:
-    """Identity of the installed code: 16 hex digits over every Python file of the package, when it was first asked for."""
+    """Return 16 hex digits over every Python file of the package, as it was at the first call."""
     digest = hashlib.sha256()
     folders = [PACKAGE, PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # the last in a checkout
     files = {f for folder in folders if folder.is_dir() for f in folder.rglob("*.py")}

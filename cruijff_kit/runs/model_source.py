@@ -1,6 +1,6 @@
-"""Which model a command means: a run's folder (its adapter), an adapter's, a base model's, or settings that name one.
+"""Find the model that a command names: the folder of a run (its adapter), an adapter or a base model, or settings.
 
-Called by commands that look at models: evaluate, embed, compare. No torch at import.
+No torch at import.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class ModelRef:
         return tier
 
     def summary(self) -> str:
-        """In a few words."""
+        """Return the model in a few words."""
         if self.adapter is None:
             return f"{self.config.model.name}, untrained"
         epoch = "" if self.epoch is None else f", epoch {self.epoch}"
@@ -68,7 +68,7 @@ def find_model(
     epoch: int | None = None,
     untrained: bool = False,
 ) -> ModelRef:
-    """The model that a command line names.
+    """Find the model that a command line names.
 
     Args:
         where: a run's folder, an adapter's or a model's; None: `overrides` name a base model.
@@ -77,7 +77,7 @@ def find_model(
         epoch: of a run's adapter, counted from 0; None: the last one that was saved.
         untrained: the base model alone.
     Raises:
-        UserError: there is no such model, or it cannot be told which one is meant.
+        UserError: there is no such model, or it is ambiguous.
     """
     if where is not None and not where.is_dir():
         raise UserError(f"no such folder: {where}")
@@ -116,7 +116,7 @@ def _find_run(run: Path, overrides: list[str], epoch: int | None, untrained: boo
 
 
 def _load_config(run: Path, overrides: list[str]) -> RunConfig:
-    """A run's config with what was typed of the machine."""
+    """Load a run's config with the overrides of its machine."""
     from cruijff_kit.records.saved_config import load_saved_config
 
     config = load_saved_config(run)
@@ -147,7 +147,7 @@ def _compose(overrides: list[str], config_dir: str | None) -> RunConfig:
 
 
 def adapter_overrides(adapter: Path, overrides: list[str]) -> list[str]:
-    """Overrides that an adapter's own files make: the lora group, and the model it names if none is typed.
+    """Return the overrides that an adapter's files imply: the lora group, and its base model unless one is given.
 
     Raises:
         UserError: it names no model that is here, or rank, alpha or modules were typed.
@@ -169,16 +169,16 @@ def adapter_overrides(adapter: Path, overrides: list[str]) -> list[str]:
 
 
 def model_overrides(folder: Path, overrides: list[str]) -> list[str]:
-    """Overrides that choose the model in a folder."""
+    """Return the overrides that choose the model in a folder."""
     chosen = [] if has_override(overrides, "model") else ["model=hf_llama"]
     return [*chosen, f"model.path={repr_text(str(folder.absolute()))}"]
 
 
 def has_override(overrides: list[str], key: str) -> bool:
-    """Whether a key is among the overrides."""
+    """Whether an override sets a key."""
     return any(o.lstrip("+").startswith(f"{key}=") for o in overrides)
 
 
 def repr_text(text: str) -> str:
-    """Text as Hydra's grammar quotes it."""
+    """Quote text for Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

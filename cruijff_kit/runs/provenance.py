@@ -1,6 +1,6 @@
-"""Under what conditions a run was made, and which of them differ now: code, packages, data, base model, tasks, machine.
+"""Compare the provenance of a run with the present: code, packages, data, base model, tasks, machine.
 
-And which of the differences can change a number: what computes, samples or decides what the model reads.
+A difference matters if it can change a number: it computes, samples, or decides what the model reads.
 """
 
 import platform
@@ -40,7 +40,7 @@ _SHOWN = 5  # packages that are named, of those that compute nothing
 
 @dataclass
 class Dependency:
-    """One thing that was there when the run was made."""
+    """One thing that a run depends on, then and now."""
 
     what: str
     then: str
@@ -49,28 +49,30 @@ class Dependency:
     fix: str | None = None
     """What to do before the run can be reproduced; None if nothing."""
     matters: bool = True
-    """Whether another one can change numbers."""
+    """Whether a difference can change numbers."""
 
 
 @dataclass
 class Provenance:
-    """All of them, and what a new run must be told: settings as they were resolved then, and where files lie now."""
+    """All dependencies of a run, and what a reproduction must change."""
 
     rows: list[Dependency] = field(default_factory=list)
     changed: dict[str, Any] = field(default_factory=dict)
+    """Settings as they were resolved then."""
     places: dict[str, str] = field(default_factory=dict)
+    """Path then -> path now."""
 
     def add(
         self, what: str, then: Any, now: Any, state: str | None = None, fix: str | None = None, matters: bool = True
     ) -> None:
-        """A row; its state follows from then and now unless it is said."""
+        """Add a dependency; its state follows from then and now unless it is given."""
         state = state or (UNKNOWN if then is None or now is None else SAME if then == now else DIFFERS)
         then, now = ("not recorded" if v is None else str(v) for v in (then, now))
         self.rows.append(Dependency(what, then, now, state, fix if state != SAME else None, matters))
 
     @property
     def refusals(self) -> list[Dependency]:
-        """Those that keep the run from being made again."""
+        """Dependencies that prevent a reproduction."""
         return [r for r in self.rows if r.fix is not None]
 
 

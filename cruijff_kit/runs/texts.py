@@ -1,4 +1,4 @@
-"""The texts that a model is to read: typed, from a file, or the rows of a data set as evaluation asks them. No torch."""
+"""Load the texts that a model reads: typed, from a file, or rows of a data set as evaluation prompts them. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class Text:
 
 
 def tokenise_texts(texts: list[str], tokenizer: Any) -> list[Text]:
-    """Plain texts, with the tokens that the tokenizer adds to any text (as transformers' tokenizer(text)).
+    """Tokenise plain texts, with the special tokens that the tokenizer adds (as transformers' tokenizer(text)).
 
     Raises:
         UserError: one that has no token.
@@ -42,7 +42,7 @@ def tokenise_texts(texts: list[str], tokenizer: Any) -> list[Text]:
 
 
 def read_file_texts(file: Path, column: str | None) -> list[str]:
-    """The texts of a file: its lines, but for empty ones, or a column of a table.
+    """Read the texts of a file: its non-empty lines, or a column of a table.
 
     Raises:
         UserError: no such file or column, a cell that is no text, or nothing in it.
@@ -74,10 +74,10 @@ def _read_column(file: Path, column: str | None) -> list[str]:
 
 
 def read_split_texts(config: RunConfig, split: str | None, most: int | None, tokenizer: Any) -> list[Text]:
-    """Rows of the config's data set, asked in the very tokens of evaluation.
+    """Read rows of the config's data set as the prompt tokens of evaluation.
 
     Args:
-        split: None: the test split. most: of the chosen rows, only the first so many.
+        split: None: the test split. most: maximum number of rows; None: all.
     Raises:
         UserError: the data is missing or malformed.
     """
@@ -93,7 +93,7 @@ def _make_text(c: Conversation, tokenizer: Any) -> Text:
 
 
 def read_split_rows(config: RunConfig, split: str | None) -> list[Conversation]:
-    """The rows of a split that evaluation would ask; a drawn data set is drawn if need be."""
+    """Read the rows of a split that evaluation would use; a generated data set is generated if need be."""
     data = config.dataset  # what is drawn lies in this machine's cache, wherever it was when the run was made
     path = data.path if data.generator is None else str(generate(data.generator, data.arguments))
     return read_conversations(
@@ -103,7 +103,7 @@ def read_split_rows(config: RunConfig, split: str | None) -> list[Conversation]:
 
 
 def reject_long_texts(texts: list[Text], context: int, name: str, answers: bool) -> None:
-    """Raises UserError where a text (with its answer, if `answers`) has more tokens than the model reads."""
+    """Raise UserError if a text (with its answer, if `answers`) has more tokens than the model reads."""
     for t in texts:
         length = len(t.ids) + len(t.answer) * answers
         if length > context:

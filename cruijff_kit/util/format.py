@@ -13,8 +13,13 @@ def now(precision: str = "seconds") -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format seconds for people: 0:09, 1:02:03."""
-    minutes, rest = divmod(max(1, round(seconds)), 60)
+    """Format seconds for people, rounded, at least one: 0:09, 1:02:03."""
+    return format_clock(max(1, round(seconds)))
+
+
+def format_clock(seconds: int) -> str:
+    """Format whole seconds: 0:00, 1:02:03."""
+    minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 

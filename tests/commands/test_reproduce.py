@@ -201,7 +201,7 @@ def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
         other = Path(shutil.copytree(made / "run", tmp_path / "other", dirs_exist_ok=True))
         spoil(other)
         return {
-            f.what: f for f in compare_results(made / "run", result, other, read_result(other / "result.json")).findings
+            f.what: f for f in compare_results(made / "run", result, other, read_result(other / "result.json")).checks
         }
 
     def scaled(factor: float, dtype: torch.dtype = torch.float32):
