@@ -1,4 +1,4 @@
-"""Keep what matters of a finished experiment:
+"""Archive a finished experiment, and delete the adapters that are not kept:
 
     cruijff-kit archive DIR [--to DIR2 [--data]] [--keep best|all|none] [--license TEXT]
 

@@ -1,4 +1,4 @@
-"""How our commands end: errors explained in a line, never a bare traceback for a user's mistake; exit codes.
+"""Run a command: errors explained in one line, exit codes, --json.
 
 With `--json` a command's stdout is one JSON document: what it has to say, or {"error": {type, message, fix, exit_code}}
 beside what was done by then. docs/json.md has every shape.

@@ -36,7 +36,7 @@ _LABELS = 20  # different answers up to which they are counted one by one
 
 
 def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[str, Any]:
-    """What the model will see of a run's data, as plain values.
+    """Return what the model will see of a run's data, as plain values.
 
     Args:
         config: the run.
@@ -56,8 +56,8 @@ def preview(config: RunConfig, rows: int = 3, split: str | None = None) -> dict[
     used = read_used_splits(data, config.test_splits)
     shown = split or data.train_split
     if shown not in used:
-        how: dict[str, Any] = {"format": data.format, "split_column": data.split_column, "type": data.type}
-        used[shown] = read_conversations(data.path, shown, data.column_map, data.prompt, data.system_prompt, **how)
+        options: dict[str, Any] = {"format": data.format, "split_column": data.split_column, "type": data.type}
+        used[shown] = read_conversations(data.path, shown, data.column_map, data.prompt, data.system_prompt, **options)
     examples = {name: _examples(config, name, tokenizer, len(of)) for name, of in used.items()}
     answers = {c.row: c.answer for c in used[shown]}
     shown_rows = [] if red else examples[shown][:rows]

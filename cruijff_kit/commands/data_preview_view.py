@@ -1,4 +1,4 @@
-"""What `preview` found, printed: learnt tokens in colour, or between ⟦ and ⟧ where there is no colour."""
+"""Print the report of `preview`: learnt tokens in colour, or between ⟦ and ⟧ without colour."""
 
 from typing import Any
 

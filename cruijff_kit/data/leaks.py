@@ -1,4 +1,4 @@
-"""Rows that should not meet: prompts that stand twice, in one split or in two, units in two, answers in their own prompt.
+"""Find leaks: prompts that occur twice, in one split or in two, units in two splits, answers in their own prompt.
 
 exact   the same prompt, but for case, blanks and the punctuation at its end: a model that has seen one copy has seen the
         other. Across two splits it stops a run unless dataset.allow_leaks names it
@@ -73,7 +73,7 @@ class Leak:
         )
 
     def advice(self) -> str:
-        """What can be done about it, in words."""
+        """Say what to do about it."""
         allow = f"dataset.allow_leaks=[{self.kind}]"
         keep = f"keep them and say so: {allow} (result.json and the methods text then name it)"
         if self.kind == "unit":
@@ -95,7 +95,7 @@ class Leak:
 def find_leaks(
     splits: dict[str, list[Conversation]], within: bool = True, unit_column: str | None = None
 ) -> list[Leak]:
-    """Every kind of repetition in and between splits, the graver first.
+    """Find every kind of repetition in and between splits, the graver first.
 
     Args:
         splits: the rows that are used, by split; the training split first.
@@ -114,7 +114,7 @@ def find_leaks(
 
 
 def find_unit(row: Conversation, column: str, split: str) -> str:
-    """The unit that a row is of, as text.
+    """Return the unit of a row, as text.
 
     Raises:
         UserError: there is none.
@@ -134,7 +134,7 @@ def find_unit(row: Conversation, column: str, split: str) -> str:
 
 
 def find_targets_in_prompts(rows: list[Conversation]) -> list[int]:
-    """Numbers of the rows whose answer, of three letters at least, stands as words of its own in what fills the prompt."""
+    """Return the numbers of the rows whose answer, of at least three letters, occurs as words in the filled-in texts."""
     found = []
     for c in rows:
         answer = c.answer.strip()

@@ -35,7 +35,7 @@ Pair = tuple[str, Conversation, str, Conversation]
 
 
 def fold(text: str) -> str:
-    """A text without what two copies of it differ in by accident: case, blanks, and the punctuation at its end."""
+    """Return a text without case, extra blanks, and the punctuation at its end."""
     plain = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return plain.rstrip(" .,;:!?…。！？") or plain
 
@@ -85,7 +85,7 @@ def _cut_middle(text: str, most: int) -> str:
 
 
 def _encode_words(words: list[set[str]]) -> "list[numpy.ndarray]":
-    """The words as numbers from 0 on."""
+    """Encode the words as numbers from 0 on."""
     import numpy as np
 
     codes: dict[str, int] = {}

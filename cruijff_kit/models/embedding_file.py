@@ -1,4 +1,4 @@
-"""The files of cruijff-kit embed: HDF5 or Parquet, by the ending; written whole or not at all."""
+"""Write the files of cruijff-kit embed: HDF5 or Parquet, by the ending."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class EmbeddingTable:
 
 
 def check_target(file: Path, force: bool) -> None:
-    """Raises UserError: a file that exists, an ending that means nothing, or a package that is missing."""
+    """Raise UserError: a file that exists, an ending that means nothing, or a package that is missing."""
     if file.suffix not in (*HDF5, *PARQUET):
         raise UserError(f"--to {file}: the ending says the format; write .h5, .hdf5 or .parquet")
     if file.is_dir():

@@ -1,7 +1,7 @@
-"""The data of archived runs: which may be copied into an archive, and where it goes. Light.
+"""Plan the copies of archived runs' data: which may be copied into the archive, and where to.
 
-Green data is copied where that is asked for; yellow data where every run that used it names who allowed that; red data
-never. What lies in the archive is what the runs were made of, byte for byte: its hash is theirs.
+Green data may be copied; yellow data if every run that used it names who allowed that; red data never. The copy has the
+hash of the runs' data.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class DataCopy:
     places: dict[str, str] = field(default_factory=dict)
     """Path in a run's config -> where that lies in the archive."""
     files: dict[Path, str] = field(default_factory=dict)
-    """What is copied -> its place below the archive."""
+    """File -> path of its copy below the archive."""
 
     @property
     def bytes(self) -> int:
@@ -37,16 +37,16 @@ class DataCopy:
         return sum(file.stat().st_size for file in self.files)
 
     def to_manifest(self) -> ArchivedData:
-        """For archive.json, with hashes."""
+        """Return the entry of archive.json, with hashes."""
         known = {to: {"sha256": hash_file(file), "bytes": file.stat().st_size} for file, to in self.files.items()}
         return ArchivedData(self.hash, self.tier, self.places, known)
 
 
 def plan_data_copies(runs: list[Path]) -> list[DataCopy]:
-    """The data sets that runs were made of, each once.
+    """Plan the copies of the runs' data sets, each once.
 
     Raises:
-        UserError: one that may not be copied, is gone, or is not what it was; the run is named.
+        UserError: data that may not be copied, is missing, or has changed; the message names the run.
     """
     found: dict[tuple[str, ...], DataCopy] = {}
     for run in runs:
@@ -59,7 +59,7 @@ def plan_data_copies(runs: list[Path]) -> list[DataCopy]:
 
 
 def _plan_copy(run: Path, result: RunResult) -> DataCopy:
-    """Where the files of a run's data lie, and where they go. Data that is drawn is drawn again if it is gone."""
+    """Plan the copy of a run's data. Generated data is generated again if it is missing."""
     data, began = load_saved_config(run).dataset, find_original_cwd(run)
     path: DataPath = data.path
     if data.generator is not None:
@@ -93,7 +93,7 @@ def _refuse_sensitive(run: Path, tier: str, permission: str | None) -> None:
 
 
 def _fill_places(copy: DataCopy, typed: DataPath, path: DataPath, format: str | None) -> DataCopy:
-    """Fill in the places of files. Names of files and of the folders that hold them stay, because the hash has them.
+    """Fill in the files and paths of a copy. Files keep their names and those of their folders, which the hash includes.
 
     Args:
         typed: dataset.path as the run's config has it. path: the same where it lies now.

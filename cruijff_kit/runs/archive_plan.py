@@ -1,4 +1,4 @@
-"""What archiving a folder would keep and delete, worked out before anything is touched. Called by archive."""
+"""Plan what archiving a folder keeps and deletes, before anything is touched."""
 
 import os
 import re
@@ -42,10 +42,10 @@ class ArchivePlan:
 
 
 def plan_archive(root: Path, keep: str) -> ArchivePlan:
-    """What archiving a folder would keep and delete.
+    """Plan what archiving a folder keeps and deletes.
 
     Raises:
-        UserError: it holds no runs, or one that is not finished; or which run is best cannot be told.
+        UserError: it holds no runs, or one that is not finished; or the best run is unknown.
     """
     known = find_runs(root)
     refuse_unfinished(known, root)
@@ -75,7 +75,7 @@ def _is_kept(adapter: Path, plan: ArchivePlan, keep: str) -> bool:
 
 
 def _find_best(runs: list[Path], keep: str) -> list[Path]:
-    """The runs of the best configuration; of a single one its own."""
+    """Return the runs of the best configuration; a single configuration is the best."""
     if keep != BEST:
         return []
     found = {run: read_result(run / "result.json") for run in runs if (run / "result.json").is_file()}
@@ -91,7 +91,7 @@ def _find_best(runs: list[Path], keep: str) -> list[Path]:
 
 
 def refuse_unfinished(known: list[RunRef], root: Path) -> None:
-    """Raises UserError for a run below `root` that is neither done nor failed, ClusterError where that cannot be told."""
+    """Raise UserError for a run below `root` that is neither done nor failed, ClusterError if that is unknown."""
     infos, trouble = collect_states(known)
     pairs = [(k, v) for k, v in zip(known, infos, strict=True) if k.folder.is_dir() and k.folder.is_relative_to(root)]
     if not pairs:

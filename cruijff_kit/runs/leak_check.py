@@ -1,4 +1,4 @@
-"""Leaks between the splits that a run uses."""
+"""Check the splits that a run uses for leaks."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from cruijff_kit.data.leaks import REFUSED, Leak, find_leaks, find_targets_in_pr
 
 
 def number_units(data: "DatasetConfig", split: str, limit: int | None, rows: list[int]) -> list[int]:
-    """For each of these rows of a split a number that rows of one unit (dataset.unit_column) share; it names nobody.
+    """Number the units (dataset.unit_column) of these rows of a split; the numbers identify nobody.
 
     Raises:
         UserError: as `find_unit`.
@@ -33,7 +33,7 @@ def check_units(data: "DatasetConfig", splits: list[str]) -> None:
 
 
 def read_used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[Conversation]]:
-    """The rows that a run uses, by split, the training split first.
+    """Read the rows that a run uses, by split, the training split first.
 
     Args:
         data: the data set and what is used of it.
@@ -58,7 +58,7 @@ def _read_used(data: "DatasetConfig", split: str, limit: int | None) -> list[Con
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What a run's data came to."""
+    """What the check of a run's data found."""
 
     leaks: list[Leak]
     """Between its splits."""
@@ -68,7 +68,7 @@ class LeakReport:
     """Whether rows are whole conversations, which no prompt words."""
 
     def counts(self) -> dict[str, int]:
-        """Rows by what is the matter with them, where there are any: "exact train test", "target train"."""
+        """Return kind of problem -> rows: "exact train test", "target train"."""
         found = {f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in self.leaks}
         return found | {f"target {split}": count for split, count in self.targets.items() if count}
 
@@ -77,7 +77,7 @@ _reports: dict[str, LeakReport] = {}
 
 
 def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> LeakReport:
-    """Look for leaks in what a run uses; once per process for the same data.
+    """Look for leaks in the rows that a run uses, once per process for the same data.
 
     Args:
         data: the data set and what is used of it.

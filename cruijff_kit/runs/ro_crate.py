@@ -1,4 +1,4 @@
-"""ro-crate-metadata.json: an archive described for repositories and people who know nothing of cruijff_kit.
+"""ro-crate-metadata.json: describe an archive for repositories and people who do not know cruijff_kit.
 
 RO-Crate 1.1 (https://w3id.org/ro/crate/1.1): every file with its size and hash; each run as a CreateAction, from the base
 model and the data to its folder, as the profile Process Run Crate wants it (https://w3id.org/ro/wfrun/process/0.5).
@@ -52,7 +52,7 @@ def write_crate(folder: Path, manifest: ArchiveManifest, runs: dict[str, RunResu
 
 
 def read_runs(root: Path, runs: list[Path]) -> dict[str, RunResult]:
-    """Path below the archive -> result, of the runs that have one."""
+    """Read path below the archive -> result, of the runs that have one."""
     found = {run.relative_to(root).as_posix(): run / "result.json" for run in runs}
     return {path: read_result(file) for path, file in found.items() if file.is_file()}
 
@@ -80,7 +80,7 @@ def _describe_file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[tuple[str, str], Any]:
-    """What made the runs, each once: (version, commit) -> entity."""
+    """Add each version of the software once; returns (version, commit) -> entity."""
     found: dict[tuple[str, str], Any] = {}
     for result in runs.values():
         version, commit = _find_version(result)
@@ -91,7 +91,7 @@ def _add_software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[tuple[st
 
 
 def _find_version(result: RunResult) -> tuple[str, str]:
-    """Version, and commit or, from a wheel, hash."""
+    """Return version, and commit or (from a wheel) hash."""
     version = result.versions.get("cruijff_kit", "unknown")
     return version, result.git_commit or result.code_hash or version
 
@@ -99,7 +99,7 @@ def _find_version(result: RunResult) -> tuple[str, str]:
 def _add_run(
     crate: "ROCrate", path: str, result: RunResult, software: dict[tuple[str, str], Any], files: list[str]
 ) -> None:
-    """A run: what made it, of what, and which files came of it."""
+    """Add a run as an action: its software, its inputs and its files."""
     used = [_add_input(crate, "base-model", result.model, result.model_hash)]
     if result.settings.get("dataset"):
         used.append(_add_input(crate, "data", str(result.settings["dataset"]), result.data_hash))
@@ -124,7 +124,7 @@ def _add_run(
 
 
 def _add_input(crate: "ROCrate", kind: str, name: str, hash: str | None) -> Any:
-    """The base model or a data set, which need not be part of the archive: known by its hash."""
+    """Add the base model or a data set, which need not be part of the archive, under its hash."""
     identifier = f"#{kind}-{hash or name}"
     found = crate.dereference(identifier)
     about = {"@id": identifier, "@type": "CreativeWork", "name": name, "identifier": hash}

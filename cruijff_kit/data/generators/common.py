@@ -28,13 +28,13 @@ class GeneratedData:
 
 
 def require(ok: bool, message: str) -> None:
-    """Raise UserError, which names the argument, unless something holds."""
+    """Raise UserError, which names the argument, unless a condition holds."""
     if not ok:
         raise UserError(f"dataset.arguments.{message}")
 
 
 def split_rows(rows: list, train_fraction: float, counted: str = "num_rows") -> dict[str, list]:
-    """Rows in three splits: the first part is train; what is left is halved into validation and test.
+    """Split rows into train, and the rest into halves, validation and test.
 
     Args:
         rows: in the order in which they were drawn.
