@@ -68,7 +68,7 @@ def test_without_accounting(bare_shell):
     assert views["seed=1"]["state"] == "failed" and "killed by signal 9" in views["seed=1"]["reason"]
     batch = bare_shell.cluster.run("scontrol", "--oneliner", "show", "job", views["seed=3"]["job_id"]).stdout
     assert "JobState=RUNNING" in batch
-    subprocess.run(["pkill", "-9", "-f", rf"cluster.job {re.escape(str(folder))}"])
+    subprocess.run(["pkill", "-9", "-f", rf"sweep.job {re.escape(str(folder))}"])
     views = bare_shell.wait(folder, lambda v: v["seed=3"]["state"] == "failed", seconds=30)
     assert bare_shell.run("resume", folder).stdout.startswith("3 runs submitted")
 

@@ -75,7 +75,7 @@ def test_dry_run_and_doctor(ask, documented):
 def test_waited_for_and_its_log(ask, documented, shell):
     """The results of what was submitted, a run that failed among them; the lines that it printed."""
     line = ["slurm=cluster", "slurm.wait=true", *TINY, "lr=1e-3,1e30", "lr_scheduler=constant", "epochs=3"]
-    code, document = ask("cli", "train", "-m", *line, "hydra.sweep.dir=out")  # as `cruijff-kit train`
+    code, document = ask("main", "train", "-m", *line, "hydra.sweep.dir=out")  # as `cruijff-kit train`
     assert code == 1 and document["error"]["message"] == "1 of 2 runs failed"
     assert sorted(r["status"] for r in document["runs"]) == ["done", "failed"] and len(document["submitted"]) == 2
     code, document = ask("logs", "out", "lr=0.001", "--follow")
