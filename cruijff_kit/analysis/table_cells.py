@@ -13,10 +13,7 @@ from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.records.result import Evaluation, RunResult
 from cruijff_kit.util.format import format_number
 
-VERSUS = (
-    "Difference [95% interval] p, item by item; intervals and p allow for the number of tests (all intervals hold at once; "
-    "Holm)"
-)
+VERSUS = "Difference [95% interval] p, item by item, corrected for the number of tests (simultaneous intervals; Holm)"
 SEEDS = (
     "Means over seeds [95% interval over test items and seeds]; sd between seeds: without the variation between items"
 )
@@ -123,8 +120,8 @@ def best_line(ranking: Ranking | None) -> str:
     line += f"; indistinguishable from it: {some}" if others else ""
     if ranking.is_optimistic:
         line += (
-            f"; the {ranking.split} split chose it, whose numbers flatter it: their intervals are made for the "
-            f"{len(ranking.ranked)} that it was chosen from"
+            f"; the {ranking.split} split chose it, so that its scores are too good: their intervals allow for the "
+            f"{len(ranking.ranked)} configurations that it was chosen from"
         )
     return f"{line}; {ranking.note}" if ranking.note else line
 

@@ -59,16 +59,16 @@ class Leak:
     def __str__(self) -> str:
         where = f"{self.second} row {self.example[1]}, {self.first} row {self.example[0]}"
         example = f"for example {where}: {quote(self.prompt)}"
-        whose = f"what rows of {self.first!r} ask too" if self.across else "what another of its rows asks"
+        whose = f"prompts of {self.first!r}" if self.across else "the prompt of another of its rows"
         if self.kind == "unit":
             return (
-                f"{self.rows} of {self.of} rows of split {self.second!r} are of units that {self.first!r} has rows of too "
+                f"{self.rows} of {self.of} rows of split {self.second!r} belong to units of {self.first!r} "
                 f"(dataset.unit_column={self.column}; {example})"
             )
         how = "nearly " if self.kind == "near" else "" if self.folded else "exactly "
         but = f" ({self.folded} of them but for case, blanks or final punctuation)" if self.folded else ""
         return (
-            f"{self.rows} of {self.of} rows of split {self.second!r} ask {how}{whose}{but}, {self.same_answer} with the "
+            f"{self.rows} of {self.of} rows of split {self.second!r} {how}repeat {whose}{but}, {self.same_answer} with the "
             f"same answer ({example})"
         )
 

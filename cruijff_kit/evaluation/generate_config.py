@@ -1,4 +1,4 @@
-"""Turns inspect-ai's GenerateConfig into requests to the engine, and refuses by name what the engine cannot honour.
+"""Turns inspect-ai's GenerateConfig into requests to the engine, and refuses by name what the engine does not support.
 
 Defaults: greedy unless the temperature is above 0, or top_p or top_k is given (then temperature 1); seed 0; unlike
 transformers, no top_k. Log-probabilities are those of the chosen tokens under the model's own distribution, before
@@ -16,7 +16,7 @@ from cruijff_kit.evaluation.engine import CompletionRequest, Sampling
 from cruijff_kit.util.errors import UserError
 
 DEFAULT_MAX_TOKENS = 32
-HONOURED = {
+SUPPORTED = {
     "max_tokens", "temperature", "top_p", "top_k", "seed", "num_choices", "stop_seqs", "logprobs", "top_logprobs",
     "frequency_penalty", "presence_penalty", "logit_bias",
 }  # fmt: skip
@@ -33,12 +33,12 @@ def check(tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     """Raise UserError for tools, for settings that cannot be honoured, and for values that make no sense."""
     if tools and tool_choice != "none":
         raise UserError(f"the model in memory cannot call tools; the task offers {', '.join(t.name for t in tools)}")
-    allowed = HONOURED | NOT_OURS
+    allowed = SUPPORTED | NOT_OURS
     refused = [n for n in GenerateConfig.model_fields if n not in allowed and getattr(config, n) not in _ABSENT]
     if refused:
         raise UserError(
-            f"the model in memory cannot honour {', '.join(refused)}; take {'it' if len(refused) == 1 else 'them'} out of "
-            f"the task's GenerateConfig, which may have {', '.join(sorted(HONOURED))}"
+            f"the model in memory does not support {', '.join(refused)}; remove {'it' if len(refused) == 1 else 'them'} "
+            f"from the task's GenerateConfig, which may have {', '.join(sorted(SUPPORTED))}"
         )
     for name, least in _LEAST.items():
         value = getattr(config, name)

@@ -216,7 +216,7 @@ def _compare(name: str, row: int, prompt: list[int], trained: list[int], tokeniz
         (i for i, (a, t) in enumerate(zip(prompt, trained, strict=False)) if a != t), min(len(prompt), len(trained))
     )
     raise UserError(
-        f"eval task {name} asks row {row} in other tokens than training teaches: from token {at} on, evaluation has "
+        f"eval task {name} uses other prompt tokens for row {row} than training: from token {at} on, evaluation has "
         f"{_show_tokens(prompt[at : at + 8], tokenizer)}, training has {_show_tokens(trained[at : at + 8], tokenizer)}; "
         "make dataset.prompt and dataset.system_prompt agree with torchtune.dataset"
     )

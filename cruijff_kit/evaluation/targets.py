@@ -94,5 +94,5 @@ def targets_within_others(name: TaskName, task: Task) -> tuple[str, ...]:
     holder = next(t for t in targets if within in t and t != within)
     return (
         f"includes cannot tell all targets of task {name.label} apart: {quote(within)} also stands in {quote(holder)}; "
-        "go by match",
+        "use match",
     )

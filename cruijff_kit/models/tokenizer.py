@@ -120,7 +120,7 @@ class ChatTokenizer:
         text = whole.rpartition(_MARK)[0]
         if not text.startswith(opening) or text[len(opening) :].strip() != begun.strip():
             raise UserError(
-                "the model's chat template writes a begun answer in another way than one to be made, so that the task's "
+                "the model's chat template renders a partial answer differently from a new one, so that the task's "
                 "last message, the assistant's, cannot be continued; end the task's messages with the user's"
             )
         return text

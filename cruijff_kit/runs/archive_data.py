@@ -76,7 +76,7 @@ def _plan_copy(run: Path, result: RunResult) -> DataCopy:
         raise UserError(f"--data: the data of {run} is not at {path}; put it back, or leave --data out") from error
     if now != result.data_hash:
         raise UserError(
-            f"--data: {path} is not what {run} was made of (hash {now}, then {result.data_hash}); put that back, or "
+            f"--data: {path} is not what {run} was made of (hash {now}, then {result.data_hash}); restore it, or "
             "leave --data out"
         )
     return _fill_places(DataCopy(now, tier), data.path, path, data.format)

@@ -162,8 +162,8 @@ def adapter_overrides(adapter: Path, overrides: list[str]) -> list[str]:
     named = base_model_name(adapter)
     if not Path(named).expanduser().is_dir():
         raise UserError(
-            f"{adapter} names {named or 'no model'} as its base model, which is no folder here; "
-            "say which it is: model=NAME, or model=hf_llama model.path=DIR"
+            f"{adapter} names {named or 'no model'} as its base model, which is not a folder here; "
+            "set model=NAME, or model=hf_llama model.path=DIR"
         )
     return [*lora, *model_overrides(Path(named).expanduser(), overrides)]
 

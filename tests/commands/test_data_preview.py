@@ -56,7 +56,7 @@ def test_as_text(settings, capsys):
     assert "train row 0: " in out and "Say: two é漢 words<|im_end|>↵\n" in out and "⟦yes<|im_end|>⟧" in out
     assert out[out.index("│ no ") :].split()[:8] == ["│", "no", "│", "2", "(50%)", "│", "0", "(0%)"]
     assert "columns that the model does not see: id" in out
-    assert "exact: 1 of 2 rows of split 'test' ask exactly what rows of 'train' ask too, 0 with the same answer" in out
+    assert "exact: 1 of 2 rows of split 'test' exactly repeat prompts of 'train', 0 with the same answer" in out
     assert "in 1 of 4 rows of split 'train' the prompt contains the answer (first: row 2)" in out
 
 

@@ -54,7 +54,7 @@ def test_the_same_prompt():
     assert [leak.across for leak in find_leaks(splits, within=False)] == [True]
     first, second, _ = find_leaks(splits)
     assert (first.same_answer, first.of, first.example) == (0, 3, (1, 0)) and second.example == (0, 2)
-    assert "2 of 3 rows of split 'test' ask exactly what rows of 'train' ask too, 0 with the same answer" in str(first)
+    assert "2 of 3 rows of split 'test' exactly repeat prompts of 'train', 0 with the same answer" in str(first)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 11, 60])
@@ -77,7 +77,7 @@ def test_folded_copies_are_said_to_be_such():
     (leak,) = find_leaks(splits)
     assert (leak.rows, leak.folded) == (2, 1)
     assert str(leak).startswith(
-        "2 of 3 rows of split 'test' ask what rows of 'train' ask too (1 of them but for case, blanks or final "
+        "2 of 3 rows of split 'test' repeat prompts of 'train' (1 of them but for case, blanks or final "
         "punctuation), 2 with the same answer (for example test row 0, train row 0: 'A b c.')"
     )
 
@@ -218,7 +218,7 @@ def test_a_run_with_a_leak_is_refused_unless_it_is_allowed(compose):
     with pytest.raises(UserError) as caught:
         plan_run(compose(leaky))
     assert str(caught.value) == (
-        "1 of 3 rows of split 'test' ask exactly what rows of 'train' ask too, 1 with the same answer (for example test "
+        "1 of 3 rows of split 'test' exactly repeat prompts of 'train', 1 with the same answer (for example test "
         f"row 2, train row 4: {SPLITS['train'][4]!r}); take them out of one of the two, or allow it: "
         "dataset.allow_leaks=[exact]"
     )
@@ -245,9 +245,7 @@ def test_near_leaks_are_warned_of(compose, capsys):
     near = SPLITS | {"train": [text, *SPLITS["train"][:5]], "test": [f"Now {text}", "test two"]}
     config = compose(near, "eval.max_tokens=2", "eval.baseline=false", "dataset.validation_split=null")
     (warning,) = plan_run(config).warnings
-    assert warning.startswith(
-        "1 of 2 rows of split 'test' ask nearly what rows of 'train' ask too, 0 with the same answer"
-    )
+    assert warning.startswith("1 of 2 rows of split 'test' nearly repeat prompts of 'train', 0 with the same answer")
     cruijff_kit.train_then_eval(config)
     assert f"warning: {warning}\n" in capsys.readouterr().err
     assert plan_run(compose(near, "dataset.allow_leaks=[near]")).warnings == []
@@ -316,7 +314,7 @@ def test_a_unit_in_two_splits_is_a_leak(respondents, tmp_path):
     with pytest.raises(UserError) as caught:
         plan_run(respondents(named, **shared))
     assert str(caught.value) == (
-        "4 of 6 rows of split 'test' are of units that 'train' has rows of too (dataset.unit_column=person; for example "
+        "4 of 6 rows of split 'test' belong to units of 'train' (dataset.unit_column=person; for example "
         "test row 0, train row 6: 'r3'); split by person, so that all rows of a unit are in one split, or keep them and "
         "say so: dataset.allow_leaks=[unit] (result.json and the methods text then name it)"
     )

@@ -19,7 +19,7 @@ from inspect_ai.solver import Generate, TaskState, generate, solver
 from inspect_ai.tool import ToolInfo
 
 from cruijff_kit.evaluation.engine import CompletionRequest
-from cruijff_kit.evaluation.generate_config import HONOURED, NOT_OURS
+from cruijff_kit.evaluation.generate_config import SUPPORTED, NOT_OURS
 from cruijff_kit.evaluation.provider import _IDLE_ITERATIONS, BatchCollector, open_model
 from cruijff_kit.models.device import Machine
 from cruijff_kit.util.errors import UserError
@@ -210,12 +210,12 @@ def call(chat, messages=None, tools=(), **settings):
 
 def test_every_setting_is_honoured_or_refused():
     """A setting that a later inspect-ai adds is refused until someone has looked at it."""
-    assert set(GenerateConfig.model_fields) == HONOURED | NOT_OURS | set(REFUSED)
+    assert set(GenerateConfig.model_fields) == SUPPORTED | NOT_OURS | set(REFUSED)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_honoured_is_refused_by_name(chat, name):
-    with pytest.raises(UserError, match=f"cannot honour {name}"):
+    with pytest.raises(UserError, match=f"does not support {name}"):
         call(chat, **{name: REFUSED[name]})
 
 

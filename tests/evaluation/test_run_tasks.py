@@ -114,7 +114,7 @@ def test_prompts_are_compared_with_training(compose):
 )
 def test_a_prompt_that_training_words_otherwise_is_refused(compose, override):
     config = compose("run", override)
-    with pytest.raises(UserError, match=r"row 0 in other tokens than training teaches: from token \d+ on"):
+    with pytest.raises(UserError, match=r"prompt tokens for row 0 than training: from token \d+ on"):
         cruijff_kit.train_then_eval(config)
     assert not config_dir(config).exists(), "nothing was started"
 
@@ -137,7 +137,7 @@ def clock():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"config": GenerateConfig(best_of=3)}, "cannot honour best_of"),
+        ({"config": GenerateConfig(best_of=3)}, "does not support best_of"),
         ({"config": GenerateConfig(num_choices=3)}, "greedy choices would all be the same"),
         ({"solver": [use_tools(clock()), generate()]}, "cannot call tools"),
     ],

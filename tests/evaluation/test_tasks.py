@@ -302,7 +302,7 @@ def test_targets_that_includes_cannot_tell_apart(compose, file, outputs, task, s
         return
     one, other = said
     assert warnings == [
-        f"includes cannot tell all targets of task {task} apart: {one} also stands in {other}; go by match"
+        f"includes cannot tell all targets of task {task} apart: {one} also stands in {other}; use match"
     ]
 
 

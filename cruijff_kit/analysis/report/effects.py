@@ -40,8 +40,8 @@ def effects(runs: Runs) -> Section:
 def _sentences(outcome: Outcome, design: Design) -> list[str]:
     found, d = design.effects, design.decomposition
     said = [
-        f"{listed([*e.keys])} vary together, each value of one with the same of the other, so nothing tells their effects "
-        "apart; they count as one setting."
+        f"{listed([*e.keys])} vary together, each value of one with the same of the other, so their effects "
+        "cannot be separated; they count as one setting."
         for e in found
         if len(e.keys) > 1
     ]
@@ -52,8 +52,8 @@ def _sentences(outcome: Outcome, design: Design) -> list[str]:
         )
     if d.p is None:
         said.append(
-            f"Nothing tells how much of the differences in {outcome.name} is chance: it is no mean over test samples, and "
-            "there are no other seeds (seed=1,2,3 in the sweep would tell). So there are means, and no shares of variance."
+            f"How much of the differences in {outcome.name} is chance is unknown: it is no mean over test samples, and "
+            "there are no other seeds (add them: seed=1,2,3). So there are means, and no shares of variance."
         )
     elif d.p >= MAX_P:
         said.append(
