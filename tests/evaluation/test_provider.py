@@ -19,7 +19,7 @@ from inspect_ai.solver import Generate, TaskState, generate, solver
 from inspect_ai.tool import ToolInfo
 
 from cruijff_kit.evaluation.engine import CompletionRequest
-from cruijff_kit.evaluation.generate_config import SUPPORTED, NOT_OURS
+from cruijff_kit.evaluation.generate_config import NOT_OURS, SUPPORTED
 from cruijff_kit.evaluation.provider import _IDLE_ITERATIONS, BatchCollector, open_model
 from cruijff_kit.models.device import Machine
 from cruijff_kit.util.errors import UserError
