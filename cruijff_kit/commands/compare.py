@@ -70,10 +70,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         first = hidden_states.open_model(pair.first.config.torchtune, pair.first.adapter, pair.first.ours)
         sizes["first"] = measure_adapter(first.decoder)
     with progress("comparing", len(rows)) as bar:
-        found = measure_difference(
+        difference = measure_difference(
             first, second, rows, tokenizer.pad_id, options.batch_size, advance=lambda done: bar.advance(steps=done)
         )
-    report = _report(pair, found, sizes)
+    report = _report(pair, difference, sizes)
     _print(report)
     return report
 
@@ -132,17 +132,17 @@ def _rows(texts: list["Text"]) -> list[Any]:
     return rows
 
 
-def _report(pair: Pair, found: "ModelDifference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
-    perplexity, differs = found.perplexity, found.max_abs > _NOTHING
+def _report(pair: Pair, difference: "ModelDifference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
+    perplexity, differs = difference.perplexity, difference.max_abs > _NOTHING
     report: dict[str, Any] = {
         "base_model": pair.second.config.model.path,
         "first": {"name": pair.first.summary(), "adapter": pair.first.adapter_path, "perplexity": perplexity[0]},
         "second": {"name": pair.second.summary(), "adapter": pair.second.adapter_path, "perplexity": perplexity[1]},
-        "texts": found.texts,
-        "scored_tokens": found.scored,
-        "logits": {"mean_abs": found.mean_abs, "max_abs": found.max_abs},
-        "kl": found.kl,
-        "top1_agreement": found.agree,
+        "texts": difference.texts,
+        "scored_tokens": difference.scored,
+        "logits": {"mean_abs": difference.mean_abs, "max_abs": difference.max_abs},
+        "kl": difference.kl,
+        "top1_agreement": difference.agree,
         "differs": differs,
         "fine_tuned": differs if pair.against_base else None,
     }

@@ -101,10 +101,10 @@ def _layers(numbers: list[int], blocks: int) -> list[int]:
                 f"--layers {n} does not exist; this model has 0 (the embedding) to {blocks}, or from the end -1 to "
                 f"{-blocks - 1}"
             )
-    found = [n if n >= 0 else blocks + 1 + n for n in numbers]
-    if len({*found}) < len(found):
-        raise UserError(f"--layers names a layer twice: {', '.join(map(str, found))}; name each once")
-    return found
+    layers = [n if n >= 0 else blocks + 1 + n for n in numbers]
+    if len({*layers}) < len(layers):
+        raise UserError(f"--layers names a layer twice: {', '.join(map(str, layers))}; name each once")
+    return layers
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,11 +38,11 @@ def reproduce(run: Path, to: Path | None, check_only: bool) -> CommandResult:
     result = _read_finished(run)
     run = run.absolute()
     new = _new_folder(result, to)
-    found = collect_provenance(run, result)
-    show_provenance(found)
-    _refuse(found)
-    report: dict[str, Any] = {"run": str(run), "conditions": [asdict(r) for r in found.rows]}
-    config = reload_with(run, new, found.changed | {"run_name": new.name}, found.places)
+    provenance = collect_provenance(run, result)
+    show_provenance(provenance)
+    _refuse(provenance)
+    report: dict[str, Any] = {"run": str(run), "conditions": [asdict(r) for r in provenance.rows]}
+    config = reload_with(run, new, provenance.changed | {"run_name": new.name}, provenance.places)
     if check_only:
         plan_run(config)
         print("it can be reproduced")
@@ -88,16 +88,16 @@ def _new_folder(result: RunResult, to: Path | None) -> Path:
     return to
 
 
-def _refuse(found: Provenance) -> None:
-    refusals = found.refusals
+def _refuse(provenance: Provenance) -> None:
+    refusals = provenance.refusals
     if refusals:
         what = ", ".join(f"{r.what} {r.state} (then {r.then}, now {r.now})" for r in refusals)
         raise UserError(f"cannot reproduce: the inputs changed: {what}; " + "; ".join(r.fix for r in refusals))
 
 
-def show_provenance(found: Provenance) -> None:
+def show_provenance(provenance: Provenance) -> None:
     """Print what was recorded, what is here, and where they differ."""
-    rows = [(r.what, _short(r.then), _short(r.now), _state(r)) for r in found.rows]
+    rows = [(r.what, _short(r.then), _short(r.now), _state(r)) for r in provenance.rows]
     _table("conditions", ("", "then", "now", ""), rows, lambda row: "bold" if _MATTERS in row[3] else "")
 
 

@@ -107,10 +107,10 @@ def find_leaks(
     exact = [pair for pair in _find_exact_pairs(splits) if within or pair[0] != pair[2]]
     known = {(first, second, row.row) for first, _, second, row in exact}
     near = (p for p in find_near_duplicates(splits, within) if (p[0], p[2], p[3].row) not in known)
-    found = [*_count_leaks("exact", splits, exact), *_count_leaks("near", splits, near)]
+    leaks = [*_count_leaks("exact", splits, exact), *_count_leaks("near", splits, near)]
     if unit_column is not None:
-        found += _count_leaks("unit", splits, _find_unit_pairs(splits, unit_column), unit_column)
-    return sorted(found, key=lambda leak: (not leak.across, leak.kind))
+        leaks += _count_leaks("unit", splits, _find_unit_pairs(splits, unit_column), unit_column)
+    return sorted(leaks, key=lambda leak: (not leak.across, leak.kind))
 
 
 def find_unit(row: Conversation, column: str, split: str) -> str:
@@ -135,14 +135,14 @@ def find_unit(row: Conversation, column: str, split: str) -> str:
 
 def find_targets_in_prompts(rows: list[Conversation]) -> list[int]:
     """Return the numbers of the rows whose answer, of at least three letters, occurs as words in the filled-in texts."""
-    found = []
+    numbers = []
     for c in rows:
         answer = c.answer.strip()
         if len(answer) < _SHORTEST_TARGET or not any(answer in v for v in c.values):
             continue
         if any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", v) for v in c.values):
-            found.append(c.row)
-    return found
+            numbers.append(c.row)
+    return numbers
 
 
 def _find_exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:

@@ -65,10 +65,10 @@ def find_near_duplicates(splits: dict[str, list[Conversation]], within: bool = T
 
 def _group_by_text(rows: list[Conversation]) -> dict[str, list[Conversation]]:
     """Folded text -> the rows that have it. (Each for itself would make the words of a text that stands often common.)"""
-    found: dict[str, list[Conversation]] = {}
+    groups: dict[str, list[Conversation]] = {}
     for row in rows:
-        found.setdefault(fold(" ".join(row.values)), []).append(row)
-    return found
+        groups.setdefault(fold(" ".join(row.values)), []).append(row)
+    return groups
 
 
 def _distinct_words(texts: list[str]) -> list[set[str]]:
@@ -107,7 +107,7 @@ def _propose_pairs(words: "list[numpy.ndarray]", splits: list[int], within: bool
     starts = np.cumsum([0] + [len(words[i]) for i in texts[:-1]])
     split_of, most = np.array(splits)[texts], max(splits) + 1
     draw = np.random.default_rng(0)
-    found = []
+    proposed = []
     for _ in range(_BANDS):
         band = np.zeros(len(texts), dtype=np.uint64)
         for _ in range(_PER_BAND):
@@ -115,8 +115,8 @@ def _propose_pairs(words: "list[numpy.ndarray]", splits: list[int], within: bool
             band = band * np.uint64(0x9E3779B97F4A7C15) + np.minimum.reduceat(ranks[flat], starts)
         order = np.argsort(band, kind="stable")
         bucket = np.cumsum(np.diff(band[order], prepend=band[order[:1]]) != 0)
-        found += [order[pair] for pair in _partners(bucket, split_of[order], most, within)]
-    pairs = np.sort(np.concatenate(found, axis=1), axis=0)
+        proposed += [order[pair] for pair in _partners(bucket, split_of[order], most, within)]
+    pairs = np.sort(np.concatenate(proposed, axis=1), axis=0)
     once = np.sort(pairs[0] * len(texts) + pairs[1])
     return texts[np.stack(np.divmod(once[np.flatnonzero(np.diff(once, prepend=-1))], len(texts)))]
 

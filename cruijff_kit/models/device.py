@@ -94,8 +94,8 @@ def nvidia_driver() -> str | None:
     """Version of the NVIDIA driver; None where there is none."""
     with contextlib.suppress(OSError):
         said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", said):
-            return found[1]
+        if match := re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", said):
+            return match[1]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         done = subprocess.run(asked, capture_output=True, text=True, timeout=20)

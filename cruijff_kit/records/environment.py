@@ -38,12 +38,12 @@ def write_environment(config: "RunConfig", machine: "Machine", name: str = NAME)
     from cruijff_kit.models.fingerprint import file_hashes, fingerprint
 
     folder, red = RunFolder(config.output_dir), config.dataset.tier == RED
-    found = describe_environment(machine)
-    found["code"] = found["code"] | _write_patch(folder.path, red)
-    found["own_code"] = describe_own_code(config, None if red else folder.path / FOLDER)
+    environment = describe_environment(machine)
+    environment["code"] = environment["code"] | _write_patch(folder.path, red)
+    environment["own_code"] = describe_own_code(config, None if red else folder.path / FOLDER)
     path = config.model.path
-    found["model"] = {"path": path, "hash": fingerprint(path), "files": file_hashes(path)}
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    environment["model"] = {"path": path, "hash": fingerprint(path), "files": file_hashes(path)}
+    text = json.dumps(environment, indent=1, ensure_ascii=False) + "\n"
     before = folder.path / name
     if before.is_file() and before.read_text(encoding="utf-8") != text:
         number = len([*folder.path.glob(f"{before.stem}_*.json")]) + 1
@@ -77,12 +77,12 @@ def describe_environment(machine: "Machine") -> dict[str, Any]:
 @functools.cache
 def list_packages() -> dict[str, str]:
     """Return normalised name (PEP 503) -> version of every installed package."""
-    found: dict[str, str] = {}
+    packages: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         name = package.metadata["Name"]
         if name:  # a folder that a broken uninstall left has none
-            found.setdefault(normalise_name(name), package.version)
-    return dict(sorted(found.items()))
+            packages.setdefault(normalise_name(name), package.version)
+    return dict(sorted(packages.items()))
 
 
 @functools.cache

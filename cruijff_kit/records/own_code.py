@@ -63,14 +63,14 @@ def find_own_files(config: "RunConfig") -> list[Path]:
     packages = [name.task.partition("/")[0] for name in config.eval.names if name.file is None and not name.ships]
     for module in [*dotted, *(m for package in packages for m in _find_task_modules(package))]:
         waiting += _find_files(module)
-    found: set[Path] = set()
+    files: set[Path] = set()
     while waiting:
         file, root = waiting.pop()
         file = Path(os.path.abspath(file))
-        if file not in found and file.is_file():
-            found.add(file)
+        if file not in files and file.is_file():
+            files.add(file)
             waiting += [(f, root) for name in _find_imports(file) for f in _resolve_import(name, file, root)]
-    return sorted(found)
+    return sorted(files)
 
 
 def _find_components(tree: Any) -> Iterator[str]:
@@ -85,8 +85,8 @@ def _find_components(tree: Any) -> Iterator[str]:
 
 def _find_task_modules(package: str) -> list[str]:
     """The modules that an installed package's entry point names for inspect-ai."""
-    found = importlib.metadata.entry_points(group="inspect_ai")
-    return [point.module for point in found if point.name == package]
+    points = importlib.metadata.entry_points(group="inspect_ai")
+    return [point.module for point in points if point.name == package]
 
 
 def _find_files(dotted: str) -> Iterator[tuple[Path, Path]]:
@@ -146,7 +146,7 @@ def _find_commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
     Args:
         files: with the times of their writing, so that an edit is looked at anew. (A sweep asks once.)
     """
-    found: dict[Path, str] = {}
+    commits: dict[Path, str] = {}
     for folder in {file.parent for file, _ in files}:
         names = [file.name for file, _ in files if file.parent == folder]
         commit = _git(folder, "rev-parse", "HEAD")
@@ -154,8 +154,8 @@ def _find_commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
         status = _git(folder, "--literal-pathspecs", *asked, *names)
         if commit and status is not None:
             changed = {Path(entry[3:]).name for entry in status.split("\0")}
-            found |= {folder / name: commit.strip() for name in names if name not in changed}
-    return [found.get(file) for file, _ in files]
+            commits |= {folder / name: commit.strip() for name in names if name not in changed}
+    return [commits.get(file) for file, _ in files]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -178,8 +178,8 @@ def _find_packages(files: list[Path]) -> list[str]:
 def _list_installed() -> dict[str, list[str]]:
     """Top-level module -> packages it belongs to, but for editable ones: whose code is somebody's who works on it."""
     edited = {d.metadata["Name"] for d in importlib.metadata.distributions() if _is_editable(d)}
-    found = importlib.metadata.packages_distributions()
-    return {top: names for top, all_names in found.items() if (names := sorted({*all_names} - edited))}
+    packages = importlib.metadata.packages_distributions()
+    return {top: names for top, all_names in packages.items() if (names := sorted({*all_names} - edited))}
 
 
 def normalise_name(package: str) -> str:

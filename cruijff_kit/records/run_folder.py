@@ -148,13 +148,13 @@ def find_folders(folder: Path, *names: str) -> list[Path]:
 
     Unlike Path.rglob, tolerates folders that are deleted during the walk.
     """
-    found = []
+    folders = []
     for place, below, names_there in os.walk(folder):
         if not set(names).isdisjoint(names_there):
-            found.append(Path(place).absolute())
+            folders.append(Path(place).absolute())
         if not _OF_A_RUN.isdisjoint(names_there):
             below.clear()
-    return sorted(found)
+    return sorted(folders)
 
 
 def find_above(run: Path, name: str) -> Path | None:

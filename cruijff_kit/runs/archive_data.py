@@ -48,14 +48,14 @@ def plan_data_copies(runs: list[Path]) -> list[DataCopy]:
     Raises:
         UserError: data that may not be copied, is missing, or has changed; the message names the run.
     """
-    found: dict[tuple[str, ...], DataCopy] = {}
+    copies: dict[tuple[str, ...], DataCopy] = {}
     for run in runs:
         path = run / "result.json"
         result = read_result(path) if path.is_file() else None
         if result is not None and result.data_hash is not None:
             copy = _plan_copy(run, result)
-            found.setdefault((copy.hash, *copy.files.values()), copy).places.update(copy.places)
-    return [*found.values()]
+            copies.setdefault((copy.hash, *copy.files.values()), copy).places.update(copy.places)
+    return [*copies.values()]
 
 
 def _plan_copy(run: Path, result: RunResult) -> DataCopy:

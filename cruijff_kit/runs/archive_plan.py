@@ -78,8 +78,8 @@ def _find_best(runs: list[Path], keep: str) -> list[Path]:
     """Return the runs of the best configuration; a single configuration is the best."""
     if keep != BEST:
         return []
-    found = {run: read_result(run / "result.json") for run in runs if (run / "result.json").is_file()}
-    done: dict[Path, RunResult] = {run: r for run, r in found.items() if r.status == "done"}
+    results = {run: read_result(run / "result.json") for run in runs if (run / "result.json").is_file()}
+    done: dict[Path, RunResult] = {run: r for run, r in results.items() if r.status == "done"}
     analysis = analyse([*done.values()])
     best = analysis.ranking.leader if analysis.ranking else None
     if best is None and len(analysis.configurations) == 1:

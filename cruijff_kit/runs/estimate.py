@@ -52,14 +52,14 @@ def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) ->
     return [_estimate_run(config, plan, [r for r in earlier if _is_similar(r, config, plan)]) for config, plan in runs]
 
 
-def sum_estimates(found: Iterable[Estimate]) -> dict[str, float]:
+def sum_estimates(estimates: Iterable[Estimate]) -> dict[str, float]:
     """seconds one after another, gpu_hours and cpu_hours of all, and the most memory that one needs."""
-    found = list(found)
-    sums = {name: sum(getattr(e, name) for e in found) for name in ("seconds", "gpu_hours", "cpu_hours")}
-    return sums | {"memory_bytes": max((e.memory_bytes for e in found), default=0)}
+    estimates = list(estimates)
+    sums = {name: sum(getattr(e, name) for e in estimates) for name in ("seconds", "gpu_hours", "cpu_hours")}
+    return sums | {"memory_bytes": max((e.memory_bytes for e in estimates), default=0)}
 
 
-def check_budget(config: RunConfig, found: Sequence[Estimate], before: float = 0.0) -> None:
+def check_budget(config: RunConfig, estimates: Sequence[Estimate], before: float = 0.0) -> None:
     """Refuse what is estimated above `max_gpu_hours` unless a person approved it.
 
     Args:
@@ -67,18 +67,19 @@ def check_budget(config: RunConfig, found: Sequence[Estimate], before: float = 0
     Raises:
         UserError: with the estimate, and what to type.
     """
-    hours = sum_estimates(found)["gpu_hours"] + before
+    hours = sum_estimates(estimates)["gpu_hours"] + before
     if config.max_gpu_hours is None or config.approved or hours <= config.max_gpu_hours:
         return
     raise UserError(
-        f"{len(found)} run{'s' * (len(found) != 1)} would take about {hours:.3g} GPU-hours ({found[0].basis}), above "
+        f"{len(estimates)} run{'s' * (len(estimates) != 1)} would take about {hours:.3g} GPU-hours "
+        f"({estimates[0].basis}), above "
         f"max_gpu_hours={config.max_gpu_hours:g}, so nothing was started; a person who agrees adds approved=true"
     )
 
 
-def summarise_estimates(found: Sequence[Estimate]) -> str:
+def summarise_estimates(estimates: Sequence[Estimate]) -> str:
     """The sweep's estimate in a line."""
-    sums, bases = sum_estimates(found), dict.fromkeys(e.basis for e in found)
+    sums, bases = sum_estimates(estimates), dict.fromkeys(e.basis for e in estimates)
     hours = f"{sums['gpu_hours']:.3g} GPU-hours" if sums["gpu_hours"] else f"{sums['cpu_hours']:.3g} CPU-hours"
     return f"estimate: {format_duration(sums['seconds'])} one after another, {hours} ({'; '.join(bases)})"
 

@@ -69,8 +69,8 @@ class LeakReport:
 
     def counts(self) -> dict[str, int]:
         """Return kind of problem -> rows: "exact train test", "target train"."""
-        found = {f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in self.leaks}
-        return found | {f"target {split}": count for split, count in self.targets.items() if count}
+        counts = {f"{leak.kind} {leak.first} {leak.second}": leak.rows for leak in self.leaks}
+        return counts | {f"target {split}": count for split, count in self.targets.items() if count}
 
 
 _reports: dict[str, LeakReport] = {}

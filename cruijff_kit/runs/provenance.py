@@ -82,23 +82,23 @@ def collect_provenance(run: Path, result: RunResult) -> Provenance:
     Raises:
         UserError: the run's config cannot be read.
     """
-    config, found = load_saved_config(run), Provenance()
+    config, provenance = load_saved_config(run), Provenance()
     manifest = _sweep_manifest(run)
     then = read_environment(run) or {}
-    _code(found, result, manifest)
-    _own_code(found, then)
-    _packages(found, result, then)
-    _system(found, result, then)
-    found.add("configuration", result.config_hash, config_hash(config))
+    _code(provenance, result, manifest)
+    _own_code(provenance, then)
+    _packages(provenance, result, then)
+    _system(provenance, result, then)
+    provenance.add("configuration", result.config_hash, config_hash(config))
     began = find_original_cwd(run, manifest)
-    _data(found, run, result, config, began)
-    _model(found, result, config, began)
-    _tasks(found, result, config)
-    _machine(found, result, config, then)
+    _data(provenance, run, result, config, began)
+    _model(provenance, result, config, began)
+    _tasks(provenance, result, config)
+    _machine(provenance, result, config, then)
     if result.changes:
         shown = ", ".join(f"{k}={v}" for k, v in result.changes.items())
-        found.add("changed by retries", shown, "as configured", DIFFERS)
-    return found
+        provenance.add("changed by retries", shown, "as configured", DIFFERS)
+    return provenance
 
 
 def _sweep_manifest(run: Path) -> SweepManifest | None:
@@ -133,16 +133,16 @@ def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
     return path if Path(path).expanduser().exists() else kept.get(typed, path)
 
 
-def _code(found: Provenance, result: RunResult, manifest: SweepManifest | None) -> None:
+def _code(provenance: Provenance, result: RunResult, manifest: SweepManifest | None) -> None:
     then, now = result.git_commit, git_commit()
     hashed = result.code_hash or (manifest.code if manifest else None)
     edited = "+changes" in f"{then}{now}"
     # The same commit, edited: that the edits are the same, too, only the hash of the files can tell.
-    found.add("code, commit", then, now, UNKNOWN if edited and then == now and hashed != code_hash() else None)
-    found.add("code, hash of the files", hashed, code_hash())
+    provenance.add("code, commit", then, now, UNKNOWN if edited and then == now and hashed != code_hash() else None)
+    provenance.add("code, hash of the files", hashed, code_hash())
 
 
-def _own_code(found: Provenance, then: dict[str, Any]) -> None:
+def _own_code(provenance: Provenance, then: dict[str, Any]) -> None:
     """The user's Python files, a row each."""
     files = then.get("own_code", {}).get("files", [])
     names = Counter(Path(file["path"]).name for file in files)
@@ -153,10 +153,10 @@ def _own_code(found: Provenance, then: dict[str, Any]) -> None:
         state = SAME if now == digest else DIFFERS
         where = f"{digest[:16]}{f' ({kept})' if kept else ''}"
         name = path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}"
-        found.add(f"own code {name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
+        provenance.add(f"own code {name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
 
 
-def _packages(found: Provenance, result: RunResult, then: dict[str, Any]) -> None:
+def _packages(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> None:
     """A row for each package that differs and can matter, one for all others, one for those that are the same."""
     recorded = {normalise_name(n): v for n, v in result.versions.items() if n != "python"} | then.get("packages", {})
     now, used = list_packages(), then.get("own_code", {}).get("packages", [])
@@ -166,14 +166,14 @@ def _packages(found: Provenance, result: RunResult, then: dict[str, Any]) -> Non
     weighty = [name for name in apart if can_change_results(name) or name in used]
     for name in weighty:
         then_version, now_version = (v.get(name, "not installed") for v in (recorded, now))
-        found.add(f"package {name}", then_version, now_version, DIFFERS)
+        provenance.add(f"package {name}", then_version, now_version, DIFFERS)
     rest = [name for name in apart if name not in weighty]
     if rest:
         shown = rest[:_SHOWN] + [f"{len(rest) - _SHOWN} more"] * (len(rest) > _SHOWN)
         before, after = (", ".join(f"{n} {v.get(n, '-')}" if n in apart else n for n in shown) for v in (recorded, now))
-        found.add("packages that compute nothing", before, after, DIFFERS, matters=False)
+        provenance.add("packages that compute nothing", before, after, DIFFERS, matters=False)
     same = len(names) - len(apart)
-    found.add("packages", f"{same} versions", f"{same} versions")
+    provenance.add("packages", f"{same} versions", f"{same} versions")
 
 
 def can_change_results(package: str) -> bool:
@@ -183,18 +183,18 @@ def can_change_results(package: str) -> bool:
     return package in _COMPUTING or package.startswith(_COMPUTING_FAMILIES)
 
 
-def _system(found: Provenance, result: RunResult, then: dict[str, Any]) -> None:
+def _system(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> None:
     """Python, the operating system and its C library (whose functions round)."""
     was, is_now = then.get("python", {}).get("version") or result.versions.get("python"), platform.python_version()
     same_minor = was is not None and was.split(".")[:2] == is_now.split(".")[:2]
-    found.add("Python", was, is_now, matters=not same_minor)
+    provenance.add("Python", was, is_now, matters=not same_minor)
     before, now = then.get("system", {}), describe_system()
     for key, matters in (("libc", True), ("architecture", True), ("distribution", False), ("release", False)):
         if before.get(key) is not None or now[key] is not None:
-            found.add(f"system, {key}", before.get(key), now[key], matters=matters)
+            provenance.add(f"system, {key}", before.get(key), now[key], matters=matters)
 
 
-def _hardware(found: Provenance, then: dict[str, Any], now: dict[str, Any]) -> None:
+def _hardware(provenance: Provenance, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Processor, GPU, driver, and what torch was built for. On a GPU the processor only feeds it."""
     gpu = now["gpu"] is not None
     rows = [("processor", "model", not gpu), ("processor", "instructions", not gpu), ("torch_build", "cuda", gpu)]
@@ -202,80 +202,82 @@ def _hardware(found: Provenance, then: dict[str, Any], now: dict[str, Any]) -> N
     for part, key, matters in rows:
         before, here = (v.get(part) or {} for v in (then, now))
         if before.get(key) is not None or here.get(key) is not None:
-            found.add(f"{part.replace('_build', ', built for')} {key}".replace("_", " "), before.get(key), here.get(key),
-                      matters=matters)  # fmt: skip
+            name = f"{part.replace('_build', ', built for')} {key}".replace("_", " ")
+            provenance.add(name, before.get(key), here.get(key), matters=matters)
     if then.get("nvidia_driver") or now["nvidia_driver"]:
-        found.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
+        provenance.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
 
 
-def _data(found: Provenance, run: Path, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
+def _data(provenance: Provenance, run: Path, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
     data, fix = config.dataset, f"restore the data at {config.dataset.path}"
     path: Any = data.path
     if data.generator is not None:  # in this machine's cache
         path = str(generate(data.generator, data.arguments))
         fix = f"delete {path}, so that it is generated again; if it still differs, use the code of {result.git_commit}"
-        found.places |= {data.path: path} if path != data.path else {}
+        provenance.places |= {data.path: path} if path != data.path else {}
     else:
         kept = find_archived_data(run, result.data_hash)
         typed = [path] if isinstance(path, str) else [*path.values()]
         now_at = {p: _in_archive(resolve_path(p, original_cwd), p, kept) for p in typed}
-        found.places |= {p: place for p, place in now_at.items() if place != p}
+        provenance.places |= {p: place for p, place in now_at.items() if place != p}
         path = now_at[path] if isinstance(path, str) else {split: now_at[p] for split, p in path.items()}
     try:
         now = hash_data(path, data.format)
     except (UserError, OSError):
-        found.add("data", result.data_hash, f"not at {path}", MISSING, fix)
+        provenance.add("data", result.data_hash, f"not at {path}", MISSING, fix)
     else:
-        found.add("data", result.data_hash, now, fix=fix)
+        provenance.add("data", result.data_hash, now, fix=fix)
 
 
-def _model(found: Provenance, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
+def _model(provenance: Provenance, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
     model, place = config.model, resolve_path(config.model.path, original_cwd)
     if place != model.path:
-        found.places[model.path] = place
+        provenance.places[model.path] = place
     folder = Path(place).expanduser()
     gone = [f for f in ("config.json", *model.checkpoint_files) if not (folder / f).is_file()]
     then = result.model_hash
     if gone and model.download is not None:
-        found.add("base model", then, "is downloaded when the run starts", UNKNOWN)
+        provenance.add("base model", then, "is downloaded when the run starts", UNKNOWN)
     elif gone:
         get = f"get it again: {download_command(model)}" if model.hub else f"put the model's files back into {folder}"
-        found.add("base model", then, f"no {gone[0]} in {folder}", MISSING, get)
+        provenance.add("base model", then, f"no {gone[0]} in {folder}", MISSING, get)
     else:
         now, fix = fingerprint(folder), f"put the files back that {folder} held when the run was made"
-        found.add("base model", then, now, fix=fix if then is not None else None)
+        provenance.add("base model", then, now, fix=fix if then is not None else None)
 
 
-def _tasks(found: Provenance, result: RunResult, config: RunConfig) -> None:
+def _tasks(provenance: Provenance, result: RunResult, config: RunConfig) -> None:
     keys = {e.task: e.key for e in result.evaluation}
     for name in config.eval.names:
         if name.file is not None and not name.file.is_file():
-            found.add(f"task {name.label}", name.file, "no such file", MISSING, f"put {name.file} back")
+            provenance.add(f"task {name.label}", name.file, "no such file", MISSING, f"put {name.file} back")
         elif name.label in keys:
-            found.add(f"task {name.label}", keys[name.label], item_key(name, config))
+            provenance.add(f"task {name.label}", keys[name.label], item_key(name, config))
 
 
-def _machine(found: Provenance, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
+def _machine(provenance: Provenance, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
     """Precision, threads and processes are those of then, whatever this machine would choose."""
     from cruijff_kit.models.device import check_devices, choose_machine, describe_hardware, describe_machine
 
     then, processes = result.machine, result.settings.get("processes") or 1
     if processes != (config.gpus or 1):  # it was submitted with as many GPUs
-        found.changed["gpus"] = processes
+        provenance.changed["gpus"] = processes
     try:
         machine = choose_machine(config.device, config.dtype, config.threads)
         own = describe_machine(machine)
-        found.changed |= {k: then[k] for k in ("dtype", "threads") if then.get(k) not in (None, own[k])}
-        if found.changed:
+        provenance.changed |= {k: then[k] for k in ("dtype", "threads") if then.get(k) not in (None, own[k])}
+        if provenance.changed:
             machine = choose_machine(
-                config.device, found.changed.get("dtype", config.dtype), found.changed.get("threads", config.threads)
+                config.device,
+                provenance.changed.get("dtype", config.dtype),
+                provenance.changed.get("threads", config.threads),
             )
         check_devices(machine.device, processes)
     except UserError as error:
         what, _, fix = str(error).partition("; ")
-        found.add("device", then.get("device"), what, MISSING, fix or "use a machine like the original one")
+        provenance.add("device", then.get("device"), what, MISSING, fix or "use a machine like the original one")
         return
     now = describe_machine(machine)
     for key in ("device", "dtype", "threads"):
-        found.add(key, then.get(key), now[key])
-    _hardware(found, made_with, describe_hardware(machine))
+        provenance.add(key, then.get(key), now[key])
+    _hardware(provenance, made_with, describe_hardware(machine))

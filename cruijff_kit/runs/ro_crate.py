@@ -53,8 +53,8 @@ def write_crate(folder: Path, manifest: ArchiveManifest, runs: dict[str, RunResu
 
 def read_runs(root: Path, runs: list[Path]) -> dict[str, RunResult]:
     """Read path below the archive -> result, of the runs that have one."""
-    found = {run.relative_to(root).as_posix(): run / "result.json" for run in runs}
-    return {path: read_result(file) for path, file in found.items() if file.is_file()}
+    files = {run.relative_to(root).as_posix(): run / "result.json" for run in runs}
+    return {path: read_result(file) for path, file in files.items() if file.is_file()}
 
 
 def _describe(crate: "ROCrate", runs: dict[str, RunResult], license: str | None) -> None:
@@ -81,13 +81,13 @@ def _describe_file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 def _add_software(crate: "ROCrate", runs: dict[str, RunResult]) -> dict[tuple[str, str], Any]:
     """Add each version of the software once; returns (version, commit) -> entity."""
-    found: dict[tuple[str, str], Any] = {}
+    entities: dict[tuple[str, str], Any] = {}
     for result in runs.values():
         version, commit = _find_version(result)
-        if (version, commit) not in found:
+        if (version, commit) not in entities:
             about = {"@id": f"#cruijff_kit-{commit}", "@type": "SoftwareApplication", "name": "cruijff_kit"}
-            found[version, commit] = crate.add_jsonld(about | {"softwareVersion": f"{version} ({commit})"})
-    return found
+            entities[version, commit] = crate.add_jsonld(about | {"softwareVersion": f"{version} ({commit})"})
+    return entities
 
 
 def _find_version(result: RunResult) -> tuple[str, str]:
@@ -126,6 +126,6 @@ def _add_run(
 def _add_input(crate: "ROCrate", kind: str, name: str, hash: str | None) -> Any:
     """Add the base model or a data set, which need not be part of the archive, under its hash."""
     identifier = f"#{kind}-{hash or name}"
-    found = crate.dereference(identifier)
+    entity = crate.dereference(identifier)
     about = {"@id": identifier, "@type": "CreativeWork", "name": name, "identifier": hash}
-    return found or crate.add_jsonld({k: v for k, v in about.items() if v})
+    return entity or crate.add_jsonld({k: v for k, v in about.items() if v})

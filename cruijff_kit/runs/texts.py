@@ -34,11 +34,11 @@ def tokenise_texts(texts: list[str], tokenizer: Any) -> list[Text]:
     Raises:
         UserError: one that has no token.
     """
-    found = [Text(n, t, tokenizer.encode(t, add_special_tokens=True), []) for n, t in enumerate(texts)]
-    for t in found:
+    tokenised = [Text(n, t, tokenizer.encode(t, add_special_tokens=True), []) for n, t in enumerate(texts)]
+    for t in tokenised:
         if not t.shown.strip() or not t.ids:
             raise UserError(f"text {t.id} (counted from 0) is empty; leave it out")
-    return found
+    return tokenised
 
 
 def read_file_texts(file: Path, column: str | None) -> list[str]:
@@ -52,12 +52,12 @@ def read_file_texts(file: Path, column: str | None) -> list[str]:
     if file.suffix in ("", ".txt", ".text"):
         if column is not None:
             raise UserError(f"--column {column}: {file} is plain text, a text a line; leave --column out")
-        found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        found = _read_column(file, column)
-    if not found:
+        texts = _read_column(file, column)
+    if not texts:
         raise UserError(f"{file} holds no text")
-    return found
+    return texts
 
 
 def _read_column(file: Path, column: str | None) -> list[str]:
@@ -81,10 +81,10 @@ def read_split_texts(config: RunConfig, split: str | None, most: int | None, tok
     Raises:
         UserError: the data is missing or malformed.
     """
-    found = read_split_rows(config, split)[:most]
-    if found[0].has_messages and tokenizer.kind == "base":
+    rows = read_split_rows(config, split)[:most]
+    if rows[0].has_messages and tokenizer.kind == "base":
         raise UserError(f"{config.dataset.path} holds conversations, which a base model has no template for")
-    return [_make_text(c, tokenizer) for c in found]
+    return [_make_text(c, tokenizer) for c in rows]
 
 
 def _make_text(c: Conversation, tokenizer: Any) -> Text:

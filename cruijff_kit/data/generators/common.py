@@ -64,14 +64,14 @@ def draw_distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any]
     Raises:
         UserError: too many draws were alike.
     """
-    found: dict[Any, Any] = {}
+    draws: dict[Any, Any] = {}
     for _ in range(20 * count + 1000):
-        if len(found) == count:
+        if len(draws) == count:
             break
         one = draw()
-        found.setdefault(key(one), one)
-    require(len(found) == count, f"{what}={count} is too many: {len(found)} different rows were found")
-    return [*found.values()]
+        draws.setdefault(key(one), one)
+    require(len(draws) == count, f"{what}={count} is too many: {len(draws)} different rows were found")
+    return [*draws.values()]
 
 
 def mean(values: list[float]) -> float:
