@@ -232,7 +232,7 @@ def test_a_run_with_a_leak_is_refused_unless_it_is_allowed(compose):
 def test_memorising_on_purpose(compose):
     same = ["dataset.validation_split=train", "eval=none"]
     with pytest.raises(
-        UserError, match=r"dataset.validation_split=train is what is trained on; choose another, or allow"
+        UserError, match=r"dataset.validation_split=train is the training split; choose another, or allow"
     ):
         plan_run(compose(SPLITS, *same))
     assert plan_run(compose(SPLITS, *same, "dataset.allow_leaks=[exact]")).leaks == {}
