@@ -242,7 +242,7 @@ def test_changed_code_is_noticed(shell):
     shutil.copytree(root / "cruijff_kit", code / "cruijff_kit", ignore=shutil.ignore_patterns("__pycache__"))
     shell.environment["PYTHONPATH"] = str(code)
     folder = shell.submit("out", *TINY, "seed=1", HOLD)
-    with (code / "cruijff_kit" / "progress.py").open("a") as file:
+    with (code / "cruijff_kit" / "util" / "progress.py").open("a") as file:
         file.write("\n# changed\n")
     (view,) = shell.views(folder).values()
     shell.cluster.run("scontrol", "release", view["job_id"])
