@@ -249,7 +249,7 @@ def test_custom_metrics_in_training_and_validation(train, own):
     ("name", "says"),
     [
         ("mine.raises", "mine.raises raised ZeroDivisionError"),
-        ("mine.ours", "mine.ours calls a value 'loss', which is ours"),
+        ("mine.ours", "mine.ours calls a value 'loss', which is reserved"),
         ("mine.METRICS", "cannot be imported"),
         ("broken.f", "broken.f cannot be imported: No module named 'nowhere'"),
         ("json.codecs", "json.codecs is a module, not a function"),
