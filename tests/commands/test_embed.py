@@ -146,7 +146,7 @@ REFUSED = [
     (["{run}", "--layers", "a"], "no list of whole numbers"),
     (["{run}", "--layers", "-1,4"], "names a layer twice"),
     (["{run}", "--epoch", "2"], "holds no adapter of epoch 2; there: 0, 1"),
-    (["{run}", "lr=1"], "here device, dtype, threads, gpus can differ"),
+    (["{run}", "lr=1"], "only device, dtype, threads, gpus can differ"),
     (["{run}", "--split", "tset"], "did you mean test?"),
     (["{run}", "--text", " "], "is empty"),
     (["{run}", "--text", "word " * 600], "reads at most 512"),

@@ -322,8 +322,8 @@ def test_the_fix_in_a_message(message, fix):
 def test_only_a_terminal_is_asked(ours):
     """stdin and stdout must both be one; a program that waits for JSON is never asked."""
     code = "import sys; from cruijff_kit.util import json_output as out\n"
-    code += "print('asks' if out.at_terminal() else 'does not')\n"
-    code += "with out.gathering(): sys.exit(7 * out.at_terminal())"
+    code += "print('asks' if out.is_tty() else 'does not')\n"
+    code += "with out.capture(): sys.exit(7 * out.is_tty())"
     main, terminal = pty.openpty()
     stdin, stdout = (
         terminal if tty else default for tty, default in zip(ours, (subprocess.DEVNULL, None), strict=True)
