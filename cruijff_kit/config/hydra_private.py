@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins import basic_sweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-__all__ = ["BasicSweeper"]
+# The module, not the class: the search for plugins runs the module again, and a class taken before is stale.
+__all__ = ["basic_sweeper"]
 
-BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+BASIC_SWEEPER = f"{basic_sweeper.BasicSweeper.__module__}.{basic_sweeper.BasicSweeper.__qualname__}"
 """`hydra.sweeper._target_` of hydra/sweeper=basic."""
 
 

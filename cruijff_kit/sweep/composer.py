@@ -53,7 +53,7 @@ class Composer:
         key = override.key_or_group
         if key not in self._is_group:
             hydra = self._master.hydra
-            search = list(hydra.overrides.hydra)  # hydra.searchpath=[...] may bring groups of the user's
+            search = OmegaConf.to_container(hydra.overrides.hydra)  # hydra.searchpath=[...] may bring groups of the user's
             options = self._loader.get_group_options(key, config_name=hydra.job.config_name, overrides=search)
             self._is_group[key] = bool(options)
         return self._is_group[key]

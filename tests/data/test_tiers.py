@@ -368,7 +368,7 @@ def test_no_model_elsewhere_grades_red_answers():
     """A task may ask another model to grade; in the process is allowed, elsewhere not."""
     from inspect_ai.model import Model, get_model
 
-    from cruijff_kit.evaluation.log_redaction import _asked_here, kept_in_memory
+    from cruijff_kit.evaluation.log_redaction import _allow_in_process, kept_in_memory
 
     class Elsewhere:
         def __str__(self) -> str:
@@ -377,9 +377,9 @@ def test_no_model_elsewhere_grades_red_answers():
     async def answer(model):
         return f"asked {model}"
 
-    assert asyncio.run(_asked_here(answer)(get_model("mockllm/model"))) == "asked mockllm/model"
+    assert asyncio.run(_allow_in_process(answer)(get_model("mockllm/model"))) == "asked mockllm/model"
     with pytest.raises(UserError, match="asks openai, a model elsewhere"):
-        asyncio.run(_asked_here(answer)(Elsewhere()))
+        asyncio.run(_allow_in_process(answer)(Elsewhere()))
     before = Model.generate
     with kept_in_memory() as folder:
         assert Model.generate is not before and folder.startswith("memory://")

@@ -7,11 +7,11 @@ from hydra.core.override_parser.types import Override
 from hydra_plugins.cruijff_kit_launcher.launcher import SweepLauncher
 from omegaconf import OmegaConf
 
-from cruijff_kit.config.hydra_private import BasicSweeper
+from cruijff_kit.config.hydra_private import basic_sweeper
 from cruijff_kit.sweep.expand import as_params, expand
 
 
-class Sweeper(BasicSweeper):
+class Sweeper(basic_sweeper.BasicSweeper):
     """Hydra's basic sweeper with values in pairs and runs one by one, and without composing every run once before our
     launcher does it.
     """
