@@ -53,7 +53,8 @@ class Composer:
         key = override.key_or_group
         if key not in self._is_group:
             hydra = self._master.hydra
-            search = OmegaConf.to_container(hydra.overrides.hydra)  # hydra.searchpath=[...] may bring groups of the user's
+            # hydra.searchpath=[...] may bring groups of the user's; what is interpolated is not resolved yet.
+            search = OmegaConf.to_container(hydra.overrides.hydra)
             options = self._loader.get_group_options(key, config_name=hydra.job.config_name, overrides=search)
             self._is_group[key] = bool(options)
         return self._is_group[key]
