@@ -103,14 +103,14 @@ def test_asked_to_stop_and_resumed_it_ends_as_if_it_had_not(recipe):
     options = ["gpus=2", "batch_size=4", "lora.dropout=0.1"]
     whole = trained(recipe("whole", *options))
     stopped = recipe("stopped", *options)
-    take, stopped_at = stopped._take, []
+    handle, stopped_at = stopped._handle, []
 
     def watched(message: dict) -> None:
-        take(message)
+        handle(message)
         if stopped.global_step >= 4:
             stopped.stop_requested = "asked to"
 
-    stopped._take = watched
+    stopped._handle = watched
     with pytest.raises(TrainingInterrupted, match=r"asked to at step \d+ of 14"):
         stopped.train()
     stopped_at.append(stopped.global_step)
