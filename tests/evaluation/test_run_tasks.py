@@ -121,7 +121,7 @@ def test_a_prompt_that_training_words_otherwise_is_refused(compose, override):
 
 def test_a_task_that_words_its_prompt_otherwise_is_refused(compose, with_task):
     with_task("wordy", solver=[system_message("Answer at once."), generate()])
-    with pytest.raises(UserError, match="wordy asks row 0 in other tokens"):
+    with pytest.raises(UserError, match="wordy uses other prompt tokens for row 0"):
         cruijff_kit.train_then_eval(compose("run", "eval.tasks=[wordy]"))
 
 
