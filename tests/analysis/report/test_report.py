@@ -269,8 +269,8 @@ def test_methods_say_which_leaks_there_were_and_which_were_meant(sweep, tmp_path
     ]
     text = methods_text(read_runs(copies(sweep, tmp_path / "s", changes)))
     for part in (
-        "Of the test split 1 or 98 rows asked what rows of the train split ask too.",
-        "Of the validation split 3 rows asked nearly what rows of the train split ask too.",
+        "Of the test split 1 or 98 rows repeat prompts of the train split.",
+        "Of the validation split 3 rows nearly repeat prompts of the train split.",
         "In 5 rows of the train split the prompt contains the answer.",
         "We allowed repeated prompts across splits on purpose.",
         "The column that names the unit of each row is person.",
@@ -279,10 +279,7 @@ def test_methods_say_which_leaks_there_were_and_which_were_meant(sweep, tmp_path
     assert "No prompt occurred in two splits" not in text
     units = {"leaks": {"unit train test": 4}, "allowed_leaks": ["unit", "exact"]}
     text = methods_text(read_runs(copies(sweep, tmp_path / "units", [units])))
-    assert (
-        "Of the test split 4 rows were of units that the train split has rows of too. We allowed rows of the same unit"
-        in text
-    )
+    assert "Of the test split 4 rows belong to units of the train split. We allowed rows of the same unit" in text
 
 
 def test_methods_name_dora_decoding_and_code_without_a_commit(sweep, tmp_path, tiny):
