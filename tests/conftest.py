@@ -206,8 +206,8 @@ def set_up_recipe():
     return made
 
 
-@pytest.fixture
-def forgetful(monkeypatch):
+@pytest.fixture(autouse=True)
+def forget_red_data(monkeypatch):
     """A process never forgets that it handled red data; this one has other tests to run, and no agent starts them."""
     from cruijff_kit.util import redaction
     from cruijff_kit.util.agents import VARIABLES

@@ -364,7 +364,7 @@ def test_data_of_several_runs_is_copied_once(with_data, archive, tmp_path):
     assert again[0] == 0 and len(read_manifest(tmp_path / "kept").data) == 2, "what is there stays known"
 
 
-def test_sensitive_data_stays_where_it_is(with_data, archive, tmp_path, forgetful):
+def test_sensitive_data_stays_where_it_is(with_data, archive, tmp_path):
     """Yellow data goes along where the runs name who allowed it; red data never, also where it was marked since."""
     path = tmp_path / "my" / "d.csv"
     yellow = with_data(path, {"d.csv": ROWS}, "dataset.tier=yellow", "agent=false")

@@ -115,7 +115,7 @@ def test_positions_without_pooling_are_as_many_as_tokens(run, embed):
     assert len(table["embedding_4"].to_pylist()[0][0]) == 128
 
 
-def test_red_data_leaves_no_text_behind(embed, tiny, tmp_path, forgetful):
+def test_red_data_leaves_no_text_behind(embed, tiny, tmp_path):
     """Texts of a file with TIER beside it, whatever model reads them."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "t.txt").write_text("canary one\ncanary two\n")

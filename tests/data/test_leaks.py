@@ -352,7 +352,7 @@ def test_a_unit_column_that_is_none(respondents, setting, message):
         plan_run(respondents("dataset.unit_column=person", person=lambda n: "" if n == 1 else n))
 
 
-def test_of_red_data_a_unit_is_a_hash(respondents, forgetful):
+def test_of_red_data_a_unit_is_a_hash(respondents):
     """The same for rows of one unit, and in every run on the data; the name of the unit nowhere."""
     red = ["dataset.unit_column=person", "dataset.tier=red", "eval.limit=6", "max_steps_per_epoch=1"]
     result = cruijff_kit.train_then_eval(respondents(*red))

@@ -36,7 +36,6 @@ from cruijff_kit.util.redaction import quote
 
 FORMS = [canaries.CANARY.encode(), canaries.EXOTIC.encode(), json.dumps(canaries.EXOTIC)[1:-1].encode(),
          json.dumps(canaries.EXOTIC, ensure_ascii=False)[1:-1].encode()]  # fmt: skip
-pytestmark = pytest.mark.usefixtures("forgetful")
 SOURCES = {"data", "kept"}  # where canaries come from, or may go
 
 

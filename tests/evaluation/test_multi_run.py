@@ -622,7 +622,7 @@ def evaluate_in_order(items: dict[int, EvaluationItem]) -> dict:
     return dict(zip(sorted(items), evaluate_together([items[n] for n in sorted(items)]), strict=True))
 
 
-def test_red_data_leaves_nothing_of_its_samples(cell, tmp_path, forgetful):
+def test_red_data_leaves_nothing_of_its_samples(cell, tmp_path):
     cells = [cell("open"), cell("red")]
     data = Path(cells[1].config.dataset.path)
     private = tmp_path / "private.json"

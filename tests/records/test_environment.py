@@ -162,7 +162,7 @@ def test_what_is_too_large_is_not_copied(run, project, monkeypatch):
     assert kept(run(name="none")).keys() == {"lab/__init__.py", "tasks/parts/__init__.py"}, "they are empty"
 
 
-def test_of_red_data_only_hashes(run, project, forgetful, monkeypatch):
+def test_of_red_data_only_hashes(run, project, monkeypatch):
     monkeypatch.setattr(module, "_diff_checkout", lambda: b"diff --git a b")
     folder = run("dataset.tier=red")
     found = read_environment(folder)

@@ -4,12 +4,9 @@ import os
 import stat
 
 import canaries
-import pytest
 from slurm_shell import TINY
 
 from cruijff_kit.records.result import read_result
-
-pytestmark = pytest.mark.usefixtures("forgetful")
 
 
 def contents(folder) -> dict[str, bytes]:
