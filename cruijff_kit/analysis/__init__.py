@@ -3,7 +3,7 @@
 sweep            everything about a list of results, from the modules below
 configurations   runs that differ in their seed only
 rankings         which configuration is best, by what, and which cannot be distinguished from it
-comparisons      each configuration against the untrained model, chance, and the best
+comparisons      each configuration against the base model, chance, and the best
 estimates        values of a configuration with intervals, over items and seeds
 differences      whether two differ: items and seeds as crossed random effects
 intervals        of one run: shares, means, any metric             measures   metrics of many weighted samples at once

@@ -1,8 +1,8 @@
-"""Each configuration against the untrained model, the constant baseline (chance), and the best configuration.
+"""Each configuration against the base model, the constant baseline (chance), and the best configuration.
 
 Paired item by item, over the items that both answered. Everything that is tested on one page is one family for Holm's
 correction. A configuration that gives every item the same answer is no evidence of anything: it gets no p. Nor is one that
-is better than the untrained model, but no better than a constant: it may have learnt only the form of the answers.
+is better than the base model, but no better than a constant: it may have learnt only the form of the answers.
 """
 
 import math
@@ -21,7 +21,7 @@ from cruijff_kit.util.json_output import to_plain
 if TYPE_CHECKING:
     import numpy as np
 
-UNTRAINED, CHANCE, BEST = "untrained", "chance", "best"
+BASE_MODEL, CHANCE, BEST = "base model", "chance", "best"
 VALIDATION = ("validation", "loss", "validation_loss")
 """What a comparison of validation losses has for task, scorer and metric."""
 SAME_ANSWER = "no test: one answer to all"
@@ -37,7 +37,7 @@ class Comparison:
 
     configuration: str
     against: str
-    """untrained, chance or best."""
+    """base model, chance or best."""
     task: str
     scorer: str
     metric: str
@@ -87,7 +87,7 @@ def compare_configurations(
     leaders: dict[int, Configuration],
     chosen_by: set[Measured],
 ) -> dict[str, list[Comparison]]:
-    """Name of each configuration -> its comparisons: with the untrained model, with chance, with the best.
+    """Name of each configuration -> its comparisons: with the base model, with chance, with the best.
 
     Args:
         metrics: what is compared.
@@ -120,21 +120,21 @@ def _correct(configurations: list[Configuration], tried: list[_Test]) -> dict[st
             Comparison(t.configuration.name, t.against, *t.measured, d.items, len(t.configuration.runs), d.difference,
                        low, high, p, p_holm, method)
         )  # fmt: skip
-    order = (UNTRAINED, CHANCE, BEST)
+    order = (BASE_MODEL, CHANCE, BEST)
     return {name: sorted(found, key=lambda c: order.index(c.against)) for name, found in made.items()}
 
 
 def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance | None) -> Iterator[_Test]:
-    """Against what was not trained: the untrained model, and the constant baseline."""
+    """Against what was not trained: the base model, and the constant baseline."""
     task, scorer, metric = measured
     cells = c.cells(task)
     if not cells or scorer not in cells[0].metrics:
         return
     untested = SAME_ANSWER if _is_constant(c, measured) else ""
     own = [load_samples(e.log, scorer) for e in cells]
-    before = [load_samples(e.log, scorer) for e in c.cells(task, untrained=True)[:1]]
+    before = [load_samples(e.log, scorer) for e in c.cells(task, base_model=True)[:1]]
     is_above_chance = True  # where there is no constant
-    for against, others in ((CHANCE, [load_constant_samples(cells[0].log, scorer, metric)]), (UNTRAINED, before)):
+    for against, others in ((CHANCE, [load_constant_samples(cells[0].log, scorer, metric)]), (BASE_MODEL, before)):
         both = align([*own, *others]) if others else None
         if both is None or not all(is_computable(metric, s) for s in both):
             continue

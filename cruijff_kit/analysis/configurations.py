@@ -24,14 +24,14 @@ class Configuration:
         """Of each run."""
         return [seed_of(r) for r in self.runs]
 
-    def cells(self, task: str, untrained: bool = False) -> list[Evaluation]:
+    def cells(self, task: str, base_model: bool = False) -> list[Evaluation]:
         """Of each run the task's evaluation, of several epochs the last; empty where a run has none."""
-        found = [last_cell(r, task, untrained) for r in self.runs]
+        found = [last_cell(r, task, base_model) for r in self.runs]
         return [] if None in found else found
 
-    def values(self, task: str, scorer: str, metric: str, untrained: bool = False) -> list[float]:
+    def values(self, task: str, scorer: str, metric: str, base_model: bool = False) -> list[float]:
         """A metric of each run; empty where a run has none, or one that is not finite."""
-        found = [e.metrics.get(scorer, {}).get(metric) for e in self.cells(task, untrained)]
+        found = [e.metrics.get(scorer, {}).get(metric) for e in self.cells(task, base_model)]
         return found if found and all(is_finite(v) for v in found) else []
 
     def objectives(self) -> list[float]:
@@ -44,9 +44,9 @@ def seed_of(result: RunResult) -> int:
     return result.settings.get(SEED, result.seeds.get(SEED, 0))
 
 
-def last_cell(result: RunResult, task: str, untrained: bool = False) -> Evaluation | None:
+def last_cell(result: RunResult, task: str, base_model: bool = False) -> Evaluation | None:
     """A task's evaluation, of several epochs the last."""
-    return next((e for e in reversed(result.baseline if untrained else result.evaluation) if e.task == task), None)
+    return next((e for e in reversed(result.baseline if base_model else result.evaluation) if e.task == task), None)
 
 
 def is_finite(value: Any) -> bool:

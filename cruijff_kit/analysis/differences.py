@@ -75,7 +75,7 @@ def item_values(name: str, samples: Samples) -> "np.ndarray":
 def compare(
     own: "np.ndarray", other: "np.ndarray", between_seeds: "SeedVariance | None" = None, other_is_fixed: bool = False
 ) -> Difference:
-    """Compare two configurations (or a configuration and the untrained model, or chance) on the same items.
+    """Compare two configurations (or a configuration and the base model, or chance) on the same items.
 
     Args:
         own, other: [seeds, items] scores, as `item_values` has them.

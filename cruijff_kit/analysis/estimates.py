@@ -47,19 +47,19 @@ def estimate_cell(cell: Evaluation, scorer: str, metric: str, level: float = LEV
 
 
 def estimate(
-    configuration: Configuration, task: str, scorer: str, metric: str, level: float = LEVEL, untrained: bool = False
+    configuration: Configuration, task: str, scorer: str, metric: str, level: float = LEVEL, base_model: bool = False
 ) -> Estimate | None:
     """A metric of a configuration; None where it has none.
 
     Args:
         level: of the interval; a higher one for a configuration that was chosen as the best of many on these items.
-        untrained: of the untrained model instead.
+        base_model: of the base model instead.
     """
-    values = configuration.values(task, scorer, metric, untrained)
-    cells = configuration.cells(task, untrained)
+    values = configuration.values(task, scorer, metric, base_model)
+    cells = configuration.cells(task, base_model)
     if not values:
         return None
-    if untrained or len(values) == 1:
+    if base_model or len(values) == 1:
         return estimate_cell(cells[0], scorer, metric, level)
     mean = sum(values) / len(values)
     found = align([load_samples(e.log, scorer) for e in cells])

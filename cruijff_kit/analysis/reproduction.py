@@ -60,7 +60,7 @@ def compare_results(run: Path, then: RunResult, again: Path, now: RunResult) -> 
     """
     dtype = "bf16" if "bf16" in (then.machine.get("dtype"), now.machine.get("dtype")) else "fp32"
     found = [*_compare_losses(run, again, LOSS[dtype]), *_compare_adapters(run, again, ADAPTER[dtype])]
-    for kind, one, other in (("", then.evaluation, now.evaluation), ("untrained ", then.baseline, now.baseline)):
+    for kind, one, other in (("", then.evaluation, now.evaluation), ("base model ", then.baseline, now.baseline)):
         found += _compare_evaluations(kind, one, other)
     return ReproductionReport(found)
 

@@ -53,9 +53,9 @@ def unfinished_runs(folder: Path) -> list[str]:
 def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
     """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
 
-    Metric columns are named TASK/SCORER/METRIC, those of the untrained model "untrained TASK/SCORER/METRIC", the known best
+    Metric columns are named TASK/SCORER/METRIC, those of the base model "base model TASK/SCORER/METRIC", the known best
     "bayes_optimum TASK/METRIC", the constant baseline "chance TASK/SCORER/METRIC", comparisons of the run's configuration
-    "versus untrained TASK/SCORER/METRIC difference" (low, high, p, p_holm, items), "versus chance ..." and "versus best
+    "versus base model TASK/SCORER/METRIC difference" (low, high, p, p_holm, items), "versus chance ..." and "versus best
     ...". "best" says whether the configuration is among the best.
 
     Of several evaluated epochs the last one; `to_frame(by_epoch(read_results(...)))` has all.
@@ -106,7 +106,7 @@ def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
         **result.swept,
         "loss": training.get("loss"),
         "validation_loss": training.get("validation_loss"),
-        **dict(_metrics(result.baseline, "untrained ")),
+        **dict(_metrics(result.baseline, "base model ")),
         **dict(_metrics(result.evaluation, "")),
         **csv_columns(analysis.comparisons_of(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,

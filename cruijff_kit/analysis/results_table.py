@@ -9,10 +9,10 @@ from cruijff_kit.analysis.table_cells import (
     INTERVALS,
     SEEDS,
     VERSUS,
+    base_model_line,
     lines_below,
     seed_cells,
     table_cells,
-    untrained_line,
     versus_cells,
 )
 from cruijff_kit.records.result import RunResult, red_data_notice
@@ -65,7 +65,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     below = [INTERVALS] if any(r.evaluation for r in results) else []
     if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
         table = _rich(*table_cells(results, analysis, narrow=True), styles, broken=True)
-        below.append(untrained_line(results, analysis))
+        below.append(base_model_line(results, analysis))
     console.print(table)
     for line in (*below, *lines_below(results, analysis), _of_several_epochs(results), red_data_notice(results)):
         if line:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, UNTRAINED, VALIDATION, Measured, format_comparison
+from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, VALIDATION, Measured, format_comparison
 from cruijff_kit.analysis.configurations import Configuration, last_cell
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell, estimate_loss
 from cruijff_kit.analysis.headlines import list_scorers, pick_headline
@@ -27,8 +27,8 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     known best where they vary. A star marks the runs of the best configurations.
 
     Args:
-        narrow: leave out the seconds, what varies where every run's name has it, and what the untrained model got where
-            that is the same for all (`untrained_line`) or of a task's further scorers; intervals with two decimals.
+        narrow: leave out the seconds, what varies where every run's name has it, and what the base model got where
+            that is the same for all (`base_model_line`) or of a task's further scorers; intervals with two decimals.
     """
     several = len({e.task for e in _entries(results)}) > 1
     columns: list[tuple[str, list[str]]] = [("run", [("* " if analysis.is_best(r) else "") + r.name for r in results])]
@@ -44,7 +44,7 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     for task, scorer in list_scorers(results):
         name = f"{task} {scorer}" if several else scorer
         what = pick_headline(results, task, scorer)
-        before = _scores(results, analysis, (task, scorer, what), narrow, untrained=True)
+        before = _scores(results, analysis, (task, scorer, what), narrow, base_model=True)
         if not narrow or scorer == first[task] and len({*before}) > 1:
             columns.append((f"{name} {what} before", before))
         columns.append((f"{name} {what} after", _scores(results, analysis, (task, scorer, what), narrow)))
@@ -66,17 +66,17 @@ def table_cells(results: list[RunResult], analysis: Analysis, narrow: bool = Fal
     return [name for name, _ in kept], [list(row) for row in zip(*(cells for _, cells in kept), strict=True)]
 
 
-def untrained_line(results: list[RunResult], analysis: Analysis) -> str:
-    """A line about what the untrained model got in each task's first scorer, where that is the same for all runs."""
+def base_model_line(results: list[RunResult], analysis: Analysis) -> str:
+    """A line about what the base model got in each task's first scorer, where that is the same for all runs."""
     first = {
         task: (task, scorer, pick_headline(results, task, scorer)) for task, scorer in reversed(list_scorers(results))
     }
     found = []
     for measured in reversed(first.values()):
-        before = {*_scores(results, analysis, measured, narrow=False, untrained=True)}
+        before = {*_scores(results, analysis, measured, narrow=False, base_model=True)}
         if len(before) == 1 and before != {""}:
             found.append(f"{' '.join(measured if len(first) > 1 else measured[1:])} {before.pop()}")
-    return f"untrained: {', '.join(found)}" if found else ""
+    return f"base model: {', '.join(found)}" if found else ""
 
 
 def known_best(results: list[RunResult]) -> str:
@@ -127,18 +127,18 @@ def best_line(ranking: Ranking | None) -> str:
 
 
 def versus_cells(analysis: Analysis) -> Cells | None:
-    """A row a configuration and metric: against the untrained model, chance and the best; None: nothing to compare."""
+    """A row a configuration and metric: against the base model, chance and the best; None: nothing to compare."""
     metrics = compared_metrics(analysis)
     several = len({t for t, _, _ in metrics}) > 1
     rows = []
     for c in analysis.configurations:
         for measured in [*metrics, VALIDATION]:
-            cells = [format_comparison(analysis.comparisons[c.name], a, measured) for a in (UNTRAINED, CHANCE, BEST)]
+            cells = [format_comparison(analysis.comparisons[c.name], a, measured) for a in (BASE_MODEL, CHANCE, BEST)]
             star = "* " if analysis.ranking and c in analysis.ranking.best else ""
             words = measured[2:] if measured == VALIDATION else measured if several else measured[1:]
             rows.append([star + c.name, " ".join(words).replace("_loss", " loss"), *cells])
     rows = [row for row in rows if any(row[2:])]
-    header = ["configuration", "scores", *(f"versus {a}" for a in (UNTRAINED, CHANCE, BEST))]
+    header = ["configuration", "scores", *(f"versus {a}" for a in (BASE_MODEL, CHANCE, BEST))]
     kept = [i for i in range(5) if any(row[i] for row in rows)]
     return ([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else None
 
@@ -185,13 +185,13 @@ def _entries(results: list[RunResult]) -> list[Evaluation]:
 
 
 def _scores(
-    results: list[RunResult], analysis: Analysis, measured: Measured, narrow: bool, untrained: bool = False
+    results: list[RunResult], analysis: Analysis, measured: Measured, narrow: bool, base_model: bool = False
 ) -> list[str]:
     """A score of each run with its interval."""
     cells = []
     for r in results:
-        entry, c = last_cell(r, measured[0], untrained), analysis.configuration_of(r)
-        level: dict[str, Any] = {} if untrained or c is None else {"level": analysis.level_of(c, measured)}
+        entry, c = last_cell(r, measured[0], base_model), analysis.configuration_of(r)
+        level: dict[str, Any] = {} if base_model or c is None else {"level": analysis.level_of(c, measured)}
         found = estimate_cell(entry, *measured[1:], **level) if entry else None
         cells.append(with_interval(found, narrow) if found else "")
     return cells
@@ -210,13 +210,13 @@ def _losses(results: list[RunResult], narrow: bool) -> list[str]:
 
 def _shares(result: RunResult, task: str, scorer: str) -> str:
     """Shares of the samples that a scorer scored, before and after."""
-    entries = [last_cell(result, task, untrained=True), last_cell(result, task)]
+    entries = [last_cell(result, task, base_model=True), last_cell(result, task)]
     return " → ".join(f"{e.coverage[scorer]:.0%}" for e in entries if e and scorer in e.coverage)
 
 
 def _of_each(results: list[RunResult], task: str, read: Callable[[Evaluation], float | None]) -> list[str]:
-    """A number of each run's cell of a task (the untrained model's where there is no other), as text."""
-    entries = [last_cell(r, task) or last_cell(r, task, untrained=True) for r in results]
+    """A number of each run's cell of a task (the base model's where there is no other), as text."""
+    entries = [last_cell(r, task) or last_cell(r, task, base_model=True) for r in results]
     values = [read(e) if e else None for e in entries]
     return ["" if v is None or not math.isfinite(v) else format_number(v) for v in values]
 

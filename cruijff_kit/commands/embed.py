@@ -1,7 +1,7 @@
 """Embeddings and logits of texts: `cruijff-kit embed MODEL --to FILE [KEY=VALUE ...]`.
 
 cruijff-kit embed RUN_DIR --to test.parquet                                       the run's test split, its last adapter
-cruijff-kit embed RUN_DIR --untrained --split validation --to v.h5                the base model under it
+cruijff-kit embed RUN_DIR --base-model --split validation --to v.h5                the base model under it
 cruijff-kit embed ADAPTER_DIR --text "One." --text "Two." --to e.h5               an adapter that PEFT saved
 cruijff-kit embed model=smollm2_135m --file my.csv --column said --layers 0,6,-1 --pooling mean --to e.h5
 """
@@ -38,7 +38,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     where, overrides = split_items(options.items, 1)
-    source = find_model(where[0] if where else None, overrides, options.config_dir, options.epoch, options.untrained)
+    source = find_model(where[0] if where else None, overrides, options.config_dir, options.epoch, options.base_model)
     red = source.check_access(options.file) == RED
     if red and options.top:
         raise UserError("--top writes what the model would say, and the data is red; leave it out")
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--epoch", type=int, metavar="N", help="of a run's adapter, from 0; default: the last one saved"
     )
-    parser.add_argument("--untrained", action="store_true", help="the base model alone")
+    parser.add_argument("--base-model", action="store_true", help="the base model alone")
     add_texts(parser)
     parser.add_argument("--max-samples", type=int, metavar="N", help="the first N rows of the split")
     parser.add_argument("--layers", default="-1", metavar="N,N", help="0: the embedding; -1: the last one (default)")

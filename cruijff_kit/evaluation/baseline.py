@@ -59,8 +59,8 @@ def _evaluate_task(
             write_text(entry_folder / "evaluation.json", json.dumps(dataclasses.asdict(entry), indent=2))
         else:
             entry.cached, entry.key, entry.split = True, item_key(name, config), config.split_of(name)
-            say(f"{name.label}, untrained model: from the cache")
-    logs = folder.eval / "untrained"
+            say(f"{name.label}, base model: from the cache")
+    logs = folder.eval / "base_model"
     logs.mkdir(parents=True, exist_ok=True)
     entry.log = str(shutil.copy(entry.log, logs))
     return entry

@@ -17,7 +17,7 @@ from cruijff_kit.records.result import Evaluation, RunResult
 class EvaluationGrid:
     """What is to be evaluated."""
 
-    untrained: list[TaskName] = field(default_factory=list)
+    base_model: list[TaskName] = field(default_factory=list)
     """Tasks of the base model."""
     trained: list[tuple[TaskName, int]] = field(default_factory=list)
     """Task and epoch of the trained model."""
@@ -25,22 +25,22 @@ class EvaluationGrid:
     """Labels of evaluations that the result has under other settings."""
 
     def __len__(self) -> int:
-        return len(self.untrained) + len(self.trained)
+        return len(self.base_model) + len(self.trained)
 
     @property
     def names(self) -> list[TaskName]:
         """The tasks, each once."""
-        return list({n.label: n for n in [*self.untrained, *(n for n, _ in self.trained)]}.values())
+        return list({n.label: n for n in [*self.base_model, *(n for n, _ in self.trained)]}.values())
 
     def to_dict(self) -> dict[str, list]:
         """As in --json."""
         trained = [{"task": n.label, "epoch": e} for n, e in self.trained]
-        return {"untrained": [n.label for n in self.untrained], "trained": trained}
+        return {"base_model": [n.label for n in self.base_model], "trained": trained}
 
     def summary(self) -> str:
         """Name all in one line."""
         trained = [f"{n.label} of epoch {e}" for n, e in self.trained]
-        return ", ".join([*trained, *(f"{n.label} of the untrained model" for n in self.untrained)])
+        return ", ".join([*trained, *(f"{n.label} of the base model" for n in self.base_model)])
 
 
 def item_key(name: TaskName, config: RunConfig) -> str:
@@ -64,8 +64,8 @@ def find_missing(config: RunConfig, result: RunResult, logs: Path) -> Evaluation
     grid = EvaluationGrid()
     for name in config.eval.names:
         key = item_key(name, config)
-        if config.eval.baseline and not _has(result.baseline, name.label, None, key, logs / "untrained", grid):
-            grid.untrained.append(name)
+        if config.eval.baseline and not _has(result.baseline, name.label, None, key, logs / "base_model", grid):
+            grid.base_model.append(name)
     for epoch in config.evaluated_epochs:
         for name in config.eval.names:
             if not _has(result.evaluation, name.label, epoch, item_key(name, config), logs, grid):

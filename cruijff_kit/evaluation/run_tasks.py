@@ -132,13 +132,13 @@ def log_metadata(
     """What a log says of who answered; one value each, so that inspect-ai's dataframes have them as columns.
 
     Args:
-        config_hash: None for the untrained model, which many runs share.
-        epoch: of the adapter, counted from 0; None for the untrained model.
+        config_hash: None for the base model, which many runs share.
+        epoch: of the adapter, counted from 0; None for the base model.
         adapter: the folder of the adapter; None where it is not saved, or there is none.
     """
     lora = config.lora if epoch is not None else None
     return {
-        "run": config.run_name if lora else "untrained",
+        "run": config.run_name if lora else "base model",
         "task": str(name),
         "base_model": config.model.path,
         "adapter": adapter,
@@ -167,7 +167,7 @@ def run_task(
     """
     started = time.monotonic()
     task, label = build_task(name, config), name.label
-    who = "untrained model" if epoch is None else f"epoch {epoch}"
+    who = "base model" if epoch is None else f"epoch {epoch}"
     with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
         model = open_model(
             chat_model, config.model.name, config.eval.batch_size, bar.advance, options=option_tokens(task),
@@ -213,7 +213,7 @@ def evaluation_of(
 
 def report_scores(evaluation: Evaluation, begin: str = "") -> None:
     """Print a line with its scores."""
-    who = "untrained model" if evaluation.epoch is None else f"epoch {evaluation.epoch}"
+    who = "base model" if evaluation.epoch is None else f"epoch {evaluation.epoch}"
     first = next(iter(evaluation.metrics.values()), {})
     metrics = ", ".join(f"{m} {v:.3f}" for m, v in first.items())
     say(f"{begin}{evaluation.task}, {who}: {metrics} ({evaluation.samples} samples, {evaluation.seconds} s)")

@@ -106,7 +106,7 @@ class RunResult:
     """The recipe's summary (recipes/lora_single_device.py, TrainingSummary): loss, validation_loss, best_epoch, tokens,
     trainable_parameters, peak_memory_bytes, adapters, ..."""
     baseline: list[Evaluation] = field(default_factory=list)
-    """The untrained model, one entry per task."""
+    """The base model, one entry per task."""
     evaluation: list[Evaluation] = field(default_factory=list)
     """The trained model, one entry per task and evaluated epoch; of a task, in the order of epochs."""
     posthoc_error: Failure | None = None
@@ -223,7 +223,7 @@ def _relocate_logs(result: RunResult, run: Path) -> None:
     """Let it name its folder and its logs where they lie now; its folder may have been moved or copied."""
     if "run" in result.paths and not Path(result.paths["run"]).is_dir():
         result.paths["run"] = str(run)
-    for evaluations, logs in ((result.baseline, run / "eval" / "untrained"), (result.evaluation, run / "eval")):
+    for evaluations, logs in ((result.baseline, run / "eval" / "base_model"), (result.evaluation, run / "eval")):
         for e in evaluations:
             here = logs / Path(e.log).name
             if not Path(e.log).is_file() and here.is_file():

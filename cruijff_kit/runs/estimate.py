@@ -132,7 +132,7 @@ def _count_processors(config: RunConfig, plan: RunPlan) -> tuple[int, int]:
 
 
 def _count_evaluations(config: RunConfig) -> int:
-    """How often each task is answered; the untrained model's answers count too, though they may be there already."""
+    """How often each task is answered; the base model's answers count too, though they may be there already."""
     return len(config.evaluated_epochs) + config.eval.baseline if config.eval.tasks else 0
 
 

@@ -56,7 +56,7 @@ class ModelRef:
     def summary(self) -> str:
         """Return the model in a few words."""
         if self.adapter is None:
-            return f"{self.config.model.name}, untrained"
+            return f"{self.config.model.name} (base model)"
         epoch = "" if self.epoch is None else f", epoch {self.epoch}"
         return f"{self.config.model.name} with {self.config.run_name}{epoch}"
 
@@ -66,7 +66,7 @@ def find_model(
     overrides: list[str],
     config_dir: str | None = None,
     epoch: int | None = None,
-    untrained: bool = False,
+    base_model: bool = False,
 ) -> ModelRef:
     """Find the model that a command line names.
 
@@ -75,18 +75,18 @@ def find_model(
         overrides: of a run device, dtype, threads and gpus; else as for cruijff_kit.train.
         config_dir: folder with YAML of the user's.
         epoch: of a run's adapter, counted from 0; None: the last one that was saved.
-        untrained: the base model alone.
+        base_model: the base model alone.
     Raises:
         UserError: there is no such model, or it is ambiguous.
     """
     if where is not None and not where.is_dir():
         raise UserError(f"no such folder: {where}")
     if where is not None and ((where / "result.json").is_file() or (where / "config.yaml").is_file()):
-        return _find_run(where, overrides, epoch, untrained)
+        return _find_run(where, overrides, epoch, base_model)
     if epoch is not None:
         raise UserError("--epoch chooses among the adapters of a run; give a run's folder")
     if where is not None and is_adapter_folder(where):
-        return _find_adapter(where.absolute(), overrides, config_dir, untrained)
+        return _find_adapter(where.absolute(), overrides, config_dir, base_model)
     if where is not None and (where / "config.json").is_file():
         overrides = [*model_overrides(where, overrides), *overrides]
     elif where is not None:
@@ -96,13 +96,13 @@ def find_model(
     return ModelRef(_compose(overrides, config_dir))
 
 
-def _find_run(run: Path, overrides: list[str], epoch: int | None, untrained: bool) -> ModelRef:
+def _find_run(run: Path, overrides: list[str], epoch: int | None, base_model: bool) -> ModelRef:
     folder, config = RunFolder(run), _load_config(run, overrides)
     result = read_result(folder.result) if folder.result.exists() else None
     if result:
         config.dataset.tier = tiers.strictest_tier([config.dataset.tier, result.tier])
     from_elsewhere = result.paths.get("adapter") if result else None
-    if untrained or (result and result.settings.get("lora.rank") is None):
+    if base_model or (result and result.settings.get("lora.rank") is None):
         return ModelRef(config)
     if from_elsewhere:
         return ModelRef(config, Path(from_elsewhere), ours=False)
@@ -134,10 +134,10 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     return dataclasses.replace(config, **chosen, torchtune=cfg)
 
 
-def _find_adapter(adapter: Path, overrides: list[str], config_dir: str | None, untrained: bool) -> ModelRef:
+def _find_adapter(adapter: Path, overrides: list[str], config_dir: str | None, base_model: bool) -> ModelRef:
     named = [] if has_override(overrides, "run_name") else [f"run_name={repr_text(adapter.name)}"]
     config = _compose([*adapter_overrides(adapter, overrides), *named, *overrides], config_dir)
-    return ModelRef(config, None if untrained else adapter, ours=False)
+    return ModelRef(config, None if base_model else adapter, ours=False)
 
 
 def _compose(overrides: list[str], config_dir: str | None) -> RunConfig:

@@ -116,7 +116,7 @@ def _evaluate(folder: RunFolder, request: EvaluationRequest, config: RunConfig, 
     plan = plan_evaluation(select_tasks(config, items.names))
     result.data_hash = plan.data_hash
     evaluator, failure = _ItemEvaluator(folder, request, config, plan, result), None
-    for name, epoch in [*((n, None) for n in items.untrained), *items.trained]:
+    for name, epoch in [*((n, None) for n in items.base_model), *items.trained]:
         try:
             new = evaluator.evaluate(name, epoch)
         except Exception as error:
@@ -180,7 +180,7 @@ class _ItemEvaluator:
 def _save(new: Evaluation, result: RunResult, folder: RunFolder) -> None:
     """Put an evaluation into the result and write that; move the log of one that it replaces to eval/replaced."""
     evaluations = result.baseline if new.epoch is None else result.evaluation
-    logs = folder.eval / "untrained" if new.epoch is None else folder.eval
+    logs = folder.eval / "base_model" if new.epoch is None else folder.eval
     for old in evaluations:
         log = logs / Path(old.log).name  # wherever the folder was when it was made
         if (old.task, old.epoch) == (new.task, new.epoch) and log.is_file() and log.name != Path(new.log).name:

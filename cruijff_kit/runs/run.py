@@ -209,7 +209,7 @@ class Run:
             yield
             from cruijff_kit.training.trackers import report
 
-            evaluations = {"eval": self.result.evaluation, "untrained": self.result.baseline}
+            evaluations = {"eval": self.result.evaluation, "base_model": self.result.baseline}
             report(
                 self.recipe,
                 {

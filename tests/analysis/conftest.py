@@ -49,7 +49,7 @@ def finished():
         rank: int,
         seed: int,
         cell: Evaluation,
-        untrained: Evaluation,
+        base_model: Evaluation,
         validation_loss: float = 0.5,
         swept_seed: bool = True,
         **more: Any,
@@ -65,7 +65,7 @@ def finished():
         return RunResult(
             name, "done", "counting", "tiny", swept,
             {"lora.rank": rank, "lr": 1e-3, "batch_size": 4, "epochs": 1, "seed": seed}, f"{rank} {seed}", f"{rank}",
-            started=f"2026-01-01T00:00:{rank:02}+00:00", baseline=[untrained], evaluation=[cell],
+            started=f"2026-01-01T00:00:{rank:02}+00:00", baseline=[base_model], evaluation=[cell],
             training={"loss": 0.1, "validation_loss": validation_loss, "validation_losses": [validation_loss]},
             **given | more,
         )  # fmt: skip

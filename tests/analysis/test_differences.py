@@ -121,13 +121,13 @@ def test_one_seed_borrows_from_the_others():
 
 @pytest.mark.parametrize("points", [(0, 0, 0, 0), (2, 2, 2, 2), (4, 4, 4, 4), (1, 4, 1, 4)])
 def test_seeds_are_pooled_over_configurations(points):
-    """Four of three seeds: false positives are held, and 40 points above the untrained model are found for certain."""
+    """Four of three seeds: false positives are held, and 40 points above the base model are found for certain."""
     draw, found, better = np.random.default_rng(7), [], []
     for _ in range(400):
-        *made, untrained = sweep(draw, 5, 3, 300, *points, 0)
+        *made, base_model = sweep(draw, 5, 3, 300, *points, 0)
         seeds = pool_seeds(made)
         found.append(compare(made[1], made[3], seeds).p < 0.05)
-        worse = np.minimum(untrained[:1], draw.random((1, 300)) < 0.5)  # by 40 points
+        worse = np.minimum(base_model[:1], draw.random((1, 300)) < 0.5)  # by 40 points
         better.append([compare(made[1], worse, s, other_is_fixed=True).p < 0.001 for s in (seeds, None)])
     pooled, own = np.mean(better, axis=0)
     print(f"sd {points}: false positives {np.mean(found):.3f}; found {pooled:.2f}, by its own seeds alone {own:.2f}")
@@ -136,7 +136,7 @@ def test_seeds_are_pooled_over_configurations(points):
 
 
 def test_against_what_was_not_trained():
-    """The untrained model and the constant baseline have no seeds: only the configuration's own count."""
+    """The base model and the constant baseline have no seeds: only the configuration's own count."""
     draw, rejected = np.random.default_rng(3), 0
     for _ in range(300):
         own, other = sweep(draw, 2, 3, 300, 2, 0)

@@ -12,7 +12,7 @@ import pytest
 from inspect_ai.log import read_eval_log, write_eval_log
 
 from cruijff_kit.analysis import results_frame
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER, UNTRAINED
+from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER
 from cruijff_kit.analysis.estimates import estimate, estimate_cell
 from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import item_scores, load_constant_samples, load_samples
@@ -34,16 +34,18 @@ def answers(right: float, seed: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def untrained(evaluated):
+def base_model(evaluated):
     return evaluated([f"It is hard to say {i}" for i in range(60)], LABELS, TRAINED_ON, epoch=None)
 
 
 @pytest.fixture(scope="module")
-def six(evaluated, finished, untrained):
+def six(evaluated, finished, base_model):
     """Two configurations of three seeds, one of one seed; the second always answers yes."""
-    runs = [finished(4, s, evaluated(answers(0.9, s), LABELS, TRAINED_ON), untrained, 0.3 + s / 100) for s in (1, 2, 3)]
-    runs += [finished(8, s, evaluated(["yes"] * 60, LABELS, TRAINED_ON), untrained, 0.6 + s / 100) for s in (1, 2, 3)]
-    return [*runs, finished(16, 1, evaluated(answers(0.7, 9), LABELS, TRAINED_ON), untrained, 0.9)]
+    runs = [
+        finished(4, s, evaluated(answers(0.9, s), LABELS, TRAINED_ON), base_model, 0.3 + s / 100) for s in (1, 2, 3)
+    ]
+    runs += [finished(8, s, evaluated(["yes"] * 60, LABELS, TRAINED_ON), base_model, 0.6 + s / 100) for s in (1, 2, 3)]
+    return [*runs, finished(16, 1, evaluated(answers(0.7, 9), LABELS, TRAINED_ON), base_model, 0.9)]
 
 
 def of(analysis, name: str, against: str, scorer: str = "match"):
@@ -59,42 +61,42 @@ def test_runs_that_differ_in_their_seed_are_one_configuration(six):
     assert {c.seeds for c in found.comparisons["rank=4"]} == {3}
     # Two seeds of one configuration are never tested against each other.
     assert {(name, c.against) for name, cs in found.comparisons.items() for c in cs} == {
-        (n, a) for n in found.comparisons for a in (UNTRAINED, CHANCE, BEST) if (n, a) != ("rank=4", BEST)
+        (n, a) for n in found.comparisons for a in (BASE_MODEL, CHANCE, BEST) if (n, a) != ("rank=4", BEST)
     }
     assert found.is_best(six[2]) and not found.is_best(six[3])
 
 
-def test_the_default_seed_is_a_seed(evaluated, finished, untrained):
+def test_the_default_seed_is_a_seed(evaluated, finished, base_model):
     """A sweep with seed=1,2 after a run without, which has the default one."""
     cells = [evaluated(answers(0.9, s), LABELS, TRAINED_ON) for s in range(3)]
-    runs = [finished(4, 1234, cells[0], untrained, swept_seed=False)]
-    runs += [finished(4, s, cells[s], untrained) for s in (1, 2)]
+    runs = [finished(4, 1234, cells[0], base_model, swept_seed=False)]
+    runs += [finished(4, s, cells[s], base_model) for s in (1, 2)]
     (one,) = analyse(runs).configurations
     assert one.seeds == [1, 2, 1234] and one.name == "rank=4" and one.swept == {"lora.rank": 4}
-    again = finished(4, 2, cells[0], untrained)
+    again = finished(4, 2, cells[0], base_model)
     (one,) = analyse([*runs, again]).configurations
     assert one.runs[1] is again, "of a seed that ran twice the later run"
 
 
 def test_one_answer_always_earns_no_p(six, capsys):
-    """It is far above the untrained model, which writes no label, and says nothing of any item."""
+    """It is far above the base model, which writes no label, and says nothing of any item."""
     found = analyse(six)
-    for against in (UNTRAINED, CHANCE):
+    for against in (BASE_MODEL, CHANCE):
         c = of(found, "rank=8", against)
         assert math.isnan(c.p) and math.isnan(c.p_holm) and c.method == SAME_ANSWER and not c.differs
         assert c.to_dict()["p"] is None
-    assert of(found, "rank=8", UNTRAINED).difference == pytest.approx(32 / 60)
+    assert of(found, "rank=8", BASE_MODEL).difference == pytest.approx(32 / 60)
     assert of(found, "rank=8", CHANCE).difference == 0
-    assert of(found, "rank=4", CHANCE).differs and of(found, "rank=4", UNTRAINED).p_holm < 0.001
+    assert of(found, "rank=4", CHANCE).differs and of(found, "rank=4", BASE_MODEL).p_holm < 0.001
 
 
 def test_random_labels_are_no_finding(evaluated, finished):
-    """A model that writes labels at random: above the untrained one, not above chance."""
+    """A model that writes labels at random: above the base model, not above chance."""
     draw = random.Random(0)
     targets = [draw.choice("+-") for _ in range(100)]
-    untrained = evaluated(["?"] * 100, targets, targets, epoch=None)
+    base_model = evaluated(["?"] * 100, targets, targets, epoch=None)
     runs = [
-        finished(r, 1, evaluated([draw.choice("+-") for _ in targets], targets, targets), untrained) for r in (4, 8)
+        finished(r, 1, evaluated([draw.choice("+-") for _ in targets], targets, targets), base_model) for r in (4, 8)
     ]
     found = analyse(runs)
     for c in found.configurations:
@@ -102,24 +104,26 @@ def test_random_labels_are_no_finding(evaluated, finished):
         assert 0.4 < c.runs[0].evaluation[0].metrics["match"]["accuracy"] < 0.62
 
 
-def test_no_better_than_chance_is_no_finding(evaluated, finished, untrained):
-    """One label but for a single answer; and one that is worse than the untrained model, which is a finding."""
+def test_no_better_than_chance_is_no_finding(evaluated, finished, base_model):
+    """One label but for a single answer; and one that is worse than the base model, which is a finding."""
     nearly = ["yes"] * 59 + ["It"]
     good = evaluated(answers(0.95, 2), LABELS, TRAINED_ON, epoch=None)
     runs = [
-        finished(4, 1, evaluated(nearly, LABELS, TRAINED_ON), untrained),
+        finished(4, 1, evaluated(nearly, LABELS, TRAINED_ON), base_model),
         finished(8, 1, evaluated(answers(0.2, 2), LABELS, TRAINED_ON), good),
     ]
     found = analyse(runs)
     assert not runs[0].evaluation[0].constant_answer
-    c = of(found, "rank=4,seed=1", UNTRAINED)
+    c = of(found, "rank=4,seed=1", BASE_MODEL)
     assert math.isnan(c.p) and c.method == NO_BETTER_THAN_CHANCE and c.difference > 0.5
     assert of(found, "rank=4,seed=1", CHANCE).p == 1
-    assert of(found, "rank=8,seed=1", UNTRAINED).p_holm < 0.001 and of(found, "rank=8,seed=1", UNTRAINED).difference < 0
+    assert (
+        of(found, "rank=8,seed=1", BASE_MODEL).p_holm < 0.001 and of(found, "rank=8,seed=1", BASE_MODEL).difference < 0
+    )
 
 
-def test_two_constants_are_not_compared(evaluated, finished, untrained):
-    runs = [finished(r, 1, evaluated([a] * 60, LABELS, TRAINED_ON), untrained, r) for r, a in ((4, "yes"), (8, "no"))]
+def test_two_constants_are_not_compared(evaluated, finished, base_model):
+    runs = [finished(r, 1, evaluated([a] * 60, LABELS, TRAINED_ON), base_model, r) for r, a in ((4, "yes"), (8, "no"))]
     found = analyse(runs)
     assert math.isnan(of(found, "rank=8,seed=1", BEST).p) and of(found, "rank=8,seed=1", BEST).method == SAME_ANSWER
     assert found.detectable["count"].correlation == 0.5 and not found.detectable["count"].observed
@@ -139,10 +143,10 @@ def test_numbers_that_are_not_parsed_do_not_win(evaluated, finished):
     """Five right and 95 without a number: behind one that is nearly right everywhere, and before one that says none."""
     targets = [str(10 + i % 40) for i in range(100)]
     near = [str(int(t) + 1) for t in targets]
-    untrained = evaluated(["none"] * 100, targets, targets, epoch=None, numbers=True)
+    base_model = evaluated(["none"] * 100, targets, targets, epoch=None, numbers=True)
     made = [near, targets[:5] + ["dunno"] * 95, ["dunno"] * 100, ["1000"] * 50 + ["-1000"] * 50]
     runs = [
-        finished(r, 1, cell, untrained, objective_name="mae", objective=cell.metrics["continuous_scorer"]["mae"])
+        finished(r, 1, cell, base_model, objective_name="mae", objective=cell.metrics["continuous_scorer"]["mae"])
         for r, a in enumerate(made, 2) for cell in [evaluated(a, targets, targets, numbers=True)]
     ]  # fmt: skip
     found = analyse(runs)
@@ -153,11 +157,11 @@ def test_numbers_that_are_not_parsed_do_not_win(evaluated, finished):
     assert of(found, name, CHANCE, "continuous_scorer").difference < 0, "five right ones"
 
 
-def test_the_best_is_a_set(evaluated, finished, untrained):
+def test_the_best_is_a_set(evaluated, finished, base_model):
     """Four of six runs tie: none of them is the first. Chosen on the test split, its interval is for all six."""
     cells = [evaluated(answers(right, 5), LABELS, TRAINED_ON) for right in (0.9, 0.9, 0.9, 0.9, 0.5, 0.2)]
     runs = [
-        finished(r, 1, c, untrained, objective_name="accuracy", objective=c.metrics["match"]["accuracy"])
+        finished(r, 1, c, base_model, objective_name="accuracy", objective=c.metrics["match"]["accuracy"])
         for r, c in enumerate(cells, 2)
     ]  # fmt: skip
     found = analyse(runs)
@@ -176,9 +180,9 @@ def test_the_best_is_a_set(evaluated, finished, untrained):
     ]
 
 
-def test_chosen_by_the_validation_loss(six, evaluated, finished, untrained):
+def test_chosen_by_the_validation_loss(six, evaluated, finished, base_model):
     """However well another does on the test split."""
-    worse = finished(32, 1, evaluated(answers(0.6, 3), LABELS, TRAINED_ON), untrained, 0.1)
+    worse = finished(32, 1, evaluated(answers(0.6, 3), LABELS, TRAINED_ON), base_model, 0.1)
     found = analyse([*six, worse])
     assert found.ranking.leader.runs == [worse]
     line = best_line(found.ranking)
@@ -200,7 +204,7 @@ def test_numbers_of_the_split_that_chose_are_flattered(six):
     assert "the validation split chose it, so that its scores are too good" in best_line(found.ranking)
 
 
-def test_validation_rows_tell_what_is_better(finished, untrained, tmp_path, evaluated):
+def test_validation_rows_tell_what_is_better(finished, base_model, tmp_path, evaluated):
     """Losses row by row: two that differ by noise are both the best, a third is worse."""
     draw, cell = random.Random(0), evaluated(answers(0.9, 1), LABELS, TRAINED_ON)
     hard = [draw.uniform(1, 4) for _ in range(80)]
@@ -212,7 +216,7 @@ def test_validation_rows_tell_what_is_better(finished, untrained, tmp_path, eval
         folder.mkdir()
         rows = {"epoch": 0, "loss": losses, "labels": labels}
         (folder / "validation_losses.json").write_text(json.dumps(rows))
-        runs.append(finished(rank, 1, cell, untrained, sum(losses) / sum(labels), paths={"run": str(folder)}))
+        runs.append(finished(rank, 1, cell, base_model, sum(losses) / sum(labels), paths={"run": str(folder)}))
     found = analyse(runs)
     assert {c.swept["lora.rank"] for c in found.ranking.best} == {4, 8} and not found.ranking.note
     (c,) = [c for c in found.comparisons["rank=16,seed=1"] if c.metric == "validation_loss"]
@@ -263,7 +267,7 @@ def test_in_the_table_and_everywhere(six, tmp_path, capsys):
     assert {*data} == {"runs", "best", "configurations", "detectable_difference"}
     run = next(r for r in data["runs"] if r["name"] == "rank=8,seed=2")
     assert run["configuration"] == "rank=8" and {c["against"] for c in run["comparisons"]} == {
-        "untrained",
+        "base model",
         "chance",
         "best",
     }
@@ -282,7 +286,7 @@ def test_in_the_table_and_everywhere(six, tmp_path, capsys):
 def test_of_several_epochs_the_last_counts(six, evaluated):
     early = evaluated(answers(0.1, 1), LABELS, TRAINED_ON)
     result = dataclasses.replace(six[0], evaluation=[early, six[0].evaluation[0]])
-    assert of(analyse([result]), result.name, UNTRAINED).difference > 0.7
+    assert of(analyse([result]), result.name, BASE_MODEL).difference > 0.7
 
 
 def test_read_once_and_gone_later(evaluated, cache, tmp_path):
@@ -307,14 +311,14 @@ def test_unscored_items_are_left_out_of_item_scores(evaluated):
     assert item_scores(cell.log) == {"continuous_scorer": {"0": 0.0, "2": 2.0}}
 
 
-def test_validation_rows_of_one_unit_are_one(finished, untrained, tmp_path, evaluated):
+def test_validation_rows_of_one_unit_are_one(finished, base_model, tmp_path, evaluated):
     """60 rows of 6 respondents: losses that differ by respondent are six numbers, not 60."""
     draw, cell, runs = random.Random(0), evaluated(answers(0.9, 1), LABELS, TRAINED_ON), []
     unit = [i // 10 for i in range(60)]
     for rank, lift in ((4, 0.0), (8, 0.3)):
         own = [draw.gauss(0, 1) * (lift > 0) for _ in range(6)]
         losses = [2 + lift + own[u] for u in unit]
-        r = finished(rank, 1, cell, untrained, sum(losses) / 60, paths={"run": str(tmp_path / f"{rank}")})
+        r = finished(rank, 1, cell, base_model, sum(losses) / 60, paths={"run": str(tmp_path / f"{rank}")})
         r.training |= {"validation_losses": [sum(losses) / 60]}
         (tmp_path / f"{rank}").mkdir()
         rows = {"epoch": 0, "row": [*range(60)], "loss": losses, "labels": [1] * 60, "unit": unit}

@@ -5,7 +5,7 @@
 
 Ours: `python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-3,5e-4`, with an empty cache but for the base model.
 Naive: for each run torchtune's stock recipe, then `inspect eval` with its `hf` provider on the merged weights that it
-saved; and `inspect eval` on the untrained model. Same rows, prompts, steps and settings; each process tuned to be fast.
+saved; and `inspect eval` on the base model. Same rows, prompts, steps and settings; each process tuned to be fast.
 """
 
 import argparse
@@ -117,19 +117,19 @@ def run_ours(folder: Path, overrides: list[str], models: Path) -> dict[str, Any]
         }
         for r in results
     ]
-    untrained = accuracy(results[0]["baseline"][0]["metrics"])
+    base_model = accuracy(results[0]["baseline"][0]["metrics"])
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
         "phases": phases,
         "runs": runs,
-        "untrained": untrained,
+        "base_model": base_model,
         "load_average": load,
     }
 
 
 def run_naive(folder: Path, configs: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Each run's training and evaluation, and the untrained model's, in processes of their own."""
+    """Each run's training and evaluation, and the base model's, in processes of their own."""
     folder.mkdir(parents=True)
     load, cpu, phases, runs = load_average(), cpu_seconds(), dict.fromkeys(PHASES, 0.0), []
     for number, (name, config) in enumerate(configs.items()):
@@ -142,7 +142,7 @@ def run_naive(folder: Path, configs: dict[str, Any], environment: dict[str, str]
         runs.append({"name": name, "train": trained, "evaluate": evaluated, "accuracy": right})
         shutil.rmtree(merged)
     config = next(iter(configs.values()))
-    evaluated, untrained = evaluate_naive(folder, config, Path(config.model.path), environment)
+    evaluated, base_model = evaluate_naive(folder, config, Path(config.model.path), environment)
     for phase in PHASES:
         phases[phase] += evaluated.get(phase, 0)
     return {
@@ -150,7 +150,7 @@ def run_naive(folder: Path, configs: dict[str, Any], environment: dict[str, str]
         "cpu_seconds": cpu_seconds() - cpu,
         "phases": phases,
         "runs": runs,
-        "untrained": untrained,
+        "base_model": base_model,
         "load_average": load,
     }
 
@@ -352,11 +352,11 @@ def seconds_table(pair: dict[str, Any], title: str) -> Table:
 
 
 def accuracy_table(pair: dict[str, Any]) -> Table:
-    """Accuracy of each run on both sides, and of the untrained model."""
+    """Accuracy of each run on both sides, and of the base model."""
     table = Table()
     for column in ("accuracy", "ours", "naive"):
         table.add_column(column, justify="left" if column == "accuracy" else "right")
-    table.add_row("untrained", f"{pair['ours']['untrained']:.3f}", f"{pair['naive']['untrained']:.3f}")
+    table.add_row("base model", f"{pair['ours']['base_model']:.3f}", f"{pair['naive']['base_model']:.3f}")
     for ours, naive in zip(pair["ours"]["runs"], pair["naive"]["runs"], strict=True):
         table.add_row(naive["name"], f"{ours['accuracy']:.3f}", f"{naive['accuracy']:.3f}")
     return table

@@ -67,8 +67,8 @@ def test_which_model(run, embed, tiny):
     asked = ["--text", "Some text", "--text", "Other", "dtype=fp32", "device=cpu"]
     model = ["model=hf_llama", f"model.path={tiny}"]
     for name, chosen in {
-        "last": [run], "first": [run, "--epoch", 0], "base": [run, "--untrained"], "adapter": [run / "epoch_0"],
-        "model": [tiny], "settings": model, "bare": [run / "epoch_1", "--untrained"],
+        "last": [run], "first": [run, "--epoch", 0], "base": [run, "--base-model"], "adapter": [run / "epoch_0"],
+        "model": [tiny], "settings": model, "bare": [run / "epoch_1", "--base-model"],
     }.items():  # fmt: skip
         assert embed(*chosen, *asked, "--to", f"{name}.parquet")[0] == 0
     found = {n: vectors(f"{n}.parquet") for n in ("last", "first", "base", "adapter", "model", "settings", "bare")}

@@ -160,14 +160,14 @@ def test_other_settings_are_another_cell(runs, capsys):
     result = read_result(runs / "eight" / "result.json")
     assert len(result.evaluation) == 1 and Path(result.evaluation[0].log).name not in old
     replaced = [p.name for p in (runs / "eight" / "eval" / "replaced").iterdir()]
-    assert set(old) < set(replaced) and len(replaced) == 2  # and the untrained model's
+    assert set(old) < set(replaced) and len(replaced) == 2  # and the base model's
 
 
 def test_dry_run_shows_and_leaves_nothing(runs, capsys):
     before = sorted(runs.rglob("*"))
     assert main([str(runs), "eval=match", "dry_run=true"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "match of epoch 1, match of the untrained model" in out and "nothing is started" in out
+    assert "match of epoch 1, match of the base model" in out and "nothing is started" in out
     assert sorted(runs.rglob("*")) == before
 
 
@@ -311,7 +311,7 @@ def test_json(runs, capsys):
 
 
 def test_a_base_model_alone(model, tiny, tmp_path, monkeypatch, capsys):
-    """Named by settings or by its folder: the untrained model's cells, and a row in the table."""
+    """Named by settings or by its folder: the base model's cells, and a row in the table."""
     monkeypatch.chdir(tmp_path)
     assert main([*model, "eval=capitalization", *ASKED, "device=cpu", "dtype=fp32"]) == 0
     assert main([str(tiny), "eval=capitalization", *ASKED, "device=cpu", "dtype=fp32"]) == 0

@@ -162,7 +162,7 @@ def test_evaluate(sweep, call, documented):
     code, document, _ = call("evaluate", *line)
     documented("evaluate", document)
     made = [(c["task"], c["epoch"]) for c in document["made"]]
-    assert made == [(t, None) for t in planned["untrained"]] + [(c["task"], c["epoch"]) for c in planned["trained"]]
+    assert made == [(t, None) for t in planned["base_model"]] + [(c["task"], c["epoch"]) for c in planned["trained"]]
     assert code == 0 and len(made) == 3 and len(document["runs"]) == 2
     assert call("evaluate", *line)[1]["made"] == []
 

@@ -94,7 +94,7 @@ def test_the_folder_of_a_run_is_enough(place, reproduce, tmp_path):
     assert {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()} == before
     found = agreements(report)
     assert {"loss", "validation_loss", "adapter of epoch 0", "adapter of epoch 1", "match, epoch 1: match, answers",
-            "sums, epoch 1: metrics", "untrained match: includes, answers"} <= set(found)  # fmt: skip
+            "sums, epoch 1: metrics", "base model match: includes, answers"} <= set(found)  # fmt: skip
     assert set(found.values()) == {IDENTICAL}
     assert (new / "epoch_1/adapter_model.safetensors").read_bytes() == (
         moved / "epoch_1/adapter_model.safetensors"
@@ -190,7 +190,7 @@ def test_another_seed_is_another_result(place, reproduce, tmp_path):
     assert code == 1 and report["verdict"] == DIFFERENT and report["new"] == str(tmp_path / "new")
     assert states(report)["configuration"] == "differs"
     found = agreements(report)
-    assert found["loss"] == found["adapter of epoch 0"] == DIFFERENT and found["untrained match: metrics"] == IDENTICAL
+    assert found["loss"] == found["adapter of epoch 0"] == DIFFERENT and found["base model match: metrics"] == IDENTICAL
 
 
 def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
@@ -252,13 +252,13 @@ def test_a_run_that_did_not_write_down_its_packages(place, reproduce):
 
 
 def test_answers_from_the_cache_are_not_compared(place, reproduce, tmp_path, monkeypatch, capsys):
-    """They are those of the untrained model when it was asked the first time, and say nothing about now."""
+    """They are those of the base model when it was asked the first time, and say nothing about now."""
     monkeypatch.setenv("CRUIJFF_CACHE", str(tmp_path / "cache"))
     found = agreements(reproduce(place / "run")[1])
-    assert found["untrained match: match, answers"] == found["untrained sums: metrics"] == IDENTICAL
+    assert found["base model match: match, answers"] == found["base model sums: metrics"] == IDENTICAL
     report = reproduce(place / "run")[1]
-    rows = {row["what"]: row for row in report["compared"] if row["what"].startswith("untrained")}
-    assert {*rows} == {"untrained match", "untrained sums"} and report["verdict"] == IDENTICAL
+    rows = {row["what"]: row for row in report["compared"] if row["what"].startswith("base model")}
+    assert {*rows} == {"base model match", "base model sums"} and report["verdict"] == IDENTICAL
     assert all(row["agreement"] is None and row["distance"] is None for row in rows.values())
     assert all(row["note"] == "from the cache, not computed again" for row in rows.values())
     assert main([str(place / "run")]) == 0

@@ -56,7 +56,7 @@ def test_a_hundred_columns_hold_it(shown):
     assert all(len(line.rstrip()) <= 100 for line in text.splitlines()[1:]), "but for the folder's name"
     expected = "* rank=8,lr=0.0005 0.5 0.25 0.800 [.70, .87] 0.400 7% → 100% done"  # the best's, for both
     assert expected.split() in lines(text, "* rank=8")
-    assert "untrained: match accuracy 0.100 [0.055, 0.174]\n" in text
+    assert "base model: match accuracy 0.100 [0.055, 0.174]\n" in text
     wide = shown(*TWO, columns=200)
     header = next(line for line in wide.splitlines() if line.startswith("run"))
     for name in ("lora.rank", "lr", "validation loss", "match accuracy after", "risk_scorer scored", "seconds"):

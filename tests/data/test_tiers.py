@@ -134,7 +134,7 @@ def test_the_same_search_finds_what_green_data_leaves(green):
         assert canaries.CANARY + what in printed, what
     logs = (
         "sweep/lr=0.01/eval/",
-        "sweep/lr=0.01/eval/untrained",
+        "sweep/lr=0.01/eval/base_model",
         "runs/chats/eval",
         "home/cache/baseline",
         "/samples/",

@@ -193,7 +193,7 @@ def test_a_task_without_samples_is_refused_before_training(compose, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_untrained_models_answers_are_asked_again_when_a_task_changes(compose, sums):
+def test_the_base_model_answers_again_when_a_task_changes(compose, sums):
     def cached(name: str, *more: str) -> bool:
         config = compose(f"eval.tasks=['{sums}@sums']", *more, name=name)
         return cruijff_kit.train_then_eval(config).baseline[0].cached

@@ -152,7 +152,7 @@ def trained(tiny, tmp_path, data: str, *overrides: str):
 
 
 def test_a_run_says_it_of_each_cell(tiny, tmp_path, file):
-    """Trained and untrained alike, from what was trained on; the log has names of splits, not what stands in them."""
+    """Adapters and base model alike, from what was trained on; the log has names of splits, not what stands in them."""
     test = ["y", "n", "n", "n", "y", "n", "n", "n"]
     result = trained(tiny, tmp_path, file(LABELS, test), "eval=risk")
     (before,), (after,) = result.baseline, result.evaluation
@@ -171,7 +171,7 @@ def test_a_run_says_it_of_each_cell(tiny, tmp_path, file):
     assert json.loads(Path(result.paths["run"], "result.json").read_text())["evaluation"][0]["chance"] == after.chance
 
 
-def test_the_untrained_model_is_asked_again_where_the_constant_is_another(tiny, tmp_path, file):
+def test_the_base_model_is_asked_again_where_the_constant_is_another(tiny, tmp_path, file):
     data = file([*LABELS, "n", "n", "n", "n", "n", "n"], ["y", "n", "n", "n"])
 
     def cached(*overrides: str) -> bool:

@@ -103,7 +103,7 @@ def test_top_logprobs(chat, reference):
     assert answers[1].logprobs[0].top == []
 
 
-def test_untrained_is_the_base_model(chat, reference):
+def test_without_adapter_it_is_the_base_model(chat, reference):
     for p in get_adapter_params(chat.model).values():
         torch.nn.init.normal_(p, std=0.3)
     try:

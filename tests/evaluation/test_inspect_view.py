@@ -55,7 +55,7 @@ def test_a_runs_logs_open_in_inspect_view(chromium, view, run, tmp_path):
     accuracy = f"{entry.metrics['match']['accuracy']:.3f}".rstrip("0")
 
     async def story(page: Page) -> None:
-        await page.showing(r"\brisk\b", model, r"(?m)^2 (rows|items)$")  # the run's log and the untrained model's
+        await page.showing(r"\brisk\b", model, r"(?m)^2 (rows|items)$")  # the run's log and the base model's
         own = Path(entry.log).name
         await page.value(f"document.querySelector('a[href*=\"{own}\"]').click()")
         text = await page.showing(own, r"\brisk\b", model, r"AGE:\d+", rf"match\s+{re.escape(accuracy)}")

@@ -87,7 +87,7 @@ def test_usage_is_counted_in_tokens(compose, tiny):
     )
 
 
-def test_untrained_model_is_evaluated_once(compose):
+def test_base_model_is_evaluated_once(compose):
     first = cruijff_kit.train_then_eval(compose("a", "eval.limit=7"))
     again = cruijff_kit.train_then_eval(compose("b", "eval.limit=7", "lora.rank=8", "lr=1e-4"))
     other = cruijff_kit.train_then_eval(compose("c", "eval.limit=7", "eval.max_tokens=7"))

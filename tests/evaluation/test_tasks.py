@@ -157,7 +157,7 @@ def test_the_task_that_fits_a_data_set_that_ships(compose, dataset, arguments, t
 
 
 def test_numbers(compose, tmp_path):
-    """The untrained model writes none, which is no error; mae can be the objective, and its Bayes optimum is known."""
+    """The base model writes none, which is no error; mae can be the objective, and its Bayes optimum is known."""
     objective = "number/continuous_scorer/mae"
     result = cruijff_kit.train_then_eval(
         compose(*CENSUS, "dataset.arguments.target=continuous", f"objective={objective}", "epochs=12")
@@ -378,7 +378,7 @@ def test_logs_as_data_frames(compose, file):
         )
         who = row[["run", "rank", "alpha", "epoch", "adapter", "config_hash"]]
         if entry.epoch is None:
-            assert who["run"] == "untrained" and who[1:].isna().all(), "nothing of the run that asked it first"
+            assert who["run"] == "base model" and who[1:].isna().all(), "nothing of the run that asked it first"
         else:
             adapter = result.training["adapters"][entry.epoch]
             assert who.tolist() == [result.name, 4, 8, entry.epoch, adapter, result.config_hash]

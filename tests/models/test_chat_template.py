@@ -357,7 +357,7 @@ def test_a_resumed_run_keeps_its_day_and_the_day_identifies_no_run(save, tmp_pat
 
 
 @pytest.mark.parametrize(("family", "counts"), [("llama3", True), ("qwen2.5", False)])
-def test_untrained_results_are_kept_per_day_where_the_template_asks_for_it(save, family, counts):
+def test_base_model_results_are_kept_per_day_where_the_template_asks_for_it(save, family, counts):
     from types import SimpleNamespace
 
     import cruijff_kit

@@ -106,15 +106,15 @@ def test_training_changes_the_adapter_alone_and_others_load_it(
     ids = some_ids(60, rows=1)
     with torch.inference_mode():
         recipe.model.eval()
-        untrained = recipe.model(ids)
-        torch.testing.assert_close(untrained, reference_logits(folder, ids), rtol=0, atol=2e-4)
+        base_model = recipe.model(ids)
+        torch.testing.assert_close(base_model, reference_logits(folder, ids), rtol=0, atol=2e-4)
     recipe.train()
     recipe.cleanup()
     changed = {n for n, p in recipe.model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == trainable and digests(folder) == files
     with torch.inference_mode():
         ours = recipe.model.eval()(ids)
-    assert (ours - untrained).abs().max() > 0.05, "the adapter does nothing, so the test proves nothing"
+    assert (ours - base_model).abs().max() > 0.05, "the adapter does nothing, so the test proves nothing"
     torch.testing.assert_close(ours, logits_by_peft(recipe.folder.epoch(0), ids), rtol=0, atol=2e-4)
     merged = merge(folder, recipe.folder.epoch(0), tmp_path / "merged", shard_bytes=50_000)
     rounded = 0.1 if keys.get("dtype") else 2e-4  # merged weights are rounded to the file's precision

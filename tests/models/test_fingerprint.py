@@ -210,7 +210,7 @@ def test_long_ones_show_how_far_they_are(model, monkeypatch):
     assert shown[0] == "hashing the base model, MB" and len(shown) > 1
 
 
-def test_an_untrained_model_is_asked_again_when_its_weights_change(model, tmp_path, settled):
+def test_a_base_model_is_asked_again_when_its_weights_change(model, tmp_path, settled):
     """Also if their file has the same size and time: what the cache holds is another model's."""
     import cruijff_kit
 

@@ -48,7 +48,7 @@ def test_from_finished_runs(planned, tmp_path):
     write(tmp_path / "other" / "t0" / "b")
     config, plan = planned("eval=match")
     (found,) = estimate_runs([(config, plan)], tmp_path / "e" / "t1")
-    answered = plan.samples["match"] * 2  # untrained and trained
+    answered = plan.samples["match"] * 2  # base model and adapter
     assert plan.samples == {"match": 100}
     assert found.seconds == pytest.approx(2 + 0.01 * plan.tokens + 0.5 * answered, abs=0.1)
     assert (found.runs, found.memory_bytes, found.gpu_hours) == (2, 123, 0)

@@ -117,7 +117,7 @@ def test_resume_starts_what_is_planned(scaffold, mine, shell):
     assert results["large,seed=2"].settings["lora.rank"] == 4 and results["large,seed=2"].settings["lr"] == 0.001
     summary = (folder / "experiment_summary.md").read_text()
     assert "4 runs: 4 done" in summary and "## Resources" in summary and "Means over seeds" in summary
-    assert "| in all |" in summary and "versus untrained" in summary
+    assert "| in all |" in summary and "versus base model" in summary
     again = shell(mine, "-m", "--config-dir", "my_conf", "experiment=mine")
     assert again.returncode == 0 and "4 of 4 runs exist already (4 done)" in again.stderr
     estimates = [e.estimate for e in read_sweep_manifest(folder).runs]

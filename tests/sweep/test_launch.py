@@ -12,7 +12,7 @@ from forked import forked
 import cruijff_kit
 from cruijff_kit.records.result import read_result
 
-# No other test file asks the untrained model so many samples: it is not in the cache yet.
+# No other test file asks the base model so many samples: it is not in the cache yet.
 SMALL = ["dataset.max_samples=16", "num_warmup_steps=1", "device=cpu", "dtype=fp32", "eval.limit=11"]
 
 
@@ -72,7 +72,7 @@ def test_results_for_programs_and_people(sweep, shell):
     assert missing.returncode == 2 and missing.stderr == "error: no such folder: nowhere\n"
 
 
-def test_untrained_model_is_paid_for_once(sweep):
+def test_base_model_is_paid_for_once(sweep):
     _, folder = sweep
     cached = [read_result(p).baseline[0].cached for p in sorted(folder.glob("*/result.json"))]
     assert sorted(cached) == [False, True, True, True]

@@ -182,7 +182,7 @@ def test_runs_of_a_process_are_runs_of_their_own(overrides, monkeypatch):
         (before,), (after,) = found.baseline, found.evaluation
         results = Counter(
             (f"{kind}/{e.task}/{scorer}/{metric}", found.training["steps"], value)
-            for kind, e in (("untrained", before), ("eval", after))
+            for kind, e in (("base_model", before), ("eval", after))
             for scorer, values in e.metrics.items()
             for metric, value in values.items()
         )
@@ -254,7 +254,7 @@ def test_a_run_of_several_processes(overrides, monkeypatch):
     result = cruijff_kit.train_then_eval(config)
     run = Path(config.output_dir)
     sent = in_mlflow(run, monkeypatch)[0]
-    results = Counter({key: n for key, n in sent.items() if key[0].startswith(("eval/", "untrained/"))})
+    results = Counter({key: n for key, n in sent.items() if key[0].startswith(("eval/", "base_model/"))})
     assert ("eval/capitalization/match/accuracy", 5, result.metrics()["match/accuracy"]) in results
     assert sent - results == in_metrics(run) and in_tensorboard(run)[0] == rounded(sent)
     first, second = sorted(run.glob("wandb/offline-run-*/*.wandb"))

@@ -15,13 +15,13 @@ from cruijff_kit.analysis.table_cells import with_interval
 from cruijff_kit.records.result import Evaluation
 
 BINS = 10
-OTHERS = 8  # runs beside the best and the untrained model
+OTHERS = 8  # runs beside the best and the base model
 MOST = 4  # configurations that are looked at closely
 
 
 @dataclass(eq=False)
 class Risks:
-    """The risks that one model gave to the samples of a task: a run of a configuration, or the untrained model."""
+    """The risks that one model gave to the samples of a task: a run of a configuration, or the base model."""
 
     label: str
     scorer: str
@@ -29,14 +29,14 @@ class Risks:
     cases: list[tuple[bool, float]]
     """(label is the last option, P(last option)) of each sample."""
     configuration: Configuration | None = None
-    """None for the untrained model."""
+    """None for the base model."""
     seed: int | None = None
     """Of the run, if its configuration has several."""
     level: float = LEVEL
     """Of its intervals."""
 
     def estimate(self, metric: str) -> Estimate | None:
-        """A metric of the configuration, over its seeds; of the untrained model its own."""
+        """A metric of the configuration, over its seeds; of the base model its own."""
         if self.configuration is None:
             return estimate_cell(self.cell, self.scorer, metric)
         return estimate(self.configuration, self.cell.task, self.scorer, metric, self.level)
@@ -63,7 +63,7 @@ class Risks:
 
 
 def calibration(runs: Runs) -> Section:
-    """For each task with risks: both curves of the best configuration, the untrained model and some others, and a table.
+    """For each task with risks: both curves of the best configuration, the base model and some others, and a table.
 
     Of a configuration of several seeds there is a curve a seed, in one colour.
     """
@@ -117,7 +117,7 @@ def _why_absent(runs: Runs) -> str:
 
 
 def _found(runs: Runs, configurations: list[Configuration], task: str) -> list[Risks]:
-    """The first configuration's, which is the best where there is one; the untrained model's, then the others'."""
+    """The first configuration's, which is the best where there is one; the base model's, then the others'."""
     found: list[Risks] = []
     for c in configurations[: OTHERS + 1]:
         for run in runs.runs_of(c):
@@ -131,9 +131,9 @@ def _found(runs: Runs, configurations: list[Configuration], task: str) -> list[R
         return []
     trained = [r for c in configurations for r in runs.runs_of(c)]
     before = [r for r in trained if (cell := r.last(task, True)) and _risks("", cell)][:1]
-    untrained = [risks for r in before for risks in _risks(f"untrained {r.result.model}", r.last(task, True))]
+    base_model = [risks for r in before for risks in _risks(f"base model {r.result.model}", r.last(task, True))]
     best = [r for r in found if r.configuration is found[0].configuration]
-    return [*best, *untrained, *found[len(best) :]]
+    return [*best, *base_model, *found[len(best) :]]
 
 
 def _risks(label: str, cell: Evaluation) -> list[Risks]:

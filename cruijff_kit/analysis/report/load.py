@@ -67,9 +67,9 @@ class Run:
         """What a setting that varies somewhere is in this run; None where it is not known."""
         return self.swept.get(key, self.result.settings.get(key) if self.result else None)
 
-    def last(self, task: str, untrained: bool = False) -> Evaluation | None:
+    def last(self, task: str, base_model: bool = False) -> Evaluation | None:
         """A task's cell, of several epochs the last."""
-        cells = (self.result.baseline if untrained else self.result.evaluation) if self.result else []
+        cells = (self.result.baseline if base_model else self.result.evaluation) if self.result else []
         return next((e for e in reversed(cells) if e.task == task), None)
 
 
@@ -209,7 +209,7 @@ def _read(known: RunRef, info: RunInfo) -> Run:
         for e in run.result.evaluation:
             e.log = _found(known.folder / "eval", e.log)
         for e in run.result.baseline:
-            e.log = _found(known.folder / "eval" / "untrained", e.log)
+            e.log = _found(known.folder / "eval" / "base_model", e.log)
     return run
 
 

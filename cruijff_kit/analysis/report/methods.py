@@ -267,7 +267,7 @@ def _statistics(runs: Runs) -> str:
 
 def _comparisons(tested: list[Comparison], results: list[RunResult]) -> list[str]:
     """What was compared with what, by which tests, and how these are corrected: a sentence, or nothing."""
-    words = {"untrained": "the untrained model", "chance": "the best constant answer", "best": "the best configuration"}
+    words = {"base model": "the base model", "chance": "the best constant answer", "best": "the best configuration"}
     said = []
     for of_validation in (False, True):
         own = [c for c in tested if (c.measured == VALIDATION) == of_validation]

@@ -110,9 +110,9 @@ class Outcome:
         """What its intervals are over beside seeds: "test samples", "respondents"."""
         return units_of((r for c in self.configurations for r in c.configuration.runs), self.source is None)
 
-    def untrained(self, c: ConfiguredRuns) -> float | None:
-        """Of the untrained model on its test items."""
-        values = c.configuration.values(*self.source, untrained=True) if self.source else []
+    def base_model(self, c: ConfiguredRuns) -> float | None:
+        """Of the base model on its test items."""
+        values = c.configuration.values(*self.source, base_model=True) if self.source else []
         return values[0] if values else None
 
     def chance(self, c: ConfiguredRuns) -> float | None:

@@ -1,11 +1,11 @@
 """The report's section on the best configurations: by what they were chosen, and what they got on the test split.
 
-Values with intervals, against the untrained model, chance, and the best.
+Values with intervals, against the base model, chance, and the best.
 """
 
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER, UNTRAINED
+from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER
 from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.estimates import Estimate
 from cruijff_kit.analysis.report.document import Chart, Section, Table, listed, several, shown
@@ -76,14 +76,24 @@ def _best(outcome: Outcome) -> list[Configuration]:
 
 
 def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Table:
-    header = ["configuration", "seeds", "value", "low", "high", "sd over seeds", "if calibrated", "untrained", "chance"]
+    header = [
+        "configuration",
+        "seeds",
+        "value",
+        "low",
+        "high",
+        "sd over seeds",
+        "if calibrated",
+        "base model",
+        "chance",
+    ]
     parts = [*_PARTS, outcome.units.removeprefix("test "), "test"]
-    header += [f"versus {against}: {p}" for against in (UNTRAINED, CHANCE, BEST) for p in parts]
+    header += [f"versus {against}: {p}" for against in (BASE_MODEL, CHANCE, BEST) for p in parts]
     rows = []
     for c, e in found:
         row: list[Any] = [c.label, len(c.runs), e.value, e.low, e.high, e.seed_deviation, e.if_calibrated]
-        row += [outcome.untrained(c), outcome.chance(c)]
-        for against in (UNTRAINED, CHANCE, BEST):
+        row += [outcome.base_model(c), outcome.chance(c)]
+        for against in (BASE_MODEL, CHANCE, BEST):
             row += _difference(outcome, c, against)
         rows.append(row)
     kept = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
@@ -102,12 +112,14 @@ def _difference(outcome: Outcome, own: ConfiguredRuns, against: str) -> list[Any
 
 def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Chart:
     top = found[:MOST]
-    rows: list[list[Any]] = [[c.label, e.value, e.low, e.high, outcome.untrained(c), outcome.chance(c)] for c, e in top]
+    rows: list[list[Any]] = [
+        [c.label, e.value, e.low, e.high, outcome.base_model(c), outcome.chance(c)] for c, e in top
+    ]
     shown_are = f"{len(top)} of {len(found)} configurations" if len(top) < len(found) else "every configuration"
     levels = listed([percent(level) for level in sorted({e.level for _, e in top if e.low is not None})], "or")
     over = listed(sorted({over_in_words(e.over, outcome.units) for _, e in top} - {""}))
     caption = f"{outcome.name}, {shown_are}" + (f", with {levels} intervals over {over}" if over else "")
-    data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "untrained", "chance"], rows)
+    data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "base model", "chance"], rows)
     best = {c.name for c in _best(outcome)}
     with figure(8, 1.1 + 0.24 * len(rows)) as drawn:
         axes = drawn.subplots()
@@ -125,8 +137,8 @@ def _chart(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name:
 
 
 def _mark_known(axes: Any, configurations: list[ConfiguredRuns], outcome: Outcome) -> None:
-    """The untrained model, chance (a mark a configuration, where they differ a line would say nothing), the known best."""
-    looks = {"untrained": (outcome.untrained, GREY, "--", "D"), "chance": (outcome.chance, PALETTE[4], "-.", "s")}
+    """The base model, chance (a mark a configuration, where they differ a line would say nothing), the known best."""
+    looks = {"base model": (outcome.base_model, GREY, "--", "D"), "chance": (outcome.chance, PALETTE[4], "-.", "s")}
     for label, (read, colour, line, mark) in looks.items():
         values = [read(c) for c in configurations]
         if None not in values and len(set(values)) == 1:
@@ -159,8 +171,8 @@ def _explanations(runs: Runs) -> list[str]:
         )
     if any(e.method == NO_BETTER_THAN_CHANCE for found in analysis.comparisons.values() for e in found):
         text.append(
-            "A configuration that is better than the untrained model, but no better than chance, has no p against the "
-            "untrained model: it may have learnt only the form of the answers."
+            "A configuration that is better than the base model, but no better than chance, has no p against the "
+            "base model: it may have learnt only the form of the answers."
         )
     if any(len(c.runs) > 1 for c in analysis.configurations):
         text.append(

@@ -12,7 +12,7 @@ from cruijff_kit.analysis.report.wording import range_in_words, selection_in_wor
 from cruijff_kit.records.result import Evaluation
 
 _FEW = 8
-UNTRAINED = "untrained"
+BASE_MODEL = "base model"
 
 
 def scores(runs: Runs) -> Section:
@@ -56,14 +56,14 @@ def _table(runs: Runs, task: str, cells: list[tuple[Run, Any]], name: str) -> Ta
     header += [f"{s} share scored".replace("_", " ") for s in shares]
     rows, seen = [], set()
     for run, e in cells:
-        if e.epoch is None:  # the untrained model: of the same answers one row
+        if e.epoch is None:  # the base model: of the same answers one row
             same = repr((e.metrics, e.samples))
             if same in seen:
                 continue
             seen.add(same)
         values = [v for s, m in columns for v in (e.metrics.get(s, {}).get(m), _interval(runs, run, e, (task, s, m)))]
-        who = run.label if e.epoch is not None else f"untrained {run.result.model}"
-        epoch = UNTRAINED if e.epoch is None else e.epoch
+        who = run.label if e.epoch is not None else f"base model {run.result.model}"
+        epoch = BASE_MODEL if e.epoch is None else e.epoch
         rows.append([who, epoch, e.samples, *values, *(e.coverage.get(s) for s in shares)])
     if chance := next((e.chance for _, e in cells if e.chance), None):
         known = [v for s, m in columns for v in (chance.get(s, {}).get(m), None)]
@@ -77,7 +77,7 @@ def _interval(runs: Runs, run: Run, e: Evaluation, measured: Measured) -> str | 
 
 
 def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
-    """A panel for each task's scorers, with the metric that tables show; the untrained model in front."""
+    """A panel for each task's scorers, with the metric that tables show; the base model in front."""
     results = [r.result for r in runs.with_result]
     scorers = [
         (t, s)
@@ -93,7 +93,7 @@ def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:
                 if finite(value):
                     rows.append([r.label, task, scorer, metric, -1 if e.epoch is None else e.epoch, value])
     data = Table(
-        "epochs", "Scores over epochs", ["run", "task", "scorer", "metric", "epoch (-1: untrained)", "value"], rows
+        "epochs", "Scores over epochs", ["run", "task", "scorer", "metric", "epoch (-1: base model)", "value"], rows
     )
     columns = min(2, len(wanted))
     lines = -(-len(wanted) // columns)
@@ -129,4 +129,4 @@ def _panel(axes: Any, rows: list[list[Any]], labels: list[str], runs: Runs, few:
             axes.plot(*zip(*line, strict=True), "o-" if few or is_best else "-", markersize=4, **form)
     epochs = sorted({row[4] for row in rows})
     if len(epochs) <= 12:
-        axes.set_xticks(epochs, [UNTRAINED if e < 0 else str(e) for e in epochs])
+        axes.set_xticks(epochs, [BASE_MODEL if e < 0 else str(e) for e in epochs])

@@ -16,7 +16,7 @@ from forked import forked
 from scipy import stats
 
 import cruijff_kit
-from cruijff_kit.analysis.comparisons import CHANCE, UNTRAINED
+from cruijff_kit.analysis.comparisons import BASE_MODEL, CHANCE
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.effects import decompose
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
@@ -165,7 +165,7 @@ def test_the_best_are_those_of_the_table(told, sweep):
     for c in analysis.configurations:
         values = c.values("risk", "match", "accuracy")
         assert float(scores[c.name]["value"]) == pytest.approx(np.mean(values))
-        for against in (UNTRAINED, CHANCE):
+        for against in (BASE_MODEL, CHANCE):
             (versus,) = [x for x in analysis.comparisons[c.name] if (x.against, x.scorer) == (against, "match")]
             p = scores[c.name].get(f"versus {against}: p (Holm)", "")
             assert scores[c.name][f"versus {against}: test"] == versus.method
@@ -547,7 +547,7 @@ def test_items_of_one_respondent_are_one(respondents):
         assert word not in text, text
     data = write_report(respondents).data["sections"]
     (row, _) = data["best"]["tables"]["test_scores_2"]["rows"]
-    assert row["versus untrained: respondents"] == 12
+    assert row["versus base model: respondents"] == 12
     said = json.dumps(data)
     for word in ("test item", "item by item", "no item", "hold together", "made for all"):
         assert word not in said, word
@@ -579,7 +579,7 @@ def test_red_data_have_curves(run_cli, tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     sections = write_report(tmp_path / "run").data["sections"]
     rows = sections["calibration"]["tables"]["calibration_reliability"]["rows"]
-    assert sum(r["samples"] for r in rows) == 48, "the run's and the untrained model's"
+    assert sum(r["samples"] for r in rows) == 48, "the run's and the base model's"
     assert sections["samples"]["samples"] == []
 
 
