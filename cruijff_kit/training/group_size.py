@@ -38,6 +38,7 @@ class GroupSizeTuner:
         self._relative = {1: 1.0}  # time for a token, by size
         self._times: dict[int, list[tuple[float, int]]] = {}
         self._pause, self._rest = _PAUSE, 0
+        self._chosen = None if measured else most  # where the last search ended
 
     @property
     def concurrency(self) -> int:
@@ -70,7 +71,7 @@ class GroupSizeTuner:
         self.seconds |= {s: round(1000 * median(rates[s]), 6) for s in self._pair}
         ratio = median(b / a for a, b in zip(rates[small], rates[large], strict=False))
         self._relative[large] = self._relative[small] * ratio
-        before, first = self.best, not self.why
+        before = self._chosen
         if self._relative[large] < _GAIN * self._relative[self.best]:
             self.best = large
         then = min(2 * large, self.most)
@@ -83,7 +84,7 @@ class GroupSizeTuner:
             self._settle(f"memory suffices for {large} at a time, not for {then}")
         else:
             self._compare(large)
-        return self._pair is None and (first or self.best != before)
+        return self._chosen != before
 
     @property
     def tuned_size(self) -> int | None:
@@ -107,7 +108,7 @@ class GroupSizeTuner:
     def to_dict(self) -> dict[str, Any]:
         """The size, why it was chosen, and what was measured, as result.json has it."""
         measured = [{"size": size, "seconds_per_1000_tokens": t} for size, t in sorted(self.seconds.items())]
-        return {"size": self.best, "why": self.why, "measured": measured}
+        return {"size": self._chosen or self.best, "why": self.why, "measured": measured}
 
     def summary(self) -> str:
         """Say in a line which size was chosen and why."""
@@ -123,4 +124,4 @@ class GroupSizeTuner:
         self._pair, self._times = (small, min(2 * small, self.most)), {}
 
     def _settle(self, why: str) -> None:
-        self.why, self._pair = why, None
+        self.why, self._pair, self._chosen = why, None, self.best

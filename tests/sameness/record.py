@@ -76,11 +76,12 @@ TEXTS = (
     (r"\d{4}-\d\d-\d\dT\d{6}\+0000_[0-9a-f]{6}_", "<time>_<id>_"),
     (r"\b[0-9a-f]{40}(\+changes)?\b", "<commit>"),
     (r"(?<![\w.-])(?=\d*[a-f])([0-9a-f]{64}|[0-9a-f]{16})\b", "<hash>"),  # not the decimals of a number
+    (r"\n.* took another [\d.e-]+ hours.*", ""),  # of a run that was stopped in its first second there is no such line
     (r"[\d.]+(e-?\d+)? (GPU|CPU)-hours", r"<n> \2-hours"),
     (r"\b\d+(\.\d+)? (s|seconds|minutes|hours)\b", "<duration>"),
     (r"(?<![\d:])\d+:\d\d(?![\d:])", "<duration>"),
     (r"(?<= )\d+\.\d(?= +(done|failed|interrupted)\b)", "<n>"),
-    (r"\| \d+(\.\d+)? \|$", "| <n> |"),
+    (r"\| \d+(\.\d+)?(e-?\d+)? \|$", "| <n> |"),
     (r"\b\d+\.\d+ GB\b", "<n> GB"),
     (r"\btook [\d.]+ times\b", "took <n> times"),
     (r"(/data/\w+)/[0-9a-f]{12}/", r"\1/<hash>/"),  # over the code that draws them; data_hash is that of the rows
@@ -390,7 +391,7 @@ def read_page(text: str) -> str:
     """The words of an HTML page."""
     for pattern, word in ((r"<(script|style|svg).*?</\1>", ""), (r"<[^>]*>", "\n"), (r"\s*\n\s*", "\n")):
         text = re.sub(pattern, word, text, flags=re.DOTALL)
-    return re.sub(r"^[\d.,:+-]+$", "<n>", html.unescape(text), flags=re.MULTILINE)
+    return re.sub(r"^[\d.,:+-]+(e-?\d+)?$", "<n>", html.unescape(text), flags=re.MULTILINE)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

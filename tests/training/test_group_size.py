@@ -62,6 +62,20 @@ def test_what_was_too_slow_is_tried_again_ever_less_often():
     assert size.best == 8
 
 
+def test_a_later_search_counts_when_it_has_ended():
+    """The first ends with 1, the second is at 2 when it looks at 4: until it ends, 1 is the size, and then it says so."""
+    tuner = GroupSizeTuner(8, measured=True)
+    rounds(tuner, {1: 1.0, 2: 1.2}, 8, count=20)
+    assert tuner.to_dict()["size"] == 1
+    news = []
+    for _ in range(200):
+        size = tuner.choose_size(8)
+        has_news = tuner.record(size, {1: 1.0, 2: 0.8, 4: 0.9}[size] * 800, 800)
+        news += [tuner.to_dict()["size"]] if has_news else []
+        assert tuner.to_dict()["size"] == (news or [1])[-1]
+    assert news == [2]
+
+
 def test_short_rounds_are_measured_more_often():
     size = GroupSizeTuner(2, measured=True)
     seen = rounds(size, {1: 1e-4, 2: 0.8e-4}, 2)
