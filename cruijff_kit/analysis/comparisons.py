@@ -14,7 +14,7 @@ from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, item_values, pool_seeds, with_holm
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import align, load_constant_samples, load_samples
-from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.analysis.validation import read_row_losses
 from cruijff_kit.records.result import higher_is_better
 from cruijff_kit.util.json_output import to_plain
 
@@ -27,7 +27,7 @@ VALIDATION = ("validation", "loss", "validation_loss")
 SAME_ANSWER = "no test: one answer to all"
 NO_BETTER_THAN_CHANCE = "no test: no better than chance"
 _OF_RISKS = ("auc", "brier", "r_ece")  # they do not depend on which option is written
-Measured = tuple[str, str, str]
+MetricKey = tuple[str, str, str]
 """(task, scorer, metric)."""
 
 
@@ -62,7 +62,7 @@ class Comparison:
         return self.p_holm < 0.05
 
     @property
-    def measured(self) -> Measured:
+    def metric_key(self) -> MetricKey:
         """Task, scorer and metric."""
         return self.task, self.scorer, self.metric
 
@@ -75,7 +75,7 @@ class Comparison:
 class _Test:
     configuration: Configuration
     against: str
-    measured: Measured
+    metric_key: MetricKey
     found: Difference
     untested: str = ""
     """Why there is no test; empty: there is one."""
@@ -83,9 +83,9 @@ class _Test:
 
 def compare_configurations(
     configurations: list[Configuration],
-    metrics: list[Measured],
+    metrics: list[MetricKey],
     leaders: dict[int, Configuration],
-    chosen_by: set[Measured],
+    chosen_by: set[MetricKey],
 ) -> dict[str, list[Comparison]]:
     """Name of each configuration -> its comparisons: with the base model, with chance, with the best.
 
@@ -95,12 +95,12 @@ def compare_configurations(
         chosen_by: metrics by which the best are chosen, compared with the best beside `metrics`.
     """
     tried: list[Any] = []
-    for measured in metrics:
-        between = _between_seeds(configurations, measured)
+    for metric_key in metrics:
+        between = _between_seeds(configurations, metric_key)
         for c in configurations:
-            tried += _against_fixed(c, measured, between)
+            tried += _against_fixed(c, metric_key, between)
             if id(c) in leaders:
-                tried += _against_best(c, leaders[id(c)], measured, between)
+                tried += _against_best(c, leaders[id(c)], metric_key, between)
     if VALIDATION in chosen_by:
         tried += [t for c in configurations if id(c) in leaders for t in _against_best_by_validation(c, leaders[id(c)])]
     return _correct(configurations, tried)
@@ -114,25 +114,25 @@ def _correct(configurations: list[Configuration], tried: list[_Test]) -> dict[st
         (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, t.untested
         if not t.untested:
             (low, high, p_holm), p, method = next(corrected), d.p, d.method
-        if BOUNDS.get(t.measured[2]) == (0, 1):
+        if BOUNDS.get(t.metric_key[2]) == (0, 1):
             low, high = max(-1.0, low), min(1.0, high)
         made[t.configuration.name].append(
-            Comparison(t.configuration.name, t.against, *t.measured, d.items, len(t.configuration.runs), d.difference,
+            Comparison(t.configuration.name, t.against, *t.metric_key, d.items, len(t.configuration.runs), d.difference,
                        low, high, p, p_holm, method)
         )  # fmt: skip
     order = (BASE_MODEL, CHANCE, BEST)
     return {name: sorted(found, key=lambda c: order.index(c.against)) for name, found in made.items()}
 
 
-def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance | None) -> Iterator[_Test]:
+def _against_fixed(c: Configuration, metric_key: MetricKey, between: SeedVariance | None) -> Iterator[_Test]:
     """Against what was not trained: the base model, and the constant baseline."""
-    task, scorer, metric = measured
-    cells = c.cells(task)
+    task, scorer, metric = metric_key
+    cells = c.evaluations(task)
     if not cells or scorer not in cells[0].metrics:
         return
-    untested = SAME_ANSWER if _is_constant(c, measured) else ""
+    untested = SAME_ANSWER if _is_constant(c, metric_key) else ""
     own = [load_samples(e.log, scorer) for e in cells]
-    before = [load_samples(e.log, scorer) for e in c.cells(task, base_model=True)[:1]]
+    before = [load_samples(e.log, scorer) for e in c.evaluations(task, base_model=True)[:1]]
     is_above_chance = True  # where there is no constant
     for against, others in ((CHANCE, [load_constant_samples(cells[0].log, scorer, metric)]), (BASE_MODEL, before)):
         both = align([*own, *others]) if others else None
@@ -146,31 +146,31 @@ def _against_fixed(c: Configuration, measured: Measured, between: SeedVariance |
             is_above_chance = gain > 0
         elif gain > 0 and not is_above_chance:
             untested = untested or NO_BETTER_THAN_CHANCE
-        yield _Test(c, against, measured, found, untested)
+        yield _Test(c, against, metric_key, found, untested)
 
 
-def _is_constant(c: Configuration, measured: Measured) -> bool:
+def _is_constant(c: Configuration, metric_key: MetricKey) -> bool:
     """Whether each run gives every item the same answer, so that the metric tells nothing of the model."""
-    task, _, metric = measured
-    return metric not in _OF_RISKS and all(e.constant_answer for e in c.cells(task))
+    task, _, metric = metric_key
+    return metric not in _OF_RISKS and all(e.constant_answer for e in c.evaluations(task))
 
 
 def _against_best(
-    c: Configuration, best: Configuration, measured: Measured, between: SeedVariance | None
+    c: Configuration, best: Configuration, metric_key: MetricKey, between: SeedVariance | None
 ) -> Iterator[_Test]:
-    task, scorer, metric = measured
-    own, others = ([load_samples(e.log, scorer) for e in side.cells(task)] for side in (c, best))
+    task, scorer, metric = metric_key
+    own, others = ([load_samples(e.log, scorer) for e in side.evaluations(task)] for side in (c, best))
     both = align([*own, *others]) if own and others else None
     if both is None or not all(is_computable(metric, s) for s in both):
         return
     found = compare(_rows(metric, both[: len(own)]), _rows(metric, both[len(own) :]), between)
-    untested = SAME_ANSWER if _is_constant(c, measured) and _is_constant(best, measured) else ""
-    yield _Test(c, BEST, measured, found, untested)
+    untested = SAME_ANSWER if _is_constant(c, metric_key) and _is_constant(best, metric_key) else ""
+    yield _Test(c, BEST, metric_key, found, untested)
 
 
 def _against_best_by_validation(c: Configuration, best: Configuration) -> Iterator[_Test]:
     """Validation losses, row by row; by seeds alone where the rows were not kept."""
-    rows = row_losses([*c.runs, *best.runs])
+    rows = read_row_losses([*c.runs, *best.runs])
     if rows is not None:
         between = pool_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
         yield _Test(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between))
@@ -182,21 +182,21 @@ def _rows(metric: str, samples: list[Samples]) -> "np.ndarray":
     return np.stack([item_values(metric, s) for s in samples])
 
 
-def _between_seeds(configurations: list[Configuration], measured: Measured) -> SeedVariance | None:
+def _between_seeds(configurations: list[Configuration], metric_key: MetricKey) -> SeedVariance | None:
     """What seeds do, from the configurations that have several."""
-    task, scorer, metric = measured
+    task, scorer, metric = metric_key
     sides = []
     for c in configurations:
-        found = align([load_samples(e.log, scorer) for e in c.cells(task)]) if len(c.runs) > 1 else None
+        found = align([load_samples(e.log, scorer) for e in c.evaluations(task)]) if len(c.runs) > 1 else None
         if found and all(is_computable(metric, s) for s in found):
             sides.append(_rows(metric, found))
     return pool_seeds(sides)
 
 
-def format_comparison(comparisons: list[Comparison], against: str, measured: Measured) -> str:
+def format_comparison(comparisons: list[Comparison], against: str, metric_key: MetricKey) -> str:
     """A cell of the table: difference [interval] corrected p."""
     for c in comparisons:
-        if (c.against, c.measured) == (against, measured):
+        if (c.against, c.metric_key) == (against, metric_key):
             return f"{_signed(c.difference)} [{_signed(c.low)}, {_signed(c.high)}] {_p(c)}"
     return ""
 
@@ -216,4 +216,4 @@ def _signed(value: float) -> str:
 def csv_columns(comparisons: list[Comparison]) -> dict[str, float | int | str]:
     """Columns of results.csv: "versus AGAINST TASK/SCORER/METRIC WHAT"."""
     kept = ("difference", "low", "high", "p", "p_holm", "items")
-    return {f"versus {c.against} {'/'.join(c.measured)} {k}": getattr(c, k) for c in comparisons for k in kept}
+    return {f"versus {c.against} {'/'.join(c.metric_key)} {k}": getattr(c, k) for c in comparisons for k in kept}

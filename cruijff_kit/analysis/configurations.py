@@ -22,16 +22,16 @@ class Configuration:
     @property
     def seeds(self) -> list[int]:
         """Of each run."""
-        return [seed_of(r) for r in self.runs]
+        return [get_seed(r) for r in self.runs]
 
-    def cells(self, task: str, base_model: bool = False) -> list[Evaluation]:
+    def evaluations(self, task: str, base_model: bool = False) -> list[Evaluation]:
         """Of each run the task's evaluation, of several epochs the last; empty where a run has none."""
-        found = [last_cell(r, task, base_model) for r in self.runs]
+        found = [last_evaluation(r, task, base_model) for r in self.runs]
         return [] if None in found else found
 
     def values(self, task: str, scorer: str, metric: str, base_model: bool = False) -> list[float]:
         """A metric of each run; empty where a run has none, or one that is not finite."""
-        found = [e.metrics.get(scorer, {}).get(metric) for e in self.cells(task, base_model)]
+        found = [e.metrics.get(scorer, {}).get(metric) for e in self.evaluations(task, base_model)]
         return found if found and all(is_finite(v) for v in found) else []
 
     def objectives(self) -> list[float]:
@@ -39,12 +39,12 @@ class Configuration:
         return [r.objective for r in self.runs]
 
 
-def seed_of(result: RunResult) -> int:
+def get_seed(result: RunResult) -> int:
     """The seed of a run, whether or not it was swept."""
     return result.settings.get(SEED, result.seeds.get(SEED, 0))
 
 
-def last_cell(result: RunResult, task: str, base_model: bool = False) -> Evaluation | None:
+def last_evaluation(result: RunResult, task: str, base_model: bool = False) -> Evaluation | None:
     """A task's evaluation, of several epochs the last."""
     return next((e for e in reversed(result.baseline if base_model else result.evaluation) if e.task == task), None)
 
@@ -62,7 +62,7 @@ def group_configurations(results: list[RunResult]) -> list[Configuration]:
     groups: dict[str, dict[int, RunResult]] = {}
     for r in results:
         if r.status == "done":
-            groups.setdefault(r.configuration_hash or r.config_hash, {})[seed_of(r)] = r
+            groups.setdefault(r.configuration_hash or r.config_hash, {})[get_seed(r)] = r
     made = [_make_configuration([runs[seed] for seed in sorted(runs)]) for runs in groups.values()]
     names = [c.name for c in made]
     for c in made:  # of experiments in one folder that vary the same, or vary nothing

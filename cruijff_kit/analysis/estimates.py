@@ -10,7 +10,7 @@ from cruijff_kit.analysis.differences import item_values, mean_error
 from cruijff_kit.analysis.intervals import LEVEL, calibrated_error, interval_of, interval_of_mean, wilson
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import align, cached, load_samples
-from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.analysis.validation import read_row_losses
 from cruijff_kit.records.result import Evaluation
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Estimate:
     level: float = LEVEL
 
 
-def estimate_cell(cell: Evaluation, scorer: str, metric: str, level: float = LEVEL) -> Estimate | None:
+def estimate_evaluation(cell: Evaluation, scorer: str, metric: str, level: float = LEVEL) -> Estimate | None:
     """A metric of one evaluation, over test items; None where it has none."""
     value = cell.metrics.get(scorer, {}).get(metric)
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -56,23 +56,23 @@ def estimate(
         base_model: of the base model instead.
     """
     values = configuration.values(task, scorer, metric, base_model)
-    cells = configuration.cells(task, base_model)
+    cells = configuration.evaluations(task, base_model)
     if not values:
         return None
     if base_model or len(values) == 1:
-        return estimate_cell(cells[0], scorer, metric, level)
+        return estimate_evaluation(cells[0], scorer, metric, level)
     mean = sum(values) / len(values)
     found = align([load_samples(e.log, scorer) for e in cells])
     if found is None or not all(is_computable(metric, s) for s in found):
         return _over_seeds(values, metric, level)
     if metric in ("c_ece", "r_ece"):  # they have no item values
-        return _of_each(mean, [estimate_cell(e, scorer, metric, level) for e in cells])
+        return _of_each(mean, [estimate_evaluation(e, scorer, metric, level) for e in cells])
     import numpy as np
 
     rows = np.stack([item_values(metric, s) for s in found])
     # Where nothing varies (all answers right), what each seed's items leave open is all that is known.
     together = _of_many(mean, rows, metric, level, "test items")
-    return together or _of_each(mean, [estimate_cell(e, scorer, metric, level) for e in cells])
+    return together or _of_each(mean, [estimate_evaluation(e, scorer, metric, level) for e in cells])
 
 
 def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL) -> Estimate | None:
@@ -80,7 +80,7 @@ def estimate_loss(configuration: Configuration, name: str, level: float = LEVEL)
     values = [r.training.get(name) for r in configuration.runs]
     if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
         return None
-    rows = row_losses(configuration.runs) if name == "validation_loss" else None
+    rows = read_row_losses(configuration.runs) if name == "validation_loss" else None
     if rows is None:
         return Estimate(values[0], level=level) if len(values) == 1 else _over_seeds(values, name, level)
     if len(rows) == 1:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BEST, VALIDATION, Comparison, Measured
-from cruijff_kit.analysis.configurations import Configuration, is_finite, last_cell
+from cruijff_kit.analysis.comparisons import BEST, VALIDATION, Comparison, MetricKey
+from cruijff_kit.analysis.configurations import Configuration, is_finite, last_evaluation
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.records.result import RunResult, higher_is_better
 
@@ -22,13 +22,13 @@ class Ranking:
 
     chosen_by: str
     """The objective: validation_loss, or what the user named."""
-    source: Measured | None
+    source: MetricKey | None
     """Task, scorer and metric that it is; None for a loss or a metric of the user's own in training."""
     split: str
     """What it was measured on: validation, test, or train."""
     is_reported: bool
     """Whether numbers of that split are reported, too."""
-    ranked: list[Configuration]
+    configurations: list[Configuration]
     best: list[Configuration] = field(default_factory=list)
     """The first one, and those that cannot be distinguished from it."""
     note: str = ""
@@ -37,22 +37,22 @@ class Ranking:
     @property
     def leader(self) -> Configuration:
         """The first one."""
-        return self.ranked[0]
+        return self.configurations[0]
 
     @property
-    def higher(self) -> bool:
+    def is_higher_better(self) -> bool:
         """Whether more is better."""
         return higher_is_better(self.chosen_by)
 
     @property
     def is_optimistic(self) -> bool:
         """Whether the rows that chose the best are those that it is reported on: then its numbers are too good."""
-        return self.is_reported and len(self.ranked) > 1
+        return self.is_reported and len(self.configurations) > 1
 
     @property
     def level(self) -> float:
         """Of the best one's intervals on the split that chose it: 95% for all that it was chosen from (Bonferroni)."""
-        return 1 - (1 - LEVEL) / len(self.ranked)
+        return 1 - (1 - LEVEL) / len(self.configurations)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -63,7 +63,7 @@ class Ranking:
             "value": mean(self.leader.objectives()),
             "chosen_by": self.chosen_by,
             "split": self.split,
-            "of": len(self.ranked),
+            "of": len(self.configurations),
             "note": self.note or None,
         }
 
@@ -78,15 +78,17 @@ def rank(configurations: list[Configuration]) -> list[Ranking]:
         source = find_source(c.runs[0])
         split = find_split(c.runs[0], name, source)
         is_reported = any(e.split == split for r in c.runs for e in r.evaluation)
-        groups.setdefault((source or name, split), Ranking(name, source, split, is_reported, [])).ranked.append(c)
+        groups.setdefault((source or name, split), Ranking(name, source, split, is_reported, [])).configurations.append(
+            c
+        )
     for ranking in groups.values():
-        ranking.ranked.sort(key=_order(ranking))
-        ranking.best = ranking.ranked[:1]
-    return sorted(groups.values(), key=lambda r: -len(r.ranked))
+        ranking.configurations.sort(key=_order(ranking))
+        ranking.best = ranking.configurations[:1]
+    return sorted(groups.values(), key=lambda r: -len(r.configurations))
 
 
 def _order(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
-    sign = -1 if ranking.higher else 1
+    sign = -1 if ranking.is_higher_better else 1
 
     def key(c: Configuration) -> tuple[bool, float]:
         return has_no_answers(c, ranking.source), sign * mean(c.objectives())
@@ -94,24 +96,24 @@ def _order(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
     return key
 
 
-def has_no_answers(c: Configuration, source: Measured | None) -> bool:
+def has_no_answers(c: Configuration, source: MetricKey | None) -> bool:
     """Whether a scorer could read no answer of a run: then its numbers are the constant baseline's, and it is ranked last.
 
     Args:
         source: what it is ranked by; None (a loss): whether no scorer of a task could read any.
     """
     if source is not None:
-        return any(e.coverage.get(source[1], 1.0) == 0 for e in c.cells(source[0]))
-    cells = [last_cell(r, e.task) for r in c.runs for e in r.evaluation]
+        return any(e.coverage.get(source[1], 1.0) == 0 for e in c.evaluations(source[0]))
+    cells = [last_evaluation(r, e.task) for r in c.runs for e in r.evaluation]
     return any(e.metrics and all(e.coverage.get(scorer, 1.0) == 0 for scorer in e.metrics) for e in cells)
 
 
 def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> None:
     """Add to the best those that cannot be told apart from the leader, by the metric that chose it."""
-    measured = VALIDATION if ranking.chosen_by == VALIDATION[2] else ranking.source
+    metric_key = VALIDATION if ranking.chosen_by == VALIDATION[2] else ranking.source
     ranking.best, unknown = [ranking.leader], False
-    for c in ranking.ranked[1:]:
-        tested = [t for t in comparisons[c.name] if t.against == BEST and t.measured == measured]
+    for c in ranking.configurations[1:]:
+        tested = [t for t in comparisons[c.name] if t.against == BEST and t.metric_key == metric_key]
         unknown = unknown or not tested
         is_equal = mean(c.objectives()) == mean(ranking.leader.objectives())
         if has_no_answers(c, ranking.source) and not has_no_answers(ranking.leader, ranking.source):
@@ -121,7 +123,7 @@ def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> Non
     ranking.note = UNSURE if unknown else ""
 
 
-def find_source(result: RunResult) -> Measured | None:
+def find_source(result: RunResult) -> MetricKey | None:
     """Task, scorer and metric that a run's objective is, as RunResult.metrics finds it; None for a loss."""
     name = result.objective_name
     for e in {e.task: e for e in result.evaluation}.values():
@@ -132,10 +134,10 @@ def find_source(result: RunResult) -> Measured | None:
     return None
 
 
-def find_split(result: RunResult, objective: str, source: Measured | None) -> str:
+def find_split(result: RunResult, objective: str, source: MetricKey | None) -> str:
     """The split on which an objective is measured: validation, train or test."""
     if source is not None:
-        return last_cell(result, source[0]).split
+        return last_evaluation(result, source[0]).split
     return "validation" if objective.startswith("validation_") else "train"
 
 

@@ -44,7 +44,7 @@ def find_results(folder: Path) -> list[Path]:
     return [run / "result.json" for run in runs if (run / "result.json").exists()]
 
 
-def unfinished_runs(folder: Path) -> list[str]:
+def list_unfinished_runs(folder: Path) -> list[str]:
     """Names of the runs of a sweep that have no result yet."""
     entries = ((d, e) for d in find_sweep_manifests(folder) for e in read_sweep_manifest(d).runs)
     return [e.name for d, e in entries if not (resolve_folder(d, e) / "result.json").exists()]
@@ -58,7 +58,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
     "versus base model TASK/SCORER/METRIC difference" (low, high, p, p_holm, items), "versus chance ..." and "versus best
     ...". "best" says whether the configuration is among the best.
 
-    Of several evaluated epochs the last one; `to_frame(by_epoch(read_results(...)))` has all.
+    Of several evaluated epochs the last one; `to_frame(split_by_epoch(read_results(...)))` has all.
 
     Raises:
         UserError: as read_results.
@@ -74,7 +74,7 @@ def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
     return pandas.DataFrame([_row(r, analysis) for r in results])
 
 
-def by_epoch(results: list[RunResult]) -> list[RunResult]:
+def split_by_epoch(results: list[RunResult]) -> list[RunResult]:
     """Each result once for each epoch that was evaluated, with what is known of that epoch, and "epoch" as what varies."""
     return [_at(r, epoch) for r in results for epoch in dict.fromkeys(e.epoch for e in r.evaluation)] or results
 
@@ -108,7 +108,7 @@ def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
         "validation_loss": training.get("validation_loss"),
         **dict(_metrics(result.baseline, "base model ")),
         **dict(_metrics(result.evaluation, "")),
-        **csv_columns(analysis.comparisons_of(result)),
+        **csv_columns(analysis.list_comparisons(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,
         "seconds": result.seconds.get("total"),
         "best": analysis.is_best(result),
@@ -137,7 +137,7 @@ def write_csv(sweep_dir: Path, results: list[RunResult]) -> None:
     write_text(sweep_dir / "results.csv", to_frame(results).to_csv(index=False))
 
 
-def empty_dict() -> dict[str, Any]:
+def make_empty_dict() -> dict[str, Any]:
     """As `to_dict`, while there are no results."""
     return {"runs": [], "best": None, "configurations": [], "detectable_difference": {}}
 
@@ -149,10 +149,10 @@ def to_dict(results: list[RunResult]) -> dict[str, Any]:
     analysis = analyse(results)
     runs = []
     for r in results:
-        c = analysis.configuration_of(r)
+        c = analysis.find_configuration(r)
         more = {
             "configuration": c.name if c else None,
-            "comparisons": [x.to_dict() for x in analysis.comparisons_of(r)],
+            "comparisons": [x.to_dict() for x in analysis.list_comparisons(r)],
         }
         runs.append(asdict(r) | more)
     return {"runs": runs} | analysis.to_dict()

@@ -20,7 +20,7 @@ from cruijff_kit.util import json_output
 
 if TYPE_CHECKING:
     from rich.table import Table
-from cruijff_kit.analysis.results_frame import read_results, to_dict, unfinished_runs
+from cruijff_kit.analysis.results_frame import list_unfinished_runs, read_results, to_dict
 
 
 def _of_several_epochs(results: list[RunResult]) -> str:
@@ -76,7 +76,7 @@ def show_results(folder: Path, results: list[RunResult] | None = None) -> None:
     if seeds := seed_cells(analysis):
         console.print(f"\n{SEEDS}", markup=False)
         console.print(_rich(*seeds))
-    if missing := unfinished_runs(folder):
+    if missing := list_unfinished_runs(folder):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         console.print(f"{len(missing)} runs have no result ({some}): cruijff-kit status {folder}", markup=False)
     for r in results:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _COLOURS = {"done": "green", "failed": "red", "cancelled": "red", "running": "cyan", "evaluating": "cyan"}
 
 
-SECONDS_BETWEEN_LOOKS = 3.0
+POLL_SECONDS = 3.0
 
 
 _WIDE = 130  # columns in which the reasons have room
 
 
-def status_table(title: str, infos: list[RunInfo], trouble: str | None, width: int) -> "RenderableType":
+def make_status_table(title: str, infos: list[RunInfo], trouble: str | None, width: int) -> "RenderableType":
     """The rows as people see them, and how many runs are in which state.
 
     Args:
@@ -95,10 +95,10 @@ def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]
         with Live(auto_refresh=False) as live:
             while True:
                 infos, trouble = collect_states(runs)
-                live.update(status_table(title, infos, trouble, live.console.width), refresh=True)
+                live.update(make_status_table(title, infos, trouble, live.console.width), refresh=True)
                 if until(infos):
                     return infos
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(POLL_SECONDS)
     shown = None
     while True:
         infos, trouble = collect_states(runs)
@@ -108,9 +108,9 @@ def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]
             say(", ".join(f"{n} {state}" for state, n in counts.items()) + (f" ({trouble})" if trouble else ""))
         if until(infos):
             return infos
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
 
 
-def none_active(infos: list[RunInfo]) -> bool:
+def have_ended(infos: list[RunInfo]) -> bool:
     """Whether every run has ended."""
     return not any(v.state in ACTIVE for v in infos)

@@ -107,7 +107,7 @@ class Group:
 
 
 @dataclass
-class Report:
+class SubgroupReport:
     """How the groups of a column compare."""
 
     column: str
@@ -134,7 +134,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def compare_columns(*columns: tuple[str, Sequence[Row]], permutations: int | None = None) -> list[Report]:
+def compare_columns(*columns: tuple[str, Sequence[Row]], permutations: int | None = None) -> list[SubgroupReport]:
     """Compare the groups of each column; p and intervals are corrected for all of them.
 
     Args:
@@ -229,7 +229,7 @@ def _arrays(rows: Sequence[Row]) -> _Arrays:
     )
 
 
-def _report(column: str, rows: Sequence[Row], level: float, permutations: int) -> Report:
+def _report(column: str, rows: Sequence[Row], level: float, permutations: int) -> SubgroupReport:
     import numpy as np
 
     if len({r.group for r in rows}) < 2:
@@ -243,7 +243,7 @@ def _report(column: str, rows: Sequence[Row], level: float, permutations: int) -
     differences = [_difference(c, arrays.names) for c in quality]
     decided = {c.metric: _difference(c, arrays.names) for c in decisions}
     std, reach = _describe(groups)
-    report = Report(
+    report = SubgroupReport(
         column, len(rows), _group("all", arrays, np.ones(len(rows), dtype=bool)), groups,
         min((d.p for d in differences), default=None), None, differences, decided.get("selection_rate"),
         _equalized_odds(decided), std, reach, level, permutations,
@@ -374,28 +374,28 @@ def _describe(groups: list[Group]) -> tuple[float | None, float | None]:
     return (float(aucs.std()), float(np.ptp(aucs))) if len(aucs) > 1 else (None, None)
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: SubgroupReport) -> list[str]:
     std, reach = report.auc_std, report.auc_range
     notes = [f"AUC: standard deviation {std:.3f} > {MAX_AUC_STD}"] if std is not None and std > MAX_AUC_STD else []
     notes += [f"AUC: range {reach:.3f} > {MAX_AUC_RANGE}"] if reach is not None and reach > MAX_AUC_RANGE else []
     return notes + [f"{g.name}: {note}" for g in report.groups for note in g.notes]
 
 
-def _flags(report: Report) -> list[str]:
+def _flags(report: SubgroupReport) -> list[str]:
     if report.p_holm >= MAX_P:
         return []
     what = [WORDS[d.metric] for d in report.differences if d.p < MAX_P]
     verb = "differs" if len(what) == 1 else "differ"
-    return [f"{report.column}: {' and '.join(what)} {verb} between groups ({show_p(report)})"]
+    return [f"{report.column}: {' and '.join(what)} {verb} between groups ({format_p(report)})"]
 
 
-def is_apart(group: Group) -> bool:
+def is_different(group: Group) -> bool:
     """Whether an interval of its accuracy, AUC or calibration less that of all other groups excludes 0."""
     found = (group.versus_others.get(name) for name in QUALITY)
     return any(d is not None and not d[1] <= 0 <= d[2] for d in found)
 
 
-def show_p(report: "Report | Difference") -> str:
+def format_p(report: "SubgroupReport | Difference") -> str:
     """p for people; of a column also the corrected one, where there are several."""
     p, p_holm = report.p, getattr(report, "p_holm", report.p)
     text = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"

@@ -92,7 +92,7 @@ def _summary(sweep_dir: Path, manifest: SweepManifest | None, ask_slurm: bool) -
     return "\n".join(filter(None, [*parts, _resources(runs, results), _again(manifest, sweep_dir, infos)]))
 
 
-def refresh_above(run: Path) -> None:
+def refresh_sweep_summary(run: Path) -> None:
     """Bring the summary of the sweep that a run belongs to up to date; what goes wrong is said, and changes nothing."""
     above = find_sweep_above(run)
     try:

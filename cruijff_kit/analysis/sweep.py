@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import VALIDATION, Comparison, Measured, compare_configurations
+from cruijff_kit.analysis.comparisons import VALIDATION, Comparison, MetricKey, compare_configurations
 from cruijff_kit.analysis.configurations import Configuration, group_configurations
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
 from cruijff_kit.analysis.headlines import list_scorers, pick_headline
@@ -26,7 +26,7 @@ class Analysis:
     """What the results of a folder come to."""
 
     configurations: list[Configuration]
-    metrics: list[Measured]
+    metrics: list[MetricKey]
     """What is shown and compared: of each task and scorer its headline, and the objectives."""
     rankings: list[Ranking]
     comparisons: dict[str, list[Comparison]]
@@ -37,30 +37,30 @@ class Analysis:
     @property
     def ranking(self) -> Ranking | None:
         """The one ranking of all configurations with an objective; None where there are several, or nothing to rank."""
-        return self.rankings[0] if len(self.rankings) == 1 and len(self.rankings[0].ranked) > 1 else None
+        return self.rankings[0] if len(self.rankings) == 1 and len(self.rankings[0].configurations) > 1 else None
 
-    def configuration_of(self, result: RunResult) -> Configuration | None:
+    def find_configuration(self, result: RunResult) -> Configuration | None:
         """The configuration that a run belongs to; None where it is not done."""
         return next((c for c in self.configurations if any(r is result for r in c.runs)), None)
 
-    def comparisons_of(self, result: RunResult) -> list[Comparison]:
+    def list_comparisons(self, result: RunResult) -> list[Comparison]:
         """Those of its configuration."""
-        c = self.configuration_of(result)
+        c = self.find_configuration(result)
         return self.comparisons[c.name] if c else []
 
     def is_best(self, result: RunResult) -> bool:
         """Whether a run is of a configuration that is among the best."""
-        c = self.configuration_of(result)
+        c = self.find_configuration(result)
         return self.ranking is not None and c in self.ranking.best
 
-    def level_of(self, c: Configuration, measured: Measured | None = None) -> float:
+    def interval_level(self, c: Configuration, metric_key: MetricKey | None = None) -> float:
         """Level of a metric's interval: higher for one of the best, chosen by the rows that the metric is of."""
-        cells = c.cells(measured[0]) if measured else []
+        cells = c.evaluations(metric_key[0]) if metric_key else []
         chosen = (r.level for r in self.rankings if c in r.best and cells and cells[0].split == r.split)
         return max(chosen, default=LEVEL)
 
     @property
-    def why_no_best(self) -> str:
+    def no_best_reason(self) -> str:
         """Why no configuration is named best, and what names one; empty where one is, or where there is no choice."""
         if self.rankings or len(self.configurations) < 2:
             return ""
@@ -71,11 +71,11 @@ class Analysis:
             if named
             else "the runs have no validation loss, and no objective was named"
         )
-        measured = "/".join(self.metrics[0]) if self.metrics else "TASK/SCORER/METRIC"
-        return f"No configuration is the best: {reason}. objective={measured} chooses one."
+        metric_key = "/".join(self.metrics[0]) if self.metrics else "TASK/SCORER/METRIC"
+        return f"No configuration is the best: {reason}. objective={metric_key} chooses one."
 
     @property
-    def one_seed_each(self) -> str:
+    def one_seed_notice(self) -> str:
         """What to know where several configurations have one seed each; empty elsewhere."""
         trained = [c for c in self.configurations if c.runs[0].training]
         if len(trained) < 2 or any(len(c.runs) > 1 for c in trained):
@@ -95,9 +95,9 @@ class Analysis:
         }
 
     def _configuration(self, c: Configuration) -> dict[str, Any]:
-        measured = ((e.task, s, m) for e in c.runs[-1].evaluation for s, values in e.metrics.items() for m in values)
-        known = [m for m in dict.fromkeys(measured) if m in self.metrics or measure(m[2])]
-        estimates = {"/".join(m): estimate(c, *m, level=self.level_of(c, m)) for m in known}
+        metric_key = ((e.task, s, m) for e in c.runs[-1].evaluation for s, values in e.metrics.items() for m in values)
+        known = [m for m in dict.fromkeys(metric_key) if m in self.metrics or measure(m[2])]
+        estimates = {"/".join(m): estimate(c, *m, level=self.interval_level(c, m)) for m in known}
         estimates |= {name: estimate_loss(c, name) for name in ("loss", "validation_loss")}
         return {
             "name": c.name,
@@ -144,7 +144,7 @@ def _analyse(results: list[RunResult]) -> Analysis:
     done = [r for c in configurations for r in c.runs]
     metrics = [(t, s, name) for t, s in list_scorers(done) if (name := pick_headline(done, t, s))]
     metrics += [r.source for r in rankings if r.source and r.source not in metrics]
-    leaders = {id(c): r.leader for r in rankings for c in r.ranked[1:]}
+    leaders = {id(c): r.leader for r in rankings for c in r.configurations[1:]}
     chosen_by = {VALIDATION for r in rankings if r.chosen_by == VALIDATION[2]}
     comparisons = compare_configurations(configurations, metrics, leaders, chosen_by)
     for r in rankings:
@@ -156,24 +156,24 @@ def _analyse(results: list[RunResult]) -> Analysis:
 
 def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
     """With the accuracy of the better half (of numbers the spread of errors) and the correlations that were observed."""
-    measured = next((m for m in found.metrics if m[0] == task and m[2] in ("accuracy", "mae")), None)
-    asked = [c for c in found.configurations if c.cells(task)]
-    if measured is None or not asked:
+    metric_key = next((m for m in found.metrics if m[0] == task and m[2] in ("accuracy", "mae")), None)
+    asked = [c for c in found.configurations if c.evaluations(task)]
+    if metric_key is None or not asked:
         return None
-    cells = [c.cells(task) for c in asked]
+    cells = [c.evaluations(task) for c in asked]
     n, k, seeds = min(own[0].samples for own in cells), max(2, len(asked)), min(len(c.runs) for c in asked)
     # One that gives all the same answer is right by the answer, not by the item.
-    telling = [load_samples(own[0].log, measured[1]) for own in cells if not all(e.constant_answer for e in own)]
+    telling = [load_samples(own[0].log, metric_key[1]) for own in cells if not all(e.constant_answer for e in own)]
     both = align(telling)
-    if both is None or not all(is_computable(measured[2], s) for s in both):
+    if both is None or not all(is_computable(metric_key[2], s) for s in both):
         both = []
-    values = [terms(measured[2], s) for s in both]
+    values = [terms(metric_key[2], s) for s in both]
     n, correlation = len(values[0]) if values else n, _correlation(values)
     design_effect = mean([n / effective_items(v, s.unit) for v, s in zip(values, both, strict=True)]) if values else 1.0
-    if measured[2] == "mae":
+    if metric_key[2] == "mae":
         spread = None if correlation is None else mean([float(v.std(ddof=1)) for v in values])
         return detectable_error(n, k, spread, correlation, seeds, design_effect)
-    deviations = [e.seed_deviation for c in asked if (e := estimate(c, *measured)) and e.seed_deviation]
+    deviations = [e.seed_deviation for c in asked if (e := estimate(c, *metric_key)) and e.seed_deviation]
     deviation = mean([d**2 for d in deviations]) ** 0.5 if deviations and seeds > 1 else None
     best = max((float(v.mean()) for v in values), default=0.0)
     if correlation is None or not 0 < best < 1:

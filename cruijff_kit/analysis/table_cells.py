@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, VALIDATION, Measured, format_comparison
-from cruijff_kit.analysis.configurations import Configuration, last_cell
-from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell, estimate_loss
+from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, VALIDATION, MetricKey, format_comparison
+from cruijff_kit.analysis.configurations import Configuration, last_evaluation
+from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_evaluation, estimate_loss
 from cruijff_kit.analysis.headlines import list_scorers, pick_headline
 from cruijff_kit.analysis.rankings import Ranking
 from cruijff_kit.analysis.sweep import Analysis
@@ -72,10 +72,10 @@ def base_model_line(results: list[RunResult], analysis: Analysis) -> str:
         task: (task, scorer, pick_headline(results, task, scorer)) for task, scorer in reversed(list_scorers(results))
     }
     found = []
-    for measured in reversed(first.values()):
-        before = {*_scores(results, analysis, measured, narrow=False, base_model=True)}
+    for metric_key in reversed(first.values()):
+        before = {*_scores(results, analysis, metric_key, narrow=False, base_model=True)}
         if len(before) == 1 and before != {""}:
-            found.append(f"{' '.join(measured if len(first) > 1 else measured[1:])} {before.pop()}")
+            found.append(f"{' '.join(metric_key if len(first) > 1 else metric_key[1:])} {before.pop()}")
     return f"base model: {', '.join(found)}" if found else ""
 
 
@@ -103,10 +103,10 @@ def chance_line(results: list[RunResult]) -> str:
 
 def lines_below(results: list[RunResult], analysis: Analysis) -> list[str]:
     """What to know of the table, a line each."""
-    lines = [known_best(results), chance_line(results), best_line(analysis.ranking) or analysis.why_no_best]
+    lines = [known_best(results), chance_line(results), best_line(analysis.ranking) or analysis.no_best_reason]
     compared = len(analysis.configurations) > 1
     lines += [f"{task}: {d}" for task, d in analysis.detectable.items() if compared]
-    return [line for line in [*lines, analysis.one_seed_each] if line]
+    return [line for line in [*lines, analysis.one_seed_notice] if line]
 
 
 def best_line(ranking: Ranking | None) -> str:
@@ -121,21 +121,21 @@ def best_line(ranking: Ranking | None) -> str:
     if ranking.is_optimistic:
         line += (
             f"; the {ranking.split} split chose it, so that its scores are too good: their intervals allow for the "
-            f"{len(ranking.ranked)} configurations that it was chosen from"
+            f"{len(ranking.configurations)} configurations that it was chosen from"
         )
     return f"{line}; {ranking.note}" if ranking.note else line
 
 
 def versus_cells(analysis: Analysis) -> Cells | None:
     """A row a configuration and metric: against the base model, chance and the best; None: nothing to compare."""
-    metrics = compared_metrics(analysis)
+    metrics = list_compared_metrics(analysis)
     several = len({t for t, _, _ in metrics}) > 1
     rows = []
     for c in analysis.configurations:
-        for measured in [*metrics, VALIDATION]:
-            cells = [format_comparison(analysis.comparisons[c.name], a, measured) for a in (BASE_MODEL, CHANCE, BEST)]
+        for metric_key in [*metrics, VALIDATION]:
+            cells = [format_comparison(analysis.comparisons[c.name], a, metric_key) for a in (BASE_MODEL, CHANCE, BEST)]
             star = "* " if analysis.ranking and c in analysis.ranking.best else ""
-            words = measured[2:] if measured == VALIDATION else measured if several else measured[1:]
+            words = metric_key[2:] if metric_key == VALIDATION else metric_key if several else metric_key[1:]
             rows.append([star + c.name, " ".join(words).replace("_loss", " loss"), *cells])
     rows = [row for row in rows if any(row[2:])]
     header = ["configuration", "scores", *(f"versus {a}" for a in (BASE_MODEL, CHANCE, BEST))]
@@ -143,7 +143,7 @@ def versus_cells(analysis: Analysis) -> Cells | None:
     return ([header[i] for i in kept], [[row[i] for i in kept] for row in rows]) if rows else None
 
 
-def compared_metrics(analysis: Analysis) -> list[Measured]:
+def list_compared_metrics(analysis: Analysis) -> list[MetricKey]:
     """Of each task its first scorer's headline, those that are no accuracy, and the objectives."""
     first = {m[0]: m for m in reversed(analysis.metrics)}
     chosen = [r.source for r in analysis.rankings]
@@ -158,21 +158,22 @@ def seed_cells(analysis: Analysis) -> Cells | None:
             continue
         found = {"loss": estimate_loss(c, "loss"), "validation loss": estimate_loss(c, "validation_loss")}
         found |= {
-            _words(m, analysis): estimate(c, *m, level=analysis.level_of(c, m)) for m in compared_metrics(analysis)
+            _words(m, analysis): estimate(c, *m, level=analysis.interval_level(c, m))
+            for m in list_compared_metrics(analysis)
         }
         for i, (name, e) in enumerate((name, e) for name, e in found.items() if e is not None):
             about = [c.name, ", ".join(map(str, c.seeds))] if i == 0 else ["", ""]
             deviation = "" if e.seed_deviation is None else format_number(e.seed_deviation)
-            rows.append([*about, name, with_interval(e), deviation])
+            rows.append([*about, name, format_estimate(e), deviation])
     return (["configuration", "seeds", "", "mean", "sd between seeds"], rows) if rows else None
 
 
-def _words(measured: Measured, analysis: Analysis) -> str:
+def _words(metric_key: MetricKey, analysis: Analysis) -> str:
     several = len({t for t, _, _ in analysis.metrics}) > 1
-    return " ".join(measured if several else measured[1:]).replace("_", " ")
+    return " ".join(metric_key if several else metric_key[1:]).replace("_", " ")
 
 
-def with_interval(e: Estimate, narrow: bool = False) -> str:
+def format_estimate(e: Estimate, narrow: bool = False) -> str:
     """ "0.840 [0.756, 0.899]"; narrow: "0.840 [.76, .90]"."""
     if e.low is None:
         return format_number(e.value)
@@ -185,15 +186,15 @@ def _entries(results: list[RunResult]) -> list[Evaluation]:
 
 
 def _scores(
-    results: list[RunResult], analysis: Analysis, measured: Measured, narrow: bool, base_model: bool = False
+    results: list[RunResult], analysis: Analysis, metric_key: MetricKey, narrow: bool, base_model: bool = False
 ) -> list[str]:
     """A score of each run with its interval."""
     cells = []
     for r in results:
-        entry, c = last_cell(r, measured[0], base_model), analysis.configuration_of(r)
-        level: dict[str, Any] = {} if base_model or c is None else {"level": analysis.level_of(c, measured)}
-        found = estimate_cell(entry, *measured[1:], **level) if entry else None
-        cells.append(with_interval(found, narrow) if found else "")
+        entry, c = last_evaluation(r, metric_key[0], base_model), analysis.find_configuration(r)
+        level: dict[str, Any] = {} if base_model or c is None else {"level": analysis.interval_level(c, metric_key)}
+        found = estimate_evaluation(entry, *metric_key[1:], **level) if entry else None
+        cells.append(format_estimate(found, narrow) if found else "")
     return cells
 
 
@@ -210,24 +211,24 @@ def _losses(results: list[RunResult], narrow: bool) -> list[str]:
 
 def _shares(result: RunResult, task: str, scorer: str) -> str:
     """Shares of the samples that a scorer scored, before and after."""
-    entries = [last_cell(result, task, base_model=True), last_cell(result, task)]
+    entries = [last_evaluation(result, task, base_model=True), last_evaluation(result, task)]
     return " → ".join(f"{e.coverage[scorer]:.0%}" for e in entries if e and scorer in e.coverage)
 
 
 def _of_each(results: list[RunResult], task: str, read: Callable[[Evaluation], float | None]) -> list[str]:
     """A number of each run's cell of a task (the base model's where there is no other), as text."""
-    entries = [last_cell(r, task) or last_cell(r, task, base_model=True) for r in results]
+    entries = [last_evaluation(r, task) or last_evaluation(r, task, base_model=True) for r in results]
     values = [read(e) if e else None for e in entries]
     return ["" if v is None or not math.isfinite(v) else format_number(v) for v in values]
 
 
-def _chances(results: list[RunResult]) -> dict[Measured, list[str]]:
+def _chances(results: list[RunResult]) -> dict[MetricKey, list[str]]:
     """(task, scorer, metric) -> what the constant baseline gets on each run's samples; of the metrics that tables show."""
     shown_metrics = [(t, s, pick_headline(results, t, s)) for t, s in list_scorers(results)]
     found = {}
     for t, s, m in shown_metrics:
         found[t, s, m] = _of_each(results, t, lambda e, s=s, m=m: e.chance.get(s, {}).get(m))  # type: ignore[misc]
-    return {measured: values for measured, values in found.items() if any(values)}
+    return {metric_key: values for metric_key, values in found.items() if any(values)}
 
 
 def _bayes_optima(results: list[RunResult]) -> dict[tuple[str, str], list[str]]:

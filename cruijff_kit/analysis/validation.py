@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def row_losses(runs: list[RunResult]) -> "np.ndarray | None":
+def read_row_losses(runs: list[RunResult]) -> "np.ndarray | None":
     """[runs, rows] numbers whose mean over rows is each run's validation loss; None where a run has left none, or of other
     rows. Rows of one unit (dataset.unit_column) are one.
 

@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cruijff_kit.analysis.results_frame import empty_dict
+from cruijff_kit.analysis.results_frame import make_empty_dict
 from cruijff_kit.commands.base import Parser, import_from_cwd
 from cruijff_kit.config.compose import compose
 from cruijff_kit.config.run import RunConfig
@@ -87,7 +87,7 @@ def _evaluate_runs(where: Path, overrides: list[str], config_dir: str | None) ->
         if "dataset.permission" in changes.values:
             allow_sensitive(plan.run.folder, plan.config.dataset.permission)
         write_request(plan.run.folder, plan.request)
-    json_output.record(folder=str(where.absolute()), made=[], submitted=[], **empty_dict())
+    json_output.record(folder=str(where.absolute()), made=[], submitted=[], **make_empty_dict())
     return _start(where, [p for p in plans if p.missing])
 
 
@@ -198,7 +198,7 @@ def _evaluate_model(adapter: Path | None, overrides: list[str], config_dir: str 
         return None
     folder.freeze(config, {})
     write_request(folder.path, request)
-    json_output.record(folder=str(folder.path), made=[], submitted=[], **empty_dict())
+    json_output.record(folder=str(folder.path), made=[], submitted=[], **make_empty_dict())
     try:
         return start_evaluations(folder.path, [PlannedEvaluation(RunRef(folder.path), request, config, missing)])
     except Exception:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from cruijff_kit.analysis.subgroup_samples import read_samples
-from cruijff_kit.analysis.subgroups import MAX_P, WORDS, Difference, Group, Report, compare_columns, is_apart, show_p
+from cruijff_kit.analysis.subgroups import (
+    MAX_P,
+    WORDS,
+    Difference,
+    Group,
+    SubgroupReport,
+    compare_columns,
+    format_p,
+    is_different,
+)
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import write_text
@@ -28,7 +37,7 @@ _LEGEND = {
 }
 
 
-def draw(reports: list[Report], path: Path) -> None:
+def draw(reports: list[SubgroupReport], path: Path) -> None:
     """Accuracy (bars) and AUC (diamonds) of each group with 95% intervals as a PNG, a panel a column."""
     from matplotlib.figure import Figure
 
@@ -37,7 +46,7 @@ def draw(reports: list[Report], path: Path) -> None:
     panels = figure.subplots(len(reports), squeeze=False, height_ratios=heights)[:, 0]
     for axes, report in zip(panels, reports, strict=True):
         groups = sorted(report.groups, key=lambda g: g.accuracy)
-        colours = ["tab:red" if is_apart(g) else "tab:blue" for g in groups]
+        colours = ["tab:red" if is_different(g) else "tab:blue" for g in groups]
         axes.barh(range(len(groups)), [g.accuracy for g in groups], color=colours, alpha=0.6, label="accuracy (95%)")
         for place, g in enumerate(groups):
             for name, offset, colour in (("accuracy", 0.12, "black"), ("auc", -0.12, "grey")):
@@ -53,15 +62,15 @@ def draw(reports: list[Report], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: SubgroupReport) -> str:
     if report.p is None:
         return f"{report.column}: nothing varies"
-    text = f"{report.column}: no difference between groups found ({show_p(report)})"
+    text = f"{report.column}: no difference between groups found ({format_p(report)})"
     of_units = f"; {report.all.units} units of {report.samples} samples" if report.all.units else ""
     return (report.flags[0] if report.flags else text) + of_units
 
 
-def _text(report: Report) -> str:
+def _text(report: SubgroupReport) -> str:
     """The groups of a column as a table, or two, then the largest differences between them."""
     cells = [_cells(g) for g in [*report.groups, report.all]]
     kept = [column for column in cells[0] if any(row[column] for row in cells)]
@@ -119,7 +128,7 @@ def _cells(group: Group) -> dict[str, str]:
 
 def _difference(name: str, d: Difference) -> str:
     who = "all alike" if d.highest == d.lowest else f"{_cut(d.highest, 18)} over {_cut(d.lowest, 18)}"
-    return f"  {name:18}  {d.difference:.3f} [{d.low:.3f}, {d.high:.3f}]  {show_p(d):9}  {who}"
+    return f"  {name:18}  {d.difference:.3f} [{d.low:.3f}, {d.high:.3f}]  {format_p(d):9}  {who}"
 
 
 def _cut(name: str, length: int) -> str:

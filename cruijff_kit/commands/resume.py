@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.results_frame import empty_dict
-from cruijff_kit.analysis.summary import refresh_above, write_overviews, write_summary
+from cruijff_kit.analysis.results_frame import make_empty_dict
+from cruijff_kit.analysis.summary import refresh_sweep_summary, write_overviews, write_summary
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.explain import explain_errors
@@ -56,7 +56,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     text = f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done"
     say(text + (f"; {len(active)} active" if active else ""))
     json_output.record(to_finish=[info.name for _, info in left], on_their_way=[info.name for info in active])
-    json_output.record(folder=str(folder.absolute()), submitted=[], made=[], **empty_dict())
+    json_output.record(folder=str(folder.absolute()), submitted=[], made=[], **make_empty_dict())
     try:
         _finish(folder, left, changes)
     finally:
@@ -208,7 +208,7 @@ def _run_single(run: Path, configs: dict[Path, RunConfig], label: str) -> None:
         train_then_eval(configs[run], load_swept(run))
     except Exception as error:
         say(f"{label} {run.name} failed: {one_line(error)}")
-    refresh_above(run)
+    refresh_sweep_summary(run)
 
 
 def main(argv: list[str] | None = None) -> int:

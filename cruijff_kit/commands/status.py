@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cruijff_kit.analysis.status_table import none_active, status_table, watch
+from cruijff_kit.analysis.status_table import have_ended, make_status_table, watch
 from cruijff_kit.commands.base import CommandResult, ExitCode, Parser
 from cruijff_kit.records.run_status import RunState
 from cruijff_kit.slurm.run_states import collect_states, find_runs
@@ -20,7 +20,7 @@ def _show(options: argparse.Namespace) -> CommandResult:
     runs = find_runs(options.folder)
     code, trouble = ExitCode.DONE, None
     if options.watch:
-        infos = watch(str(options.folder), runs, none_active)
+        infos = watch(str(options.folder), runs, have_ended)
         code = (
             ExitCode.RUN_FAILED
             if any(info.state in (RunState.FAILED, RunState.CANCELLED) for info in infos)
@@ -34,7 +34,7 @@ def _show(options: argparse.Namespace) -> CommandResult:
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-        console.print(status_table(str(options.folder), infos, trouble, console.width))
+        console.print(make_status_table(str(options.folder), infos, trouble, console.width))
     return CommandResult([asdict(info) for info in infos], code)
 
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.results_frame import by_epoch, read_results, to_dict, to_frame
+from cruijff_kit.analysis.results_frame import read_results, split_by_epoch, to_dict, to_frame
 from cruijff_kit.analysis.results_table import show_results
 from cruijff_kit.commands.base import Parser
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         results = read_results(options.folder)
         if options.json:
             return to_dict(results)
-        results = by_epoch(results) if options.epochs else results
+        results = split_by_epoch(results) if options.epochs else results
         if options.csv:
             print(to_frame(results).to_csv(index=False), end="")
         else:

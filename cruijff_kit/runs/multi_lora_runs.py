@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.analysis.summary import refresh_above
+from cruijff_kit.analysis.summary import refresh_sweep_summary
 from cruijff_kit.config.run import AUTO, RunConfig
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import RunResult
@@ -217,4 +217,4 @@ def _run_member(run: GroupRun, stop: StopSignals, started: list[Heartbeat] | Non
         raise
     finally:
         clear_cancel_request(folder)
-        refresh_above(folder)
+        refresh_sweep_summary(folder)

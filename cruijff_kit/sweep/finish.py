@@ -40,7 +40,7 @@ def write_and_print(sweep_dir: Path, report: bool = True) -> list[RunResult]:
     Returns:
         The results, if any.
     """
-    from cruijff_kit.analysis.results_frame import unfinished_runs
+    from cruijff_kit.analysis.results_frame import list_unfinished_runs
     from cruijff_kit.analysis.results_table import record_or_show
     from cruijff_kit.analysis.summary import write_overviews
 
@@ -49,7 +49,7 @@ def write_and_print(sweep_dir: Path, report: bool = True) -> list[RunResult]:
         return []
     record_or_show(sweep_dir, results)
     # Too early while runs are submitted or interrupted.
-    if report and not (sweep_dir / "result.json").exists() and not unfinished_runs(sweep_dir):
+    if report and not (sweep_dir / "result.json").exists() and not list_unfinished_runs(sweep_dir):
         _report(sweep_dir)
     return results
 

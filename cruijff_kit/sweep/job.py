@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cruijff_kit.analysis.summary import refresh_above
+from cruijff_kit.analysis.summary import refresh_sweep_summary
 from cruijff_kit.records import failures
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_folder import RunFolder
@@ -120,7 +120,7 @@ def train(run: Path, code: str, stop: StopSignals) -> int:
         return 1
     finally:
         heartbeat.__exit__()
-        refresh_above(run)
+        refresh_sweep_summary(run)
 
 
 def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -> int:

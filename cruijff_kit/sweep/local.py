@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from cruijff_kit.analysis.summary import refresh_above
+from cruijff_kit.analysis.summary import refresh_sweep_summary
 from cruijff_kit.config.hydra_private import failure_of
 from cruijff_kit.records.run_status import mark_queued, read_status, write_status
 from cruijff_kit.runs.multi_lora_runs import GroupRun, PlannedGroup, plan_groups, run_group
@@ -103,7 +103,7 @@ def _run(launcher, run: SweepRun, label: str) -> float | None:
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-    refresh_above(run.folder)
+    refresh_sweep_summary(run.folder)
     if returned.status is JobStatus.FAILED:
         say(f"{label}{run.name} failed: {one_line(failure_of(returned))}")
         return math.nan

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict, read_write
 
-from cruijff_kit.analysis.results_frame import empty_dict
+from cruijff_kit.analysis.results_frame import make_empty_dict
 from cruijff_kit.config.loading import load
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.util import json_output
@@ -45,5 +45,5 @@ def load_task(cfg: DictConfig, output_dir: str) -> RunConfig:
 
 def start_output(folder: Path) -> None:
     """Start the JSON output with the keys that it always has. (Called once per batch of a sweep.)"""
-    json_output.record(folder=str(folder.absolute()), **empty_dict())
+    json_output.record(folder=str(folder.absolute()), **make_empty_dict())
     json_output.append(submitted=[], existing=[])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cruijff_kit.analysis.status_table import none_active, watch
+from cruijff_kit.analysis.status_table import have_ended, watch
 from cruijff_kit.records.run_status import ACTIVE
 from cruijff_kit.slurm.cancel import cancel_jobs
 from cruijff_kit.slurm.run_states import collect_states, find_runs
@@ -19,7 +19,7 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
     wanted = set(folders)
     runs = [ref for ref in find_runs(sweep_dir) if ref.folder in wanted]
     try:
-        watch(str(sweep_dir), runs, none_active)
+        watch(str(sweep_dir), runs, have_ended)
     except KeyboardInterrupt:
         states = zip(runs, collect_states(runs)[0], strict=True)
         active = [(ref, info) for ref, info in states if info.state in ACTIVE and info.job_id]

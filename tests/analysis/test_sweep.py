@@ -13,13 +13,13 @@ from inspect_ai.log import read_eval_log, write_eval_log
 
 from cruijff_kit.analysis import results_frame
 from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER
-from cruijff_kit.analysis.estimates import estimate, estimate_cell
+from cruijff_kit.analysis.estimates import estimate, estimate_evaluation
 from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import item_scores, load_constant_samples, load_samples
 from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.analysis.table_cells import best_line
-from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.analysis.validation import read_row_losses
 from cruijff_kit.commands import table
 from cruijff_kit.records.result import higher_is_better, to_json
 
@@ -150,7 +150,9 @@ def test_numbers_that_are_not_parsed_do_not_win(evaluated, finished):
         for r, a in enumerate(made, 2) for cell in [evaluated(a, targets, targets, numbers=True)]
     ]  # fmt: skip
     found = analyse(runs)
-    assert [c.swept["lora.rank"] for c in found.ranking.ranked] == [2, 3, 5, 4], "that which says nothing is the last"
+    assert [c.swept["lora.rank"] for c in found.ranking.configurations] == [2, 3, 5, 4], (
+        "that which says nothing is the last"
+    )
     (name,) = [c.name for c in found.configurations if c.swept["lora.rank"] == 3]
     mae = runs[1].objective
     assert mae > 8 and estimate(found.configurations[1], "count", "continuous_scorer", "mae").low > 5
@@ -172,9 +174,12 @@ def test_the_best_is_a_set(evaluated, finished, base_model):
     assert "scores are too good" in line and "indistinguishable from it: rank=3" in line
     leader, other = found.configurations[0], found.configurations[1]
     measured = ("count", "match", "accuracy")
-    corrected, plain = estimate(other, *measured, level=found.level_of(other, measured)), estimate(leader, *measured)
+    corrected, plain = (
+        estimate(other, *measured, level=found.interval_level(other, measured)),
+        estimate(leader, *measured),
+    )
     assert corrected.level == pytest.approx(1 - 0.05 / 6) and corrected.low < plain.low and corrected.high > plain.high
-    assert other in found.ranking.best and [found.level_of(c, measured) for c in found.configurations[4:]] == [
+    assert other in found.ranking.best and [found.interval_level(c, measured) for c in found.configurations[4:]] == [
         0.95,
         0.95,
     ]
@@ -187,7 +192,7 @@ def test_chosen_by_the_validation_loss(six, evaluated, finished, base_model):
     assert found.ranking.leader.runs == [worse]
     line = best_line(found.ranking)
     assert line.startswith("* best by validation_loss on the validation split: rank=32") and "too good" not in line
-    assert found.level_of(found.ranking.leader) == 0.95
+    assert found.interval_level(found.ranking.leader) == 0.95
     assert of(found, "rank=4", BEST).difference > 0
 
 
@@ -198,7 +203,7 @@ def test_numbers_of_the_split_that_chose_are_flattered(six):
         for r in six
     ]
     found = analyse(asked)
-    assert found.level_of(found.ranking.leader, ("count", "match", "accuracy")) == pytest.approx(
+    assert found.interval_level(found.ranking.leader, ("count", "match", "accuracy")) == pytest.approx(
         1 - 0.05 / len(found.configurations)
     )
     assert "the validation split chose it, so that its scores are too good" in best_line(found.ranking)
@@ -237,11 +242,11 @@ def test_one_family_for_holm(six):
 
 def test_one_seed_each_is_said(six):
     found = analyse([six[0], six[6]])
-    assert "Each configuration has one seed" in found.one_seed_each
-    assert "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_each
+    assert "Each configuration has one seed" in found.one_seed_notice
+    assert "seed=1,2,3 would take 4 more runs, about 4 seconds" in found.one_seed_notice
     other = [dataclasses.replace(r, settings=r.settings | {"seed": 1234}) for r in (six[0], six[6])]
-    assert "would take 6 more runs, about 6 seconds" in analyse(other).one_seed_each
-    assert analyse(six).one_seed_each == "" == analyse(six[:1]).one_seed_each
+    assert "would take 6 more runs, about 6 seconds" in analyse(other).one_seed_notice
+    assert analyse(six).one_seed_notice == "" == analyse(six[:1]).one_seed_notice
 
 
 def test_what_could_be_found(six):
@@ -302,7 +307,7 @@ def test_read_once_and_gone_later(evaluated, cache, tmp_path):
     assert load_samples(str(copy), "match") is None
     # An accuracy keeps its interval: it needs no more than the number of samples.
     cell.log = "gone.eval"
-    found = estimate_cell(cell, "match", "accuracy")
+    found = estimate_evaluation(cell, "match", "accuracy")
     assert (found.low, found.high) == pytest.approx((0.9398, 1.0), abs=1e-3)
 
 
@@ -324,8 +329,8 @@ def test_validation_rows_of_one_unit_are_one(finished, base_model, tmp_path, eva
         rows = {"epoch": 0, "row": [*range(60)], "loss": losses, "labels": [1] * 60, "unit": unit}
         (tmp_path / f"{rank}" / "validation_losses.json").write_text(json.dumps(rows))
         runs.append(r)
-    assert row_losses(runs).shape == (2, 6)
-    assert row_losses(runs).mean(1) == pytest.approx([r.training["validation_losses"][0] for r in runs])
+    assert read_row_losses(runs).shape == (2, 6)
+    assert read_row_losses(runs).mean(1) == pytest.approx([r.training["validation_losses"][0] for r in runs])
     (found,) = (c for c in analyse(runs).comparisons["rank=8,seed=1"] if c.task == "validation")
     assert found.items == 6 and found.p > 0.05
 

@@ -158,7 +158,7 @@ def _tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
     tiles = [(f"{runs.states()['done']} of {len(runs.all)}", "runs done")]
     for family, outcome in zip(runs.families[:2], outcomes_of(runs), strict=False):
         e = outcome.estimate(outcome.configurations[0])
-        best = "best " if len(family.ranking.ranked) > 1 else ""
+        best = "best " if len(family.ranking.configurations) > 1 else ""
         ends = f", {percent(e.level)} {range_in_words(e)}" if e.low is not None else ""
         tiles.append((shown(e.value), f"{best}{family.name} ({family.ranking.split} split{ends})"))
     kinds = (("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours"))

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cruijff_kit.analysis.configurations import Configuration
-from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_cell
+from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_evaluation
 from cruijff_kit.analysis.intervals import LEVEL, wilson
 from cruijff_kit.analysis.report.document import Chart, Section, Table, shown
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, chart, figure, fitted, legend_below
 from cruijff_kit.analysis.report.load import Run, Runs
 from cruijff_kit.analysis.report.wording import SAMPLES, selection_in_words, units_of
-from cruijff_kit.analysis.table_cells import with_interval
+from cruijff_kit.analysis.table_cells import format_estimate
 from cruijff_kit.records.result import Evaluation
 
 BINS = 10
@@ -38,7 +38,7 @@ class Risks:
     def estimate(self, metric: str) -> Estimate | None:
         """A metric of the configuration, over its seeds; of the base model its own."""
         if self.configuration is None:
-            return estimate_cell(self.cell, self.scorer, metric)
+            return estimate_evaluation(self.cell, self.scorer, metric)
         return estimate(self.configuration, self.cell.task, self.scorer, metric, self.level)
 
     def roc(self) -> list[tuple[float, float]]:
@@ -69,7 +69,7 @@ def calibration(runs: Runs) -> Section:
     """
     section = Section("calibration", "Ranking and calibration of risks")
     seen: set[str] = set()
-    ranked = [f.ranking.ranked for f in runs.families]
+    ranked = [f.ranking.configurations for f in runs.families]
     for configurations in ranked or [runs.evaluated]:
         for task in dict.fromkeys(e.task for c in configurations for r in c.runs for e in r.evaluation):
             if task in seen:
@@ -125,7 +125,7 @@ def _found(runs: Runs, configurations: list[Configuration], task: str) -> list[R
             own = _risks(c.name, cell) if cell else []
             for risks in own:
                 risks.configuration, risks.seed = c, run.value("seed") if len(c.runs) > 1 else None
-                risks.level = runs.analysis.level_of(c, (task, risks.scorer, "auc"))
+                risks.level = runs.analysis.interval_level(c, (task, risks.scorer, "auc"))
             found += own
     if not found:
         return []
@@ -188,7 +188,7 @@ def _label(found: list[Risks], place: int, metric: str, words: str) -> str | Non
     r = found[place]
     if any(other.label == r.label for other in found[:place]):
         return None
-    return fitted(r.label, 48) + (f", {words} {with_interval(e, narrow=True)}" if (e := r.estimate(metric)) else "")
+    return fitted(r.label, 48) + (f", {words} {format_estimate(e, narrow=True)}" if (e := r.estimate(metric)) else "")
 
 
 def _charts(found: list[Risks], task: str, name: str) -> list[Chart]:

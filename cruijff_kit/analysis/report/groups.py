@@ -11,7 +11,16 @@ from cruijff_kit.analysis.report.document import Chart, Section, Table, listed, 
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, chart, figure, fitted
 from cruijff_kit.analysis.report.load import Run, Runs
 from cruijff_kit.analysis.subgroup_samples import are_shares, read_logs
-from cruijff_kit.analysis.subgroups import DECISIONS, MOST_GROUPS, WORDS, Group, Report, Row, compare_columns, is_apart
+from cruijff_kit.analysis.subgroups import (
+    DECISIONS,
+    MOST_GROUPS,
+    WORDS,
+    Group,
+    Row,
+    SubgroupReport,
+    compare_columns,
+    is_different,
+)
 from cruijff_kit.records.result import has_red_data
 
 MOST_COLUMNS = 8
@@ -56,7 +65,7 @@ def groups(runs: Runs) -> Section:
     return section
 
 
-def _add(section: Section, report: Report, who: str) -> None:
+def _add(section: Section, report: SubgroupReport, who: str) -> None:
     number = len(section.charts) + 1
     name = f"groups_{number}_{''.join(c if c.isascii() and c.isalnum() else '_' for c in report.column)[:30]}"
     section.blocks += [_chart(report, who, name), *tables(report, name), _differences(report, name)]
@@ -85,7 +94,7 @@ def _read(runs: Sequence[Run], task: str) -> _Task:
     return found
 
 
-def _sentence(task: _Task, reports: list[Report]) -> str:
+def _sentence(task: _Task, reports: list[SubgroupReport]) -> str:
     flags = [flag for report in reports for flag in report.flags]
     text = f"{task.who}: {several(len(reports), 'column')} that name{'s' if len(reports) == 1 else ''} groups; "
     text += "; ".join(flags) if flags else "no difference between groups was found in accuracy, AUC or calibration"
@@ -95,7 +104,7 @@ def _sentence(task: _Task, reports: list[Report]) -> str:
     return f"{text}." + (more if task.left_out else "")
 
 
-def tables(report: Report, name: str) -> list[Table]:
+def tables(report: SubgroupReport, name: str) -> list[Table]:
     """Each group's figures with their 95% intervals: how good the model is, then what it decides, where that is known."""
     quality = {"accuracy": "accuracy", "auc": "AUC", "calibration": "mean risk - share positive", "r_ece": "ECE"}
     notes = [
@@ -115,9 +124,9 @@ def tables(report: Report, name: str) -> list[Table]:
     return [table for table in found if len(table.columns) > 2]
 
 
-def _table(report: Report, name: str, caption: str, rows: list[dict[str, Any]]) -> Table:
+def _table(report: SubgroupReport, name: str, caption: str, rows: list[dict[str, Any]]) -> Table:
     kept = [c for c in rows[0] if c == "notes" or any(row[c] is not None for row in rows)]
-    marked = {i for i, g in enumerate(report.groups) if is_apart(g)}
+    marked = {i for i, g in enumerate(report.groups) if is_different(g)}
     cells = [
         [g.name, g.samples, *(row[c] for c in kept)] for g, row in zip((*report.groups, report.all), rows, strict=True)
     ]
@@ -132,7 +141,7 @@ def _row(group: Group, figures: dict[str, str]) -> dict[str, Any]:
     return row
 
 
-def _differences(report: Report, name: str) -> Table:
+def _differences(report: SubgroupReport, name: str) -> Table:
     found = [(WORDS[d.metric], d) for d in report.differences]
     found += [("demographic parity difference", report.demographic_parity)]
     found += [("equalised odds difference", report.equalized_odds)]
@@ -143,11 +152,11 @@ def _differences(report: Report, name: str) -> Table:
     return Table(f"{name}_differences", caption, ["", "difference", "low", "high", "p", "highest", "lowest"], rows)
 
 
-def _chart(report: Report, who: str, name: str) -> Chart:
+def _chart(report: SubgroupReport, who: str, name: str) -> Chart:
     ordered = sorted(report.groups, key=lambda g: g.accuracy)
     header = [report.column, "samples", "accuracy", "low", "high", "AUC", "AUC low", "AUC high", "differs"]
     rows = [[g.name, g.samples, g.accuracy, *g.intervals.get("accuracy", [None, None]), g.auc,
-             *g.intervals.get("auc", [None, None]), is_apart(g)] for g in ordered]  # fmt: skip
+             *g.intervals.get("auc", [None, None]), is_different(g)] for g in ordered]  # fmt: skip
     what = listed(["accuracy", *(["AUC"] if any(g.auc is not None for g in ordered) else [])])
     data = Table(name, f"{who}: {what} by {report.column}, with 95% intervals", header, rows)
     with figure(5.1, 1.3 + 0.3 * len(rows)) as drawn:
@@ -155,7 +164,7 @@ def _chart(report: Report, who: str, name: str) -> Chart:
         axes.axvline(report.all.accuracy, color=GREY, linestyle="--", linewidth=1.2, label="accuracy of all")
         for place, g in enumerate(ordered):
             _draw_group(axes, g, place)
-        names = [f"{fitted(g.name, 30)} (n={g.samples})" + (" differs" if is_apart(g) else "") for g in ordered]
+        names = [f"{fitted(g.name, 30)} (n={g.samples})" + (" differs" if is_different(g) else "") for g in ordered]
         axes.set(yticks=range(len(rows)), yticklabels=names, xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4))
         axes.grid(False, axis="y")
         drawn.legend(*_once(axes), loc="outside lower left", ncols=3)
@@ -165,7 +174,7 @@ def _chart(report: Report, who: str, name: str) -> Chart:
 
 def _draw_group(axes: Any, group: Group, place: int) -> None:
     for metric, value, marker, colour, up in (
-        ("accuracy", group.accuracy, "o", PALETTE[7] if is_apart(group) else PALETTE[0], 0.1),
+        ("accuracy", group.accuracy, "o", PALETTE[7] if is_different(group) else PALETTE[0], 0.1),
         ("auc", group.auc, "D", PALETTE[4], -0.1),
     ):
         if metric in group.intervals:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cruijff_kit.analysis.comparisons import Measured
+from cruijff_kit.analysis.comparisons import MetricKey
 from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.analysis.rankings import Ranking
@@ -95,7 +95,7 @@ class Family:
     @property
     def higher(self) -> bool:
         """Whether more is better."""
-        return self.ranking.higher
+        return self.ranking.is_higher_better
 
     @property
     def best(self) -> Run:
@@ -131,7 +131,7 @@ class Runs:
     @cached_property
     def families(self) -> list[Family]:
         """Finished runs by what their objective is, the largest family first."""
-        return [Family(r, [run for c in r.ranked for run in self.runs_of(c)]) for r in self.analysis.rankings]
+        return [Family(r, [run for c in r.configurations for run in self.runs_of(c)]) for r in self.analysis.rankings]
 
     def runs_of(self, configuration: Configuration) -> list[Run]:
         """The runs of a configuration, by seed."""
@@ -141,14 +141,18 @@ class Runs:
     def best(self) -> list[Run]:
         """The runs of the best configurations of each family that has several."""
         return [
-            run for f in self.families if len(f.ranking.ranked) > 1 for c in f.ranking.best for run in self.runs_of(c)
+            run
+            for f in self.families
+            if len(f.ranking.configurations) > 1
+            for c in f.ranking.best
+            for run in self.runs_of(c)
         ]
 
-    def level_of(self, run: Run, cell: Evaluation, measured: Measured) -> float:
+    def level_of(self, run: Run, cell: Evaluation, measured: MetricKey) -> float:
         """Level of a number of one run: higher for the best's, where the samples that it is of chose it."""
-        c = self.analysis.configuration_of(run.result)
+        c = self.analysis.find_configuration(run.result)
         is_last = cell is not None and cell is run.last(cell.task)
-        return self.analysis.level_of(c, measured) if c is not None and is_last else LEVEL
+        return self.analysis.interval_level(c, measured) if c is not None and is_last else LEVEL
 
     @cached_property
     def evaluated(self) -> list[Configuration]:

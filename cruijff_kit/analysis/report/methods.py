@@ -241,8 +241,8 @@ def _statistics(runs: Runs) -> str:
     """How the best was chosen, intervals, tests, corrections, seeds, and what could be found."""
     analysis = runs.analysis
     compared = [c for found in analysis.comparisons.values() for c in found]
-    text = [_choice(family) for family in runs.families[:3] if len(family.ranking.ranked) > 1]
-    text += [why for why in [runs.analysis.why_no_best] if why]
+    text = [_choice(family) for family in runs.families[:3] if len(family.ranking.configurations) > 1]
+    text += [why for why in [runs.analysis.no_best_reason] if why]
     results = [r for c in analysis.configurations for r in c.runs]
     units = units_of(results)
     if not any(r.result.evaluation for r in runs.with_result):
@@ -258,7 +258,7 @@ def _statistics(runs: Runs) -> str:
         text.append(
             f"Runs that differ only in their seed are one configuration; {units} and seeds are crossed random effects."
         )
-    elif analysis.one_seed_each:
+    elif analysis.one_seed_notice:
         text.append("Each configuration has one seed, so that these are comparisons of runs.")
     if len(analysis.configurations) > 1:
         text += detectable_differences(runs)
@@ -270,7 +270,7 @@ def _comparisons(tested: list[Comparison], results: list[RunResult]) -> list[str
     words = {"base model": "the base model", "chance": "the best constant answer", "best": "the best configuration"}
     said = []
     for of_validation in (False, True):
-        own = [c for c in tested if (c.measured == VALIDATION) == of_validation]
+        own = [c for c in tested if (c.metric_key == VALIDATION) == of_validation]
         tests = {test_in_words(c.method, units_of(results, of_validation)) for c in own}
         ways = "; ".join(sorted(w for w in tests if not w.startswith("no test")))
         against = listed([w for name, w in words.items() if any(c.against == name for c in own)])
@@ -292,7 +292,7 @@ def _choice(family: Family) -> str:
     text += (
         selection_in_words(ranking)
         if ranking.is_optimistic
-        else f"chosen out of {len(ranking.ranked)} on the {ranking.split} split"
+        else f"chosen out of {len(ranking.configurations)} on the {ranking.split} split"
     )
     return text + (f"; {several(others, 'other')} cannot be distinguished from it." if others else ".")
 

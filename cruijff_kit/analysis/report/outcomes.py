@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.analysis.comparisons import VALIDATION, Measured
+from cruijff_kit.analysis.comparisons import VALIDATION, MetricKey
 from cruijff_kit.analysis.configurations import Configuration, is_finite
 from cruijff_kit.analysis.differences import item_values
 from cruijff_kit.analysis.effects import draw_noise
@@ -17,8 +17,8 @@ from cruijff_kit.analysis.report.load import Run, Runs, objective_name
 from cruijff_kit.analysis.report.wording import units_of
 from cruijff_kit.analysis.samples import align, load_samples
 from cruijff_kit.analysis.sweep import Analysis
-from cruijff_kit.analysis.table_cells import compared_metrics
-from cruijff_kit.analysis.validation import row_losses
+from cruijff_kit.analysis.table_cells import list_compared_metrics
+from cruijff_kit.analysis.validation import read_row_losses
 from cruijff_kit.records.result import Evaluation, higher_is_better
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Outcome:
 
     objective: str
     """The objective's name, or TASK/SCORER/METRIC."""
-    source: Measured | None
+    source: MetricKey | None
     """Task, scorer and metric; None for a loss."""
     configurations: list[ConfiguredRuns]
     analysis: Analysis
@@ -66,7 +66,7 @@ class Outcome:
         return higher_is_better(self.objective)
 
     @property
-    def measured(self) -> Measured | None:
+    def measured(self) -> MetricKey | None:
         """What comparisons of it have for task, scorer and metric; None: there are none."""
         return VALIDATION if self.objective == VALIDATION[2] else self.source
 
@@ -75,7 +75,7 @@ class Outcome:
         own = c.configuration
         found = None
         if self.source is not None:
-            found = estimate(own, *self.source, level=self.analysis.level_of(own, self.source))
+            found = estimate(own, *self.source, level=self.analysis.interval_level(own, self.source))
         elif self.objective in ("loss", "validation_loss"):
             found = estimate_loss(own, self.objective)
         return found or Estimate(c.value, seeds=len(c.runs))
@@ -124,7 +124,7 @@ class Outcome:
         return self._of_cell(c, lambda e: e.bayes_optimum.get(self.source[2]))
 
     def _of_cell(self, c: ConfiguredRuns, read: Callable[[Evaluation], Any]) -> float | None:
-        cells = c.configuration.cells(self.source[0]) if self.source else []
+        cells = c.configuration.evaluations(self.source[0]) if self.source else []
         value = read(cells[0]) if cells else None
         return value if is_finite(value) else None
 
@@ -136,11 +136,11 @@ class Outcome:
 
         results = [r.result for c in self.configurations for r in c.runs]
         if self.objective == VALIDATION[2]:
-            return row_losses(results)
+            return read_row_losses(results)
         if self.source is None:
             return None
         task, scorer, metric = self.source
-        cells = [e for c in self.configurations for e in c.configuration.cells(task)]
+        cells = [e for c in self.configurations for e in c.configuration.evaluations(task)]
         found = align([load_samples(e.log, scorer) for e in cells])
         if found is None or len(cells) != len(results) or not all(is_computable(metric, s) for s in found):
             return None
@@ -152,12 +152,12 @@ def outcomes_of(runs: Runs) -> list[Outcome]:
     analysis = runs.analysis
     found = []
     for ranking in analysis.rankings:
-        own = [ConfiguredRuns(c, runs.runs_of(c), c.objectives()) for c in ranking.ranked]
+        own = [ConfiguredRuns(c, runs.runs_of(c), c.objectives()) for c in ranking.configurations]
         found.append(Outcome(ranking.chosen_by, ranking.source, own, analysis))
-    ranked = [c for r in analysis.rankings for c in r.ranked]
+    ranked = [c for r in analysis.rankings for c in r.configurations]
     everyone = [*ranked, *(c for c in analysis.configurations if c not in ranked)]
     chosen = [r.source for r in analysis.rankings]
-    for measured in (m for m in compared_metrics(analysis) if m not in chosen):
+    for measured in (m for m in list_compared_metrics(analysis) if m not in chosen):
         own = [ConfiguredRuns(c, runs.runs_of(c), values) for c in everyone if (values := c.values(*measured))]
         if own:
             found.append(Outcome("/".join(measured), measured, own, analysis))

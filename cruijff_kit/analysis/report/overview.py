@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from cruijff_kit.analysis.configurations import Configuration, last_cell
-from cruijff_kit.analysis.estimates import estimate_cell, estimate_loss
+from cruijff_kit.analysis.configurations import Configuration, last_evaluation
+from cruijff_kit.analysis.estimates import estimate_evaluation, estimate_loss
 from cruijff_kit.analysis.rankings import find_source
 from cruijff_kit.analysis.report.document import Section, Table, listed, plain, several
 from cruijff_kit.analysis.report.load import Run, Runs
@@ -86,7 +86,9 @@ def _outcome(runs: Runs, run: Run) -> list[Any]:
     of_rows = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
     source, over = find_source(r), None
     if source is not None:
-        over = estimate_cell(last_cell(r, source[0]), *source[1:], runs.level_of(run, last_cell(r, source[0]), source))
+        over = estimate_evaluation(
+            last_evaluation(r, source[0]), *source[1:], runs.level_of(run, last_evaluation(r, source[0]), source)
+        )
     elif r.objective_name == "validation_loss":
         over = of_rows
     losses = [r.training.get("loss"), r.training.get("validation_loss")]

@@ -35,7 +35,7 @@ def ranking(runs: Runs) -> Section:
     if not analysis.configurations:
         section.absent = "no run has finished"
         return section
-    if why := runs.analysis.why_no_best:
+    if why := runs.analysis.no_best_reason:
         section.title = "The configurations compared"
         section.text.append(why)
     outcomes, chosen = outcomes_of(runs), len(runs.families)
@@ -53,9 +53,9 @@ def ranking(runs: Runs) -> Section:
 def _sentence(family: Family, outcome: Outcome) -> str:
     r, e = family.ranking, outcome.estimate(outcome.configurations[0])
     value = shown(e.value) + (f" {ends}" if (ends := range_in_words(e)) else "")
-    if len(r.ranked) == 1:
+    if len(r.configurations) == 1:
         return f"{family.name[0].upper()}{family.name[1:]}: {value}, {r.leader.name}."
-    of = several(len(r.ranked), "configuration")
+    of = several(len(r.configurations), "configuration")
     text = f"Best {family.name} on the {r.split} split: {value}, {r.leader.name}, of {of}."
     if others := [c.name for c in r.best[1:]]:
         some = listed(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
@@ -72,7 +72,7 @@ def _blocks(outcome: Outcome, name: str) -> list[Chart | Table]:
 
 def _best(outcome: Outcome) -> list[Configuration]:
     """Those that are best, where there is a choice."""
-    return [c for r in outcome.analysis.rankings for c in r.best if len(r.ranked) > 1]
+    return [c for r in outcome.analysis.rankings for c in r.best if len(r.configurations) > 1]
 
 
 def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name: str) -> Table:
@@ -104,7 +104,7 @@ def _table(outcome: Outcome, found: list[tuple[ConfiguredRuns, Estimate]], name:
 
 def _difference(outcome: Outcome, own: ConfiguredRuns, against: str) -> list[Any]:
     for c in outcome.analysis.comparisons[own.label]:
-        if (c.against, c.measured) == (against, outcome.measured):
+        if (c.against, c.metric_key) == (against, outcome.measured):
             values = [c.difference, c.low, c.high, c.p, c.p_holm]
             return [*(v if is_finite(v) else None for v in values), c.items, test_in_words(c.method, outcome.units)]
     return [None] * (len(_PARTS) + 2)
@@ -181,4 +181,4 @@ def _explanations(runs: Runs) -> list[str]:
         )
     if len(analysis.configurations) > 1:
         text += detectable_differences(runs)
-    return text + ([analysis.one_seed_each] if analysis.one_seed_each else [])
+    return text + ([analysis.one_seed_notice] if analysis.one_seed_notice else [])

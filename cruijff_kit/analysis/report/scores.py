@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import Measured
-from cruijff_kit.analysis.estimates import estimate_cell
+from cruijff_kit.analysis.comparisons import MetricKey
+from cruijff_kit.analysis.estimates import estimate_evaluation
 from cruijff_kit.analysis.headlines import pick_headline
 from cruijff_kit.analysis.report.document import Chart, Section, Table, shown
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, chart, figure, fitted, legend_below
@@ -72,8 +72,8 @@ def _table(runs: Runs, task: str, cells: list[tuple[Run, Any]], name: str) -> Ta
     return Table(name, f"Task {task}: every metric", [header[i] for i in kept], [[r[i] for i in kept] for r in rows])
 
 
-def _interval(runs: Runs, run: Run, e: Evaluation, measured: Measured) -> str | None:
-    return range_in_words(estimate_cell(e, *measured[1:], runs.level_of(run, e, measured)))
+def _interval(runs: Runs, run: Run, e: Evaluation, measured: MetricKey) -> str | None:
+    return range_in_words(estimate_evaluation(e, *measured[1:], runs.level_of(run, e, measured)))
 
 
 def _over_epochs(runs: Runs, tasks: list[str]) -> Chart:

@@ -64,8 +64,8 @@ def percent(level: float) -> str:
 def selection_in_words(ranking: Ranking) -> str:
     """What to know of the best one's scores on the split that chose it."""
     return (
-        f"chosen out of {len(ranking.ranked)} on the {ranking.split} split, on which its scores are thus likely too good; "
-        "their intervals, and those of configurations that cannot be distinguished from it, are wider for that "
+        f"chosen out of {len(ranking.configurations)} on the {ranking.split} split, on which its scores are thus likely "
+        "too good; their intervals, and those of configurations that cannot be distinguished from it, are wider for that "
         f"({percent(ranking.level)} instead of 95%, Bonferroni)"
     )
 

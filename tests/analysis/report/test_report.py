@@ -154,8 +154,8 @@ def test_the_best_are_those_of_the_table(told, sweep):
     """Two configurations of two seeds, by their validation loss; then what each got on the test split."""
     analysis = analyse(read_results(sweep))
     rows = rows_of(told, "best_runs")
-    assert [r["configuration"] for r in rows] == [c.name for c in analysis.ranking.ranked] and len(rows) == 2
-    for row, c in zip(rows, analysis.ranking.ranked, strict=True):
+    assert [r["configuration"] for r in rows] == [c.name for c in analysis.ranking.configurations] and len(rows) == 2
+    for row, c in zip(rows, analysis.ranking.configurations, strict=True):
         assert float(row["value"]) == pytest.approx(np.mean([r.training["validation_loss"] for r in c.runs]))
         assert float(row["low"]) < float(row["value"]) < float(row["high"]) and row["seeds"] == "2"
     assert float(rows[1]["versus best: difference"]) > 0
@@ -597,7 +597,7 @@ def test_the_best_of_the_test_split_has_one_interval(sweep, tmp_path):
     analysis = analyse(read_results(folder))
     leader = analysis.ranking.leader
     wide = estimate(
-        leader, "risk", "risk_scorer", "auc", level=analysis.level_of(leader, ("risk", "risk_scorer", "auc"))
+        leader, "risk", "risk_scorer", "auc", level=analysis.interval_level(leader, ("risk", "risk_scorer", "auc"))
     )
     assert (best["low"], best["high"]) == (wide.low, wide.high) and wide.level > 0.98
     interval = f"[{wide.low:.3f}, {wide.high:.3f}]"
