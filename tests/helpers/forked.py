@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from multiprocessing import reduction
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cruijff_kit.commands.main import module_of
 
 _IMPORTED = ("cruijff_kit.evaluation.multi_run", "cruijff_kit.evaluation.prompt_check", "cruijff_kit.models.base_model",
-             "cruijff_kit.training.component_checks", "cruijff_kit.recipes.lora_multi", "cruijff_kit.slurm.submit",
-             "cruijff_kit.train", "inspect_ai.agent._acp.server", "scipy.special")  # fmt: skip
+             "cruijff_kit.training.component_checks", "cruijff_kit.recipes.lora_multi",
+             "cruijff_kit.recipes.lora_distributed", "cruijff_kit.slurm.submit", "cruijff_kit.train",
+             "inspect_ai.agent._acp.server", "scipy.special")  # fmt: skip
 _SECONDS = 300
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([*_IMPORTED])
@@ -64,5 +66,61 @@ def _become(command: str, arguments: list[str], cwd: Path, environment: dict[str
     finally:
         atexit._run_exitfuncs()
         sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+
+
+class ForkedWorker:
+    """A worker of the distributed recipe in a fork; takes what `subprocess.Popen` gets there, and acts as it does."""
+
+    def __init__(self, command: list[str], stdin: int, pass_fds: list[int], env: dict[str, str], text: bool) -> None:
+        assert (command[:-1], stdin, text) == ([sys.executable, "-u", "-m"], subprocess.PIPE, True)
+        (pipe,) = pass_fds
+        theirs, ours = os.pipe()
+        self.stdin = os.fdopen(ours, "w")
+        self._process = _SERVER.Process(
+            target=_become_worker, args=(command[-1], _Descriptor(theirs), _Descriptor(pipe), pipe, env)
+        )
+        self._process.start()
+        os.close(theirs)
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+
+
+class _Descriptor:
+    """A file descriptor that is handed to a fork, where it is a number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detach, (reduction.DupFd(self.number),)
+
+
+def _detach(descriptor: Any) -> int:
+    return descriptor.detach()
+
+
+def _become_worker(module: str, stdin: int, pipe: int, number: int, environment: dict[str, str]) -> NoReturn:
+    """Be a program that reads its task from stdin and writes to the descriptor of a number."""
+    code = 1
+    try:
+        os.dup2(stdin, 0)
+        os.dup2(pipe, number)
+        sys.stdin = open(0)  # noqa: SIM115
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:0] = environment["PYTHONPATH"].split(":")
+        code = importlib.import_module(module).main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stderr.flush()
         os._exit(code or 0)
