@@ -285,7 +285,7 @@ class MultiLoraTrainer:
         if self._memory_before is None or self._device is None:
             return True
         took = device.peak_memory(self._device) - self._memory_before
-        available = device.free_bytes(self._device) + device.used_memory(self._device) - self._memory_before
+        available = device.available_memory(self._device) + device.used_memory(self._device) - self._memory_before
         return took * then / now < _MEMORY_SHARE * available
 
     def _resume(self, slot: Slot, *values: Any) -> None:
@@ -377,7 +377,7 @@ class MultiLoraTrainer:
             if len(group) > 1:  # out of memory; or something that one of them will have to explain by itself
                 size = len(group) // 2
                 if is_out_of_memory(failure):
-                    device.free_memory(group[0].member.machine.device)
+                    device.collect_garbage(group[0].member.machine.device)
                     self.tuner.reduce_below(len(group))
                     say(
                         f"out of memory with {len(group)} runs in one pass; {size} from now on, the same rows per update"

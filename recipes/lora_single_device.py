@@ -316,7 +316,7 @@ class LoRAFinetuneRecipeSingleDevice:
         """Undo a step that ran out of memory, and go on in smaller micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         self.custom_metrics.take()
-        device.free_memory(self.machine.device)
+        device.collect_garbage(self.machine.device)
         if rng_state is not None:
             self._set_rng_state(rng_state)
         self.changes, self.batch_size = smaller, smaller["batch_size"]

@@ -62,12 +62,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from cruijff_kit.models import hidden_states
     from cruijff_kit.models.model_difference import measure_adapter, measure_difference
 
-    second = hidden_states.open_model(pair.second.config.torchtune, pair.second.adapter, pair.second.ours)
+    second = hidden_states.open_model(pair.second.config.torchtune, pair.second.adapter, pair.second.is_peft)
     sizes = {"second": measure_adapter(second.decoder)}
     if pair.against_base:
-        first = replace(second, base=True)
+        first = replace(second, is_base=True)
     else:  # the base weights are in memory once
-        first = hidden_states.open_model(pair.first.config.torchtune, pair.first.adapter, pair.first.ours)
+        first = hidden_states.open_model(pair.first.config.torchtune, pair.first.adapter, pair.first.is_peft)
         sizes["first"] = measure_adapter(first.decoder)
     with progress("comparing", len(rows)) as bar:
         difference = measure_difference(
@@ -138,11 +138,11 @@ def _report(pair: Pair, difference: "ModelDifference", sizes: dict[str, "Adapter
         "base_model": pair.second.config.model.path,
         "first": {"name": pair.first.summary(), "adapter": pair.first.adapter_path, "perplexity": perplexity[0]},
         "second": {"name": pair.second.summary(), "adapter": pair.second.adapter_path, "perplexity": perplexity[1]},
-        "texts": difference.texts,
-        "scored_tokens": difference.scored,
+        "texts": difference.num_texts,
+        "scored_tokens": difference.num_scored,
         "logits": {"mean_abs": difference.mean_abs, "max_abs": difference.max_abs},
         "kl": difference.kl,
-        "top1_agreement": difference.agree,
+        "top1_agreement": difference.top1_agreement,
         "differs": differs,
         "fine_tuned": differs if pair.against_base else None,
     }

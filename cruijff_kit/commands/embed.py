@@ -15,7 +15,7 @@ from cruijff_kit.commands.base import Parser, import_from_cwd
 from cruijff_kit.commands.text_arguments import add_texts, join_layers, read_texts, split_items
 from cruijff_kit.data.tiers import RED
 from cruijff_kit.models.embedding_file import EmbeddingTable, check_target, write_table
-from cruijff_kit.models.pooling import EACH, POOLINGS
+from cruijff_kit.models.pooling import NO_POOLING, POOLINGS
 from cruijff_kit.runs.model_source import find_model
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.progress import progress, say
@@ -47,7 +47,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     from cruijff_kit.models import hidden_states
 
     say(f"reading {source.summary()}")
-    model = hidden_states.open_model(source.config.torchtune, source.adapter, source.ours)
+    model = hidden_states.open_model(source.config.torchtune, source.adapter, source.is_peft)
     with progress("reading texts", len(texts)) as bar:
         states = hidden_states.read_states(
             model, [t.ids for t in texts], layers, options.pooling, pad_id=tokenizer.pad_id,
@@ -74,7 +74,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
 def _spelled(token: int, tokenizer: Any) -> str:
     """A token as text; in the vocabulary's own spelling where it is a part of a character."""
     text = tokenizer.decode([token], skip_special_tokens=False)
-    return text if text and "\ufffd" not in text else tokenizer.token(token)
+    return text if text and "\ufffd" not in text else tokenizer.id_to_token(token)
 
 
 def _print(report: dict[str, Any], texts: list["Text"], tops: list[list[tuple[str, float]]] | None) -> None:
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     add_texts(parser)
     parser.add_argument("--max-samples", type=int, metavar="N", help="the first N rows of the split")
     parser.add_argument("--layers", default="-1", metavar="N,N", help="0: the embedding; -1: the last one (default)")
-    poolings = (*POOLINGS, EACH)
+    poolings = (*POOLINGS, NO_POOLING)
     parser.add_argument("--pooling", choices=poolings, default="last_non_padding", help="over positions; none: each")
     parser.add_argument("--logits", action="store_true", help="also the logits behind each text")
     parser.add_argument("--top", type=int, metavar="N", help="also the N likeliest next tokens with probabilities")

@@ -50,7 +50,7 @@ def read_texts(
 
     download.fetch(source.config.model)
     say("loading torch and torchtune")
-    from cruijff_kit.models.base_model import skeleton
+    from cruijff_kit.models.base_model import build_on_meta
     from cruijff_kit.training import process_cache
 
     cfg = source.config.torchtune
@@ -59,7 +59,7 @@ def read_texts(
         texts = tokenise_texts(given, tokenizer)
     else:
         texts = read_split_texts(source.config, options.split, options.max_samples, tokenizer)
-    decoder = skeleton(cfg["model"])
+    decoder = build_on_meta(cfg["model"])
     reject_long_texts(texts, decoder.max_seq_len, source.config.model.name, answers)
     return tokenizer, texts, decoder.max_seq_len, len(decoder.layers)
 

@@ -30,9 +30,9 @@ class AttentionCost:
     """Cost of attention, in units of one token through the linear layers."""
 
     pair: float
-    """Of one query and one key."""
+    """Cost of one query-key pair."""
     call: float | None = None
-    """Of a call without its pairs, in pairs; None: attention cannot run row by row."""
+    """Fixed cost of one call, in pairs; None: attention cannot run row by row."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Spans:
 
     @property
     def pairs(self) -> int:
-        """Queries times keys, row by row."""
+        """Return the number of query-key pairs, row by row."""
         return self.prefix**2 + sum(n * (self.prefix + n) for n in self.own)
 
 
@@ -61,20 +61,20 @@ class Batch:
     mask: torch.Tensor | Spans | None
     """[b, s, s], True where attention is allowed; None for causal; Spans for attention row by row."""
     target_positions: torch.Tensor
-    """[n] indices into the flattened [b * s] of the positions that predict a learnt token."""
+    """[n] indices into the flattened [b * s] of the positions that predict a target token."""
     targets: torch.Tensor
-    """[n] these tokens."""
+    """[n] ids of the target tokens."""
     num_tokens: int
-    """Of the rows, each counted with its prefix."""
+    """Number of tokens of the rows, each counted with its prefix."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same batch on a device."""
-        moved = {
+        tensors = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
-        return Batch(**{**vars(self), **moved})
+        return Batch(**{**vars(self), **tensors})
 
 
 def batch_order(
@@ -111,7 +111,7 @@ def make_batch(
     Args:
         examples: rows, or packs of rows; where attention runs row by row, it does not matter which pack a row is in.
         attention_cost: of the model on its device.
-        share_prefix: False forces the padded layout, which dropout needs: each row has its own on the prefix.
+        share_prefix: False forces the padded layout. Dropout needs it, because each row has its own dropout on the prefix.
     """
     packs = [unpack(e) for e in examples]
     rows = tuple(row for pack in packs for row in pack)
@@ -131,7 +131,7 @@ def make_batch(
 
 
 def common_prefix(examples: Sequence[Example]) -> int:
-    """Return how many tokens all rows begin with, at most up to the token that predicts the first learnt one."""
+    """Return how many tokens all rows begin with, at most up to the token that predicts the first target token."""
     first = examples[0].tokens
     limit = min(e.first_label - 1 for e in examples)
     for i in range(limit):
@@ -201,9 +201,9 @@ def _collate_pack(rows: tuple[Example, ...], prefix: int) -> _CollatedPack:
     pack = _CollatedPack(list(rows[0].tokens[:prefix]), list(range(prefix)), [_PREFIX] * prefix, [], [])
     for number, e in enumerate(rows):
         shift = len(pack.tokens) - prefix
-        learnt = [i for i in range(max(1, e.first_label), len(e.labels)) if e.labels[i] != IGNORE]
-        pack.target_positions += [shift + i - 1 for i in learnt]
-        pack.targets += [e.labels[i] for i in learnt]
+        label_indices = [i for i in range(max(1, e.first_label), len(e.labels)) if e.labels[i] != IGNORE]
+        pack.target_positions += [shift + i - 1 for i in label_indices]
+        pack.targets += [e.labels[i] for i in label_indices]
         pack.tokens += e.tokens[prefix:-1]
         pack.positions += range(prefix, len(e.tokens) - 1)
         pack.row_ids += [number] * (len(e.tokens) - 1 - prefix)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 IGNORE = -100
-"""Label of a position that is not learnt (torch's cross-entropy ignore_index)."""
+"""Label of a position without a loss (torch's cross-entropy ignore_index)."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row as the model reads it: `tokens[i]` is learnt where `labels[i]` equals it, else `labels[i]` is IGNORE."""
+    """A row as the model reads it: `labels[i]` is `tokens[i]` for a target token, else IGNORE."""
 
     tokens: list[int]
     labels: list[int]
@@ -19,5 +19,5 @@ class Example:
 
     @property
     def first_label(self) -> int:
-        """Index of the first token that is learnt."""
+        """Return the index of the first target token."""
         return next(i for i, label in enumerate(self.labels) if label != IGNORE)

@@ -27,8 +27,8 @@ class InstructDataset:
         prompt: template of the user's message.
         system_prompt: the system message; empty for none.
         format, split_column, type, sample_seed: as `read_conversations`.
-        train_on_input: learn the tokens of the prompt too.
-        train_on_last: learn only the last turn of the assistant in a conversation, not all of its turns.
+        train_on_input: include the prompt's tokens in the loss.
+        train_on_last: include only the assistant's last turn of a conversation in the loss, not all of its turns.
         max_samples: maximum number of rows.
         first: keep only the first N of these rows.
         packed: pack rows into sequences of at most the tokenizer's max_seq_len.
@@ -78,19 +78,22 @@ class InstructDataset:
             self.examples = [*pack_sequences(examples, tokenizer.max_seq_len)]
 
     def _example(self, c: Conversation) -> Example:
-        tokens, prompt_length = self.tokenizer.example(c.messages, c.answer)
+        tokens, prompt_length = self.tokenizer.encode_example(c.messages, c.answer)
         limit = self.tokenizer.max_seq_len or len(tokens)
-        several = c.has_messages and not self.train_on_last and any(m["role"] == "assistant" for m in c.messages)
-        learnt = set(self.tokenizer.answered(c.messages)) if several else set()
-        if min(learnt, default=prompt_length) >= limit:
+        has_earlier_turns = (
+            c.has_messages and not self.train_on_last and any(m["role"] == "assistant" for m in c.messages)
+        )
+        target_positions = set(self.tokenizer.find_assistant_tokens(c.messages)) if has_earlier_turns else set()
+        first_target = min(target_positions, default=prompt_length)
+        if first_target >= limit:
             raise UserError(
-                f"{self.source}, row {c.row}: the prompt alone has {min(learnt, default=prompt_length)} tokens, so "
+                f"{self.source}, row {c.row}: the prompt alone has {first_target} tokens, so "
                 f"dataset.max_seq_len={limit} truncates the whole answer; raise it to {len(tokens)}"
             )
         if self.train_on_input:
             labels = [IGNORE, *tokens[1:]]
         else:
-            prompt = [t if i in learnt else IGNORE for i, t in enumerate(tokens[:prompt_length])]
+            prompt = [t if i in target_positions else IGNORE for i, t in enumerate(tokens[:prompt_length])]
             labels = prompt + tokens[prompt_length:]
         return Example(tokens[:limit], labels[:limit], max(0, len(tokens) - limit), c.row)
 

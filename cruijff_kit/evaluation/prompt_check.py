@@ -75,8 +75,8 @@ class _NumberTokenizer:
     """Encodes as the model's tokenizer; decodes an id to its number."""
 
     def __init__(self, tokenizer) -> None:
-        self.prompt, self.example, self.token = tokenizer.prompt, tokenizer.example, tokenizer.token
-        self.continuation = tokenizer.continuation
+        self.encode_prompt, self.encode_example = tokenizer.encode_prompt, tokenizer.encode_example
+        self.encode_continuation, self.id_to_token = tokenizer.encode_continuation, tokenizer.id_to_token
 
     def decode(self, ids: list[int]) -> str:
         return str(ids[0])
@@ -146,7 +146,9 @@ def _check_own(name: TaskName, config: RunConfig) -> PromptCheck:
     for row, prompt in prompts.items():
         example = examples[row]
         _compare(name.label, row, prompt, example.tokens[: example.first_label], tokenizer)
-    longest = max(map(len, [*prompts.values(), *(tokenizer.prompt(_messages(s.input)) for s in longest_samples)]))
+    longest = max(
+        map(len, [*prompts.values(), *(tokenizer.encode_prompt(_messages(s.input)) for s in longest_samples)])
+    )
     return PromptCheck(len(prompts), longest, scorers, most_tokens(task, config), num_samples, warnings)
 
 
@@ -155,7 +157,7 @@ def _check_external(name: TaskName, config: RunConfig) -> PromptCheck:
     tokenizer = process_cache.get_tokenizer(config.torchtune["tokenizer"])
     recorder = _Recorder(tokenizer)
     task = build_task(name, config)
-    longest_prompts = [tokenizer.prompt(_messages(s.input)) for s in _find_longest(task, config)]
+    longest_prompts = [tokenizer.encode_prompt(_messages(s.input)) for s in _find_longest(task, config)]
     scorers, num_samples = list_metrics(task), _count_samples(task, config)
     warnings = check_room(name, task, config, tokenizer)
     task.dataset = task.dataset[:_FEW]

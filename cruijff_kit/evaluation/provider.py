@@ -189,7 +189,7 @@ class InMemoryAPI(ModelAPI):
         """
         check(tools, tool_choice, config)
         messages = as_messages(input)
-        ids = self.chat_model.tokenizer.prompt(messages)
+        ids = self.chat_model.tokenizer.encode_prompt(messages)
         options = {text: self._option_id(messages, text) for text in self.options}
         num_before = 0
         if temperature(config):
@@ -211,7 +211,7 @@ class InMemoryAPI(ModelAPI):
             UserError: a chat that the model cannot read, or an option that is not one token.
         """
         messages = as_messages(input)
-        ids = self.chat_model.tokenizer.prompt(messages)
+        ids = self.chat_model.tokenizer.encode_prompt(messages)
         tokens = {text: self._option_id(messages, text) for text in options}
         (completion,) = await self._complete([CompletionRequest(ids, 0, options=tuple(tokens.values()))])
         return self._first_logits(ids, tokens, completion)
@@ -223,9 +223,9 @@ class InMemoryAPI(ModelAPI):
 
     def _option_id(self, messages: list[dict[str, str]], option: str) -> int:
         tokenizer = self.chat_model.tokenizer
-        ids = tokenizer.continuation(messages, option)
+        ids = tokenizer.encode_continuation(messages, option)
         if len(ids) != 1:
-            spelt = quote(ids) if redaction.is_enabled() else " ".join(repr(tokenizer.token(i)) for i in ids)
+            spelt = quote(ids) if redaction.is_enabled() else " ".join(repr(tokenizer.id_to_token(i)) for i in ids)
             raise UserError(
                 f"risk_scorer: the option {quote(option)} is {len(ids)} tokens of this model ({spelt}), not a single one; "
                 "choose options that are one token each, such as digits or letters"
@@ -239,7 +239,7 @@ class InMemoryAPI(ModelAPI):
             UserError: a chat that the model cannot read.
         """
         messages = as_messages(input)
-        examples = [self.chat_model.tokenizer.example(messages, choice) for choice in choices]
+        examples = [self.chat_model.tokenizer.encode_example(messages, choice) for choice in choices]
         requests = [CompletionRequest(ids, 0, score=len(ids) - prompt) for ids, prompt in examples]
         return [completion.scored for completion in await self._complete(requests)]
 
@@ -310,9 +310,9 @@ class InMemoryAPI(ModelAPI):
         if config.logprobs or config.top_logprobs:
             content = [
                 Logprob(
-                    token=tokenizer.token(t.token),
+                    token=tokenizer.id_to_token(t.token),
                     logprob=t.logprob,
-                    top_logprobs=[TopLogprob(token=tokenizer.token(i), logprob=p) for i, p in t.top] or None,
+                    top_logprobs=[TopLogprob(token=tokenizer.id_to_token(i), logprob=p) for i, p in t.top] or None,
                 )
                 for t in completion.logprobs
             ]

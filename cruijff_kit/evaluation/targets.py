@@ -78,7 +78,7 @@ def _count_tokens(target: str, sample: Sample, tokenizer: Any, is_trained: bool)
     """Count the tokens of a target with its end token; as training has it, where it is trained."""
     if not is_trained:
         return len(tokenizer.encode(target.strip())) + 1
-    ids, prompt = tokenizer.example(as_messages(sample.input), target)
+    ids, prompt = tokenizer.encode_example(as_messages(sample.input), target)
     return len(ids) - prompt
 
 

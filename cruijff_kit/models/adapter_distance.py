@@ -1,4 +1,4 @@
-"""How far two adapter files are from each other."""
+"""Measure the difference between two adapter files."""
 
 import math
 from pathlib import Path
@@ -7,23 +7,27 @@ import torch
 from safetensors.torch import load_file
 
 
-def adapter_difference(one: Path, other: Path) -> float:
-    """Largest relative difference |a - b| / |a| (Frobenius norms) of the matrices of two adapter_model.safetensors.
+def adapter_difference(first: Path, second: Path) -> float:
+    """Return the largest relative difference |a - b| / |a| (Frobenius norms) between the matrices of two adapters.
 
-    0: bit for bit the same. inf: they have other matrices, or one is zero in the first and not in the second.
+    Args:
+        first, second: adapter_model.safetensors files.
+    Returns:
+        0 if the files are equal bit for bit; inf if they have different matrices, or if a matrix is zero in the first
+        only.
     """
-    first, second = load_file(one), load_file(other)
-    if {k: v.shape for k, v in first.items()} != {k: v.shape for k, v in second.items()}:
+    first_matrices, second_matrices = load_file(first), load_file(second)
+    if {k: v.shape for k, v in first_matrices.items()} != {k: v.shape for k, v in second_matrices.items()}:
         return math.inf
-    return max((_relative(a, second[name]) for name, a in first.items()), default=0.0)
+    return max((_relative_difference(a, second_matrices[name]) for name, a in first_matrices.items()), default=0.0)
 
 
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+def _relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.dtype == b.dtype and torch.equal(a, b):
         return 0.0
     a, b = a.double(), b.double()
-    apart, size = (a - b).norm().item(), a.norm().item()
-    if not math.isfinite(apart):
+    distance, norm = (a - b).norm().item(), a.norm().item()
+    if not math.isfinite(distance):
         return math.inf
-    # What differs in its bits alone (0 and -0) is not the same file.
-    return max(apart / size, 5e-324) if size else (math.inf if apart else 5e-324)
+    # Files that differ only in bits of equal numbers (0 and -0) are not equal.
+    return max(distance / norm, 5e-324) if norm else (math.inf if distance else 5e-324)

@@ -1,4 +1,4 @@
-"""The two files of an adapter in PEFT's format. No torch."""
+"""Name the two files of an adapter in PEFT's format. No torch."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Return whether a folder holds an adapter."""
     return (folder / ADAPTER_CONFIG).is_file()

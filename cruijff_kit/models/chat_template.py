@@ -1,6 +1,6 @@
-"""Chat templates: the Jinja environment that transformers renders them in, with a day that does not move.
+"""Compile chat templates in transformers' Jinja environment, with a fixed date.
 
-transformers' utils/chat_template_utils.py is what this is held against, template by template, in the tests.
+The tests compare it with transformers' utils/chat_template_utils.py, template by template.
 """
 
 import datetime
@@ -13,7 +13,7 @@ import jinja2.sandbox
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` marks an answer for those who count its tokens; its text is its body's."""
+    """Renders `{% generation %} ... {% endgeneration %}`, which marks an answer, as its body."""
 
     tags = {"generation"}
 
@@ -27,13 +27,13 @@ class _Generation(jinja2.ext.Extension):
 
 
 def compile_template(source: str, day: datetime.datetime) -> jinja2.Template:
-    """A chat template that can be rendered.
+    """Compile a chat template.
 
     Args:
-        source: its text.
-        day: what `strftime_now` formats, where transformers has the moment of the call.
+        source: the template's text.
+        day: date that `strftime_now` formats; transformers formats the time of the call.
     Raises:
-        ValueError: it is no template.
+        ValueError: a syntax error.
     """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -53,7 +53,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own writes HTML's escapes.
+    # Jinja's own filter escapes HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

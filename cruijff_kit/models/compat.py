@@ -1,6 +1,6 @@
-"""The one place that knows the rough edges of torchtune, torchao and inspect-ai; everything of torchtune comes from here.
+"""Import torchtune, with workarounds for torchtune and torchao. No other module imports torchtune.
 
-torchtune 0.6.1 is its last release. Its names that we use are imported below, so that replacing it starts here.
+torchtune 0.6.1 is its last release. A replacement must provide the names that are imported here.
 """
 
 import logging
@@ -8,24 +8,24 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    # torchao 0.16 says at import that its C++ kernels are built for another torch; LoRA needs none of them.
+    # torchao 0.16 warns at import that its C++ kernels are built for another torch; LoRA needs none of them.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     import torchao.quantization
 
 
-def _absent_from_torchao(name: str):
-    def missing(*args, **kwargs):
+def _make_stub(name: str):
+    def raise_error(*args, **kwargs):
         raise NotImplementedError(f"torchao.quantization.{name} is gone; torchtune imports it but LoRA never calls it")
 
-    return missing
+    return raise_error
 
 
-# torchtune's quantisation module imports these two names at load, for recipes that we do not have.
+# torchtune's quantisation module imports these two names, for recipes that we do not have.
 for _name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):
     if not hasattr(torchao.quantization, _name):
-        setattr(torchao.quantization, _name, _absent_from_torchao(_name))
+        setattr(torchao.quantization, _name, _make_stub(_name))
 
-# torchtune's RMSNorm computes in fp32 on purpose; torch remarks at the first call that it is not the fused kernel.
+# torchtune's RMSNorm computes in fp32 on purpose; at the first call torch warns that it is not the fused kernel.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4  # noqa: E402
@@ -64,7 +64,7 @@ from torchtune.training.metric_logging import (  # noqa: E402
     flatten_dict,
 )
 
-# torchtune logs each step of a set-up, through handlers of its own; what matters of it is said by us.
+# torchtune logs every step of its set-up through its own handlers; cruijff_kit prints what matters of it.
 for _name in [n for n in logging.root.manager.loggerDict if n.startswith("torchtune")]:
     logging.getLogger(_name).setLevel(logging.ERROR)
 

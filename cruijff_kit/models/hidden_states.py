@@ -1,12 +1,14 @@
-"""What a model makes of texts: the states of its layers, pooled over positions, and the logits behind the last one.
+"""Read the hidden states of texts, pooled over positions, and the logits of the next token.
 
-Texts stand on the left, pads behind them, and no text's position looks at a pad. Layers are counted as transformers counts
-`output_hidden_states`: 0 is the embedding, N what the Nth block gives, the last one behind the final norm.
+Texts are padded on the right, and no token attends to a pad. Layers are numbered as in transformers'
+`output_hidden_states`: 0 is the embedding, N the output of the Nth block, and the last one follows the final norm.
 
-mean, median, last     over all positions, pads too (median: of an even number the lower of the two in the middle). Every
-                       text is padded to the longest of all texts, so batches make no difference, but other texts can
-first                  the first position
-mean_non_padding, last_non_padding    of the text's own positions
+Poolings:
+    mean, median, last: over all positions, pads included (median: the lower of the two middle values of an even number).
+        Every text is padded to the longest of all texts, so the result does not depend on the batches, but it depends on
+        the other texts.
+    first: the first position.
+    mean_non_padding, last_non_padding: over the text's own positions.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +25,9 @@ from cruijff_kit.models.compat import TransformerDecoder, disable_adapter
 from cruijff_kit.models.device import Machine
 from cruijff_kit.models.external_adapter import load_peft_adapter
 from cruijff_kit.models.placement import place_for_evaluation
-from cruijff_kit.models.pooling import EACH
+from cruijff_kit.models.pooling import NO_POOLING
 
-OVER_PADS = ("mean", "median", "last")
+POOLINGS_WITH_PADS = ("mean", "median", "last")
 
 
 @dataclass
@@ -34,45 +36,45 @@ class Model:
 
     decoder: TransformerDecoder
     machine: Machine
-    base: bool
+    is_base: bool
     """Whether its adapters are switched off."""
 
-    def own(self) -> AbstractContextManager:
-        """Within this context it is the base model, if that is what it is to be."""
-        return disable_adapter(self.decoder) if self.base else nullcontext()
+    def adapter_context(self) -> AbstractContextManager:
+        """Return a context in which the adapters are off, if this is the base model."""
+        return disable_adapter(self.decoder) if self.is_base else nullcontext()
 
 
-def open_model(cfg: dict[str, Any], adapter: Path | None, ours: bool = True) -> Model:
-    """A model with an adapter, or the base alone, where it can compute. dtype=auto is fp32 on a CPU.
+def open_model(cfg: dict[str, Any], adapter: Path | None, is_peft: bool = False) -> Model:
+    """Load the base model, with an adapter or without, on the device that evaluates it. dtype=auto is fp32 on a CPU.
 
     Args:
         cfg: torchtune config of the model.
-        adapter: its folder; None: none.
-        ours: whether `models.adapter` saved it.
+        adapter: the adapter's folder; None for the base model alone.
+        is_peft: whether PEFT saved the adapter, not `models.adapter`.
     Raises:
-        UserError: files that are missing or do not fit; a device that is not there.
+        UserError: a file is missing or does not fit, or the device does not exist.
     """
     on_cpu = cfg["device"] == "cpu" or (cfg["device"] == "auto" and not torch.cuda.is_available())
     dtype = "fp32" if cfg["dtype"] == "auto" and on_cpu else cfg["dtype"]
     decoder, machine = place_for_evaluation(cfg | {"dtype": dtype})
     decoder.eval()
     if adapter is not None:
-        (adapters.load_adapter if ours else load_peft_adapter)(decoder, adapter)
-    return Model(decoder, machine, base=adapter is None)
+        (load_peft_adapter if is_peft else adapters.load_adapter)(decoder, adapter)
+    return Model(decoder, machine, is_base=adapter is None)
 
 
 @dataclass
 class States:
-    """Hidden states and logits of n texts, in their order, in fp32."""
+    """Hidden states and logits of n texts, in the order of the texts, in fp32."""
 
     tensor: np.ndarray
     """[n, layers, width]; without pooling [n, layers, positions, width], zeros at pads."""
     attention_mask: np.ndarray
     """[n, positions], 1 at tokens of a text."""
     logits: np.ndarray | None = None
-    """[n, vocabulary] behind the last token of each text."""
+    """[n, vocab_size], of the token after each text."""
     top: list[list[tuple[int, float]]] | None = None
-    """Of each text the likeliest next tokens, (id, probability)."""
+    """The likeliest next tokens of each text, (id, probability)."""
 
 
 @torch.inference_mode()
@@ -88,58 +90,59 @@ def read_states(
     top: int = 0,
     advance: Callable[[int], object] = lambda texts: None,
 ) -> States:
-    """The states of texts.
+    """Read the states of texts.
 
     Args:
-        rows: ids of each text, at least one.
-        layers: from 0 (the embedding) to the number of blocks.
-        pooling: one of POOLINGS, or EACH.
-        top: so many likeliest next tokens.
+        model: from `open_model`.
+        rows: ids of each text, at least one id each.
+        layers: layer numbers, from 0 (the embedding) to the number of blocks.
+        pooling: one of POOLINGS, or NO_POOLING.
+        pad_id: id of the pad token.
+        batch_size: texts per forward pass.
+        logits: also return the logits of the next token.
+        top: number of likeliest next tokens to return.
         advance: called after each batch with its number of texts.
     """
     width, longest = model.decoder.tok_embeddings.embedding_dim, max(map(len, rows))
-    shape = (len(rows), len(layers), *([longest] if pooling == EACH else []), width)
-    states_read = States(np.zeros(shape, np.float32), np.zeros((len(rows), longest), np.int8))
-    states_read.logits = (
-        np.zeros((len(rows), model.decoder.tok_embeddings.num_embeddings), np.float32) if logits else None
-    )
-    states_read.top = [[] for _ in rows] if top else None
-    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))  # texts of like length share a batch
-    last, asked = len(model.decoder.layers), logits or top > 0
+    shape = (len(rows), len(layers), *([longest] if pooling == NO_POOLING else []), width)
+    states = States(np.zeros(shape, np.float32), np.zeros((len(rows), longest), np.int8))
+    states.logits = np.zeros((len(rows), model.decoder.tok_embeddings.num_embeddings), np.float32) if logits else None
+    states.top = [[] for _ in rows] if top else None
+    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))  # texts of similar length share a batch
+    last_layer, needs_logits, keeps_pads = len(model.decoder.layers), logits or top > 0, pooling in POOLINGS_WITH_PADS
     for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        to = longest if pooling in OVER_PADS else len(rows[chosen[0]])
-        batch = TextBatch.of([rows[n] for n in chosen], pad_id, to, model.machine.device)
-        states = dict(
-            layer_states(model, batch, {*layers, last} if asked else {*layers}, see_pads=pooling in OVER_PADS)
-        )
-        _note_states(states_read, chosen, [states[n] for n in layers], batch, pooling)
-        if asked:
-            _note_next(states_read, chosen, next_logits(model, batch.last(states[last])), top)
-        advance(len(chosen))
-    return states_read
+        indices = order[begin : begin + batch_size]
+        length = longest if keeps_pads else len(rows[indices[0]])
+        batch = TextBatch.pad([rows[n] for n in indices], pad_id, length, model.machine.device)
+        numbers = {*layers, last_layer} if needs_logits else {*layers}
+        layer_outputs = dict(layer_states(model, batch, numbers, needs_pad_states=keeps_pads))
+        _store_states(states, indices, [layer_outputs[n] for n in layers], batch, pooling)
+        if needs_logits:
+            _store_next_tokens(states, indices, next_logits(model, batch.select_last(layer_outputs[last_layer])), top)
+        advance(len(indices))
+    return states
 
 
-def _note_states(
-    states_read: States, chosen: list[int], states: list[torch.Tensor], batch: "TextBatch", pooling: str
+def _store_states(
+    states: States, indices: list[int], layer_outputs: list[torch.Tensor], batch: "TextBatch", pooling: str
 ) -> None:
-    to = batch.ids.shape[1]
-    for place, layer in enumerate(states):
-        pooled = pool(layer.float(), batch.mask, pooling).cpu().numpy()
-        if pooling == EACH:
-            states_read.tensor[chosen, place, :to] = pooled
+    length = batch.ids.shape[1]
+    for position, output in enumerate(layer_outputs):
+        pooled_states = pool(output.float(), batch.mask, pooling).cpu().numpy()
+        if pooling == NO_POOLING:
+            states.tensor[indices, position, :length] = pooled_states
         else:
-            states_read.tensor[chosen, place] = pooled
-    states_read.attention_mask[chosen, :to] = batch.mask.cpu().numpy()
+            states.tensor[indices, position] = pooled_states
+    states.attention_mask[indices, :length] = batch.mask.cpu().numpy()
 
 
-def _note_next(states_read: States, chosen: list[int], logits: torch.Tensor, top: int) -> None:
-    if states_read.logits is not None:
-        states_read.logits[chosen] = logits.cpu().numpy()
+def _store_next_tokens(states: States, indices: list[int], logits: torch.Tensor, top: int) -> None:
+    if states.logits is not None:
+        states.logits[indices] = logits.cpu().numpy()
     if top:
         likeliest = logits.softmax(-1).topk(min(top, logits.shape[-1]), -1)
-        for n, ids, shares in zip(chosen, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
-            states_read.top[n] = list(zip(ids, shares, strict=True))
+        for n, ids, probabilities in zip(indices, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
+            states.top[n] = list(zip(ids, probabilities, strict=True))
 
 
 @dataclass
@@ -154,61 +157,72 @@ class TextBatch:
     """[b]."""
 
     @staticmethod
-    def of(rows: list[list[int]], pad_id: int, to: int, device: torch.device) -> "TextBatch":
-        """Rows padded to a length."""
+    def pad(rows: list[list[int]], pad_id: int, length: int, device: torch.device) -> "TextBatch":
+        """Pad rows to a length."""
         lengths = torch.tensor([len(r) for r in rows], device=device)
-        ids = torch.tensor([[*r, *[pad_id] * (to - len(r))] for r in rows], device=device)
-        return TextBatch(ids, torch.arange(to, device=device) < lengths[:, None], lengths)
+        ids = torch.tensor([[*r, *[pad_id] * (length - len(r))] for r in rows], device=device)
+        return TextBatch(ids, torch.arange(length, device=device) < lengths[:, None], lengths)
 
-    def last(self, states: torch.Tensor) -> torch.Tensor:
-        """[b, s, ...] -> [b, ...] at each text's last position."""
+    def select_last(self, states: torch.Tensor) -> torch.Tensor:
+        """Select each text's last position, [b, s, ...] -> [b, ...]."""
         return states[torch.arange(len(states), device=states.device), self.lengths.to(states.device) - 1]
 
 
 def layer_states(
-    model: Model, batch: TextBatch, wanted: set[int], see_pads: bool = False
+    model: Model, batch: TextBatch, numbers: set[int], needs_pad_states: bool = False
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Number and states [b, s, width] of the layers that are wanted.
+    """Yield number and states, [b, s, width], of layers.
 
     Args:
-        see_pads: pads' own states matter: they see the text and no other pad, as under transformers' attention mask. Where
-            they do not, nothing has to be masked, because they stand behind the text.
+        model: from `open_model`.
+        batch: texts, padded.
+        numbers: the layers to yield.
+        needs_pad_states: whether pads get the states that transformers' attention mask gives them: a pad attends to the
+            text and to no other pad. Without it no mask is needed, because pads follow the text.
     """
     decoder, s = model.decoder, batch.ids.shape[1]
-    seen = None
-    if see_pads and not batch.mask.all():
+    mask = None
+    if needs_pad_states and not batch.mask.all():
         causal = torch.ones(s, s, dtype=torch.bool, device=batch.ids.device).tril()
-        seen = causal & batch.mask[:, None, :]
+        mask = causal & batch.mask[:, None, :]
     positions = torch.arange(s, device=batch.ids.device)[None]
-    with model.own():
+    with model.adapter_context():
         h = decoder.tok_embeddings(batch.ids)
-        if 0 in wanted:
+        if 0 in numbers:
             yield 0, h
         for number, layer in enumerate(decoder.layers, 1):
-            h = layer(h, mask=seen, input_pos=positions)
-            if number in wanted and number < len(decoder.layers):
+            h = layer(h, mask=mask, input_pos=positions)
+            if number in numbers and number < len(decoder.layers):
                 yield number, h
-        if len(decoder.layers) in wanted:
+        if len(decoder.layers) in numbers:
             yield len(decoder.layers), decoder.norm(h)
 
 
 def next_logits(model: Model, states: torch.Tensor) -> torch.Tensor:
-    """[n, width] states behind the final norm -> [n, vocabulary] in fp32."""
-    with model.own():
+    """Compute logits from states after the final norm, [n, width] -> [n, vocab_size], in fp32."""
+    with model.adapter_context():
         return model.decoder.output(states).float()
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """[b, s, width] -> [b, width]; without pooling [b, s, width] with zeros at pads."""
-    own = mask.to(states.device)[..., None]
-    if pooling == EACH:
-        return states * own
+    """Pool states over positions.
+
+    Args:
+        states: [b, s, width].
+        mask: [b, s], True at tokens of a text.
+        pooling: one of POOLINGS, or NO_POOLING.
+    Returns:
+        [b, width]; without pooling [b, s, width] with zeros at pads.
+    """
+    is_text = mask.to(states.device)[..., None]
+    if pooling == NO_POOLING:
+        return states * is_text
     if pooling == "mean":
         return states.mean(1)
     if pooling == "median":
         return states.median(1).values
     if pooling == "mean_non_padding":
-        return (states * own).sum(1) / own.sum(1)
+        return (states * is_text).sum(1) / is_text.sum(1)
     if pooling == "last_non_padding":
-        return states[torch.arange(len(states), device=states.device), own.sum(1)[:, 0] - 1]
+        return states[torch.arange(len(states), device=states.device), is_text.sum(1)[:, 0] - 1]
     return states[:, 0 if pooling == "first" else -1]

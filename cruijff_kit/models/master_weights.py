@@ -1,8 +1,8 @@
-"""Adapters as fp32 master weights (Micikevicius et al. 2018, arXiv 1710.03740), whatever the base's precision.
+"""Keep adapters as fp32 master weights (Micikevicius et al. 2018, arXiv 1710.03740), whatever the base's precision.
 
-A step of Adam is about as long as the learning rate. bf16 has 8 bits: half of the distance between neighbours near 0.02
-is 6e-5, so that at lr=5e-5 79% of A's entries never moved (tests/tiny/llama, 80 steps). The parameters, their gradients
-and the optimiser's moments are fp32; what multiplies is a copy in the precision of what it multiplies with.
+A step of Adam is about as long as the learning rate. bf16 has 8 bits of precision: half of the distance between neighbours
+near 0.02 is 6e-5, so at lr=5e-5 79% of A's entries never changed (tests/tiny/llama, 80 steps). The parameters, their
+gradients and the optimiser's moments are fp32; matrix products use a copy in the precision of their input.
 """
 
 import contextlib
@@ -17,27 +17,28 @@ from cruijff_kit.models.dora import BiasedDoRALinear
 
 
 class MasterLinear(nn.Linear):
-    """A matrix of an adapter: multiplies in its input's precision, and gets its gradient in its own."""
+    """A matrix of an adapter: multiplies in its input's precision; its gradient is fp32."""
 
     copy: torch.Tensor | None = None
     """Within `cast_once`, the weight in the base's precision."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_dim] -> [..., out_dim]."""
+        """Apply the matrix, [..., in_dim] -> [..., out_dim]."""
         return F.linear(x, cast_weight(self, x.dtype))
 
 
 def cast_weight(matrix: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix of an adapter, [out_dim, in_dim], in a precision; gradients flow back to its parameter."""
+    """Return a matrix of an adapter, [out_dim, in_dim], in a dtype; gradients flow to its parameter."""
     copy = getattr(matrix, "copy", None)
     return matrix.weight.to(dtype) if copy is None else copy
 
 
 @contextlib.contextmanager
 def cast_once(model: TransformerDecoder) -> Iterator[None]:
-    """Within this context a model's adapters multiply by copies that are made at its beginning, in one call: one by one
-    they took 3% of a small step on a CPU, and on a GPU each is a kernel. It must last until the way back has ended, where
-    layers are computed again: compiled, they would not be the same otherwise.
+    """Cast all adapter matrices of a model in one call, for the forward and backward pass inside this context.
+
+    Casting them one by one took 3% of a small step on a CPU, and on a GPU each cast is a kernel. The context must include
+    the backward pass, because activation checkpointing computes layers again, and compiled layers would differ then.
     """
     matrices, dtype = model.adapter_matrices, model.tok_embeddings.weight.dtype
     if dtype == torch.float32 or not matrices:
@@ -53,7 +54,7 @@ def cast_once(model: TransformerDecoder) -> Iterator[None]:
 
 
 class _Cast(torch.autograd.Function):
-    """Tensors in another precision; their gradients come back in their own."""
+    """Casts tensors to another dtype, and their gradients back."""
 
     @staticmethod
     def forward(ctx, dtype, *tensors):
@@ -66,16 +67,16 @@ class _Cast(torch.autograd.Function):
 
 
 def _cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    made = [torch.empty_like(t, dtype=dtype) for t in tensors]
-    torch._foreach_copy_(made, tensors)
-    return made
+    copies = [torch.empty_like(t, dtype=dtype) for t in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 def use_master_weights(model: TransformerDecoder) -> None:
-    """Make a model's adapters fp32 in place, and list in `model.adapter_matrices` what `cast_once` takes.
+    """Make a model's adapters fp32 in place, and list the matrices for `cast_once` in `model.adapter_matrices`.
 
     Args:
-        model: on the meta device, built in whatever precision.
+        model: on the meta device, in any precision.
     """
     layers = [module for module in model.modules() if isinstance(module, LoRALinear | DoRALinear)]
     for layer in layers:
@@ -85,6 +86,6 @@ def use_master_weights(model: TransformerDecoder) -> None:
             layer.magnitude.data = layer.magnitude.data.float()
         if type(layer) is DoRALinear:
             layer.__class__ = BiasedDoRALinear
-    # DoRA's B is multiplied by something else before it is cast.
+    # DoRA multiplies B by the ratio of magnitude and row norm before it casts it.
     model.adapter_matrices = [layer.lora_a for layer in layers]
     model.adapter_matrices += [layer.lora_b for layer in layers if isinstance(layer, LoRALinear)]

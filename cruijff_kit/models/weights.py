@@ -1,7 +1,8 @@
-"""Weights of a Hugging Face folder under torchtune's names, and back: names, and the order of rotated rows.
+"""Convert weights between Hugging Face and torchtune: names, and the order of rows that rotary positions rotate.
 
-torchtune rotates neighbouring rows of a head (0 and 1, 2 and 3, ...), Hugging Face row i of a head's first half with row i
-of its second half; so whatever multiplies into queries and keys is reordered: weights, biases, and an adapter's B.
+torchtune rotates neighbouring rows of a head (0 and 1, 2 and 3, ...); Hugging Face rotates row i of a head's first half
+with row i of its second half. So the rows of everything that produces queries and keys are reordered: weights, biases, and
+an adapter's B.
 """
 
 import re
@@ -17,7 +18,7 @@ from cruijff_kit.models.hf_config import read_architecture
 from cruijff_kit.util.errors import UserError
 
 _LAYER = re.compile(r"(model\.)?layers\.(\d+)\.(.+)")
-# Modules, Hugging Face's name -> torchtune's: those of a layer, and those outside.
+# Hugging Face's module name -> torchtune's, inside a layer and outside the layers.
 LAYER_MODULES = {
     "self_attn.q_proj": "attn.q_proj",
     "self_attn.k_proj": "attn.k_proj",
@@ -30,37 +31,45 @@ LAYER_MODULES = {
     "post_attention_layernorm": "mlp_norm",
 }
 OTHER_MODULES = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
-_BACK = {ours: theirs for theirs, ours in (LAYER_MODULES | OTHER_MODULES).items()}
+_TO_HUGGING_FACE = {torchtune: hugging_face for hugging_face, torchtune in (LAYER_MODULES | OTHER_MODULES).items()}
 
 
 def to_torchtune(module: str) -> str:
-    """torchtune's name of a Hugging Face module; KeyError if there is none."""
+    """Return torchtune's name of a Hugging Face module.
+
+    Raises:
+        KeyError: torchtune has no such module.
+    """
     layer = _LAYER.fullmatch(module)
     return f"layers.{layer[2]}.{LAYER_MODULES[layer[3]]}" if layer else OTHER_MODULES[module]
 
 
 def to_hugging_face(module: str) -> str:
-    """Hugging Face's name of a torchtune module; KeyError if there is none."""
+    """Return Hugging Face's name of a torchtune module.
+
+    Raises:
+        KeyError: Hugging Face has no such module.
+    """
     layer = _LAYER.fullmatch(module)
-    return f"model.layers.{layer[2]}.{_BACK[layer[3]]}" if layer else _BACK[module]
+    return f"model.layers.{layer[2]}.{_TO_HUGGING_FACE[layer[3]]}" if layer else _TO_HUGGING_FACE[module]
 
 
 def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Hugging Face's order of rotated rows -> torchtune's; [heads x head_dim, ...]."""
+    """Reorder rotated rows from Hugging Face's order to torchtune's; [heads x head_dim, ...]."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
 def deinterleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """torchtune's order of rotated rows -> Hugging Face's; [heads x head_dim, ...]."""
+    """Reorder rotated rows from torchtune's order to Hugging Face's; [heads x head_dim, ...]."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
 
 
 class HFCheckpointer:
-    """Reads the safetensors files of a Llama, Mistral or Qwen2 folder, as torchtune's FullModelHFCheckpointer would.
+    """Reads the safetensors files of a Llama, Mistral or Qwen2 folder, in place of torchtune's FullModelHFCheckpointer.
 
-    That one knows neither biases in Llama nor lets go of a shard before it has read the next. `output_dir`,
-    `recipe_checkpoint` and `model_type` are its arguments, which this one does not need: the recipes save adapters, and
-    config.json says what the model is.
+    torchtune's class does not support biases in Llama, and keeps a shard in memory until it has read the next one. Its
+    arguments `output_dir`, `recipe_checkpoint` and `model_type` are accepted and ignored: the recipes save adapters, and
+    config.json names the architecture.
     """
 
     def __init__(
@@ -74,38 +83,38 @@ class HFCheckpointer:
         self.folder, self.files = Path(checkpoint_dir).expanduser(), list(checkpoint_files)
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """All weights under torchtune's names, in the files' precision."""
+        """Read all weights: {"model": {torchtune's name: value}}, in the files' precision."""
         return {MODEL_KEY: dict(self.tensors())}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """torchtune's name and value, one weight at a time.
+        """Yield torchtune's name and value of each weight; one shard is in memory at a time.
 
         Raises:
             UserError: a file is broken, or holds a weight that these architectures do not have.
         """
-        shape = read_architecture(self.folder)
-        heads = {"attn.q_proj": shape.num_heads, "attn.k_proj": shape.num_kv_heads}
+        architecture = read_architecture(self.folder)
+        heads = {"attn.q_proj": architecture.num_heads, "attn.k_proj": architecture.num_kv_heads}
         for file in self.files:
-            for name, tensor in _read(self.folder / file):
+            for name, tensor in _read_tensors(self.folder / file):
                 module, _, parameter = name.rpartition(".")
-                if parameter == "inv_freq" or (module == "lm_head" and shape.tie_word_embeddings):
-                    continue  # computed from config.json; the same as the embedding
+                if parameter == "inv_freq" or (module == "lm_head" and architecture.tie_word_embeddings):
+                    continue  # inv_freq is computed from config.json; a tied lm_head equals the embedding
                 try:
-                    ours = to_torchtune(module)
+                    torchtune_module = to_torchtune(module)
                 except KeyError:
                     raise UserError(
-                        f"model.path: {self.folder / file} holds {name}, which no {shape.family} has"
+                        f"model.path: {self.folder / file} holds {name}, which no {architecture.family} has"
                     ) from None
-                rotated = heads.get(ours.split(".", 2)[-1])
-                parameter = "scale" if ours.endswith("norm") else parameter
-                yield f"{ours}.{parameter}", interleave(tensor, rotated) if rotated else tensor
+                rotary_heads = heads.get(torchtune_module.split(".", 2)[-1])
+                parameter = "scale" if torchtune_module.endswith("norm") else parameter
+                yield f"{torchtune_module}.{parameter}", interleave(tensor, rotary_heads) if rotary_heads else tensor
 
 
-def _read(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dict)
-                yield name, opened.get_tensor(name)
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
+                yield name, shard.get_tensor(name)
     except OSError as error:
         raise UserError(f"model.path: {file} cannot be read: {error}") from error
     except Exception as error:

@@ -35,14 +35,14 @@ def write_environment(config: "RunConfig", machine: "Machine", name: str = NAME)
     Args:
         config: of the run. machine: what it computes on. name: of the file.
     """
-    from cruijff_kit.models.fingerprint import file_hashes, fingerprint
+    from cruijff_kit.models.fingerprint import fingerprint, hash_files
 
     folder, red = RunFolder(config.output_dir), config.dataset.tier == RED
     environment = describe_environment(machine)
     environment["code"] = environment["code"] | _write_patch(folder.path, red)
     environment["own_code"] = describe_own_code(config, None if red else folder.path / FOLDER)
     path = config.model.path
-    environment["model"] = {"path": path, "hash": fingerprint(path), "files": file_hashes(path)}
+    environment["model"] = {"path": path, "hash": fingerprint(path), "files": hash_files(path)}
     text = json.dumps(environment, indent=1, ensure_ascii=False) + "\n"
     before = folder.path / name
     if before.is_file() and before.read_text(encoding="utf-8") != text:

@@ -150,10 +150,10 @@ def check_requested(
 
 
 def _check_fits(adapter: Path, config: RunConfig) -> None:
-    from cruijff_kit.models.base_model import skeleton
+    from cruijff_kit.models.base_model import build_on_meta
     from cruijff_kit.models.external_adapter import read_peft_state
 
-    read_peft_state(skeleton(config.torchtune["model"]), adapter)
+    read_peft_state(build_on_meta(config.torchtune["model"]), adapter)
 
 
 def base_identity(config: RunConfig) -> str:

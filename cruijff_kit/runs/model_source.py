@@ -32,8 +32,8 @@ class ModelRef:
     """Of the run, or composed; its dataset names the default rows."""
     adapter: Path | None = None
     """Its folder; None for the base model alone."""
-    ours: bool = True
-    """Whether a run of ours saved the adapter (else PEFT did)."""
+    is_peft: bool = False
+    """Whether PEFT saved the adapter, not a run of cruijff_kit."""
     epoch: int | None = None
     """Of a run's adapter, counted from 0."""
 
@@ -105,7 +105,7 @@ def _find_run(run: Path, overrides: list[str], epoch: int | None, base_model: bo
     if base_model or (result and result.settings.get("lora.rank") is None):
         return ModelRef(config)
     if from_elsewhere:
-        return ModelRef(config, Path(from_elsewhere), ours=False)
+        return ModelRef(config, Path(from_elsewhere), is_peft=True)
     saved = require_epochs(folder)
     if epoch is not None and epoch not in saved:
         reject_archived(folder.path, [epoch])
@@ -137,7 +137,7 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
 def _find_adapter(adapter: Path, overrides: list[str], config_dir: str | None, base_model: bool) -> ModelRef:
     named = [] if has_override(overrides, "run_name") else [f"run_name={repr_text(adapter.name)}"]
     config = _compose([*adapter_overrides(adapter, overrides), *named, *overrides], config_dir)
-    return ModelRef(config, None if base_model else adapter, ours=False)
+    return ModelRef(config, None if base_model else adapter, is_peft=True)
 
 
 def _compose(overrides: list[str], config_dir: str | None) -> RunConfig:

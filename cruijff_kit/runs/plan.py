@@ -152,7 +152,7 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan:
     chosen = _choose_machine(config)
     _check_quantization(cfg, chosen.device.type)
     base_model.weight_files(cfg["checkpointer"])
-    context = process_cache.get_skeleton(cfg["model"], chosen.dtype).max_seq_len
+    context = process_cache.get_meta_model(cfg["model"], chosen.dtype).max_seq_len
     checks = _check_prompts(config, data_hash, context)
     for warning in (w for r in checks.values() for w in r.warnings):
         say(f"warning: {warning}")
@@ -204,7 +204,7 @@ def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
     chosen = _choose_machine(config)
     _check_memory_options(cfg, chosen.device.type)
     _check_quantization(cfg, chosen.device.type)
-    model = process_cache.get_skeleton(cfg["model"], chosen.dtype)
+    model = process_cache.get_meta_model(cfg["model"], chosen.dtype)
     files = base_model.weight_files(cfg["checkpointer"])
     examples = list(process_cache.get_dataset(cfg["dataset"], cfg["tokenizer"]))
     held_out = (

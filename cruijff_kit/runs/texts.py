@@ -88,7 +88,7 @@ def read_split_texts(config: RunConfig, split: str | None, most: int | None, tok
 
 
 def _make_text(c: Conversation, tokenizer: Any) -> Text:
-    whole, length = tokenizer.example(c.messages, c.answer)
+    whole, length = tokenizer.encode_example(c.messages, c.answer)
     return Text(c.row, tokenizer.decode(whole[:length], skip_special_tokens=False), whole[:length], whole[length:])
 
 

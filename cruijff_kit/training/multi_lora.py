@@ -28,8 +28,8 @@ from cruijff_kit.models.fused_lora import AdaptedLinear, AdapterSpan
 from cruijff_kit.models.master_weights import cast_weight
 from cruijff_kit.models.multi_lora_layout import (
     BASE,
+    CUSTOM,
     LORA,
-    OWN,
     adapter_kind,
     attend_by_region,
     lay_spans,
@@ -209,7 +209,7 @@ class _MultiLoraLinear(nn.Module):
             out = AdaptedLinear.apply(rows, self.weight, self.bias, self._lay_spans(fused, x), *matrices)[None]
         else:
             out = F.linear(rows, self.weight, self.bias)[None]
-        if not {_APART, OWN} & {*ways}:
+        if not {_APART, CUSTOM} & {*ways}:
             return out
         pieces = zip(modules, ways, model.batches, rows.split(sizes), out.squeeze(0).split(sizes), strict=True)
         return torch.cat([_add_adapter(self._name, *piece) for piece in pieces])[None]
@@ -234,7 +234,7 @@ class _MultiLoraLinear(nn.Module):
 
 
 def _way_to_add(module: nn.Module, is_exact: bool) -> str:
-    """Choose how an adapter is added: not at all (BASE), _FUSED, _APART, or by its own layer (OWN).
+    """Choose how an adapter is added: not at all (BASE), _FUSED, _APART, or by its own layer (CUSTOM).
 
     is_exact: as the run adds it by itself on a CPU (`fuse_lora`), also where dropout drops nothing: bf16 rounds differently
     in another way.
@@ -243,7 +243,7 @@ def _way_to_add(module: nn.Module, is_exact: bool) -> str:
     if kind == BASE:
         return BASE
     if kind != LORA:
-        return OWN
+        return CUSTOM
     is_quantised, has_dropout = isinstance(module.weight.data, NF4Tensor), isinstance(module.dropout, nn.Dropout)
     return _APART if is_quantised or has_dropout or is_exact and module.bias is not None else _FUSED
 
@@ -256,7 +256,7 @@ def _add_adapter(
         return out
     tokens = batch.rows.tokens.numel()  # what follows is padding, for which nothing may be drawn
     with _rng_scope(batch, name):
-        if way == OWN:
+        if way == CUSTOM:
             added = module(x[:tokens])
         else:
             down = module.lora_a(module.dropout(x[:tokens]))

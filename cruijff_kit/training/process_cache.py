@@ -1,4 +1,4 @@
-"""Caches what runs of one process share: the tokenizer, the tokenised splits and the model's skeleton, by their settings.
+"""Cache the tokenizer, the tokenised splits and the model on the meta device, which runs of one process share.
 
 `models.base_model` caches the base model's weights.
 """
@@ -29,9 +29,9 @@ def get_dataset(cfg: dict[str, Any], tokenizer_cfg: dict[str, Any]) -> Any:
     return _get([cfg, tokenizer_cfg, files], lambda: instantiate(OmegaConf.create(cfg), get_tokenizer(tokenizer_cfg)))
 
 
-def get_skeleton(cfg: dict[str, Any], dtype: torch.dtype) -> Any:
+def get_meta_model(cfg: dict[str, Any], dtype: torch.dtype) -> Any:
     """Return the model of a torchtune config without weights (on the meta device). Callers must not change it."""
-    return _get([cfg, str(dtype)], lambda: base_model.skeleton(cfg, dtype))
+    return _get([cfg, str(dtype)], lambda: base_model.build_on_meta(cfg, dtype))
 
 
 def _get(settings: Any, make: Callable[[], Any]) -> Any:

@@ -374,12 +374,12 @@ def test_an_adapter_from_elsewhere(changes, model, tiny, tmp_path, monkeypatch):
 
     tokenizer = ChatTokenizer(str(tiny))
     for sample in log.samples:
-        ids = tokenizer.prompt([{"role": m.role, "content": m.text} for m in sample.input])
+        ids = tokenizer.encode_prompt([{"role": m.role, "content": m.text} for m in sample.input])
         with torch.no_grad():
             expected = torch.log_softmax(peft(torch.tensor([ids])).logits[0, -1], -1)
         first = sample.output.choices[0].logprobs.content[0]
         assert abs(expected.max().item() - first.logprob) < 1e-4
-        assert tokenizer.token(int(expected.argmax())) == first.token
+        assert tokenizer.id_to_token(int(expected.argmax())) == first.token
 
 
 def test_adapters_that_are_refused(trained, model, tmp_path, monkeypatch, capsys):

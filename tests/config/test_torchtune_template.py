@@ -301,14 +301,14 @@ def test_our_builder_makes_the_published_model(ours, model):
     the name and shape that torchtune's own builder gives it, and the same rotation."""
     import torch
 
-    from cruijff_kit.models.base_model import skeleton
+    from cruijff_kit.models.base_model import build_on_meta
     from cruijff_kit.models.compat import get_adapter_params, get_component
     from cruijff_kit.training.component_checks import check_components
 
     settings, builder, parameters = published(model)
     config = ours("llama3_3_70b_instruct" if model == "llama3_3_70b" else model)
     check_components(config)
-    built = skeleton(config["model"], torch.bfloat16)
+    built = build_on_meta(config["model"], torch.bfloat16)
     adapters = sum(p.numel() for p in get_adapter_params(built).values())
     assert sum(p.numel() for p in built.parameters()) - adapters == parameters
     assert built.max_seq_len == settings.get("sliding_window" if "mistral" in model else "", built.max_seq_len)

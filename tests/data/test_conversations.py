@@ -115,11 +115,11 @@ def check_turns(folder, path):
     (every,) = dataset(tokenizer, path)
     (last,) = dataset(tokenizer, path, train_on_last=True)
     (whole,) = dataset(tokenizer, path, train_on_input=True)
-    end = tokenizer.token(tokenizer.eos_id)
+    end = tokenizer.id_to_token(tokenizer.eos_id)
     assert learnt(tokenizer, every) == [f"\n4{end}", f"6 ü{end}"]
     assert learnt(tokenizer, last) == [f"6 ü{end}"]
     assert every.tokens == last.tokens == whole.tokens and whole.labels == [IGNORE, *whole.tokens[1:]]
-    assert last.tokens[: last.first_label] == tokenizer.prompt(CHAT[:4])
+    assert last.tokens[: last.first_label] == tokenizer.encode_prompt(CHAT[:4])
 
 
 def test_what_is_learnt(tmp_path, tiny):

@@ -46,7 +46,7 @@ def prompts(chat, count: int, seed: int = 0, system: str = "") -> list[list[int]
     draw = random.Random(seed)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9))) for _ in range(count)]
     head = [{"role": "system", "content": system}] if system else []
-    return [chat.tokenizer.prompt([*head, {"role": "user", "content": f"Repeat the word: {w}"}]) for w in words]
+    return [chat.tokenizer.encode_prompt([*head, {"role": "user", "content": f"Repeat the word: {w}"}]) for w in words]
 
 
 def generated(answer) -> list[int]:
@@ -533,7 +533,7 @@ def test_copies_of_weights_are_made_where_memory_is_plenty(chat, monkeypatch, dt
     asked = [CompletionRequest(ids, 1) for ids in prompts(chat, 6)]
     answers = copied.generate(asked)
     assert copied.has_copies
-    monkeypatch.setattr(chat_model, "free_bytes", lambda device: 2 * count_copy_bytes(plain.model))
+    monkeypatch.setattr(chat_model, "available_memory", lambda device: 2 * count_copy_bytes(plain.model))
     expected = plain.generate(asked)
     assert not plain.has_copies
     assert [a.ids for a in answers] == [a.ids for a in expected]

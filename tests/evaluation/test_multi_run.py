@@ -98,7 +98,7 @@ def questions(chat: ChatModel, seed: int, count: int = 9) -> list[CompletionRequ
     for n in range(count):
         word = "".join(draw.choices("abcdefghij", k=draw.randint(1, 9)))
         head = [{"role": "system", "content": f"You are number {seed}. Answer briefly."}] if n % 4 else []
-        ids = chat.tokenizer.prompt([*head, {"role": "user", "content": f"Repeat: {word}"}])
+        ids = chat.tokenizer.encode_prompt([*head, {"role": "user", "content": f"Repeat: {word}"}])
         sampling = Sampling(temperature=1.2, top_p=0.9, key=str(n)) if n % 3 == 1 else Sampling()
         score = 3 if n % 5 == 2 else 0
         options = (65, 66 + n % 3) if n % 2 else ()
@@ -209,7 +209,7 @@ def test_adapters_are_cast_once_for_all_tokens(made, monkeypatch, copied):
     chats = made(torch.bfloat16)[::-1]  # DoRA's model is not the first: the common modules are of another kind
     asked = [[dataclasses.replace(r, max_tokens=0, score=4) for r in questions(c, n)] for n, c in enumerate(chats)]
     if not copied:
-        monkeypatch.setattr(chat_model, "free_bytes", lambda device: 4 * 10**6)
+        monkeypatch.setattr(chat_model, "available_memory", lambda device: 4 * 10**6)
     with monkeypatch.context() as patch:
         patch.setattr(ChatModel, "prepare", lambda chat: None)
         expected = [chat.generate(own) for chat, own in zip(chats, asked, strict=True)]
@@ -574,7 +574,7 @@ def test_who_is_evaluated_together(cell, monkeypatch):
 def test_how_many_copies_memory_has_place_for(chats, made, monkeypatch):
     size = chat_model.count_copy_bytes(chats[0].model)
     for times, most in ((3.9, None), (4.1, 0), (6.1, 2), (9.5, 5)):
-        monkeypatch.setattr(chat_model, "free_bytes", lambda device, times=times: times * size)
+        monkeypatch.setattr(chat_model, "available_memory", lambda device, times=times: times * size)
         assert chats[0].count_models_with_copies() == most
     assert made(torch.bfloat16)[0].count_models_with_copies() is None
 

@@ -104,10 +104,10 @@ def test_stop_reasons_and_usage(ask, chat):
     log = ask(max_tokens=6, num_choices=2, temperature=1.0, logprobs=True)
     for s in log.samples:
         usage = s.output.usage
-        assert usage.input_tokens == len(chat.tokenizer.prompt([{"role": "user", "content": s.input}]))
+        assert usage.input_tokens == len(chat.tokenizer.encode_prompt([{"role": "user", "content": s.input}]))
         assert usage.output_tokens == sum(len(c.logprobs.content) for c in s.output.choices)
         for c in s.output.choices:
-            stopped = c.logprobs.content[-1].token in map(chat.tokenizer.token, chat.tokenizer.stop_tokens)
+            stopped = c.logprobs.content[-1].token in map(chat.tokenizer.id_to_token, chat.tokenizer.stop_tokens)
             assert c.stop_reason == ("stop" if stopped else "max_tokens")
 
 
@@ -135,7 +135,7 @@ def test_several_turns(ask, chat):
     for sample in log.samples[::5]:
         chatted = [{"role": m.role, "content": m.text} for m in sample.messages[:-1]]
         assert [m["role"] for m in chatted] == ["user", "assistant", "user"]
-        (answer,) = chat.generate([CompletionRequest(chat.tokenizer.prompt(chatted), 4)])
+        (answer,) = chat.generate([CompletionRequest(chat.tokenizer.encode_prompt(chatted), 4)])
         assert sample.output.completion == chat.tokenizer.decode(answer.ids)
 
 
@@ -146,7 +146,7 @@ def test_options_come_with_every_answer(ask, chat):
     assert texts(plain) == texts(log) and all(s.output.metadata is None for s in plain.samples)
     for sample in log.samples[::5]:
         chatted = [{"role": m.role, "content": m.text} for m in sample.messages[:-1]]
-        ids = chat.tokenizer.prompt(chatted)
+        ids = chat.tokenizer.encode_prompt(chatted)
         logits = chat.model(torch.tensor([ids]))[0, -1].float()
         found = sample.output.metadata
         assert [*found["option_logits"]] == ["a", "B"]
@@ -175,7 +175,7 @@ def test_options_go_on_with_an_answer_that_is_begun(chat):
     output = asyncio.run(model.api.generate(begun, [], "none", GenerateConfig(max_tokens=1)))
     later = asyncio.run(model.api.option_logits(begun, ["b", "c"]))
     model.api.end()
-    ids = chat.tokenizer.prompt([{"role": m.role, "content": m.text} for m in begun])
+    ids = chat.tokenizer.encode_prompt([{"role": m.role, "content": m.text} for m in begun])
     logits = chat.model(torch.tensor([ids]))[0, -1].float()
     assert output.metadata["option_logits"]["b"] == pytest.approx(
         logits[chat.tokenizer.encode("b")[0]].item(), abs=1e-4
@@ -244,7 +244,7 @@ def test_choices_are_scored_as_answers(chat):
     model.api.end()
     messages = [{"role": m.role, "content": m.text} for m in asked]
     for choice, score in zip(["Bab", "Another word"], scores, strict=True):
-        ids, prompt = chat.tokenizer.example(messages, choice)
+        ids, prompt = chat.tokenizer.encode_example(messages, choice)
         logprobs = chat.model(torch.tensor([ids]))[0].float().log_softmax(-1)
         expected = [logprobs[i - 1, ids[i]].item() for i in range(prompt, len(ids))]
         assert score == pytest.approx(expected, abs=1e-4)

@@ -78,7 +78,7 @@ def test_usage_is_counted_in_tokens(compose, tiny):
     for sample in log.samples:
         chat = [{"role": m.role, "content": m.text} for m in sample.input]
         choice, usage = sample.output.choices[0], sample.output.usage
-        assert usage.input_tokens == len(tokenizer.prompt(chat))
+        assert usage.input_tokens == len(tokenizer.encode_prompt(chat))
         assert usage.output_tokens == len(choice.logprobs.content)
         stopped = choice.stop_reason == "stop"
         assert usage.output_tokens == len(tokenizer.encode(sample.output.completion)) + stopped

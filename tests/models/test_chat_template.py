@@ -246,7 +246,7 @@ def test_ids_equal_those_of_transformers(save, theirs, family):
     end = ours.encode(FAMILIES[family][-1], add_special_tokens=False)[-1]
     for chat in chats(0, 120, system=family != "mistral"):
         expected = list(reference.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-        assert ours.prompt(chat) == expected
+        assert ours.encode_prompt(chat) == expected
         finished = [*chat, {"role": "assistant", "content": "ab\nx"}]
         text = reference.apply_chat_template(finished, tokenize=False)
         assert ours.render(finished, add_generation_prompt=False) == text
@@ -254,7 +254,7 @@ def test_ids_equal_those_of_transformers(save, theirs, family):
             "ChatML has none, or many"
         )
         if family != "generation, tojson":
-            tokens, length = ours.example(chat, "ab\nx")
+            tokens, length = ours.encode_example(chat, "ab\nx")
             whole = list(reference.apply_chat_template(finished, return_dict=False))
             assert tokens == whole[: len(tokens)] and tokens[:length] == expected
             assert tokens[-1] == end and end not in tokens[length:-1] and end in ours.stop_tokens
@@ -277,7 +277,7 @@ def test_what_a_template_refuses_is_refused_by_both(save, theirs, family):
         except TemplateError as error:
             refused += 1
             with pytest.raises(UserError, match=str(error).partition(":")[0]):
-                ours.prompt(chat)
+                ours.encode_prompt(chat)
         else:
             assert ours.encode(ours.render(chat, add_generation_prompt=False)) == list(expected)
     assert refused >= 5
@@ -289,7 +289,7 @@ def test_the_day_is_that_of_the_configuration(save, theirs):
     tokenizer = ChatTokenizer(str(folder), date="2024-02-29")
     assert "Today: 29 Feb 2024\n" in tokenizer.render(chat, True) and tokenizer.date_in_prompts == "2024-02-29"
     today = datetime.date.today().isoformat()
-    assert ChatTokenizer(str(folder), date=today).prompt(chat) == list(
+    assert ChatTokenizer(str(folder), date=today).encode_prompt(chat) == list(
         theirs(folder).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     )
     assert ChatTokenizer(str(save("qwen2.5")), date="2024-02-29").date_in_prompts is None
@@ -301,15 +301,15 @@ def test_plain_text_begins_with_one_bos_where_the_tokenizer_adds_one(save, their
     ours, reference = ChatTokenizer(str(folder), kind="base"), theirs(folder)
     bos = FAMILIES[family][3]["bos_token"]
     for text in ("ab x", " ab", "12\n\nab", "é漢", "\n"):
-        prompt = ours.prompt([{"role": "user", "content": text}])
+        prompt = ours.encode_prompt([{"role": "user", "content": text}])
         assert prompt == reference(text)["input_ids"]
         assert prompt.count(ours.bos_id) <= 1
         for answer in ("ab", " ab", "x\n", "\nab"):
-            tokens, length = ours.example([{"role": "user", "content": text}], answer)
+            tokens, length = ours.encode_example([{"role": "user", "content": text}], answer)
             assert tokens[:length] == prompt and tokens[-1] == ours.eos_id
             assert ours.decode(tokens) == ours.decode(ours.encode(text + answer)), (text, answer)
     if bos:
-        own = ours.prompt([{"role": "user", "content": f"{bos}ab"}])
+        own = ours.encode_prompt([{"role": "user", "content": f"{bos}ab"}])
         assert own.count(ours.bos_id) == 1, "written by the user: no second one"
 
 
@@ -318,7 +318,7 @@ def test_named_templates(save, theirs):
     folder = save("qwen2.5", chat_template=named)
     chat = [{"role": "user", "content": "x"}]
     expected = theirs(folder).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    assert ChatTokenizer(str(folder)).prompt(chat) == list(expected)
+    assert ChatTokenizer(str(folder)).encode_prompt(chat) == list(expected)
     (folder / "chat_template.jinja").write_text(MISTRAL_V1)  # goes before the settings
     assert ChatTokenizer(str(folder)).render(chat, True) == "[INST] x [/INST]"
     (folder / "chat_template.jinja").unlink()
@@ -333,9 +333,9 @@ def test_named_templates(save, theirs):
 def test_an_end_token_that_is_not_the_tokenizers(save):
     """As Qwen2.5's base models: end of text is one token, what the template writes behind an answer another."""
     tokenizer = ChatTokenizer(str(save("qwen2.5", eos_token="<|endoftext|>")))
-    tokens, _ = tokenizer.example([{"role": "user", "content": "x"}], "ab")
-    assert tokenizer.token(tokens[-1]) == "<|im_end|>"
-    assert [tokenizer.token(i) for i in tokenizer.stop_tokens] == ["<|im_end|>", "<|endoftext|>"]
+    tokens, _ = tokenizer.encode_example([{"role": "user", "content": "x"}], "ab")
+    assert tokenizer.id_to_token(tokens[-1]) == "<|im_end|>"
+    assert [tokenizer.id_to_token(i) for i in tokenizer.stop_tokens] == ["<|im_end|>", "<|endoftext|>"]
 
 
 def test_a_resumed_run_keeps_its_day_and_the_day_identifies_no_run(save, tmp_path):

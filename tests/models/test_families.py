@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import cruijff_kit
 from cruijff_kit.data.generators import generate
 from cruijff_kit.models.adapter import adapter_state
-from cruijff_kit.models.base_model import build, read_base, skeleton
+from cruijff_kit.models.base_model import build, build_on_meta, read_base
 from cruijff_kit.models.device import Machine
 from cruijff_kit.models.hf_config import read_architecture
 from cruijff_kit.models.merge import merge
@@ -161,7 +161,7 @@ def changed_config(tiny, tmp_path):
         ({"model_type": "mixtral"}, "model_type 'mixtral' (a mixture of experts); supported: llama, mistral, qwen2"),
         ({"model_type": "qwen3"}, "model_type 'qwen3' (it normalises queries and keys (q_norm, k_norm)"),
         ({"model_type": "new"}, "model_type 'new'; supported: llama, mistral, qwen2"),
-        ({"model_type": "absent"}, "model_type None; what can be"),
+        ({"model_type": "absent"}, "model_type None; supported: llama, mistral, qwen2"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope scaling of type 'yarn'; supported: default, linear"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope scaling of type 'longrope'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -215,13 +215,15 @@ def test_a_shard_that_is_missing_is_named(save_model):
 def test_an_adapter_of_tied_output_weights_is_refused(tiny):
     config = cruijff_kit.compose(["model=hf_llama", f"model.path={tiny}", "lora.apply_to_output=true"]).torchtune
     with pytest.raises(UserError, match="set lora.apply_to_output=false"):
-        skeleton(config["model"])
+        build_on_meta(config["model"])
 
 
 def test_a_builder_with_another_rotation_is_refused():
     arguments = {"lora_attn_modules": ["q_proj"], "lora_rank": 2}
-    with pytest.raises(UserError, match="Qwen2RotaryPositionalEmbeddings, which our weights are not ordered for"):
-        skeleton({"_component_": "torchtune.models.qwen2_5.lora_qwen2_5_0_5b", **arguments})
+    with pytest.raises(
+        UserError, match="Qwen2RotaryPositionalEmbeddings, and cruijff_kit does not order weights for it"
+    ):
+        build_on_meta({"_component_": "torchtune.models.qwen2_5.lora_qwen2_5_0_5b", **arguments})
 
 
 def test_dora_begins_at_the_base_model_and_learns_lengths(save_model):

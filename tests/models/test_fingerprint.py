@@ -11,14 +11,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cruijff_kit.models import fingerprint as module
-from cruijff_kit.models.fingerprint import file_hashes, fingerprint
+from cruijff_kit.models.fingerprint import fingerprint, hash_files
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch) -> Path:
     """A cache of the test's own, and a process that knows nothing yet."""
     monkeypatch.setenv("CRUIJFF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "_cache", {})
     return tmp_path / "cache"
 
 
@@ -31,7 +31,7 @@ def model(tiny, tmp_path) -> Path:
 @pytest.fixture
 def settled(monkeypatch):
     """Files that were just written count as old ones."""
-    monkeypatch.setattr(module, "_RECENT", -(10**18))
+    monkeypatch.setattr(module, "_MIN_AGE_NS", -(10**18))
 
 
 @pytest.fixture
@@ -95,9 +95,9 @@ def test_which_files_count(model):
 
 
 def test_hashes_are_those_that_others_show(model):
-    found = file_hashes(model)
+    found = hash_files(model)
     assert found["model.safetensors"] == hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    assert [*found] == sorted(found) and file_hashes(str(model)) == found
+    assert [*found] == sorted(found) and hash_files(str(model)) == found
 
 
 def test_a_file_is_read_once(model, read, own_cache, settled, monkeypatch):
@@ -105,7 +105,7 @@ def test_a_file_is_read_once(model, read, own_cache, settled, monkeypatch):
     assert set(read) == {p.name for p in model.iterdir()}
     read.clear()
     assert fingerprint(model) == first and not read
-    monkeypatch.setattr(module, "_known", {})  # another process
+    monkeypatch.setattr(module, "_cache", {})  # another process
     assert fingerprint(model) == first and not read
     link = model.parent / "link"
     link.symlink_to(model)
@@ -148,7 +148,7 @@ def test_a_broken_cache_costs_time_only(model, own_cache, settled, content, monk
     right = fingerprint(model)
     (file,) = (own_cache / "fingerprints").glob("*.json")
     file.write_text(content)
-    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "_cache", {})
     assert fingerprint(model) == right
     assert json.loads(file.read_text())["files"]["config.json"]["sha256"], "and it is mended"
 
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written(model, own_cache, settled, read, monkeyp
     right = fingerprint(model)
     shutil.rmtree(own_cache)
     own_cache.write_text("a file where the folder would be")
-    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "_cache", {})
     read.clear()
     assert fingerprint(model) == right and "model.safetensors" in read
     read.clear()
@@ -203,8 +203,8 @@ def test_long_ones_show_how_far_they_are(model, monkeypatch):
     monkeypatch.setattr(module, "progress", Progress)
     fingerprint(model)
     assert not shown
-    monkeypatch.setattr(module, "_LONG", 1)
-    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "_PROGRESS_BYTES", 1)
+    monkeypatch.setattr(module, "_cache", {})
     (model / "model.safetensors").touch()
     fingerprint(model)
     assert shown[0] == "hashing the base model, MB" and len(shown) > 1

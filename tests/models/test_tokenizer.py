@@ -33,10 +33,10 @@ def assert_equal_to_transformers(folder, count: int) -> None:
     theirs, ours = AutoTokenizer.from_pretrained(folder), ChatTokenizer(str(folder))
     for chat in chats(0, count):
         expected = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        assert ours.prompt(chat) == list(expected)
+        assert ours.encode_prompt(chat) == list(expected)
         text = theirs.apply_chat_template(chat, tokenize=False)
         assert ours.render(chat, add_generation_prompt=False) == text
-        assert ours.decode(ours.prompt(chat)) == theirs.decode(expected, skip_special_tokens=True)
+        assert ours.decode(ours.encode_prompt(chat)) == theirs.decode(expected, skip_special_tokens=True)
     assert ours.eos_id == theirs.eos_token_id and ours.vocab_size == len(theirs)
 
 
@@ -53,15 +53,15 @@ def test_an_example_is_its_prompt_and_the_answer_up_to_the_end_token(tiny):
     tokenizer = ChatTokenizer(str(tiny))
     for chat in chats(1, 50):
         for answer in ("x", " leading", "\nnewline", "two words.", "é"):
-            tokens, length = tokenizer.example(chat, answer)
-            assert tokens[:length] == tokenizer.prompt(chat)
+            tokens, length = tokenizer.encode_example(chat, answer)
+            assert tokens[:length] == tokenizer.encode_prompt(chat)
             assert tokens[-1] in tokenizer.stop_tokens and tokens[-1] not in tokens[length:-1]
             assert tokenizer.decode(tokens[length:]) == answer
 
 
 def test_base_model_reads_plain_text(tiny):
     tokenizer = ChatTokenizer(str(tiny), kind="base")
-    tokens, length = tokenizer.example([{"role": "user", "content": "2+2="}], "4")
+    tokens, length = tokenizer.encode_example([{"role": "user", "content": "2+2="}], "4")
     assert tokenizer.decode(tokens[:length]) == "2+2=" and tokens[-1] == tokenizer.eos_id
     assert tokenizer.decode(tokens[length:]) == "4"
 
@@ -89,6 +89,6 @@ def test_what_is_missing_is_named(copy, tmp_path):
 def test_a_template_that_refuses(copy):
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
     with pytest.raises(UserError, match="refuses these messages \\(system user\\): no system role"):
-        ChatTokenizer(str(copy(chat_template=template))).prompt(
+        ChatTokenizer(str(copy(chat_template=template))).encode_prompt(
             [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
         )

@@ -295,5 +295,5 @@ def test_room_for_more_runs_counts_their_adapters(config, monkeypatch):
     monkeypatch.setattr("cruijff_kit.models.device.peak_memory", lambda device: held + 10**6)
     takes = 2 * (10**6 + adapters)  # four runs, where two came to half of it
     for free, enough in ((1.26, True), (1.24, False)):
-        monkeypatch.setattr("cruijff_kit.models.device.free_bytes", lambda d, free=free: free * takes - adapters)
+        monkeypatch.setattr("cruijff_kit.models.device.available_memory", lambda d, free=free: free * takes - adapters)
         assert trainer.fits_in_memory(2, 4) is enough

@@ -55,7 +55,7 @@ def test_what_the_process_did_before_changes_nothing(train):
 
 def test_only_the_adapter_changes(train, tiny):
     recipe = train("a")
-    held = next(iter(base_model._cached.values()))
+    held = next(iter(base_model._cache.values()))
     before = {k: v.clone() for k, v in held.items()}
     again = train("b")
     assert all(torch.equal(before[k], held[k]) for k in before)

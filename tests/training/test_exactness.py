@@ -96,7 +96,7 @@ def test_a_row_that_is_all_prefix_of_another(model):
 def test_learning_the_input_too(model):
     tokens = [5, 6, 7, 8, 9]
     examples = [Example(tokens, [IGNORE, *tokens[1:]], 0), Example([5, 6, 1, 2, 3, 4], [IGNORE, 6, 1, 2, 3, 4], 0)]
-    assert common_prefix(examples) == 0  # the first token already predicts a learnt one
+    assert common_prefix(examples) == 0  # the first token already predicts a target token
     for share in (True, False):
         loss = batch_loss(model, make_batch(examples, FREE, share), LabelledCrossEntropy())
         torch.testing.assert_close(loss, plain_loss(model, examples))

@@ -1,4 +1,4 @@
-"""Two small questions: what can be learnt from bits, and what can be learnt where input or output is predictable."""
+"""Generate sanity checks: labels of bit sequences, and pairs whose input or output is predictable or random."""
 
 import random
 

@@ -14,7 +14,7 @@ from cruijff_kit.evaluation.engine.options import option_logits
 from cruijff_kit.evaluation.engine.request import Completion, CompletionRequest
 from cruijff_kit.evaluation.engine.scheduler import Scheduler
 from cruijff_kit.models.compat import TransformerDecoder, disable_adapter, get_adapter_params
-from cruijff_kit.models.device import Machine, describe_machine, free_bytes, return_memory
+from cruijff_kit.models.device import Machine, available_memory, describe_machine, empty_cache
 from cruijff_kit.models.fused_lora import fuse_lora
 from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 
@@ -120,7 +120,7 @@ class ChatModel:
     def release(self) -> None:
         """Free all memory that answering took."""
         self._forget()
-        return_memory(self.machine.device)
+        empty_cache(self.machine.device)
 
     def _forget(self) -> None:
         self._prefix = self._last_prompt = self._prepared = self._prepared_for = None
@@ -215,14 +215,14 @@ class ChatModel:
 
     def count_spare_bytes(self) -> float:
         """Bytes that weights in another layout may take."""
-        return _SPARE * free_bytes(self.machine.device)
+        return _SPARE * available_memory(self.machine.device)
 
     def count_free_cache_tokens(self) -> int:
         """Tokens whose keys and values fit into the memory that is free now, in all rows together."""
         model, device = self.model, self.machine.device
         heads = model.layers[0].attn.num_kv_heads
         token = 2 * len(model.layers) * heads * model.head_dim * torch.finfo(self.cache_dtype).bits // 8
-        return max(1, int(_SHARE * free_bytes(device)) // token)
+        return max(1, int(_SHARE * available_memory(device)) // token)
 
 
 def _count_common(prompts: list[list[int]]) -> int:

@@ -25,9 +25,9 @@ from cruijff_kit.models.compat import NF4Tensor, TiedLinear, TransformerDecoder,
 from cruijff_kit.models.fused_lora import stack_padded
 from cruijff_kit.models.multi_lora_layout import (
     BASE,
+    CUSTOM,
     DORA,
     LORA,
-    OWN,
     TokenSpan,
     adapter_kind,
     attend_by_region,
@@ -211,7 +211,7 @@ class MultiLoraEngine(Engine):
             else:
                 most = len(part) // 2
                 if is_out_of_memory(failure):
-                    device.free_memory(self.chat_models[0].machine.device)
+                    device.collect_garbage(self.chat_models[0].machine.device)
                     self.max_group = most
                     say(f"out of memory with {len(part)} runs in one pass; {most} from now on")
                 continue
@@ -299,7 +299,7 @@ class _Map:
         self, engine: MultiLoraEngine, weight: torch.Tensor | None, module: Any, modules: list[Any], copied: bool
     ) -> None:
         self._engine = engine
-        kinds = [adapter_kind(own) if weight is not None else OWN for own in modules]
+        kinds = [adapter_kind(own) if weight is not None else CUSTOM for own in modules]
         bias = getattr(module, "bias", None)
         self._multiply: Matmul | None = None
         if {*kinds} & {BASE, LORA}:
@@ -309,7 +309,7 @@ class _Map:
             unbiased = matmul_for(weight, None, copied)
         self._own: dict[int, Matmul] = {}  # `forward` as it is now: in a pass it is this map
         for n, (own, kind) in enumerate(zip(modules, kinds, strict=True)):
-            if kind in (DORA, OWN):
+            if kind in (DORA, CUSTOM):
                 self._own[n] = dora_matmul_for(own, unbiased) if kind == DORA else own.forward
         self._adapters = {
             n: (own.lora_a.weight.to(weight.dtype), own.lora_b.weight.to(weight.dtype), own.alpha / own.rank)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cruijff_kit.models.compat import LoRALinear, NF4Tensor, TiedLinear, TransformerDecoder
-from cruijff_kit.models.dora import BiasedDoRALinear, with_update
-from cruijff_kit.models.multi_lora_layout import ADAPTER_SUFFIXES, OWN, adapter_kind
+from cruijff_kit.models.dora import BiasedDoRALinear, add_update
+from cruijff_kit.models.multi_lora_layout import ADAPTER_SUFFIXES, CUSTOM, adapter_kind
 
 Matmul = Callable[..., torch.Tensor]
 
@@ -73,7 +73,7 @@ def dora_matmul_for(module: BiasedDoRALinear, base: Matmul) -> Matmul:
     (rest, up), a = module.factors(dtype), module.lora_a.weight.to(dtype)
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        out = with_update(base(x), F.linear(x, a), rest, up)
+        out = add_update(base(x), F.linear(x, a), rest, up)
         return out if bias is None else out + bias
 
     return multiply
@@ -84,7 +84,7 @@ def _list_matrices(model: TransformerDecoder) -> list[tuple[nn.Module, torch.Ten
     matrices = [
         (module, module.weight)
         for name, module in model.named_modules()
-        if adapter_kind(module) != OWN and not name.endswith(ADAPTER_SUFFIXES)
+        if adapter_kind(module) != CUSTOM and not name.endswith(ADAPTER_SUFFIXES)
     ]
     if isinstance(model.output, TiedLinear):
         matrices.append((model.output.linear, model.output.tied_module.weight))
