@@ -259,7 +259,7 @@ def test_four_bits_on_the_frozen_layers_alone(save_model, reference_logits):
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_a_run_on_four_bits_learns_answers_and_is_saved(tiny, tmp_path, use_dora):
     """The recipe itself, which the plan lets run on a GPU only."""
-    from cruijff_kit.evaluation.engine import ChatModel, Request
+    from cruijff_kit.evaluation.engine import ChatModel, CompletionRequest
     from cruijff_kit.recipes.lora_single_device import LoRAFinetuneRecipeSingleDevice
 
     config = cruijff_kit.compose([
@@ -275,7 +275,7 @@ def test_a_run_on_four_bits_learns_answers_and_is_saved(tiny, tmp_path, use_dora
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 8 and losses[-1] < losses[0] / 2
     chat_model = ChatModel(recipe.model, recipe.tokenizer, recipe.machine)
-    assert len(chat_model.generate([Request([5, 6, 7], 3), Request([5, 8], 2)])) == 2
+    assert len(chat_model.generate([CompletionRequest([5, 6, 7], 3), CompletionRequest([5, 8], 2)])) == 2
     saved = load_file(tmp_path / "epoch_0" / "adapter_model.safetensors")
     assert all(t.dtype == torch.float32 for t in saved.values())
     assert any("magnitude" in name for name in saved) == use_dora
