@@ -2,13 +2,13 @@
 
 Chosen by `gpus=N` (on a cluster by slurm.gpus=N). The same training as lora_single_device.py, to rounding:
 
-    the rows of a step        dealt out to N worker processes, which this recipe starts inside the run's one task
-    the base model            frozen, each layer sharded; gathered when a forward or a backward pass comes to it
+    the rows of a step        split over N worker processes, which this recipe starts inside the run's one task
+    the base model            frozen, each layer sharded; gathered for its forward and its backward pass
     the adapters              the same on every worker; their gradients are summed once per step
     the files                 written by worker 0 alone: metrics, adapters, checkpoints
 
-It is used as the single-device recipe is: `setup` reads no weights; `train` starts and watches the workers, and then reads
-the base with the trained adapter into this process, where evaluation finds it in `model`. (torchtune's
+It has the interface of the single-device recipe. `setup` reads no weights; `train` starts and watches the workers, then
+reads the base with the trained adapter into this process, and evaluation uses it from `model`. (torchtune's
 lora_finetune_distributed shards the adapters too, and needs a task per GPU.)
 """
 
@@ -51,11 +51,11 @@ _INTERRUPTED = "interrupted"
 
 
 class WorkerFailed(RuntimeError):
-    """A worker failed; the message is that of its exception, and its traceback is a note."""
+    """A worker failed; message and note are the message and the traceback of the worker's exception."""
 
 
 class LoRAFinetuneRecipeDistributed:
-    """The recipe as the run sees it: it starts and watches the workers, each of which has a `WorkerRecipe`."""
+    """The recipe in the run's process: starts and watches the workers, each of which runs a `WorkerRecipe`."""
 
     def __init__(self, cfg: DictConfig | dict) -> None:
         self.cfg = cfg if isinstance(cfg, dict) else OmegaConf.to_container(cfg, resolve=True)
@@ -64,17 +64,17 @@ class LoRAFinetuneRecipeDistributed:
         self.summary = TrainingSummary()
         self.global_step, self.epoch = 0, 0
         self.changes: dict[str, int] = {}
-        self.stop_requested: str | None = None  # why; set by anybody at any time
-        self.stop_reason: str | None = None  # what was requested, as the workers were told
+        self.stop_requested: str | None = None  # the reason; signal handlers and other code may set it at any time
+        self.stop_reason: str | None = None  # copy of stop_requested, once it is sent to the workers
 
     def setup(self) -> None:
-        """Tokenise the data, and look up the step from which a resumed run continues.
+        """Tokenise the data, and read the step from which a resumed run continues.
 
         Raises:
-            UserError: files that are missing or do not fit.
+            UserError: a file is missing or does not fit.
         """
         self.tokenizer = process_cache.get_tokenizer(self.cfg["tokenizer"])
-        self.steps = StepSchedule.of(
+        self.steps = StepSchedule.from_config(
             self.cfg, len(process_cache.get_dataset(self.cfg["dataset"], self.cfg["tokenizer"]))
         )
         state = read_newest_checkpoint(self.folder.checkpoints) if self.cfg["resume_from_checkpoint"] else None
@@ -82,12 +82,12 @@ class LoRAFinetuneRecipeDistributed:
             self.epoch, _, self.global_step = state["position"]
 
     def train(self) -> None:
-        """Train in workers; if memory runs out, again from the last checkpoint in smaller micro-batches.
+        """Train in workers. If memory runs out, restart from the last checkpoint with smaller micro-batches.
 
         Raises:
-            TrainingInterrupted, FloatingPointError: as the single-device recipe's.
+            TrainingInterrupted, FloatingPointError: as in the single-device recipe.
             WorkerDied: a worker was killed.
-            WorkerFailed: a worker failed; its traceback is a note of the exception.
+            WorkerFailed: a worker failed.
         """
         size = self.cfg["batch_size"]
         while True:
@@ -106,16 +106,16 @@ class LoRAFinetuneRecipeDistributed:
         n = self.steps.processes
         cfg = {**self.cfg, **self.changes, "threads": max(1, self.machine.threads // n)}
         cfg["resume_from_checkpoint"] = cfg["resume_from_checkpoint"] or bool(self.changes)
-        tasks = [{"cfg": cfg, "rank": rank, "size": n} for rank in range(n)]
+        tasks = [{"cfg": cfg, "rank": rank, "world_size": n} for rank in range(n)]
         environment = [
             {"OMP_NUM_THREADS": str(cfg["threads"])} | ({"CRUIJFF_QUIET": "1"} if r else {}) for r in range(n)
         ]
-        self.stop_reason = None  # these workers were told nothing yet
+        self.stop_reason = None  # nothing is sent to these workers yet
         with Workers("cruijff_kit.recipes.lora_distributed", tasks, environment) as workers:
             for message in workers.messages():
                 if self.stop_requested is not None and self.stop_reason is None:
                     self.stop_reason = self.stop_requested
-                    workers.ask_to_stop(self.stop_reason)
+                    workers.request_stop(self.stop_reason)
                 if message is not None:
                     self._handle(message)
 
@@ -125,7 +125,7 @@ class LoRAFinetuneRecipeDistributed:
             self.epoch, self.summary.loss = message["epoch"], message["loss"]
         elif "summary" in message:
             self.summary = TrainingSummary(**message["summary"])
-            for name in ("adapters", "merged"):  # JSON has no numbers for keys
+            for name in ("adapters", "merged"):  # keys in JSON are strings
                 setattr(self.summary, name, {int(k): v for k, v in getattr(self.summary, name).items()})
         elif "error" in message:
             raise self._make_error(**message)
@@ -148,18 +148,18 @@ class LoRAFinetuneRecipeDistributed:
         load_adapter_state(self.model, read_newest_checkpoint(self.folder.checkpoints)["adapter"])
 
     def clock(self) -> float:
-        """Seconds from an arbitrary moment on."""
+        """Return seconds since an arbitrary time."""
         return time.perf_counter()
 
     def save_checkpoint(self) -> None:
         """Do nothing: worker 0 saved it when training ended."""
 
     def cleanup(self) -> None:
-        """Do nothing: the workers have gone."""
+        """Do nothing: the workers have ended."""
 
 
 class _Loss(nn.Module):
-    """The model and its loss as one module, so that FSDP gathers what the loss uses of the model: the output projection."""
+    """The model and its loss as one module, so that FSDP gathers the output projection, which the loss uses."""
 
     def __init__(self, model: TransformerDecoder) -> None:
         super().__init__()
@@ -170,21 +170,21 @@ class _Loss(nn.Module):
 
 
 class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
-    """The recipe of one worker: the single-device recipe, on its share of each step's rows."""
+    """The recipe of one worker: the single-device recipe on the worker's part of each step's rows."""
 
-    retries_out_of_memory = False  # it would leave the others waiting: the run's process starts all of them again
+    retries_out_of_memory = False  # other workers would wait: the run's process restarts all workers
 
-    def __init__(self, cfg: dict[str, Any], rank: int, boss: ParentConnection) -> None:
+    def __init__(self, cfg: dict[str, Any], rank: int, parent: ParentConnection) -> None:
         super().__init__(cfg)
-        self.rank, self.size, self.boss = rank, dist.get_world_size(), boss
+        self.rank, self.world_size, self.parent = rank, dist.get_world_size(), parent
 
     def _build_model(self) -> TransformerDecoder:
-        """Worker 0 alone reads the base weights, into host memory."""
+        """Build the model in host memory; only worker 0 reads the base weights."""
         host = Machine(torch.device("cpu"), self.machine.dtype, self.machine.threads)
         weights = base_model.read_base(self.cfg["checkpointer"], host) if self.rank == 0 else None
         shapes = [{k: (v.shape, v.dtype) for k, v in weights.items()} if weights else None]
         dist.broadcast_object_list(shapes, src=0)
-        if weights is None:  # tensors of the right shapes that take no memory, until the layers' turn comes
+        if weights is None:  # tensors of the right shapes without memory; `_broadcast` fills them layer by layer
             weights = {k: torch.zeros(1, dtype=dtype).expand(shape) for k, (shape, dtype) in shapes[0].items()}
         set_seed(self.cfg["seed"])
         return base_model.build(self.cfg["model"], weights, host)
@@ -217,15 +217,15 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
         return super()._open_metrics() if self.rank == 0 else _NoMetrics()
 
     def _micro_batches(self, rows: list[int]) -> list[list[Example]]:
-        """This worker's share, in as many parts as every worker has: the last ones may be empty."""
-        num_parts = -(-len(rows) // (self.size * self.batch_size))
-        share = [self.train_data[row] for row in rows[self.rank :: self.size]]
+        """Split this worker's rows; every worker has the same number of micro-batches, the last ones may be empty."""
+        num_parts = -(-len(rows) // (self.world_size * self.batch_size))
+        share = [self.train_data[row] for row in rows[self.rank :: self.world_size]]
         return [share[i * self.batch_size : (i + 1) * self.batch_size] for i in range(num_parts)]
 
     def _forward(self, examples: list[Example]) -> StepOutput:
         if examples:
             return super()._forward(examples)
-        # All workers gather a layer together, so that one without rows must pass through it too.
+        # Gathering a layer is collective, so a worker without rows must run the forward pass too.
         batch = make_batch([self.train_data[0]], self.attention_cost).to(self.machine.device)
         return StepOutput(self._batch_loss(batch, self.loss_fn) * 0, 0, 0)
 
@@ -252,9 +252,9 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
     def _sum_metrics(self) -> None:
         if not self.custom_metrics.functions:
             return
-        gathered: list[Any] = [None] * self.size
+        gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, dict(self.custom_metrics.sums))
-        self.custom_metrics.take()
+        self.custom_metrics.pop_means()
         for sums in gathered:
             for name, (total, weight) in sums.items():
                 self.custom_metrics.sums[name][0] += total
@@ -262,21 +262,21 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
     def _validation_sums(self) -> tuple[float, int]:
         batches = validation_batches(self.val_data)
-        batches += [[]] * (-len(batches) % self.size)
-        own = batches[self.rank :: self.size]
+        batches += [[]] * (-len(batches) % self.world_size)
+        own = batches[self.rank :: self.world_size]
         loss, labels = self._all_reduce(*validation_sums(own, self.forward_only))
         self._sum_metrics()
         return loss.item(), int(labels)
 
     def _row_losses(self) -> dict[int, tuple[float, int]]:
-        gathered: list[Any] = [None] * self.size
+        gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, super()._row_losses())
         return {row: loss for losses in gathered for row, loss in losses.items()} if self.rank == 0 else {}
 
     def _sync_stop(self) -> None:
         if self.rank == 0:
-            self.boss.tell(step=self.global_step, epoch=self.epoch, loss=self.summary.loss)
-        is_requested = torch.tensor(float(self.boss.stop_reason is not None), device=self.machine.device)
+            self.parent.send(step=self.global_step, epoch=self.epoch, loss=self.summary.loss)
+        is_requested = torch.tensor(float(self.parent.stop_reason is not None), device=self.machine.device)
         dist.broadcast(is_requested, src=0)
         self.stop_reason = "asked to stop" if is_requested else None
 
@@ -285,7 +285,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
             super().save_adapter(epoch)
 
     def _rng_state(self) -> list[dict[str, Any]]:
-        states: list[Any] = [None] * self.size
+        states: list[Any] = [None] * self.world_size
         dist.all_gather_object(states, get_rng_state())
         return states
 
@@ -298,7 +298,7 @@ class WorkerRecipe(LoRAFinetuneRecipeSingleDevice):
 
 
 class _NoMetrics:
-    """The metric logger of a worker that writes nothing."""
+    """The metric logger of a worker other than 0; writes nothing."""
 
     def log_dict(self, payload: dict[str, float], step: int) -> None: ...
 
@@ -310,36 +310,36 @@ class _NoMetrics:
     def close(self) -> None: ...
 
 
-def work(boss: ParentConnection) -> None:
-    """One worker, from its task to its end."""
-    cfg, rank, size = (boss.task[k] for k in ("cfg", "rank", "size"))
-    cuda = device.choose_machine(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
-    if cuda:
+def run_worker(parent: ParentConnection) -> None:
+    """Train as one worker, and report to the run's process."""
+    cfg, rank, world_size = (parent.task[k] for k in ("cfg", "rank", "world_size"))
+    is_cuda = device.choose_machine(cfg["device"], cfg["dtype"], cfg["threads"]).device.type == "cuda"
+    if is_cuda:
         torch.cuda.set_device(rank)
         cfg["device"] = f"cuda:{rank}"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the workers share a machine
-    meeting = f"file://{boss.task['rendezvous']}"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=size)
-    recipe = WorkerRecipe(cfg, rank, boss)
+    rendezvous, backend = f"file://{parent.task['rendezvous']}", "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size)
+    recipe = WorkerRecipe(cfg, rank, parent)
     recipe.setup()
     recipe.train()
     recipe.save_checkpoint()
     recipe.cleanup()
     if rank == 0:
-        boss.tell(summary=asdict(recipe.summary))
+        parent.send(summary=asdict(recipe.summary))
     dist.barrier()
     dist.destroy_process_group()
 
 
 def main() -> None:
-    """The program of a worker."""
-    boss = ParentConnection()
+    """Run the program of a worker."""
+    parent = ParentConnection()
     try:
-        work(boss)
+        run_worker(parent)
     except BaseException as error:
         cause = _INTERRUPTED if isinstance(error, TrainingInterrupted) else find_cause(error)
         trace = redaction.format_traceback(error)
-        boss.tell(error=one_line(error), cause=cause, kind=type(error).__name__, trace=trace)
+        parent.send(error=one_line(error), cause=cause, kind=type(error).__name__, trace=trace)
         os._exit(1)
 
 

@@ -7,11 +7,11 @@ through training/multi_lora.py:
     trainer = MultiLoraTrainer()
     results = trainer.run([train_one, ...])    # functions of a Slot, each of which trains slot.make_recipe(cfg)
 
-Each function is a coroutine (of the package greenlet, so that its code need not know): where its recipe comes to
-`forward_backward`, it is suspended until the trainer has computed this micro-batch together with those of the others.
+Each function runs as a coroutine (of the package greenlet, so that its code needs no `yield`): its recipe's
+`forward_backward` suspends it until the trainer has computed this micro-batch together with those of other members.
 
-A member's losses, adapter and files are those that it has by itself, on a GPU to rounding; so are its checkpoints, from
-which it continues alone or in another group.
+A member's losses, adapter and files are those of a run that trains alone, on a GPU to rounding. So are its checkpoints: a
+run resumes from them alone or in another group.
 """
 
 import contextlib
@@ -41,23 +41,23 @@ from cruijff_kit.training.multi_lora import AdapterBatch, MultiLoraModel
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
-_MEMORY_SHARE = 0.8  # of the memory that can be taken
+_MEMORY_SHARE = 0.8  # of the available memory
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a member that are to go through the model together."""
+    """Rows of a member for one forward pass."""
 
     member: "GroupMember"
-    """Whose adapter they train."""
+    """The member whose adapter computes them."""
     examples: list[Example]
     """The rows."""
     backward: bool
-    """True: `forward_backward`, with dropout; False: `forward_only`, as validation does."""
+    """True: `forward_backward`, with dropout; False: `forward_only`, for validation."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all rows, without padding."""
+        """Return the number of tokens of all rows, without padding."""
         return sum(len(example.tokens) for example in self.examples)
 
 
@@ -67,42 +67,42 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
     def __init__(self, cfg: dict[str, Any], trainer: "MultiLoraTrainer") -> None:
         super().__init__(cfg)
         self.trainer = trainer
-        self.seconds = 0.0  # that this run has taken, with its share of common passes
-        self._rng_before_step: Any = None  # while a step is under way
-        self._rng_by_module: dict[str, Any] = {}  # as it was when a pass came to the module, for recomputation
+        self.seconds = 0.0  # time of this run, with its share of shared passes
+        self._rng_before_step: Any = None  # RNG state; None outside of a step
+        self._rng_by_module: dict[str, Any] = {}  # RNG state at the beginning of each module, for recomputation
 
     def _build_model(self) -> TransformerDecoder:
         model = super()._build_model()
-        self._rng = get_rng_state()  # the run's own, from here on
+        self._rng = get_rng_state()  # the run's own RNG state from now on
         return model
 
     def _wrap_model(self, model: TransformerDecoder) -> None:
-        self.modules = dict(model.named_modules())  # by the names that they have before others are put around them
+        self.modules = dict(model.named_modules())  # names before wrapping
         if self.machine.device.type == "cpu":
-            fuse_lora(model)  # its output projection computes for it alone
+            fuse_lora(model)  # for the output projection, which only this run uses
         super()._wrap_model(model)
 
     def train(self) -> None:
-        """Train all epochs that are left, as the single-device recipe does."""
+        """Train all remaining epochs, as the single-device recipe does."""
         super().train()
-        self.optimizer.state.clear()  # the run may wait for its evaluation while others train
+        self.optimizer.state.clear()  # frees memory for the runs that still train
 
     def train_step(self, rows: list[int]) -> None:
-        """Take one step of the optimiser; the trainer may save a checkpoint of the step before in the middle of it."""
+        """Take one step of the optimiser. During the step, the trainer may save a checkpoint of the previous step."""
         self._rng_before_step = self._rng
         super().train_step(rows)
         self._rng_before_step = None
 
     def forward_backward(self, examples: list[Example]) -> StepOutput:
-        """Have the trainer compute a micro-batch: its gradients are added to the adapter's."""
+        """Let the trainer compute a micro-batch, and add its gradients to the adapter's."""
         return self.trainer.wait_for(MicroBatch(self, examples, backward=True))
 
     def forward_only(self, examples: list[Example]) -> StepOutput:
-        """Have the trainer compute a micro-batch of validation."""
+        """Let the trainer compute a micro-batch of validation."""
         return self.trainer.wait_for(MicroBatch(self, examples, backward=False))
 
     def compute_alone(self, micro_batch: MicroBatch) -> StepOutput:
-        """Compute a micro-batch through the run's own model, where no other run takes part."""
+        """Compute a micro-batch with the run's own model, without other runs."""
         compute = super().forward_backward if micro_batch.backward else super().forward_only
         if not self.uses_dropout:
             return compute(micro_batch.examples)
@@ -112,39 +112,43 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
             return compute(micro_batch.examples)
 
     def make_batch(self, micro_batch: MicroBatch) -> AdapterBatch:
-        """Make the run's share of a common pass."""
+        """Make the run's part of a shared pass."""
         examples, backward = micro_batch.examples, micro_batch.backward
         self._rng_by_module = {}
         if self.uses_dropout:
             self.model.train(backward)
-        loss_fn = self._watched_loss_fn(examples, backward)
+        loss_fn = self._wrap_loss_fn(examples, backward)
         rng_scope = self._rng_scope if self.uses_dropout and backward else None
         return AdapterBatch(self.modules, self.model.output, self.collate(examples, backward), loss_fn, rng_scope)
 
     def add_gradients(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Add the gradients of a pass to those of `trainable`, in its order."""
+        """Add the gradients of a pass to the run's.
+
+        Args:
+            gradients: one per parameter, in the order of `trainable`.
+        """
         for p, gradient in zip(self.trainable, gradients, strict=True):
             p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
     def snapshot(self) -> Any:
-        """What a pass changes besides gradients, for `restore` if the pass fails."""
+        """Return the state that a pass changes besides gradients, for `restore` after a failed pass."""
         return self._rng, {name: [*sums] for name, sums in self.custom_metrics.sums.items()}
 
     def restore(self, snapshot: Any) -> None:
-        """Undo what a failed pass changed."""
+        """Restore a state of `snapshot`."""
         self._rng, sums = snapshot
-        self.custom_metrics.take()
+        self.custom_metrics.pop_means()
         self.custom_metrics.sums.update(sums)
 
     def clock(self) -> float:
-        """Seconds that this run has taken; others' time does not count."""
+        """Return the seconds of this run, without the time of other members."""
         return self.seconds
 
     def _show_progress(self) -> AbstractContextManager:
         return contextlib.nullcontext(self.trainer.bar)
 
     def _sync_stop(self) -> None:
-        """The trainer sets `stop_reason`, so that all runs of the group stop at the same step."""
+        # The trainer sets `stop_reason` between steps, so that all runs of the group stop at the same step.
         if is_cancel_requested(self.folder.path):
             self.stop_requested = RunState.CANCELLED
 
@@ -164,69 +168,69 @@ class GroupMember(LoRAFinetuneRecipeSingleDevice):
 
     @contextlib.contextmanager
     def _rng_scope(self, module: str = "") -> Iterator[None]:
-        """Draw the run's own random numbers; a module that is recomputed in the same pass draws the same again."""
-        others, earlier = get_rng_state(), self._rng_by_module.get(module)
-        self._rng_by_module[module] = earlier or self._rng
+        """Set the run's own RNG state for a module; recomputation in the same pass gets the same random numbers."""
+        process_state, module_state = get_rng_state(), self._rng_by_module.get(module)
+        self._rng_by_module[module] = module_state or self._rng
         set_rng_state(self._rng_by_module[module])
         yield
-        if earlier is None:
+        if module_state is None:
             self._rng = get_rng_state()
-        set_rng_state(others)
+        set_rng_state(process_state)
 
 
 def get_rng_state() -> dict[str, Any]:
-    """The state of torch's generators."""
+    """Return the state of torch's random number generators."""
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put torch's generators into a state of `get_rng_state`."""
+    """Set torch's random number generators to a state of `get_rng_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class Slot:
-    """The place of one run in a group: the coroutine of its function, and what it waits for."""
+    """One run of a group: the coroutine of its function, and its pending request."""
 
     def __init__(self, trainer: "MultiLoraTrainer", function: Callable[["Slot"], Any]) -> None:
         self.trainer = trainer
         self.member: GroupMember | None = None
-        """The run's recipe, once the function has made it."""
+        """The run's recipe; None until the function calls `make_recipe`."""
         self.request: Any = None
-        """What the coroutine waits for: a MicroBatch or an item to evaluate; None where it has not started or has ended."""
+        """The coroutine's pending request: a MicroBatch or an item to evaluate; None before its start and after its end."""
         self.result: Any = None
-        """What the function returned, or the exception that ended it."""
+        """Return value of the function, or the exception that ended it."""
         self.coroutine = greenlet(lambda: function(self))
-        self.coroutine.gr_context = contextvars.copy_context()  # a greenlet's own is empty
+        self.coroutine.gr_context = contextvars.copy_context()  # the default context of a greenlet is empty
 
     @property
     def is_training(self) -> bool:
-        """Whether it waits for a micro-batch."""
+        """Return whether the run waits for a micro-batch."""
         return isinstance(self.request, MicroBatch)
 
     @property
     def is_trained(self) -> bool:
-        """Whether it waits for an evaluation."""
+        """Return whether the run waits for its evaluation."""
         return self.request is not None and not self.is_training
 
     def make_recipe(self, cfg: dict[str, Any]) -> GroupMember:
-        """Make the recipe of the run."""
+        """Create the recipe of the run."""
         self.member = GroupMember(cfg, self.trainer)
         return self.member
 
     def evaluate(self, item: Any) -> Any:
-        """Have the trainer evaluate something together with what other runs want evaluated."""
+        """Let the trainer evaluate an item together with the items of other runs; return the result."""
         return self.trainer.wait_for(item)
 
 
 class MultiLoraTrainer:
-    """Runs functions that each train one run, and computes together what they wait for at the same time.
+    """Runs functions that each train one run, and computes their micro-batches and evaluations together.
 
     Args:
-        bar: is advanced by every step of every member.
-        tuner: chooses how many members go through the model together; None: all do.
-        evaluate: items that runs want evaluated -> the result of each, or the exception that it ended in.
+        bar: progress bar, advanced by every step of every member.
+        tuner: chooses the number of members per pass; None: all members share each pass.
+        evaluate: evaluates items; returns one result or exception per item.
     """
 
     def __init__(
@@ -239,22 +243,22 @@ class MultiLoraTrainer:
         self.id = uuid.uuid4().hex[:8]
         self._model: MultiLoraModel | None = None
         self._device: torch.device | None = None
-        self._memory_before: int | None = None  # before the first pass, base model included, adapters not
+        self._memory_before: int | None = None  # bytes before the first pass: the base model, without the adapters
         self._is_stopping = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As result.json has it."""
+        """Return the group's entry for result.json."""
         return {"id": self.id} | self.tuner.to_dict()
 
     def run(self, functions: Sequence[Callable[[Slot], Any]]) -> list[Any]:
-        """Run all functions to their ends.
+        """Run all functions to completion.
 
-        Runs that are trained are evaluated together: when so many wait for it as may train at a time, or nobody trains.
+        Trained runs are evaluated together: as soon as `tuner.concurrency` runs wait for it, or no run trains.
 
         Args:
-            functions: each trains one member. The next one starts when one is trained and frees its place.
+            functions: each trains one member. A function starts when a trained run frees its slot.
         Returns:
-            What each function returned, or the exception that ended it, in order. Nobody's exception ends another's run.
+            The return value of each function, or the exception that ended it. An exception ends only its own run.
         """
         self.tuner = self.tuner or GroupSizeTuner(len(functions))
         self.tuner.fits_in_memory = self.fits_in_memory
@@ -267,7 +271,7 @@ class MultiLoraTrainer:
                     self._resume(waiting.popleft())
                 self._advance_training([s for s in slots if s.is_training])
                 self._evaluate_trained(slots)
-        except BaseException as error:  # ends all at once, without saving what is in the middle of a step
+        except BaseException as error:  # ends all runs at once; steps in progress are not saved
             for slot in slots:
                 if slot.request is not None:
                     with contextlib.suppress(BaseException):
@@ -277,24 +281,24 @@ class MultiLoraTrainer:
         return [slot.result for slot in slots]
 
     def wait_for(self, request: Any) -> Any:
-        """Suspend the coroutine that calls this; return what its request came to, or raise the exception."""
+        """Suspend the calling coroutine until its request is computed; return the result, or raise its exception."""
         return getcurrent().parent.switch(request)
 
     def fits_in_memory(self, now: int, then: int) -> bool:
-        """Whether there is memory for `then` runs at a time, judging by the peak of the `now` at a time until now."""
+        """Return whether passes with `then` runs fit in memory, extrapolated from the peak of passes with `now` runs."""
         if self._memory_before is None or self._device is None:
             return True
-        took = device.peak_memory(self._device) - self._memory_before
+        used = device.peak_memory(self._device) - self._memory_before
         available = device.available_memory(self._device) + device.used_memory(self._device) - self._memory_before
-        return took * then / now < _MEMORY_SHARE * available
+        return used * then / now < _MEMORY_SHARE * available
 
     def _resume(self, slot: Slot, *values: Any) -> None:
         """Run a slot's coroutine until its next request or its end.
 
         Args:
-            values: none for the first time; then one, the result of its request, or an exception to raise there.
+            values: nothing at the start; later one value, the result of its request or an exception to raise in it.
         """
-        member, started, slot.request = slot.member, time.perf_counter(), None
+        member, start, slot.request = slot.member, time.perf_counter(), None
         try:
             value = _switch_to(slot.coroutine, *values)
             if slot.coroutine.dead:
@@ -303,12 +307,14 @@ class MultiLoraTrainer:
                 slot.request = value
         except (Exception, KeyboardInterrupt) as error:
             slot.result = error
-            self._is_stopping |= isinstance(error, KeyboardInterrupt)  # all are asked to stop, and none is to start
-        if member is not None:  # before there is one, time is counted as set-up
-            member.seconds += time.perf_counter() - started
+            self._is_stopping |= isinstance(
+                error, KeyboardInterrupt
+            )  # every run has its own stop request; start no more
+        if member is not None:  # time without a recipe counts as set-up
+            member.seconds += time.perf_counter() - start
 
     def _advance_training(self, slots: list[Slot]) -> None:
-        """Compute one micro-batch of each run; those of validation first, so that all are there for the next step."""
+        """Compute one micro-batch of each run; runs in validation go first, so that all runs share the next step."""
         for slot in slots:
             slot.member.stop_reason = slot.member.stop_requested
         ready = [slot for slot in slots if not slot.request.backward] or slots
@@ -316,10 +322,10 @@ class MultiLoraTrainer:
             self._resume(slot, output)
 
     def _evaluate_trained(self, slots: list[Slot]) -> None:
-        """Evaluate the runs that are trained, if there are enough of them.
+        """Evaluate the trained runs, if there are enough of them.
 
         Raises:
-            KeyboardInterrupt: they were asked to stop; their checkpoints are saved.
+            KeyboardInterrupt: a stop was requested; the checkpoints of the trained runs are saved.
         """
         training, trained = [s for s in slots if s.is_training], [s for s in slots if s.is_trained]
         if not trained or (self._is_stopping or len(trained) < self.tuner.concurrency) and training:
@@ -328,53 +334,54 @@ class MultiLoraTrainer:
             raise KeyboardInterrupt
         for slot in training:
             slot.member.save_checkpoint()
-        started = time.perf_counter()
+        start = time.perf_counter()
         results = self.evaluate([slot.request for slot in trained])
-        seconds, samples = time.perf_counter() - started, [getattr(result, "samples", 0) or 1 for result in results]
-        for slot, own in zip(trained, samples, strict=True):
-            slot.member.seconds += seconds * own / sum(samples)
+        seconds, samples = time.perf_counter() - start, [getattr(result, "samples", 0) or 1 for result in results]
+        for slot, num_samples in zip(trained, samples, strict=True):
+            slot.member.seconds += seconds * num_samples / sum(samples)
         for slot, result in zip(trained, results, strict=True):
             self._resume(slot, result)
 
     def _compute_round(self, micro_batches: list[MicroBatch]) -> list[StepOutput | Exception]:
-        """Compute micro-batches of one kind, each a member's, and measure how long it takes."""
+        """Compute one micro-batch of each member, all with or all without backward pass, and measure the time."""
         if not micro_batches:
             return []
         if self._device is None:
             self._device = micro_batches[0].member.machine.device
             device.reset_peak_memory(self._device)
-            held = device.used_memory(self._device)
+            used = device.used_memory(self._device)
+            # Adapters count as memory of the runs.
             adapters = sum(p.numel() * p.element_size() for m in micro_batches for p in m.member.trainable)
-            self._memory_before = None if held is None else held - adapters  # which each run adds to what it takes
-        size, started = self.tuner.choose_size(len(micro_batches)), time.perf_counter()
+            self._memory_before = None if used is None else used - adapters
+        size, start = self.tuner.choose_size(len(micro_batches)), time.perf_counter()
         outputs = self._compute_in_passes(micro_batches, size)
         if micro_batches[0].backward and not any(isinstance(output, Exception) for output in outputs):
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             num_tokens = sum(output.num_tokens for output in outputs if not isinstance(output, Exception))
-            if self.tuner.record(size, time.perf_counter() - started, num_tokens):
+            if self.tuner.record(size, time.perf_counter() - start, num_tokens):
                 say(self.tuner.summary())
         return outputs
 
     def _compute_in_passes(self, micro_batches: list[MicroBatch], size: int) -> list[StepOutput | Exception]:
-        """Compute micro-batches in passes of at most `size`, about equally large; in smaller ones when memory runs out."""
+        """Compute micro-batches in passes of at most `size` runs, of similar sizes; smaller ones if memory runs out."""
         size = -(-len(micro_batches) // -(-len(micro_batches) // size))
         outputs: list[StepOutput | Exception] = []
         while len(outputs) < len(micro_batches):
             group = micro_batches[len(outputs) : len(outputs) + size]
             snapshots = [m.member.snapshot() for m in group]
-            started, failure = time.perf_counter(), None
+            start, failure = time.perf_counter(), None
             try:
                 outputs += self._compute_pass(group)
             except Exception as error:
                 failure = error
                 free_exception_frames(error)
-            _attribute_seconds(group, time.perf_counter() - started)
+            _attribute_seconds(group, time.perf_counter() - start)
             if failure is None:
                 continue
             for micro_batch, snapshot in zip(group, snapshots, strict=True):
                 micro_batch.member.restore(snapshot)
-            if len(group) > 1:  # out of memory; or something that one of them will have to explain by itself
+            if len(group) > 1:  # out of memory, or the error of one run, which smaller passes will separate
                 size = len(group) // 2
                 if is_out_of_memory(failure):
                     device.collect_garbage(group[0].member.machine.device)
@@ -387,7 +394,7 @@ class MultiLoraTrainer:
         return outputs
 
     def _compute_pass(self, group: list[MicroBatch]) -> list[StepOutput | Exception]:
-        """Compute micro-batches in one pass; an exception is that of a member's own loss."""
+        """Compute micro-batches in one pass; return their outputs, or the exceptions of their own loss functions."""
         backward, members = group[0].backward, [m.member for m in group]
         if len(group) == 1:
             return [members[0].compute_alone(group[0])]
@@ -418,7 +425,7 @@ class MultiLoraTrainer:
 
 
 def _switch_to(coroutine: greenlet, *values: Any) -> Any:
-    """Resume a coroutine; returns its next request, or what its function returned."""
+    """Resume a coroutine; return its next request, or the return value of its function."""
     if values and isinstance(values[0], BaseException):
         (error,) = values
         return coroutine.throw(type(error), error, error.__traceback__)
@@ -430,19 +437,19 @@ def _count_training(slots: list[Slot]) -> int:
 
 
 def _attribute_seconds(group: list[MicroBatch], seconds: float) -> None:
-    """Attribute the time of a pass to its members by tokens."""
+    """Divide the time of a pass among its members, by tokens."""
     num_tokens = sum(m.num_tokens for m in group)
     for m in group:
         m.member.seconds += seconds * m.num_tokens / num_tokens
 
 
 def _backward(members: list[GroupMember], losses: list[torch.Tensor | Exception]) -> None:
-    """Add the gradients of each loss to its member's; all or none of them, should memory run out."""
-    computed = [(m, loss) for m, loss in zip(members, losses, strict=True) if not isinstance(loss, Exception)]
-    if not computed:
+    """Add the gradients of each loss to its member's. If memory runs out, no gradient is added."""
+    pairs = [(m, loss) for m, loss in zip(members, losses, strict=True) if not isinstance(loss, Exception)]
+    if not pairs:
         return
-    gradients = iter(torch.autograd.grad([loss for _, loss in computed], [p for m, _ in computed for p in m.trainable]))
-    for member, _ in computed:
+    gradients = iter(torch.autograd.grad([loss for _, loss in pairs], [p for m, _ in pairs for p in m.trainable]))
+    for member, _ in pairs:
         member.add_gradients([next(gradients) for _ in member.trainable])
 
 

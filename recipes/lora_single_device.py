@@ -58,38 +58,38 @@ from cruijff_kit.util.progress import progress, say
 
 @dataclass
 class TrainingSummary:
-    """What training came to."""
+    """Results of training."""
 
     loss: float | None = None
     """Mean loss per labelled token of the last step."""
     validation_loss: float | None = None
-    """Of the last epoch; None without validation."""
+    """Validation loss of the last epoch; None without validation."""
     validation_losses: list[float] = field(default_factory=list)
-    """By epoch."""
+    """Validation loss of each epoch."""
     best_epoch: int | None = None
-    """That with the smallest validation loss, counted from 0."""
+    """Epoch with the smallest validation loss, counted from 0."""
     custom_metrics: dict[str, float] = field(default_factory=dict)
-    """By name: of the last epoch's validation, else of the last step."""
+    """Name -> value in the last epoch's validation, else in the last step."""
     steps: int = 0
-    """StepSchedule of the optimiser."""
+    """Steps of the optimiser."""
     epochs: int = 0
-    """Epochs that were finished."""
+    """Finished epochs."""
     tokens: int = 0
-    """Trained on, prompts included."""
+    """Tokens that training read, prompts included."""
     trainable_parameters: int = 0
-    """Of the adapter."""
+    """Parameters of the adapter."""
     total_parameters: int = 0
-    """Of the model with the adapter."""
+    """Parameters of the model with the adapter."""
     peak_memory_bytes: int = 0
-    """On the device."""
+    """Peak memory on the device."""
     adapters: dict[int, str] = field(default_factory=dict)
-    """Saved folders by epoch."""
+    """Epoch -> folder of the saved adapter."""
     merged: dict[int, str] = field(default_factory=dict)
-    """Folders of whole models by epoch."""
+    """Epoch -> folder of the merged model."""
 
 
 class TrainingInterrupted(Exception):
-    """Training was asked to stop; its checkpoint is saved."""
+    """A stop was requested during training; the checkpoint is saved."""
 
 
 class LoRAFinetuneRecipeSingleDevice:
@@ -107,16 +107,16 @@ class LoRAFinetuneRecipeSingleDevice:
         self.machine = device.choose_machine(self.cfg["device"], self.cfg["dtype"], self.cfg.get("threads"))
         self.summary = TrainingSummary()
         self.global_step, self.epoch, self.steps_in_epoch = 0, 0, 0
-        self.batch_size = self.cfg["batch_size"]  # rows per forward pass; less after memory has run out
-        self.changes: dict[str, int] = {}  # settings that running out of memory changed
-        self.stop_requested: str | None = None  # why; set by anybody at any time
-        self.stop_reason: str | None = None  # what was requested, as read at the end of a step
+        self.batch_size = self.cfg["batch_size"]  # rows per forward pass; fewer after an out-of-memory error
+        self.changes: dict[str, int] = {}  # settings that an out-of-memory error changed
+        self.stop_requested: str | None = None  # the reason; signal handlers and other code may set it at any time
+        self.stop_reason: str | None = None  # copy of stop_requested, taken at the end of a step
 
     def setup(self) -> None:
         """Read the base model, initialise the adapter from the seed, and tokenise the data.
 
         Raises:
-            UserError: files that are missing or do not fit.
+            UserError: a file is missing or does not fit.
         """
         cfg = self.cfg
         device.reset_peak_memory(self.machine.device)
@@ -130,7 +130,7 @@ class LoRAFinetuneRecipeSingleDevice:
         self.custom_metrics = CustomMetrics(cfg["custom_metrics"], self.tokenizer)
         self.row_losses = RowLosses()
         self.optimizer = instantiate(OmegaConf.create(cfg["optimizer"]), self.trainable)
-        self.steps = StepSchedule.of(cfg, len(self.train_data))
+        self.steps = StepSchedule.from_config(cfg, len(self.train_data))
         scheduler = OmegaConf.create(resolve_lr_scheduler(cfg, self.steps.warmup))
         self.lr_scheduler = instantiate(scheduler, self.optimizer, num_training_steps=self.steps.total, last_epoch=-1)
         self.metrics = self._open_metrics()
@@ -151,14 +151,14 @@ class LoRAFinetuneRecipeSingleDevice:
         cfg = self.cfg
         model = self._build_model()
         self.summary.trainable_parameters, self.summary.total_parameters = base_model.count_parameters(model)
-        # Dropout draws per row, so that rows must not share their prefix.
+        # Each row has its own dropout, so rows must not share their prefix.
         self.uses_dropout = cfg["model"].get("lora_dropout", 0.0) > 0
         self.attention_cost = attention_cost(model)
         self._wrap_model(model)
         return model
 
     def _wrap_model(self, model: TransformerDecoder) -> None:
-        """Compile the model, and recompute or offload its activations, as the settings say."""
+        """Compile the model, and recompute or offload its activations, according to the settings."""
         cfg = self.cfg
         if cfg["compile"]:
             compile_model(model, verbose=False)
@@ -167,10 +167,10 @@ class LoRAFinetuneRecipeSingleDevice:
         self.activations = get_act_offloading_ctx_manager(model, cfg["enable_activation_offloading"])
 
     def train(self) -> None:
-        """Train all epochs that are left; validate and save at the end of each.
+        """Train all remaining epochs; validate and save at the end of each.
 
         Raises:
-            TrainingInterrupted: a stop was requested; the checkpoint is saved, and a resumed run continues from there.
+            TrainingInterrupted: a stop was requested; the checkpoint is saved, and a resumed run continues from it.
             FloatingPointError: the loss or a gradient is not a finite number; the state before that step is saved.
         """
         with self._show_progress() as bar, self.profiler or contextlib.nullcontext():
@@ -195,9 +195,9 @@ class LoRAFinetuneRecipeSingleDevice:
             rows: numbers of the training rows.
         Raises:
             FloatingPointError: the loss or a gradient is not finite; the step is not taken.
-            RuntimeError: one row at a time is too much (torch's OutOfMemoryError on a GPU), or another error.
+            RuntimeError: one row at a time does not fit in memory (torch's OutOfMemoryError on a GPU), or another error.
         """
-        started, output = self.clock(), None
+        start, output = self.clock(), None
         rng_state = self._rng_state() if self.uses_dropout and self.retries_out_of_memory else None
         while output is None:
             try:
@@ -207,7 +207,7 @@ class LoRAFinetuneRecipeSingleDevice:
                 smaller = self._smaller_micro_batch() if is_out_of_memory(error) else None
                 if smaller is None:
                     raise
-            if output is None:  # outside of `except`: the exception is gone, and with it what it kept in memory
+            if output is None:  # outside of `except`, where the exception no longer keeps tensors in memory
                 self._restart_step(smaller, rng_state)
         loss_sum, num_labels, num_tokens = self._sum_over_processes(output)
         gradients = [p.grad for p in self.trainable]
@@ -226,34 +226,31 @@ class LoRAFinetuneRecipeSingleDevice:
         self.global_step += 1
         self.summary.loss, self.summary.steps = loss, self.global_step
         self.summary.tokens += num_tokens
-        self.summary.custom_metrics = self.custom_metrics.take()
+        self.summary.custom_metrics = self.custom_metrics.pop_means()
         if self.global_step % self.cfg["log_every_n_steps"] == 0:
-            self._log_step(lr, grad_norm, num_tokens / (self.clock() - started))
+            self._log_step(lr, grad_norm, num_tokens / (self.clock() - start))
 
     def forward_backward(self, examples: list[Example]) -> StepOutput:
         """Add the gradients of the summed loss of a micro-batch to the adapter's."""
-        with cast_once(self.model):  # also where layers are computed again on the way back
+        with cast_once(self.model):  # for the backward pass too, which may recompute layers
             loss, num_labels, num_tokens = self._forward(examples)
             loss.backward()
         return StepOutput(loss.detach(), num_labels, num_tokens)
 
     def forward_only(self, examples: list[Example]) -> StepOutput:
-        """Compute the summed loss of a micro-batch as validation does: without dropout and without a graph."""
+        """Compute the summed loss of a micro-batch for validation, without dropout and without a graph."""
         with eval_mode(self.model), cast_once(self.model):
             return self._forward(examples)
 
     def clock(self) -> float:
-        """Seconds from an arbitrary moment on."""
+        """Return seconds since an arbitrary time."""
         return time.perf_counter()
 
     def _show_progress(self) -> AbstractContextManager:
         return progress("training", self.steps.total)
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        """Row numbers of each step of an epoch.
-
-        They do not depend on how a step is split, so that smaller micro-batches change no result.
-        """
+        """Return the row numbers of each step of an epoch; they do not depend on the size of the micro-batches."""
         cfg = self.cfg
         batches = batch_order(
             [len(e.tokens) for e in self.train_data],
@@ -266,12 +263,12 @@ class LoRAFinetuneRecipeSingleDevice:
         return batches[: self.steps.per_epoch]
 
     def _micro_batches(self, rows: list[int]) -> list[list[Example]]:
-        """The rows of a step in the parts that go through the model together."""
+        """Split the rows of a step into micro-batches."""
         parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         return [[self.train_data[row] for row in part] for part in parts]
 
     def _is_validation_due(self) -> bool:
-        """Whether this step is one of `run_val_every_n_steps`; the end of an epoch validates anyway."""
+        """Return whether `run_val_every_n_steps` is due; False at the end of an epoch, which validates anyway."""
         every, step = self.cfg["run_val_every_n_steps"], self.global_step
         return bool(every and step % every == 0 and step % self.steps.per_epoch)
 
@@ -286,7 +283,7 @@ class LoRAFinetuneRecipeSingleDevice:
             raise TrainingInterrupted(f"{self.stop_reason} at step {self.global_step} of {self.steps.total}")
 
     def _sync_stop(self) -> None:
-        """Read the request to stop; where several processes or runs share steps, all of them read the same."""
+        """Copy the stop request; processes and runs that share steps override this, so that all stop at the same step."""
         self.stop_reason = self.stop_requested
 
     def _end_epoch(self) -> None:
@@ -308,58 +305,58 @@ class LoRAFinetuneRecipeSingleDevice:
         self.metrics.log_dict({"epoch": self.epoch, **values}, step=self.global_step)
 
     def _smaller_micro_batch(self) -> dict[str, int] | None:
-        """The settings of micro-batches that need less memory; None: there are none, or the recipe does not retry."""
+        """Return the settings of smaller micro-batches; None for a single row, or if the recipe does not retry."""
         rows_per_process = self.steps.rows_per_update // self.steps.processes
         return smaller_micro_batch(self.batch_size, rows_per_process) if self.retries_out_of_memory else None
 
     def _restart_step(self, smaller: dict[str, int], rng_state: Any) -> None:
-        """Undo a step that ran out of memory, and go on in smaller micro-batches."""
+        """Undo a step that ran out of memory, and continue with smaller micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.custom_metrics.take()
+        self.custom_metrics.pop_means()
         device.collect_garbage(self.machine.device)
         if rng_state is not None:
             self._set_rng_state(rng_state)
         self.changes, self.batch_size = smaller, smaller["batch_size"]
-        words = " ".join(f"{k}={v}" for k, v in smaller.items())
-        say(f"out of memory at step {self.global_step + 1}; retrying with {words}, the same rows per update")
+        settings = " ".join(f"{k}={v}" for k, v in smaller.items())
+        say(f"out of memory at step {self.global_step + 1}; retrying with {settings}, the same rows per update")
 
     def _sum_over_processes(self, output: StepOutput) -> StepOutput:
-        """The output, and in `trainable` the gradients, of all processes that share the rows of a step: here of one."""
+        """Sum the output and the gradients of `trainable` over all processes; a single process has nothing to sum."""
         return output
 
     def _refuse_step(self, loss: float, grad_norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.save_checkpoint()
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+        problem = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
         raise FloatingPointError(
-            f"{what} at step {self.global_step + 1} of {self.steps.total}; try a smaller lr, or clip_grad_norm=1 "
+            f"{problem} at step {self.global_step + 1} of {self.steps.total}; try a smaller lr, or clip_grad_norm=1 "
             f"(the state of step {self.global_step} is kept in {self.folder.checkpoints.name}/)"
         )
 
     def collate(self, examples: list[Example], training: bool) -> Batch:
-        """Rows as they go through the model, on the device."""
+        """Collate rows into a batch on the device."""
         return make_batch(examples, self.attention_cost, not (self.uses_dropout and training)).to(self.machine.device)
 
     def _forward(self, examples: list[Example]) -> StepOutput:
-        """One forward pass; the loss has a graph."""
+        """Run one forward pass; the loss has a graph."""
         batch = self.collate(examples, self.model.training)
         with self.activations:
-            loss = self._batch_loss(batch, self._watched_loss_fn(examples, self.model.training))
+            loss = self._batch_loss(batch, self._wrap_loss_fn(examples, self.model.training))
         return StepOutput(loss, len(batch.targets), batch.num_tokens)
 
-    def _watched_loss_fn(self, examples: list[Example], training: bool) -> Callable:
-        """The loss of these rows, watched by custom metrics, and in validation row by row."""
-        loss_fn = self.loss_fn if training else self.row_losses.watch(self.loss_fn, examples)
-        return self.custom_metrics.watch(loss_fn, examples)
+    def _wrap_loss_fn(self, examples: list[Example], training: bool) -> Callable:
+        """Wrap the loss function of these rows: record custom metrics, and in validation the loss of each row."""
+        loss_fn = self.loss_fn if training else self.row_losses.wrap(self.loss_fn, examples)
+        return self.custom_metrics.wrap(loss_fn, examples)
 
     def _batch_loss(self, batch: Batch, loss_fn: Callable) -> torch.Tensor:
         return batch_loss(self.model, batch, loss_fn)
 
     def validate(self, epoch: int) -> float:
         """Compute the mean loss per labelled token of the whole validation split, and log it."""
-        self.row_losses.take()
+        self.row_losses.pop()
         loss, labels = self._validation_sums()
-        self.summary.custom_metrics = {f"validation_{k}": v for k, v in self.custom_metrics.take().items()}
+        self.summary.custom_metrics = {f"validation_{k}": v for k, v in self.custom_metrics.pop_means().items()}
         values = {"validation_loss": loss / labels, **self.summary.custom_metrics}
         self.metrics.log_dict({"epoch": epoch, **values}, step=self.global_step)
         return loss / labels
@@ -372,13 +369,13 @@ class LoRAFinetuneRecipeSingleDevice:
             self.folder.write(self.folder.validation_losses.name, json.dumps(columns))
 
     def _row_losses(self) -> dict[int, tuple[float, int]]:
-        return self.row_losses.take()
+        return self.row_losses.pop()
 
     def _validation_sums(self) -> tuple[float, int]:
         return validation_sums(validation_batches(self.val_data), self.forward_only)
 
     def save_adapter(self, epoch: int) -> None:
-        """Write the adapter of an epoch in PEFT's format, and with `save_merged` the whole model."""
+        """Write the adapter of an epoch in PEFT's format, and with `save_merged` the merged model."""
         folder = self.folder.epoch(epoch)
         save_adapter(self.model, self.cfg["model"], self.cfg["checkpointer"]["checkpoint_dir"], folder)
         self.summary.adapters[epoch] = str(folder)
@@ -389,9 +386,9 @@ class LoRAFinetuneRecipeSingleDevice:
             self.summary.merged[epoch] = str(merged)
 
     def save_checkpoint(self) -> None:
-        """Write all that `load_checkpoint` needs; the checkpoint before is removed when this one is whole.
+        """Write a checkpoint for `load_checkpoint`, then remove the previous one.
 
-        After the last epoch it needs no optimiser: a run that is stopped in evaluation need not train again.
+        After the last epoch it holds no optimiser state: it serves a run that is stopped during evaluation.
         """
         is_trained = self.epoch == self.cfg["epochs"]
         state = {
@@ -415,7 +412,7 @@ class LoRAFinetuneRecipeSingleDevice:
         write_checkpoint(self.folder.checkpoints, self.global_step, state)
 
     def load_checkpoint(self) -> None:
-        """Restore the newest checkpoint, if there is one; metrics.jsonl is cut to what it held then."""
+        """Restore the newest checkpoint, if there is one; truncate metrics.jsonl to its length at that checkpoint."""
         state = read_newest_checkpoint(self.folder.checkpoints)
         self.metrics.rewind(state["metrics_bytes"] if state else 0)
         if state is not None:

@@ -214,7 +214,7 @@ def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
     )
     rows = [row for e in examples for row in unpack(e)]
     custom = check_custom_metrics(cfg["custom_metrics"], process_cache.get_tokenizer(cfg["tokenizer"]), examples)
-    steps = StepSchedule.of(cfg, len(examples))
+    steps = StepSchedule.from_config(cfg, len(examples))
     _check_lengths(config, max(len(e.tokens) for e in [*examples, *held_out]), model)
     trainable, total = base_model.count_parameters(model)
     checks = _check_prompts(config, data_hash, model.max_seq_len)

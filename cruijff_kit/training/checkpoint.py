@@ -1,7 +1,7 @@
-"""Checkpoints, from which a run continues as if it had never stopped.
+"""Write and read checkpoints, from which a run resumes exactly.
 
-A checkpoint is one file, `checkpoint/step_N.pt` in the run's folder. It is written beside its final name and renamed, so
-that a kill at any moment leaves the one before. Only the newest is kept.
+A checkpoint is one file, `checkpoint/step_N.pt` in the run's folder. It is written under a temporary name and renamed, so
+that a kill at any moment does not damage the previous one. Only the newest is kept.
 """
 
 import os
@@ -21,8 +21,8 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the checkpoint of a step and remove older ones.
 
     Args:
-        folder: that of all checkpoints; it is created if missing.
-        step: steps taken so far.
+        folder: folder of the checkpoints; created if missing.
+        step: number of steps so far.
         state: tensors, numbers, strings, and lists and dicts of them.
     """
     path = folder / f"step_{step:09d}.pt"
@@ -30,20 +30,20 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    for other in folder.glob("*step_*.pt*"):
-        if other != path:
-            other.unlink(missing_ok=True)
+    for file in folder.glob("*step_*.pt*"):
+        if file != path:
+            file.unlink(missing_ok=True)
     return path
 
 
 def read_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the state of the newest checkpoint, on the CPU; None where there is none."""
+    """Read the state of the newest checkpoint, on the CPU; None without a checkpoint."""
     paths = sorted(folder.glob(_PATTERN))
     return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Read the state of every random number generator that training may use."""
+    """Return the state of every random number generator that training may use."""
     numpy_state: Any = numpy.random.get_state()
     name, keys, *rest = numpy_state
     version, internal, gauss = random.getstate()
@@ -56,7 +56,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the generators back into a state of `get_rng_state`."""
+    """Set the random number generators to a state of `get_rng_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""Checks a torchtune config before anything is loaded: its keys, its components and their arguments."""
+"""Check a torchtune config before anything is loaded: its keys, its components and their arguments."""
 
 import inspect
 from typing import Any
@@ -12,27 +12,27 @@ from cruijff_kit.training.trackers import check_trackers
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.suggest import did_you_mean
 
-# Arguments that the recipe itself gives to a component.
-_GIVEN = {
+# Arguments that the recipe passes to a component.
+_RECIPE_ARGUMENTS = {
     "optimizer": ("params",),
     "lr_scheduler": ("optimizer", "num_training_steps", "last_epoch"),
     "dataset": ("tokenizer",),
     "dataset_val": ("tokenizer",),
-    "trackers": ("config", "again"),
+    "trackers": ("config", "reopen"),
 }
 
 
 def check_components(cfg: dict[str, Any]) -> None:
-    """Refuse what a component would not take. Top-level keys are checked by config.loading.
+    """Check that every component accepts its arguments. config.loading checks top-level keys.
 
     Args:
         cfg: the torchtune config, resolved.
     Raises:
-        UserError: an unknown key, a component that does not exist, or arguments that it refuses.
+        UserError: an unknown key, a component that does not exist, or arguments that a component refuses.
     """
     for key, node in cfg.items():
         if isinstance(node, dict):
-            _check_arguments(f"torchtune.{key}", node, _GIVEN.get(key, ()))
+            _check_arguments(f"torchtune.{key}", node, _RECIPE_ARGUMENTS.get(key, ()))
     model_type = cfg["checkpointer"].get("model_type")
     known = [*ModelType.__members__]
     if model_type not in known:
@@ -41,17 +41,17 @@ def check_components(cfg: dict[str, Any]) -> None:
     _build_light_components(cfg)
 
 
-def _check_arguments(path: str, node: dict[str, Any], given: tuple[str, ...]) -> None:
+def _check_arguments(path: str, node: dict[str, Any], recipe_arguments: tuple[str, ...]) -> None:
     if "_component_" not in node:
         raise UserError(f"{path}._component_ is missing")
-    component = _component(f"{path}._component_", node["_component_"])
+    component = _import_component(f"{path}._component_", node["_component_"])
     parameters = inspect.signature(component).parameters
-    for name in given:
+    for name in recipe_arguments:
         if name in node:
             raise UserError(f"{path}.{name} is set by the recipe; leave it out")
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
-    valid = [p for p in parameters if p not in given]
+    valid = [p for p in parameters if p not in recipe_arguments]
     for name in node:
         if name != "_component_" and name not in valid:
             raise UserError(
@@ -59,7 +59,7 @@ def _check_arguments(path: str, node: dict[str, Any], given: tuple[str, ...]) ->
             )
 
 
-def _component(path: str, dotted: str) -> Any:
+def _import_component(path: str, dotted: str) -> Any:
     try:
         return get_component(dotted)
     except Exception as error:  # torchtune raises InstantiationError for any failure to import
@@ -67,7 +67,7 @@ def _component(path: str, dotted: str) -> Any:
 
 
 def _build_light_components(cfg: dict[str, Any]) -> None:
-    """Build the light components once with a stand-in parameter, so that bad values are found now."""
+    """Build the light components once with a dummy parameter, so that wrong values are reported now."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = _build("torchtune.optimizer", cfg["optimizer"], [parameter])
     scheduler = resolve_lr_scheduler(cfg, warmup=0)

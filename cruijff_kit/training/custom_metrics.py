@@ -1,13 +1,13 @@
-"""Metrics of the user's own, computed from the logits in training and in validation.
+"""Compute a user's own metrics from the logits, in training and in validation.
 
-A metric is a function (logits, labels, tokenizer, ignore_index) -> {name: value}, named by its dotted path:
+A metric is a function (logits, labels, tokenizer, ignore_index) -> {name: value}, given by its dotted path:
 
     logits        [rows, positions, vocabulary] fp32
     labels        [rows, positions]: labels[r, p] is the token that logits[r, p] predicts, or ignore_index
     tokenizer     the run's (models.tokenizer.ChatTokenizer: encode, decode, eos_id)
 
-Only target positions are there, each row's from its first on; rows with fewer are padded with ignore_index. The values that
-functions return are averaged over batches, weighted by labelled tokens.
+The positions are the target positions of each row; shorter rows are padded with ignore_index. The values that functions
+return are averaged over batches, weighted by labelled tokens.
 """
 
 from collections import defaultdict
@@ -38,41 +38,41 @@ _RESERVED = {
 
 
 class CustomMetrics:
-    """The metrics of a run, computed where the loss is computed, and averaged until they are taken.
+    """The metrics of a run, computed with the loss and averaged until `pop_means`.
 
     Args:
         names: dotted paths of the functions.
-        tokenizer: handed to them.
+        tokenizer: argument of the functions.
     Raises:
-        UserError: a function that cannot be imported or is none.
+        UserError: a name cannot be imported or is no function.
     """
 
     def __init__(self, names: list[str], tokenizer: Any) -> None:
-        self.functions: dict[str, Metric] = {name: _function(name) for name in names}
+        self.functions: dict[str, Metric] = {name: _import_function(name) for name in names}
         self.tokenizer = tokenizer
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name -> [sum of value x weight, weight]
 
-    def watch(self, loss_fn: Loss, examples: Sequence[Example | PackedSequence]) -> Loss:
-        """Wrap the loss of some rows, so that their metrics are computed, too."""
+    def wrap(self, loss_fn: Loss, examples: Sequence[Example | PackedSequence]) -> Loss:
+        """Wrap the loss function of some rows, so that their metrics are computed, too."""
         if not self.functions:
             return loss_fn
 
-        def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
+        def compute_loss(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
             with torch.no_grad():
                 self.add(output(hidden.detach()).float(), targets, _count_targets(examples))
             return loss_fn(hidden, targets, output)
 
-        return watched
+        return compute_loss
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, num_targets: list[int]) -> None:
         """Compute all metrics of a batch.
 
         Args:
             logits: [n, vocabulary] of the target positions, row by row.
-            targets: [n] the tokens that they predict.
-            num_targets: how many of the n belong to each row.
+            targets: [n] target tokens.
+            num_targets: number of target tokens of each row.
         Raises:
-            UserError: a function raised, or returned something else than named numbers.
+            UserError: a function raised, or did not return named numbers.
         """
         by_row = pad_sequence(logits.split(num_targets), batch_first=True)
         labels = pad_sequence(targets.split(num_targets), batch_first=True, padding_value=IGNORE)
@@ -92,22 +92,22 @@ class CustomMetrics:
                 self.sums[key][0] += value * len(targets)
                 self.sums[key][1] += len(targets)
 
-    def take(self) -> dict[str, float]:
-        """Return the means since the last call, and start anew."""
+    def pop_means(self) -> dict[str, float]:
+        """Return the means since the last call, and reset."""
         means = {name: total / weight for name, (total, weight) in self.sums.items()}
         self.sums.clear()
         return means
 
 
 def check_custom_metrics(names: list[str], tokenizer: Any, examples: Sequence[Example | PackedSequence]) -> list[str]:
-    """Try every function on two rows with random logits.
+    """Test every function on two rows with random logits.
 
     Args:
         names: dotted paths.
-        tokenizer: the run's.
+        tokenizer: the run's tokenizer.
         examples: rows of the run.
     Returns:
-        The names of the values that they return.
+        Names of the values that the functions return.
     Raises:
         UserError: as CustomMetrics.
     """
@@ -115,14 +115,14 @@ def check_custom_metrics(names: list[str], tokenizer: Any, examples: Sequence[Ex
     targets = torch.tensor([label for e in rows for label in e.labels if label != IGNORE])
     if names:
         metrics.add(torch.randn(len(targets), tokenizer.vocab_size), targets, _count_targets(rows))
-    return list(metrics.take())
+    return list(metrics.pop_means())
 
 
 def _count_targets(examples: Sequence[Example | PackedSequence]) -> list[int]:
     return [sum(label != IGNORE for label in row.labels) for e in examples for row in unpack(e)]
 
 
-def _function(name: str) -> Metric:
+def _import_function(name: str) -> Metric:
     try:
         with silence():
             function = get_component(name)

@@ -1,4 +1,4 @@
-"""Cross-entropy on labelled positions only."""
+"""Compute the cross-entropy of labelled positions only."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,20 +13,20 @@ from cruijff_kit.models.compat import TransformerDecoder
 from cruijff_kit.models.fused_lora import fuse_lora
 from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 
-# On a CPU, measured: an operation of attention takes this many times as long as one of the linear layers,
-# and a call of attention, forward and back, as long as this many pairs.
+# Measured on a CPU: an operation of attention takes this many times as long as one of the linear layers,
+# and an attention call, forward and backward, as long as this many pairs.
 _SLOWER_ON_CPU, _CALL = 2, 1500
 
 
 class StepOutput(NamedTuple):
-    """What a pass of some rows through the model came to."""
+    """Results of a forward pass of some rows."""
 
     loss_sum: torch.Tensor
     """Summed loss of the labelled tokens, a scalar."""
     num_labels: int
-    """Labelled tokens."""
+    """Number of labelled tokens."""
     num_tokens: int
-    """All tokens."""
+    """Number of all tokens."""
 
 
 def sum_outputs(outputs: Sequence[StepOutput], device: torch.device) -> StepOutput:
@@ -38,13 +38,13 @@ def sum_outputs(outputs: Sequence[StepOutput], device: torch.device) -> StepOutp
 class LabelledCrossEntropy(nn.Module):
     """Sum of the cross-entropy of labelled positions, in fp32.
 
-    The same number as torchtune's CEWithChunkedOutputLoss times the labelled tokens, but the output projection is
-    computed for labelled positions only: of a short answer to a long prompt, a small part.
+    Equals torchtune's CEWithChunkedOutputLoss times the number of labelled tokens, but the output projection is computed
+    for labelled positions only, which are few for a short answer to a long prompt.
 
     Args:
-        num_output_chunks: with more than `rows_per_chunk` positions, the projection is done in at most this many
-            parts whose logits are not kept for the backward pass.
-        rows_per_chunk: fewest positions worth a part of their own.
+        num_output_chunks: with more than `rows_per_chunk` positions, the projection is computed in at most this many
+            chunks, whose logits are not kept for the backward pass.
+        rows_per_chunk: minimum number of positions per chunk.
     """
 
     def __init__(self, num_output_chunks: int = 8, rows_per_chunk: int = 512) -> None:
@@ -57,7 +57,7 @@ class LabelledCrossEntropy(nn.Module):
         """Compute the summed loss, a scalar.
 
         Args:
-            hidden: [n, d] normed hidden states of the predicting positions.
+            hidden: [n, d] normed hidden states of the positions that predict targets.
             targets: [n] token ids.
             output: the model's output projection, [n, d] -> [n, vocabulary].
         """
@@ -71,7 +71,7 @@ class LabelledCrossEntropy(nn.Module):
             ]
         ).sum()
 
-    def of_each(
+    def position_losses(
         self, hidden: torch.Tensor, targets: torch.Tensor, output: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Compute the loss of each position, [n]; the arguments are those of `forward`."""
@@ -105,7 +105,7 @@ def batch_loss(model: TransformerDecoder, batch: Batch, loss_fn: Callable[..., t
 
 
 def attention_cost(model: TransformerDecoder) -> AttentionCost:
-    """Estimate what attention costs in this model on its device, for the choice of a batch's layout."""
+    """Estimate the cost of attention in a model on its device, for the choice of a batch's layout."""
     per_token = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
     pair = 2 * len(model.layers) * model.num_heads * model.head_dim / per_token
     if next(model.parameters()).device.type != "cpu":

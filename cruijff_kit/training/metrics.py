@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per logged step."""
+"""Write metrics.jsonl, one JSON object per logged step."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 class MetricsFile:
     """A torchtune metric logger (its MetricLoggerInterface) that writes `log_dir`/metrics.jsonl, a line per step.
 
-    Each line is flushed, so that readers see whole lines while the run goes on. `append` keeps the lines of the file.
+    Each line is flushed, so that readers see whole lines during the run. `append` keeps the existing lines.
     """
 
     def __init__(self, log_dir: str, filename: str = "metrics.jsonl", append: bool = False) -> None:
@@ -22,7 +22,7 @@ class MetricsFile:
         self.log_dict({name: data}, step)
 
     def log_config(self, config: Any) -> None:
-        """Do nothing: it is part of torchtune's interface, and the run's folder holds its config."""
+        """Do nothing: torchtune's interface requires this method, and the run's folder holds the config."""
 
     def log_dict(self, payload: Mapping[str, float], step: int) -> None:
         """Write one step's values."""
@@ -30,18 +30,18 @@ class MetricsFile:
         self._file.flush()
 
     def tell(self) -> int:
-        """Return the bytes written so far."""
+        """Return the size of the file in bytes."""
         return self._file.tell()
 
     def rewind(self, size: int) -> int:
-        """Remove what was written after the first `size` bytes; returns the number of lines removed."""
-        lost = self.path.read_bytes()[size:].count(b"\n")
+        """Truncate the file to `size` bytes; return the number of lines removed."""
+        num_lines = self.path.read_bytes()[size:].count(b"\n")
         self._file.truncate(size)
         self._file.seek(size)
-        return lost
+        return num_lines
 
     def lines(self) -> list[dict[str, float]]:
-        """Read back what is written."""
+        """Read all lines of the file."""
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
-"""Several adapters on one frozen base model train in common passes.
+"""Train several adapters on one frozen base model in shared forward and backward passes.
 
-Each run has a model of its own, whose base weights are the same tensors in all of them and whose adapters are its own
-parameters. `MultiLoraModel` is the decoder through which all their rows go, one run's behind another's: what only the base
-does is done once for all rows; a run's adapter sees that run's rows alone, and so does attention. Losses and the gradients
-of each adapter are those that the run has by itself (LoRA: Hu et al. 2021, arXiv 2106.09685; many adapters on one base in
-training: PLoRA, arXiv 2508.02932).
+Each run has its own model: the base weights are the same tensors in all models, the adapters are the run's own parameters.
+`MultiLoraModel` is the decoder that computes the concatenated rows of all runs: the base's matrices multiply all rows at
+once; a run's adapter and its attention use that run's rows only. Losses and gradients of each adapter are those of a run
+that trains alone (LoRA: Hu et al. 2021, arXiv 2106.09685; training many adapters on one base: PLoRA, arXiv 2508.02932).
 """
 
 import contextlib
@@ -38,67 +37,70 @@ from cruijff_kit.models.multi_lora_layout import (
 from cruijff_kit.training.cpu_kernels import apply_cpu_kernels
 from cruijff_kit.training.out_of_memory import is_out_of_memory
 
-# What a GPU takes, in seconds, forward and back; guessed, not measured: a token in a million weights; a call of attention;
-# the products of a run's own adapter in one linear map. They choose between ways that give the same numbers.
+# Seconds on a GPU, forward and backward; guessed, not measured: one token through a million weights; one attention call;
+# the products of one adapter in one linear layer. They choose between layouts that give the same numbers.
 _TOKEN, _ATTENTION, _PRODUCTS = 1e-8, 1e-4, 1e-4
 
-_FUSED, _APART = "fused", "apart"  # ways to add an adapter: within the common product; behind it, after dropout
+# How an adapter is added to the base output: in the shared matrix product, or separately (with dropout, for example).
+_FUSED, _SEPARATE = "fused", "separate"
 
 
 @dataclass
 class AdapterBatch:
-    """One adapter's rows in a common pass."""
+    """One adapter's rows in a shared pass."""
 
     modules: dict[str, nn.Module]
-    """Of the run's own model, by name."""
+    """Name -> module of the run's own model."""
     output: Callable[[torch.Tensor], torch.Tensor]
     """The run's own output projection."""
     rows: Batch
-    """On the device."""
+    """The rows, on the model's device."""
     loss: Callable[[torch.Tensor, torch.Tensor, Callable], torch.Tensor]
     """(hidden states of the target positions, targets, output projection) -> summed loss."""
     rng_scope: Callable[[str], Any] | None = None
-    """Makes a context, given the name of a module, in which random numbers are the run's own: the same ones again when the
-    module is computed again. None where none are drawn.
+    """Name of a module -> context with the run's own RNG state; recomputation of the module gets the same random numbers.
+    None without dropout.
     """
 
     @property
     def can_be_padded(self) -> bool:
-        """Whether its rows may be made longer: causal attention, and no numbers drawn for each token."""
+        """Return whether rows can be padded: attention is causal, and no random numbers are needed per token."""
         return self.rows.mask is None and self.rows.positions is None and self.rng_scope is None
 
 
 @dataclass
 class _AttentionRegion:
-    """Tokens that attend as [rows, tokens], with one mask; or padding, which nothing reads (rows 0)."""
+    """Tokens that attend as [rows, tokens] with one mask, or padding."""
 
     rows: int
+    """Number of rows; 0 for padding, which no result depends on."""
     tokens: int
+    """Tokens per row."""
     mask: torch.Tensor | Spans | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, and tokens of each; padding is one row."""
+        """Return (rows, tokens per row); padding is one row."""
         return max(1, self.rows), self.tokens
 
 
 class MultiLoraModel:
-    """The decoder through which the rows of several runs go.
+    """The decoder that computes the rows of several runs.
 
     Args:
-        model: of the same base as the runs' models, and nobody else's: its linear layers are replaced.
-        checkpointing: keep no activations of the layers; compute them again on the way back.
+        model: a model on the runs' base. Its linear layers are replaced, so no other code can use it.
+        checkpointing: do not keep the layers' activations; recompute them in the backward pass.
     """
 
     def __init__(self, model: TransformerDecoder, checkpointing: bool = False) -> None:
         self.model = model.requires_grad_(False).train()
         self.batches: list[AdapterBatch] = []
         self.sizes: list[int] = []
-        """Tokens of each batch, padding included."""
+        """Number of tokens of each batch, padding included."""
         self.regions: list[_AttentionRegion] = []
         self.is_exact = model.tok_embeddings.weight.device.type == "cpu"
-        """Nothing is padded, so that each run's sums are those that it has by itself, to the last bit where matrix products
-        of torch do not depend on the number of rows: on a CPU, of a dozen rows or more.
+        """Whether nothing is padded. Then each run's sums equal those of a run that trains alone, to the last bit where
+        torch's matrix products do not depend on the number of rows: on a CPU, from a dozen rows on.
         """
         weights = sum(p.numel() for n, p in model.layers.named_parameters() if p.ndim == 2 and "lora_" not in n)
         self._seconds_per_token = _TOKEN * weights / 1e6
@@ -114,21 +116,25 @@ class MultiLoraModel:
             set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
 
     def compute_losses(self, batches: Sequence[AdapterBatch]) -> list[torch.Tensor | Exception]:
-        """Compute each batch's summed loss, a scalar with a graph to its own adapter; or the error of its own loss."""
+        """Compute the summed loss of each batch, a scalar with a graph to the batch's adapter.
+
+        Returns:
+            One loss per batch, or the exception that the batch's loss function raised.
+        """
         order = sorted(
             range(len(batches)), key=lambda i: (not batches[i].can_be_padded, *batches[i].rows.tokens.shape[::-1])
         )
         self.batches = [batches[i] for i in order]
-        tokens, positions, targets_at = self._lay_out()
+        tokens, positions, target_positions = self._lay_out()
         h = self.model.tok_embeddings(tokens)
         for layer in self.model.layers:
             h = layer(h, mask=None, input_pos=positions)
         hidden = self.model.norm(h).squeeze(0).split(self.sizes)
         losses: list[Any] = [None] * len(batches)
-        for number, own, batch, at in zip(order, hidden, self.batches, targets_at, strict=True):
+        for number, states, batch, indices in zip(order, hidden, self.batches, target_positions, strict=True):
             try:
                 with _rng_scope(batch, "output"):  # it may have an adapter
-                    losses[number] = batch.loss(own[at], batch.rows.targets, batch.output)
+                    losses[number] = batch.loss(states[indices], batch.rows.targets, batch.output)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -136,47 +142,47 @@ class MultiLoraModel:
         return losses
 
     def _lay_out(self) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Lay rows one behind the other. Sets `sizes` and `regions`.
+        """Concatenate the rows of all batches; set `sizes` and `regions`.
 
         Returns:
-            [1, all tokens] ids and positions; of each batch, which of its tokens predict a target.
+            ids and positions, [1, all tokens]; and for each batch, the indices of its tokens that predict a target.
         """
         batches = [batch.rows for batch in self.batches]
         lengths = [b.tokens.shape[1] for b in batches] if self.is_exact else self._choose_lengths()
-        own = [b.tokens.shape[0] * length for b, length in zip(batches, lengths, strict=True)]
-        self.sizes = own if self.is_exact else self._choose_sizes(own)
+        counts = [b.tokens.shape[0] * length for b, length in zip(batches, lengths, strict=True)]
+        self.sizes = counts if self.is_exact else self._choose_sizes(counts)
         tokens: list[torch.Tensor] = []
         positions: list[torch.Tensor] = []
-        targets_at, self.regions = [], []
-        for batch, length, used, size in zip(batches, lengths, own, self.sizes, strict=True):
+        target_positions, self.regions = [], []
+        for batch, length, count, size in zip(batches, lengths, counts, self.sizes, strict=True):
             rows, width = batch.tokens.shape
-            own_positions = batch.positions
-            if own_positions is None:
-                own_positions = torch.arange(width, device=batch.tokens.device).expand(rows, -1)
-            for joined, new in ((tokens, batch.tokens), (positions, own_positions)):
-                joined.append(F.pad(F.pad(new, (0, length - width)).flatten(), (0, size - used)))
-            at = batch.target_positions
-            targets_at.append(at if length == width else at // width * length + at % width)
+            batch_positions = batch.positions
+            if batch_positions is None:
+                batch_positions = torch.arange(width, device=batch.tokens.device).expand(rows, -1)
+            for parts, values in ((tokens, batch.tokens), (positions, batch_positions)):
+                parts.append(F.pad(F.pad(values, (0, length - width)).flatten(), (0, size - count)))
+            indices = batch.target_positions
+            target_positions.append(indices if length == width else indices // width * length + indices % width)
             self._add_region(_AttentionRegion(rows, length, batch.mask))
-            if size > used:
-                self._add_region(_AttentionRegion(0, size - used))
-        return torch.cat(tokens)[None], torch.cat(positions)[None], targets_at
+            if size > count:
+                self._add_region(_AttentionRegion(0, size - count))
+        return torch.cat(tokens)[None], torch.cat(positions)[None], target_positions
 
     def _choose_lengths(self) -> list[int]:
-        """Tokens of each batch's rows: as long as others' where a call of attention costs more than the pad tokens."""
+        """Return the row length of each batch: batches share a length if an attention call costs more than the pads."""
         call = _ATTENTION * len(self.model.layers)
         lengths = [batch.rows.tokens.shape[1] for batch in self.batches]
         longest = 0
-        for i in range(sum(b.can_be_padded for b in self.batches) - 1, -1, -1):  # these stand first, by length
+        for i in range(sum(b.can_be_padded for b in self.batches) - 1, -1, -1):  # the first batches, sorted by length
             pads = self.batches[i].rows.tokens.shape[0] * (longest - lengths[i])
             longest = lengths[i] = longest if pads * self._seconds_per_token < call and longest else lengths[i]
         return lengths
 
-    def _choose_sizes(self, own: list[int]) -> list[int]:
-        """Tokens of each batch: all the same where products of their own would cost more than the pad tokens."""
-        most = max(own)
-        pads, products = most * len(own) - sum(own), _PRODUCTS * self._num_linears * len(own)
-        return [most] * len(own) if pads * self._seconds_per_token < products else own
+    def _choose_sizes(self, counts: list[int]) -> list[int]:
+        """Return the number of tokens of each batch: equal numbers if separate products cost more than the pads."""
+        largest = max(counts)
+        pads, products = largest * len(counts) - sum(counts), _PRODUCTS * self._num_linears * len(counts)
+        return [largest] * len(counts) if pads * self._seconds_per_token < products else counts
 
     def _add_region(self, region: _AttentionRegion) -> None:
         last = self.regions[-1] if self.regions else None
@@ -184,13 +190,13 @@ class MultiLoraModel:
         if can_join and region.rows and region.tokens == last.tokens:
             last.rows += region.rows
         elif can_join and not region.rows and region.tokens % last.tokens == 0:
-            last.rows += region.tokens // last.tokens  # rows that nothing reads
+            last.rows += region.tokens // last.tokens  # rows of padding
         else:
             self.regions.append(region)
 
 
 class _MultiLoraLinear(nn.Module):
-    """A linear map with the adapters of all batches, each on its own rows."""
+    """A linear layer with the adapters of all batches, each on the batch's rows."""
 
     def __init__(self, model: MultiLoraModel, name: str, module: nn.Module) -> None:
         super().__init__()
@@ -198,46 +204,48 @@ class _MultiLoraLinear(nn.Module):
         self._model, self._name = model, name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[1, all tokens, in_dim] -> [1, all tokens, out_dim]."""
+        """Apply the layer, [1, all tokens, in_dim] -> [1, all tokens, out_dim]."""
         model = self._model
         modules = [batch.modules[self._name] for batch in model.batches]
-        ways = [_way_to_add(module, model.is_exact) for module in modules]
-        sizes, rows = model.sizes, x.squeeze(0)  # the way back through x[0] would fill a gradient with zeros
-        fused = [(n, m) for n, (m, way) in enumerate(zip(modules, ways, strict=True)) if way == _FUSED]
+        methods = [_choose_method(module, model.is_exact) for module in modules]
+        sizes, rows = model.sizes, x.squeeze(0)  # the backward pass of x[0] would fill a gradient with zeros
+        fused = [(n, m) for n, (m, method) in enumerate(zip(modules, methods, strict=True)) if method == _FUSED]
         if fused:
             matrices = [cast_weight(matrix, x.dtype) for _, m in fused for matrix in (m.lora_a, m.lora_b)]
             out = AdaptedLinear.apply(rows, self.weight, self.bias, self._lay_spans(fused, x), *matrices)[None]
         else:
             out = F.linear(rows, self.weight, self.bias)[None]
-        if not {_APART, CUSTOM} & {*ways}:
+        if not {_SEPARATE, CUSTOM} & {*methods}:
             return out
-        pieces = zip(modules, ways, model.batches, rows.split(sizes), out.squeeze(0).split(sizes), strict=True)
+        pieces = zip(modules, methods, model.batches, rows.split(sizes), out.squeeze(0).split(sizes), strict=True)
         return torch.cat([_add_adapter(self._name, *piece) for piece in pieces])[None]
 
     def _lay_spans(self, fused: list[tuple[int, nn.Module]], like: torch.Tensor) -> list[AdapterSpan]:
-        """Lay spans over the rows of these adapters; neighbours that can multiply at once share a span."""
+        """Compute the spans of these adapters' rows; neighbours that can multiply at once share a span."""
         sizes, is_exact = self._model.sizes, self._model.is_exact
         bounds = lay_spans(enumerate(sizes))
 
         def key(entry: tuple[int, tuple[int, Any]]) -> tuple:
-            place, (n, module) = entry
-            return n - place, sizes[n], (module.rank, module.alpha) if is_exact else None
+            index, (n, module) = entry
+            return n - index, sizes[n], (module.rank, module.alpha) if is_exact else None
 
         spans = []
         for _, group in itertools.groupby(enumerate(fused), key):
-            numbered = [entry for _, entry in group]
-            first, last = bounds[numbered[0][0]], bounds[numbered[-1][0]]
-            scales = [module.alpha / module.rank for _, module in numbered]
+            members = [entry for _, entry in group]
+            first, last = bounds[members[0][0]], bounds[members[-1][0]]
+            scales = [module.alpha / module.rank for _, module in members]
             scale = scales[0] if len({*scales}) == 1 else like.new_tensor(scales, dtype=torch.float32)[:, None, None]
             spans.append(AdapterSpan(first.begin, last.end, len(scales), scale))
         return spans
 
 
-def _way_to_add(module: nn.Module, is_exact: bool) -> str:
-    """Choose how an adapter is added: not at all (BASE), _FUSED, _APART, or by its own layer (CUSTOM).
+def _choose_method(module: nn.Module, is_exact: bool) -> str:
+    """Choose how an adapter is added: not at all (BASE), _FUSED, _SEPARATE, or by its own layer (CUSTOM).
 
-    is_exact: as the run adds it by itself on a CPU (`fuse_lora`), also where dropout drops nothing: bf16 rounds differently
-    in another way.
+    Args:
+        module: the run's own layer.
+        is_exact: use the method that `fuse_lora` uses for a run that trains alone on a CPU, because bf16 rounds
+            differently in each method.
     """
     kind = adapter_kind(module)
     if kind == BASE:
@@ -245,23 +253,32 @@ def _way_to_add(module: nn.Module, is_exact: bool) -> str:
     if kind != LORA:
         return CUSTOM
     is_quantised, has_dropout = isinstance(module.weight.data, NF4Tensor), isinstance(module.dropout, nn.Dropout)
-    return _APART if is_quantised or has_dropout or is_exact and module.bias is not None else _FUSED
+    return _SEPARATE if is_quantised or has_dropout or is_exact and module.bias is not None else _FUSED
 
 
 def _add_adapter(
-    name: str, module: Any, way: str, batch: AdapterBatch, x: torch.Tensor, out: torch.Tensor
+    name: str, module: Any, method: str, batch: AdapterBatch, x: torch.Tensor, out: torch.Tensor
 ) -> torch.Tensor:
-    """[tokens, out_dim]: `out` as it is, or with the batch's adapter added, or what the run's own layer makes of x."""
-    if way in (BASE, _FUSED):
+    """Return the layer's output for one batch, [tokens, out_dim].
+
+    Args:
+        name: name of the layer.
+        module: the run's own layer.
+        method: from `_choose_method`.
+        batch: the batch.
+        x: [tokens, in_dim].
+        out: [tokens, out_dim], the output of the shared matrix product.
+    """
+    if method in (BASE, _FUSED):
         return out
-    tokens = batch.rows.tokens.numel()  # what follows is padding, for which nothing may be drawn
+    tokens = batch.rows.tokens.numel()  # the rest is padding, which must not use up random numbers
     with _rng_scope(batch, name):
-        if way == CUSTOM:
-            added = module(x[:tokens])
+        if method == CUSTOM:
+            output = module(x[:tokens])
         else:
             down = module.lora_a(module.dropout(x[:tokens]))
-            added = out[:tokens] + (module.alpha / module.rank) * module.lora_b(down)
-    return torch.cat([added, out[tokens:]]) if tokens < len(x) else added
+            output = out[:tokens] + (module.alpha / module.rank) * module.lora_b(down)
+    return torch.cat([output, out[tokens:]]) if tokens < len(x) else output
 
 
 def _rng_scope(batch: AdapterBatch, name: str) -> Any:
@@ -269,10 +286,11 @@ def _rng_scope(batch: AdapterBatch, name: str) -> Any:
 
 
 class _RegionAttention:
-    """Replaces a layer's attention call: each region attends by itself.
+    """Replaces a layer's attention call; computes attention separately for each region.
 
     Args:
-        call: as the runs themselves would attend, [rows, heads, tokens, head_dim].
+        model: holds the regions.
+        call: the layer's own attention call; it takes q, k and v, [rows, heads, tokens, head_dim].
     """
 
     def __init__(self, model: MultiLoraModel, call: Callable[..., torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""How many optimiser steps a run takes, by its config and its rows. No torch: the dry run and the checks use it."""
+"""Compute the number of optimiser steps from a config and the number of rows. No torch: dry runs and checks use it."""
 
 import math
 from dataclasses import dataclass
@@ -12,47 +12,49 @@ _WARMUP_SHARE, _MAX_WARMUP = 10, 100
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """StepSchedule of the optimiser, and the rows that each of them takes."""
+    """Numbers of optimiser steps, and the rows of each."""
 
     per_epoch: int
-    """StepSchedule of an epoch."""
+    """Steps of an epoch."""
     total: int
-    """StepSchedule of all epochs."""
+    """Steps of all epochs."""
     warmup: int
-    """StepSchedule in which the learning rate rises."""
+    """Steps during which the learning rate rises."""
     rows_per_update: int
-    """Rows of a step, on all processes together."""
+    """Rows of a step, summed over all processes."""
     processes: int
     """Processes that share the rows."""
 
     @classmethod
-    def of(cls, cfg: dict[str, Any], rows: int) -> "StepSchedule":
-        """Derive them from a torchtune config and the number of training rows. No row is dropped: the rest is a step.
+    def from_config(cls, cfg: dict[str, Any], rows: int) -> "StepSchedule":
+        """Compute the schedule from a torchtune config and the number of training rows.
+
+        No row is dropped: the last step of an epoch may have fewer rows.
 
         Raises:
-            UserError: warm-up that would never end.
+            UserError: the warm-up is as long as the training.
         """
         processes = cfg["nproc_per_node"]
-        each = cfg["batch_size"] * cfg["gradient_accumulation_steps"] * processes
-        per_epoch = math.ceil(rows / each)
+        rows_per_update = cfg["batch_size"] * cfg["gradient_accumulation_steps"] * processes
+        per_epoch = math.ceil(rows / rows_per_update)
         if cfg["max_steps_per_epoch"] is not None:
             per_epoch = min(per_epoch, cfg["max_steps_per_epoch"])
         total = per_epoch * cfg["epochs"]
         warmup = cfg["lr_scheduler"].get("num_warmup_steps", 0)
         if warmup is None:
             warmup = min(total // _WARMUP_SHARE, _MAX_WARMUP)
-        steps = cls(per_epoch, total, warmup, each, processes)
+        steps = cls(per_epoch, total, warmup, rows_per_update, processes)
         if steps.warmup >= steps.total:
             raise UserError(
                 f"num_warmup_steps={steps.warmup} never ends: training has {steps.total} steps "
-                f"({rows} rows, {each} per step, "
+                f"({rows} rows, {rows_per_update} per step, "
                 f"{cfg['epochs']} epochs); set num_warmup_steps to at most {max(0, steps.total // 3)}"
             )
         return steps
 
 
 def resolve_lr_scheduler(cfg: dict[str, Any], warmup: int) -> dict[str, Any]:
-    """The config of the learning-rate schedule, with a number of warm-up steps in place of null."""
+    """Return the config of the learning-rate schedule, with the number of warm-up steps in place of null."""
     node = cfg["lr_scheduler"]
     return node | {"num_warmup_steps": warmup} if node.get("num_warmup_steps", 0) is None else node
 

@@ -1,4 +1,4 @@
-"""Validation over a whole split."""
+"""Validate on a whole split."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _ROWS = 32  # rows per forward pass; without a backward pass memory is small
 
 
 def validation_batches(examples: list[Example]) -> list[list[Example]]:
-    """Put rows of similar length together; every row once, and the last batch may be smaller."""
+    """Batch all rows by length; the last batch may be smaller."""
     by_length = sorted(examples, key=lambda e: len(e.tokens))
     return [by_length[i : i + _ROWS] for i in range(0, len(by_length), _ROWS)]
 
@@ -22,37 +22,37 @@ def validation_batches(examples: list[Example]) -> list[list[Example]]:
 def validation_sums(
     batches: list[list[Example]], forward_only: Callable[[list[Example]], StepOutput]
 ) -> tuple[float, int]:
-    """Sum the loss of all labelled tokens of some batches, and count these tokens."""
+    """Return the summed loss of all labelled tokens of some batches, and the number of these tokens."""
     outputs = [forward_only(batch) for batch in batches]
     return sum(output.loss_sum.item() for output in outputs), sum(output.num_labels for output in outputs)
 
 
 class RowLosses:
-    """The validation loss of each row, for paired tests of one run's validation loss against another's.
+    """The validation loss of each row, for paired tests between two runs.
 
-    A loss of the user's own has no `of_each`; then there are no losses of rows.
+    A user's own loss function without `position_losses` gives no row losses.
     """
 
     def __init__(self) -> None:
         self._batches: list[tuple[list[Example], torch.Tensor]] = []
 
-    def watch(self, loss_fn: Any, examples: list[Example]) -> Callable:
-        """Wrap the loss of some rows, so that the loss of each row is recorded."""
-        if not hasattr(loss_fn, "of_each"):
+    def wrap(self, loss_fn: Any, examples: list[Example]) -> Callable:
+        """Wrap the loss function of some rows, so that the loss of each row is recorded."""
+        if not hasattr(loss_fn, "position_losses"):
             return loss_fn
 
-        def watched(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
-            of_each = loss_fn.of_each(hidden, targets, output).double()
-            rows = torch.stack([part.sum() for part in of_each.split([_count_labels(e) for e in examples])])
-            self._batches.append((examples, rows))
-            return rows.sum()
+        def compute_loss(hidden: torch.Tensor, targets: torch.Tensor, output: Callable) -> torch.Tensor:
+            losses = loss_fn.position_losses(hidden, targets, output).double()
+            row_losses = torch.stack([part.sum() for part in losses.split([_count_labels(e) for e in examples])])
+            self._batches.append((examples, row_losses))
+            return row_losses.sum()
 
-        return watched
+        return compute_loss
 
-    def take(self) -> dict[int, tuple[float, int]]:
-        """Return row -> (summed loss, labelled tokens) since the last call, and start anew.
+    def pop(self) -> dict[int, tuple[float, int]]:
+        """Return row -> (summed loss, number of labelled tokens) since the last call, and reset.
 
-        Of a row that was computed twice it is the last loss.
+        A row that was computed twice has its last loss.
         """
         batches, self._batches = self._batches, []
         return {
@@ -68,7 +68,7 @@ def _count_labels(example: Example) -> int:
 
 @contextmanager
 def eval_mode(model: TransformerDecoder) -> Iterator[None]:
-    """Put a model into eval mode without gradients, within this context."""
+    """Return a context in which the model is in eval mode and computes no gradients."""
     was_training = model.training
     model.eval()
     try:

@@ -202,7 +202,9 @@ def train_peft(case: dict) -> None:
     settings = {k: v for k, v in cfg["optimizer"].items() if k != "_component_"}
     optimizer = torch.optim.AdamW(trainable, **settings)
     rows, size = Rows(None, case["rows"], case["row_count"], stock=True), case["batch_size"]
-    scheduler = get_cosine_schedule_with_warmup(optimizer, StepSchedule.of(cfg, len(rows)).warmup, len(rows) // size)
+    scheduler = get_cosine_schedule_with_warmup(
+        optimizer, StepSchedule.from_config(cfg, len(rows)).warmup, len(rows) // size
+    )
     step = torch.compile(model) if case["compile"] else model
     TURNS.start(case["device"], dtype)
     for i in range(0, len(rows), size):

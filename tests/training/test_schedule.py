@@ -28,24 +28,24 @@ def config(rows_per_step: int = 1, epochs: int = 1, **scheduler) -> dict:
     [(1, 0), (5, 0), (9, 0), (10, 1), (19, 1), (50, 5), (400, 40), (999, 99), (1000, 100), (5000, 100), (10**6, 100)],
 )
 def test_a_tenth_warms_up_but_no_more_than_a_hundred(updates, warmup):
-    found = StepSchedule.of(config(num_warmup_steps=None), updates)
+    found = StepSchedule.from_config(config(num_warmup_steps=None), updates)
     assert (found.total, found.warmup) == (updates, warmup)
 
 
 def test_it_is_a_tenth_of_all_epochs():
-    assert StepSchedule.of(config(rows_per_step=8, epochs=3, num_warmup_steps=None), 397).warmup == 15
+    assert StepSchedule.from_config(config(rows_per_step=8, epochs=3, num_warmup_steps=None), 397).warmup == 15
 
 
 def test_a_number_is_taken_as_it_is():
-    assert [StepSchedule.of(config(num_warmup_steps=n), 50).warmup for n in (0, 1, 10, 49)] == [0, 1, 10, 49]
-    assert StepSchedule.of(config(), 50).warmup == 0, "a schedule without warm-up"
+    assert [StepSchedule.from_config(config(num_warmup_steps=n), 50).warmup for n in (0, 1, 10, 49)] == [0, 1, 10, 49]
+    assert StepSchedule.from_config(config(), 50).warmup == 0, "a schedule without warm-up"
     for cfg in (config(num_warmup_steps=3), config()):
         assert resolve_lr_scheduler(cfg, 7) == cfg["lr_scheduler"]
     cfg = config(num_warmup_steps=None)
     assert resolve_lr_scheduler(cfg, 7) == {"_component_": "x", "num_warmup_steps": 7}
     assert cfg["lr_scheduler"]["num_warmup_steps"] is None, "what the recipe received stays as it is"
     with pytest.raises(UserError, match="num_warmup_steps=50 never ends: training has 50 steps"):
-        StepSchedule.of(config(num_warmup_steps=50), 50)
+        StepSchedule.from_config(config(num_warmup_steps=50), 50)
 
 
 @pytest.fixture
