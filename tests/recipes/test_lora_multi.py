@@ -38,24 +38,38 @@ VARIED = [
 ]
 
 
+def compose(tiny, folder, *overrides: str):
+    """The configuration of a run in a folder, checked."""
+    where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "eval=none", f"output_dir={folder}"]
+    overrides = [o.strip("'") if o.startswith("'+") else o for o in overrides]
+    config = cruijff_kit.compose([*where, *SMALL, *overrides])
+    plan_run(config)
+    return config
+
+
 @pytest.fixture
 def config(tiny, tmp_path):
-    def made(name: str, *overrides: str):
-        where = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "eval=none", f"output_dir={tmp_path / name}"]
-        overrides = [o.strip("'") if o.startswith("'+") else o for o in overrides]
-        found = cruijff_kit.compose([*where, *SMALL, *overrides])
-        plan_run(found)
-        return found
-
-    return made
+    """A function: name, overrides -> the configuration of a run in a folder of that name."""
+    return lambda name, *overrides: compose(tiny, tmp_path / name, *overrides)
 
 
-def alone(config) -> LoRAFinetuneRecipeSingleDevice:
+def train_alone(config) -> LoRAFinetuneRecipeSingleDevice:
     recipe = LoRAFinetuneRecipeSingleDevice(config.torchtune)
     recipe.setup()
     recipe.train()
     recipe.cleanup()
     return recipe
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory):
+    """A function: overrides -> the recipe after training alone, once for all tests here."""
+
+    @functools.cache
+    def train(*overrides: str) -> LoRAFinetuneRecipeSingleDevice:
+        return train_alone(compose(tiny, tmp_path_factory.mktemp("alone") / "run", *overrides))
+
+    return lambda *overrides: train(*(o for o in overrides if o not in SMALL))
 
 
 def train_together(
@@ -102,16 +116,16 @@ def assert_same(packed, own, exactly: bool = True) -> None:
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(2, "fp32"), (5, "fp32"), (16, "fp32"), (16, "bf16")])
-def test_a_group_of_different_runs_equals_the_runs_alone(config, number, dtype):
+def test_a_group_of_different_runs_equals_the_runs_alone(config, alone, number, dtype):
     chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
     assert len(chosen) == number
-    own = [alone(config(f"own{i}", *more, f"dtype={dtype}")) for i, more in enumerate(chosen)]
+    own = [alone(*more, f"dtype={dtype}") for more in chosen]
     packed = train_together([config(f"packed{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
     for a, b in zip(packed, own, strict=True):
         assert_same(a, b)
 
 
-def test_rows_and_ranks_may_be_padded(config):
+def test_rows_and_ranks_may_be_padded(config, alone):
     """As on a GPU, where a run's own products and calls of attention cost more than pad tokens."""
     padded = []
 
@@ -130,7 +144,7 @@ def test_rows_and_ranks_may_be_padded(config):
     packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], Padded())
     assert any(padded)
     for i, more in enumerate(chosen):
-        assert_same(packed[i], alone(config(f"own{i}", *more)), exactly=False)
+        assert_same(packed[i], alone(*more), exactly=False)
 
 
 def test_the_order_of_the_runs_changes_nothing(config):
@@ -151,22 +165,22 @@ def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
 
 
 @pytest.mark.parametrize("dtype", ["dtype=fp32", "dtype=bf16"])
-def test_recomputed_activations_leave_every_adapter_its_gradients(config, dtype):
+def test_recomputed_activations_leave_every_adapter_its_gradients(config, alone, dtype):
     more = [["lora.rank=8"], ["seed=3", "batch_size=5"], ["lora.dropout=0.2"], ["lora.use_dora=true"]]
     again = "enable_activation_checkpointing=true"
     packed = train_together([config(f"packed{i}", *m, again, dtype) for i, m in enumerate(more)])
     for i, m in enumerate(more):
-        assert_same(packed[i], alone(config(f"own{i}", *m, dtype)))
+        assert_same(packed[i], alone(*m, dtype))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_base_in_four_bits_is_shared_too(config, monkeypatch, dtype):
+def test_a_base_in_four_bits_is_shared_too(config, alone, monkeypatch, dtype):
     monkeypatch.setattr("cruijff_kit.runs.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
     more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"], ["lora.use_dora=true"]]
     small = ["lora.quantize_base=true", f"dtype={dtype}"]
     packed = train_together([config(f"packed{i}", *m, *small) for i, m in enumerate(more)])
     for i, m in enumerate(more):
-        assert_same(packed[i], alone(config(f"own{i}", *m, *small)))
+        assert_same(packed[i], alone(*m, *small))
 
 
 METRICS = """
@@ -212,7 +226,7 @@ class Small(MultiLoraTrainer):
         return super()._compute_pass(group)
 
 
-def test_out_of_memory_splits_the_group(config, capsys):
+def test_out_of_memory_splits_the_group(config, alone, capsys):
     chosen = [["lora.rank=8"], ["lora.dropout=0.2"], ["seed=3"], ["batch_size=4"], ["epochs=2"]]
     trainer = Small()
     packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], trainer)
@@ -220,10 +234,10 @@ def test_out_of_memory_splits_the_group(config, capsys):
     assert "out of memory with 5 runs in one pass; 2 from now on" in capsys.readouterr().err
     for i, more in enumerate(chosen):
         assert not packed[i].changes
-        assert_same(packed[i], alone(config(f"own{i}", *more)))
+        assert_same(packed[i], alone(*more))
 
 
-def test_the_next_run_takes_the_place_of_one_that_has_ended(config):
+def test_the_next_run_takes_the_place_of_one_that_has_ended(config, alone):
     seen = []
 
     class Watched(MultiLoraTrainer):
@@ -235,7 +249,7 @@ def test_the_next_run_takes_the_place_of_one_that_has_ended(config):
     packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], Watched(), at_once=2)
     assert max(seen) == 2 and seen.count(2) > 5, "the first run has two updates and four validation batches"
     for i, more in enumerate(chosen):
-        assert_same(packed[i], alone(config(f"own{i}", *more)))
+        assert_same(packed[i], alone(*more))
 
 
 @pytest.mark.parametrize("how", ["alone", "another group", "the same group"])
@@ -247,7 +261,7 @@ def test_a_stopped_group_continues_exactly(config, how):
     assert all(isinstance(s, TrainingInterrupted) for s in stopped)
     again = [config(f"stopped{i}", *more, "resume_from_checkpoint=true") for i, more in enumerate(chosen)]
     if how == "alone":
-        went_on = [alone(c) for c in again]
+        went_on = [train_alone(c) for c in again]
     else:
         went_on = (
             train_together(again)

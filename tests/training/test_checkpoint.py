@@ -1,5 +1,6 @@
 """A run that is interrupted, however often and wherever, ends as the run that was not: bit for bit, each step once."""
 
+import functools
 import json
 
 import pytest
@@ -23,6 +24,20 @@ def recipe(set_up_recipe, tiny, tmp_path):
         return set_up_recipe("model=hf_llama", f"model.path={tiny}", where, *SMALL, *overrides)
 
     return made
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(set_up_recipe, tiny, tmp_path_factory):
+    """A function: overrides -> the recipe after training without a stop, once for all tests here."""
+
+    @functools.cache
+    def train(*overrides: str) -> LoRAFinetuneRecipeSingleDevice:
+        where = f"output_dir={tmp_path_factory.mktemp('whole') / 'run'}"
+        recipe = set_up_recipe("model=hf_llama", f"model.path={tiny}", where, *SMALL, *overrides)
+        finish(recipe)
+        return recipe
+
+    return train
 
 
 def finish(recipe) -> None:
@@ -57,9 +72,8 @@ def left(recipe) -> tuple[list[bytes], list[dict]]:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("stops", [[1], [5], [9], [3, 5, 6], [1, 2, 3, 4, 5, 6, 7, 8, 9]], ids=str)
-def test_interrupted_runs_end_as_the_one_that_was_not(recipe, stops, dtype):
-    whole = recipe("whole", f"dtype={dtype}")
-    finish(whole)
+def test_interrupted_runs_end_as_the_one_that_was_not(recipe, uninterrupted, stops, dtype):
+    whole = uninterrupted(f"dtype={dtype}")
     for stop in stops:
         interrupt(recipe("stopped", f"dtype={dtype}", "resume_from_checkpoint=true"), stop)
     last = recipe("stopped", f"dtype={dtype}", "resume_from_checkpoint=true")
@@ -70,10 +84,9 @@ def test_interrupted_runs_end_as_the_one_that_was_not(recipe, stops, dtype):
     assert vars(last.summary) | peaks == vars(whole.summary) | peaks
 
 
-def test_dora_in_bf16_goes_on_exactly(recipe):
+def test_dora_in_bf16_goes_on_exactly(recipe, uninterrupted):
     options = ["dtype=bf16", "lora.use_dora=true", "lr=1e-4"]
-    whole = recipe("whole", *options)
-    finish(whole)
+    whole = uninterrupted(*options)
     interrupt(recipe("stopped", *options, "resume_from_checkpoint=true"), 3)
     last = recipe("stopped", *options, "resume_from_checkpoint=true")
     state = read_newest_checkpoint(last.folder.checkpoints)
@@ -93,9 +106,8 @@ def test_adapters_are_named_where_the_run_lies_now(recipe):
     assert last.summary.adapters == {0: str(moved / "epoch_0"), 1: str(moved / "epoch_1")}
 
 
-def test_a_kill_loses_the_steps_since_the_last_checkpoint(recipe):
-    whole = recipe("whole")
-    finish(whole)
+def test_a_kill_loses_the_steps_since_the_last_checkpoint(recipe, uninterrupted):
+    whole = uninterrupted()
     killed = recipe("killed", "checkpoint_every_n_steps=4")
     end_step = killed._end_step
 
@@ -114,12 +126,11 @@ def test_a_kill_loses_the_steps_since_the_last_checkpoint(recipe):
     assert left(again) == left(whole)
 
 
-def test_nothing_to_resume_from_is_a_fresh_start(recipe):
+def test_nothing_to_resume_from_is_a_fresh_start(recipe, uninterrupted):
     fresh = recipe("a", "resume_from_checkpoint=true")
     assert fresh.global_step == 0
     finish(fresh)
-    whole = recipe("b")
-    finish(whole)
+    whole = uninterrupted()
     assert left(fresh) == left(whole)
 
 
