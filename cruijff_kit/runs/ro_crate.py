@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cruijff_kit.analysis.report.document import several
+from cruijff_kit.analysis.report.document import format_count
 from cruijff_kit.records.archive_manifest import NAME as MANIFEST
 from cruijff_kit.records.archive_manifest import ArchiveManifest
 from cruijff_kit.records.result import RunResult, read_result
@@ -62,7 +62,7 @@ def _describe(crate: "ROCrate", runs: dict[str, RunResult], license: str | None)
     models = sorted({r.model for r in runs.values()})
     crate.name = ", ".join(experiments) or "runs of cruijff_kit"
     crate.description = (
-        f"{several(len(runs), 'fine-tuning run')} of {', '.join(models) or 'a language model'} with LoRA, trained and "
+        f"{format_count(len(runs), 'fine-tuning run')} of {', '.join(models) or 'a language model'} with LoRA, trained and "
         "evaluated by cruijff_kit: configurations, metrics, evaluation logs, results and, where they were kept, adapters."
     )
     crate.datePublished = now()

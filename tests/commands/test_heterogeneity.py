@@ -12,7 +12,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
-from cruijff_kit.analysis.report.groups import tables
+from cruijff_kit.analysis.report.groups import make_tables
 from cruijff_kit.analysis.subgroup_samples import read_logs, read_samples
 from cruijff_kit.analysis.subgroups import DECISIONS, Row, compare_columns
 from cruijff_kit.commands import heterogeneity
@@ -112,7 +112,7 @@ def test_few_figures_have_one_table():
 
 def test_the_report_has_an_interval_beside_every_figure():
     (report,) = compare_columns(("x", ODD))
-    quality, rates = tables(report, "groups_1_x")
+    quality, rates = make_tables(report, "groups_1_x")
     for table, figures in ((quality, {"accuracy": "accuracy", "auc": "AUC", "calibration": "mean risk - share positive",
                                       "r_ece": "ECE"}),
                            (rates, {name: name.replace("_", " ") for name in DECISIONS})):  # fmt: skip
@@ -123,7 +123,7 @@ def test_the_report_has_an_interval_beside_every_figure():
                 assert shown == [getattr(group, metric), *group.intervals[metric]]
     assert rates.name == "groups_1_x_rates" and quality.records()[0]["versus others: accuracy"] is not None
     (report,) = compare_columns(("x", [replace(row, risk=None, predicted=None) for row in ODD]))
-    assert [t.name for t in tables(report, "groups_1_x")] == ["groups_1_x_table"]
+    assert [t.name for t in make_tables(report, "groups_1_x")] == ["groups_1_x_table"]
 
 
 def test_several_columns(table, tmp_path, capsys):

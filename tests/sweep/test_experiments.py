@@ -12,7 +12,7 @@ from forked import forked
 import cruijff_kit
 from cruijff_kit import conf
 from cruijff_kit.analysis.report.load import read_runs
-from cruijff_kit.analysis.report.overview import commands
+from cruijff_kit.analysis.report.overview import list_commands
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.sweep_manifest import read_sweep_manifest
 from cruijff_kit.runs.leak_check import read_used_splits
@@ -131,7 +131,7 @@ def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_pa
     alone = shell(mine, "--config-dir", "my_conf", "lr=1e-3", "hydra.run.dir=alone/run", "scaffold=true")
     assert alone.returncode == 0, alone.stderr
     for folder, names in ((scaffold[1], 4), (mine / "paired", 2), (mine / "alone", 1)):
-        (command,) = commands(read_runs(folder))
+        (command,) = list_commands(read_runs(folder))
         assert "scaffold" not in command and "hydra.sweep.dir" not in command and "hydra.run.dir" not in command
         told = (next(folder.rglob("experiment_summary.md"))).read_text()
         assert f"    {command}\n" in told, told
@@ -148,7 +148,7 @@ def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_pa
 def test_a_single_run_is_told_with_its_folder_of_yaml(mine, shell):
     made = shell(mine, "--config-dir", "my_conf", "lora.rank=2", "dataset.max_samples=16", "hydra.run.dir=single/run")
     assert made.returncode == 0, made.stderr
-    (command,) = commands(read_runs(mine / "single"))
+    (command,) = list_commands(read_runs(mine / "single"))
     assert command.startswith(f"python -m cruijff_kit.train --config-dir {mine / 'my_conf'} lora.rank=2 ")
     assert "hydra." not in command
 

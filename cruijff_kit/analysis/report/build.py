@@ -1,4 +1,4 @@
-"""Reading the runs, making every section, and writing page, figures, data and methods text."""
+"""Read the runs, build every section, and write the page, figures, data and methods text."""
 
 import base64
 import hashlib
@@ -9,29 +9,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.report.calibration import calibration
-from cruijff_kit.analysis.report.costs import costs, few_digits, hours
-from cruijff_kit.analysis.report.curves import curves
-from cruijff_kit.analysis.report.document import Chart, Section, shown
-from cruijff_kit.analysis.report.effects import effects
-from cruijff_kit.analysis.report.failed import failed
-from cruijff_kit.analysis.report.groups import groups
+from cruijff_kit.analysis.report.calibration import build_calibration
+from cruijff_kit.analysis.report.costs import build_costs, format_digits, sum_hours
+from cruijff_kit.analysis.report.curves import build_curves
+from cruijff_kit.analysis.report.document import Chart, Section, format_value
+from cruijff_kit.analysis.report.effects import build_effects
+from cruijff_kit.analysis.report.groups import build_groups
 from cruijff_kit.analysis.report.load import Runs, read_runs
-from cruijff_kit.analysis.report.methods import methods, methods_text
-from cruijff_kit.analysis.report.outcomes import outcomes_of
-from cruijff_kit.analysis.report.overview import commands, overview, states_in_words, title
-from cruijff_kit.analysis.report.ranking import ranking
-from cruijff_kit.analysis.report.samples import samples
-from cruijff_kit.analysis.report.scores import scores
-from cruijff_kit.analysis.report.wording import percent, range_in_words
+from cruijff_kit.analysis.report.methods import build_methods, compose_methods
+from cruijff_kit.analysis.report.outcomes import collect_outcomes
+from cruijff_kit.analysis.report.overview import build_overview, describe_states, list_commands, make_title
+from cruijff_kit.analysis.report.ranking import build_ranking
+from cruijff_kit.analysis.report.samples import build_samples
+from cruijff_kit.analysis.report.scores import build_scores
+from cruijff_kit.analysis.report.unfinished_runs import build_failures
+from cruijff_kit.analysis.report.wording import format_interval, format_percent
 from cruijff_kit.util.files import write_text
 from cruijff_kit.util.format import now
 from cruijff_kit.util.progress import progress
 
 PAGE, METHODS, FOLDER = "report.html", "methods.txt", "report"
-_LIST = ".files.json"  # what the last report wrote: the next one removes it, and nothing else
-SECTIONS: tuple[Callable[[Runs], Section], ...] = (
-    overview, ranking, curves, effects, scores, calibration, groups, samples, costs, failed, methods,
+_FILE_LIST = ".files.json"  # the files of the last report: the next one removes these, and nothing else
+SECTION_BUILDERS: tuple[Callable[[Runs], Section], ...] = (
+    build_overview, build_ranking, build_curves, build_effects, build_scores, build_calibration, build_groups,
+    build_samples, build_costs, build_failures, build_methods,
 )  # fmt: skip
 
 
@@ -48,68 +49,69 @@ class Report:
     tables: list[Path]
     """CSV files, in the order of the sections."""
     data: dict[str, Any]
-    """As `cruijff-kit report --json` documents it."""
+    """The data of `cruijff-kit report --json`."""
 
 
-def write_report(folder: Path, to: Path | None = None) -> Report:
-    """Report on the runs below a folder.
+def write_report(folder: Path, target: Path | None = None) -> Report:
+    """Write the report of the runs below a folder.
 
     Args:
         folder: a run, a sweep, or any folder above.
-        to: where to write; the folder itself unless given.
+        target: the folder of the report; default: `folder`.
     Raises:
         UserError: no such folder, no run in it, or matplotlib is missing.
     """
-    to = (to or folder).absolute()
-    with progress("report", len(SECTIONS) + 2) as bar:
+    target = (target or folder).absolute()
+    with progress("report", len(SECTION_BUILDERS) + 2) as bar:
         runs = read_runs(folder)
         bar.advance("read")
         sections = []
-        for make in SECTIONS:
-            sections.append(make(runs))
+        for build in SECTION_BUILDERS:
+            sections.append(build(runs))
             bar.advance(sections[-1].title)
-        report = _write(runs, sections, to)
+        report = _write(runs, sections, target)
         bar.advance("written")
     return report
 
 
-def _write(runs: Runs, sections: list[Section], to: Path) -> Report:
-    _remove_last(to)
-    figures = [_written(to / FOLDER / f"{c.name}.png", c.png) for s in sections for c in s.charts]
-    tables = [write_text(to / FOLDER / f"{t.name}.csv", t.csv()) for s in sections for t in s.tables]
-    write_text(to / FOLDER / _LIST, json.dumps([p.name for p in (*figures, *tables)]))
-    text = write_text(to / METHODS, methods_text(runs) + "\n")
-    data = _data(runs, sections)
-    html = write_text(to / PAGE, page(runs, sections, data))
+def _write(runs: Runs, sections: list[Section], folder: Path) -> Report:
+    _remove_previous(folder)
+    figures = [_write_bytes(folder / FOLDER / f"{c.name}.png", c.png) for s in sections for c in s.charts]
+    tables = [write_text(folder / FOLDER / f"{t.name}.csv", t.csv()) for s in sections for t in s.tables]
+    write_text(folder / FOLDER / _FILE_LIST, json.dumps([p.name for p in (*figures, *tables)]))
+    text = write_text(folder / METHODS, compose_methods(runs) + "\n")
+    data = _collect_data(runs, sections)
+    html = write_text(folder / PAGE, render_page(runs, sections, data))
     return Report(html, text, figures, tables, data)
 
 
-def _remove_last(to: Path) -> None:
+def _remove_previous(folder: Path) -> None:
     try:
-        names = json.loads((to / FOLDER / _LIST).read_text(encoding="utf-8"))
+        names = json.loads((folder / FOLDER / _FILE_LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
     for name in names if isinstance(names, list) else []:
-        path = to / FOLDER / Path(str(name)).name
+        path = folder / FOLDER / Path(str(name)).name
         if path.suffix in (".png", ".csv"):
             path.unlink(missing_ok=True)
 
 
-def _written(path: Path, content: bytes) -> Path:
+def _write_bytes(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
 
-def _data(runs: Runs, sections: list[Section]) -> dict[str, Any]:
+def _collect_data(runs: Runs, sections: list[Section]) -> dict[str, Any]:
     return {
-        "title": title(runs),
+        "title": make_title(runs),
         "folder": str(runs.folder.absolute()),
-        "commands": commands(runs),
-        "states": dict(runs.states()),
-        **hours(runs),
+        "commands": list_commands(runs),
+        "states": dict(runs.count_states()),
+        **sum_hours(runs),
         "best": [
-            f.ranking.to_dict() | {"metric": "/".join(f.source) if f.source else f.objective, "folder": str(f.best.folder)}
+            f.ranking.to_dict()
+            | {"metric": "/".join(f.source) if f.source else f.objective, "folder": str(f.best_run.folder)}
             for f in runs.families
         ],
         "detectable_difference": {task: d.to_dict() for task, d in runs.analysis.detectable.items()},
@@ -126,8 +128,8 @@ def _data(runs: Runs, sections: list[Section]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def page(runs: Runs, sections: list[Section], data: dict[str, Any]) -> str:
-    """report.html: everything in one file; its policy forbids it to load anything."""
+def render_page(runs: Runs, sections: list[Section], data: dict[str, Any]) -> str:
+    """Return report.html: one file, whose Content-Security-Policy forbids it to load anything."""
     import jinja2
 
     source = files("cruijff_kit.analysis.report")
@@ -142,24 +144,24 @@ def page(runs: Runs, sections: list[Section], data: dict[str, Any]) -> str:
         title=data["title"],
         folder=data["folder"],
         commands=data["commands"],
-        states=states_in_words(runs),
-        tiles=_tiles(runs, data),
+        states=describe_states(runs),
+        tiles=_make_tiles(runs, data),
         sections=[s for s in sections if not s.absent],
         absent=[s for s in sections if s.absent],
-        written=now().replace("T", " ").replace("+00:00", " UTC"),
+        time=now().replace("T", " ").replace("+00:00", " UTC"),
         script=script,
         digest=digest,
         data_folder=FOLDER,
     )
 
 
-def _tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
-    """What one wants to know first: (number, what it is)."""
-    tiles = [(f"{runs.states()['done']} of {len(runs.all)}", "runs done")]
-    for family, outcome in zip(runs.families[:2], outcomes_of(runs), strict=False):
+def _make_tiles(runs: Runs, data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the key figures: (number, its label)."""
+    tiles = [(f"{runs.count_states()['done']} of {len(runs.all_runs)}", "runs done")]
+    for family, outcome in zip(runs.families[:2], collect_outcomes(runs), strict=False):
         e = outcome.estimate(outcome.configurations[0])
         best = "best " if len(family.ranking.configurations) > 1 else ""
-        ends = f", {percent(e.level)} {range_in_words(e)}" if e.low is not None else ""
-        tiles.append((shown(e.value), f"{best}{family.name} ({family.ranking.split} split{ends})"))
+        interval = f", {format_percent(e.level)} {format_interval(e)}" if e.low is not None else ""
+        tiles.append((format_value(e.value), f"{best}{family.name} ({family.ranking.split} split{interval})"))
     kinds = (("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours"))
-    return tiles + [(few_digits(data[key]), what) for key, what in kinds if data[key] > 0]
+    return tiles + [(format_digits(data[key]), label) for key, label in kinds if data[key] > 0]

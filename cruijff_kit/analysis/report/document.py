@@ -1,6 +1,6 @@
-"""What a report is built of (sections of text, tables and charts), and how it is written: page, figures, data.
+"""The parts of a report: sections of text, tables and charts; and the text and CSV of values.
 
-Whoever wants a section writes a function Runs -> Section and names it in analysis/report/build.py.
+To add a section, write a function Runs -> Section and add it to SECTION_BUILDERS in analysis/report/build.py.
 """
 
 import csv
@@ -12,33 +12,33 @@ from typing import Any
 
 @dataclass
 class Table:
-    """Numbers as rows."""
+    """A table of values."""
 
     name: str
-    """Of its CSV file."""
+    """Stem of its CSV file."""
     caption: str
     columns: list[str]
     """The header."""
     rows: list[list[Any]]
-    """Values; None where there is none."""
-    marked: set[int] = field(default_factory=set)
-    """Numbers of the rows that stand out (the best run)."""
+    """Values, one for each column; None: no value."""
+    highlights: set[int] = field(default_factory=set)
+    """Numbers of the rows that the page highlights (the best run)."""
 
     def cells(self) -> list[list[dict[str, Any]]]:
-        """What the page shows: text, the number that it is sorted by, and whether it is a number."""
-        return [[_cell(value) for value in row] for row in self.rows]
+        """Return the cells of the page: text, whether it is a number, and the key of sorting."""
+        return [[_make_cell(value) for value in row] for row in self.rows]
 
     def csv(self) -> str:
-        """The values, all digits."""
+        """Return the values as CSV, with all digits."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows([["" if _missing(v) else v for v in row] for row in self.rows])
+        writer.writerows([["" if _is_missing(v) else v for v in row] for row in self.rows])
         return text.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
-        """Rows for JSON, column -> value."""
-        return [dict(zip(self.columns, [None if _missing(v) else v for v in r], strict=True)) for r in self.rows]
+        """Return the rows for JSON, column -> value."""
+        return [dict(zip(self.columns, [None if _is_missing(v) else v for v in r], strict=True)) for r in self.rows]
 
 
 @dataclass
@@ -48,14 +48,15 @@ class Chart:
     name: str
     caption: str
     alt: str
-    """What it shows, in words."""
+    """Text alternative (WCAG 2.1, 1.1.1)."""
     svg: str
     """For the page."""
     png: bytes
-    """For a slide."""
+    """For slides."""
     width: int
+    """In CSS pixels."""
     data: Table
-    """For drawing it anew."""
+    """The numbers in the figure."""
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Sample:
     run: str
     task: str
     right: bool | None
+    """Whether the answer is correct; None: scored as a number."""
     prompt: str
     target: str
     answer: str
@@ -81,11 +83,11 @@ class Section:
     blocks: list[Table | Chart] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     absent: str = ""
-    """Why there is nothing to show; the end of the page says only that."""
+    """Why the section is empty; the end of the page gives this reason."""
 
     @property
     def tables(self) -> list[Table]:
-        """Every table with data: those shown, those behind charts, and the samples."""
+        """Return every table: those on the page, the data of the charts, and the samples."""
         tables = [b.data if isinstance(b, Chart) else b for b in self.blocks]
         if self.samples:
             columns = [f.name for f in fields(Sample)]
@@ -94,22 +96,22 @@ class Section:
 
     @property
     def charts(self) -> list[Chart]:
-        """Its figures."""
+        """Return the figures."""
         return [b for b in self.blocks if isinstance(b, Chart)]
 
 
-def _missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or isinstance(value, float) and not math.isfinite(value)
 
 
-def _cell(value: Any) -> dict[str, Any]:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = "" if _missing(value) else shown(value)
-    return {"text": text, "number": number, "sort": repr(value) if number and not _missing(value) else text}
+def _make_cell(value: Any) -> dict[str, Any]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = "" if _is_missing(value) else format_value(value)
+    return {"text": text, "number": is_number, "sort": repr(value) if is_number and not _is_missing(value) else text}
 
 
-def shown(value: Any) -> str:
-    """A value as people read it: four digits, no exponent where it is not needed."""
+def format_value(value: Any) -> str:
+    """Format a value for people: four significant digits, an exponent only for very small and very large numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if isinstance(value, int):
@@ -119,20 +121,20 @@ def shown(value: Any) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.3g}"
 
 
-def plain(value: Any) -> Any:
-    """A setting's value as tables and axes have it: lists as "a+b", as in the names of runs; true and false as typed."""
+def plain_value(value: Any) -> Any:
+    """Return a setting's value for tables and axes: lists as "a+b", as in names of runs; "true" and "false" as in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "+".join(str(plain(v)) for v in value) or "none"
+        return "+".join(str(plain_value(v)) for v in value) or "none"
     return value if isinstance(value, int | float | str) or value is None else str(value)
 
 
-def several(number: int, what: str) -> str:
-    """1 run, 2 runs."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def format_count(number: int, noun: str) -> str:
+    """Format a count: 1 run, 2 runs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(texts: list[str], last: str = "and") -> str:
-    """a, b and c."""
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} {last} {texts[-1]}" if texts else ""
+def join_words(words: list[str], conjunction: str = "and") -> str:
+    """Join words: a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {conjunction} {words[-1]}" if words else ""

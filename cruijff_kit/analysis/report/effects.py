@@ -1,84 +1,95 @@
-"""The report's section on what was varied: how the objective moves with each setting. Seeds are averaged, never an axis."""
+"""The report's section on the effects of the settings on each outcome, averaged over seeds."""
 
 from cruijff_kit.analysis.effects import MAX_P
-from cruijff_kit.analysis.report.document import Section, Table, listed, shown
-from cruijff_kit.analysis.report.effect_charts import heat_map, line, marginals, points, scatter
-from cruijff_kit.analysis.report.effect_sizes import Design, level_name, read_design
+from cruijff_kit.analysis.report.document import Section, Table, format_value, join_words
+from cruijff_kit.analysis.report.effect_charts import (
+    draw_heat_map,
+    draw_line,
+    draw_marginals,
+    draw_points,
+    draw_scatter,
+)
+from cruijff_kit.analysis.report.effect_sizes import Design, format_level, read_design
 from cruijff_kit.analysis.report.load import Runs
-from cruijff_kit.analysis.report.outcomes import Outcome, outcomes_of
+from cruijff_kit.analysis.report.outcomes import Outcome, collect_outcomes
 
 
-def effects(runs: Runs) -> Section:
-    """Lines over one setting; a heat map over the two that matter most; means of all. Points where settings overlap."""
-    section = Section("effects", "What the settings do")
-    for number, outcome in enumerate(outcomes_of(runs)[:4], 1):
+def build_effects(runs: Runs) -> Section:
+    """Build the section: for each outcome a chart, the shares of the variance, and a table of means.
+
+    The chart is a line over one setting, a heat map over the two with the largest effects, a scatter plot of a search, or
+    points if settings overlap.
+    """
+    section = Section("effects", "Effects of the settings")
+    for number, outcome in enumerate(collect_outcomes(runs)[:4], 1):
         design = read_design(outcome)
-        found = design.effects
-        if not found:
+        effects = design.effects
+        if not effects:
             continue
         name = "effects" if number == 1 else f"effects_{number}"
-        overlapping = [found[i] for i in design.decomposition.overlapping]
-        if any(e.drawn_from_range for e in found[:2]):
-            section.blocks.append(scatter(outcome, design, found[:2], name))
-        elif len(found) == 1 and found[0].members and found[0].numbers:
-            section.blocks.append(scatter(outcome, design, found[0].members[:2], name))
-        elif len(found) == 1:
-            section.blocks.append(line(outcome, found[0], name))
+        overlapping = [effects[i] for i in design.decomposition.overlapping]
+        if any(e.has_ranges for e in effects[:2]):
+            section.blocks.append(draw_scatter(outcome, design, effects[:2], name))
+        elif len(effects) == 1 and effects[0].members and effects[0].numbers:
+            section.blocks.append(draw_scatter(outcome, design, effects[0].members[:2], name))
+        elif len(effects) == 1:
+            section.blocks.append(draw_line(outcome, effects[0], name))
         elif overlapping:
-            section.blocks.append(points(outcome, design, name))
+            section.blocks.append(draw_points(outcome, design, name))
         else:
-            section.blocks.append(heat_map(outcome, design, name))
-        if len(found) > 2 and not overlapping:
-            section.blocks.append(marginals(outcome, found[2:], f"{name}_rest"))
-        section.text += _sentences(outcome, design)
-        section.blocks.append(_table(outcome, design, f"{name}_means"))
+            section.blocks.append(draw_heat_map(outcome, design, name))
+        if len(effects) > 2 and not overlapping:
+            section.blocks.append(draw_marginals(outcome, effects[2:], f"{name}_rest"))
+        section.text += _describe_effects(outcome, design)
+        section.blocks.append(_make_table(outcome, design, f"{name}_means"))
     if not section.blocks:
         section.absent = "the finished runs differ only in their seeds"
     return section
 
 
-def _sentences(outcome: Outcome, design: Design) -> list[str]:
-    found, d = design.effects, design.decomposition
-    said = [
-        f"{listed([*e.keys])} vary together, each value of one with the same of the other, so their effects "
-        "cannot be separated; they count as one setting."
-        for e in found
+def _describe_effects(outcome: Outcome, design: Design) -> list[str]:
+    effects, d = design.effects, design.decomposition
+    sentences = [
+        f"{join_words([*e.keys])} vary together: their values correspond one to one. Their effects cannot be separated, so "
+        "they count as one setting."
+        for e in effects
         if len(e.keys) > 1
     ]
     if d.overlapping:
-        said.append(
-            f"The runs do not cross {listed([found[i].name for i in d.overlapping])}: some values of one come only with "
-            "some of another. Their effects cannot be separated, and they get no share of the variance."
+        sentences.append(
+            f"The runs do not cross {join_words([effects[i].name for i in d.overlapping])}: some values of one occur only "
+            "with some values of another. Their effects cannot be separated, so they have no share of the variance."
         )
     if d.p is None:
-        said.append(
-            f"How much of the differences in {outcome.name} is chance is unknown: it is no mean over test samples, and "
-            "there are no other seeds (add them: seed=1,2,3). So there are means, and no shares of variance."
+        sentences.append(
+            f"How much of the differences in {outcome.name} is due to chance is unknown: {outcome.name} is not a mean over "
+            "test samples, and there are no other seeds (add them: seed=1,2,3). So only means are given, no shares of the "
+            "variance."
         )
     elif d.p >= MAX_P:
-        said.append(
-            f"No configuration can be distinguished from another by {outcome.name} (p = {shown(d.p)}), so the variance "
-            "is not shared out among the settings."
+        sentences.append(
+            f"No configuration can be distinguished from another by {outcome.name} (p = {format_value(d.p)}), so the "
+            "settings have no shares of the variance."
         )
-    known = [(e, s) for e, s in zip(found, d.shares or [None] * len(found), strict=True) if s]
-    if known:
-        shares = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in known]
-        said.append(
-            f"Share of the variance of {outcome.name} between configurations, with 95% intervals: {listed(shares)}. The "
-            f"rest goes with combinations of settings, or is chance: other seeds and {outcome.units}, so far as these are "
-            "known."
+    shares = [(e, s) for e, s in zip(effects, d.shares or [None] * len(effects), strict=True) if s]
+    if shares:
+        share_texts = [f"{e.name} {s.share:.0%} ({s.low:.0%} to {s.high:.0%})" for e, s in shares]
+        sentences.append(
+            f"Share of the variance of {outcome.name} between configurations, with 95% intervals: "
+            f"{join_words(share_texts)}. The rest is due to combinations of settings, or to chance (other seeds and "
+            f"{outcome.units}, as far as these are known)."
         )
-    return said
+    return sentences
 
 
-def _table(outcome: Outcome, design: Design, name: str) -> Table:
+def _make_table(outcome: Outcome, design: Design, name: str) -> Table:
     shares = design.decomposition.shares if any(design.decomposition.shares or []) else None
     rows = []
     for i, e in enumerate(design.effects):
         for value, group in e.levels:
             scores = [c.value for c in group]
             runs = sum(len(c.runs) for c in group)
-            row = [e.name, level_name(value), len(group), runs, sum(scores) / len(scores)]
+            row = [e.name, format_level(value), len(group), runs, sum(scores) / len(scores)]
             row += [*(outcome.interval(group) or (None, None)), min(scores), max(scores)]
             rows.append([*row, *((shares[i] or [None] * 3) if shares else ())])
     header = ["setting", "value", "configurations", "runs", "mean", "mean: low", "mean: high", "lowest", "highest"]

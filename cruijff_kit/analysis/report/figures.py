@@ -1,6 +1,6 @@
-"""How the report's charts look: one style, colours that can be told apart on white and on black, SVG and PNG of each.
+"""The style of the report's charts, with colours that are distinct on white and on black; SVG and PNG of each chart.
 
-Lines and letters are drawn in INK, for which the page's SVG has the colour of the text around it.
+Lines and letters are drawn in INK; the page's SVG replaces INK by the colour of the page's text.
 """
 
 import io
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.analysis.report.document import Chart, Table, shown
+from cruijff_kit.analysis.report.document import Chart, Table, format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +36,8 @@ _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @contextmanager
-def figure(width: float, height: float) -> Iterator["Figure"]:
-    """An empty figure in the report's style; draw and call `chart` inside the context. Sizes in inches."""
+def open_figure(width: float, height: float) -> Iterator["Figure"]:
+    """Open an empty figure in the report's style, in inches; draw and call `make_chart` inside the context."""
     import matplotlib
     from cycler import cycler
     from matplotlib.figure import Figure
@@ -46,30 +46,30 @@ def figure(width: float, height: float) -> Iterator["Figure"]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def chart(drawn: "Figure", data: Table, alt: str) -> Chart:
-    """The figure as a chart that goes by its data's name and caption."""
-    with warnings.catch_warnings():  # of letters that its font lacks; the page's fonts may have them
+def make_chart(figure: "Figure", data: Table, alt: str) -> Chart:
+    """Return the figure as a chart with the name and caption of its data."""
+    with warnings.catch_warnings():  # about letters that matplotlib's font lacks; the page's fonts may have them
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         svg, png = io.StringIO(), io.BytesIO()
-        drawn.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        drawn.set_layout_engine("none")  # it is laid out now; once more would only take time
-        drawn.savefig(png, format="png", dpi=150, facecolor="white")
-    width = round(drawn.get_figwidth() * 96)
-    return Chart(data.name, data.caption, alt, _inline(svg.getvalue(), data.name, alt), png.getvalue(), width, data)
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.set_layout_engine("none")  # the layout is final; a second computation would only take time
+        figure.savefig(png, format="png", dpi=150, facecolor="white")
+    width = round(figure.get_figwidth() * 96)
+    return Chart(data.name, data.caption, alt, _inline_svg(svg.getvalue(), data.name, alt), png.getvalue(), width, data)
 
 
-def _inline(svg: str, name: str, alt: str) -> str:
-    """An SVG as a part of a page: ids of its own, the page's colour for ink, what it shows in words."""
+def _inline_svg(svg: str, name: str, alt: str) -> str:
+    """Return an SVG to embed in a page: unique ids, the page's colour in place of INK, the text alternative."""
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _LINK)
-    root = ET.fromstring(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", " ", svg))  # which XML cannot hold
+    root = ET.fromstring(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", " ", svg))  # not allowed in XML
     for parent in list(root.iter()):
-        for child in list(parent):  # metadata, and a style that would hold for the whole page
+        for child in list(parent):  # metadata, and a style that would apply to the whole page
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
                 parent.remove(child)
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _rewritten(key, value, name))
+            element.set(key, _rewrite_attribute(key, value, name))
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.set("role", "img")
@@ -77,7 +77,7 @@ def _inline(svg: str, name: str, alt: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _rewritten(key: str, value: str, name: str) -> str:
+def _rewrite_attribute(key: str, value: str, name: str) -> str:
     if key == "id":
         return f"{name}-{value}"
     if key == f"{{{_LINK}}}href" and value.startswith("#"):
@@ -85,41 +85,41 @@ def _rewritten(key: str, value: str, name: str) -> str:
     return value.replace(INK, "currentColor").replace("url(#", f"url(#{name}-")
 
 
-def scale() -> "Colormap":
-    """A colour scale all of which can be seen on white and on black."""
+def colour_scale() -> "Colormap":
+    """Return a colour scale that is visible on white and on black."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("cruijff_kit", _SCALE)
 
 
-def fitted(text: Any, length: int = 40) -> str:
-    """A text as a label: one line of printable characters, its middle left out where it is too long."""
-    line = " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in shown(text)).split())
+def shorten(text: Any, length: int = 40) -> str:
+    """Shorten a text to a label: one line of printable characters; an ellipsis replaces the middle of a longer text."""
+    line = " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in format_value(text)).split())
     half = (length - 1) // 2
     return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
 
 
-def logarithmic(values: Sequence[float], ratio: float = 10) -> bool:
-    """Whether values spread so far that a logarithmic axis shows them better."""
+def needs_log_axis(values: Sequence[float], ratio: float = 10) -> bool:
+    """Return whether the largest value is at least `ratio` times the smallest, and all are positive."""
     return bool(values) and min(values) > 0 and max(values) >= ratio * min(values)
 
 
-def scale_axis(axes: "Axes", which: str, values: Sequence[float], ratio: float = 10) -> None:
-    """Make the axis "x" or "y" logarithmic where its values ask for it, with plain numbers as labels."""
-    if not logarithmic(values, ratio):
+def scale_axis(axes: "Axes", name: str, values: Sequence[float], ratio: float = 10) -> None:
+    """Make the axis "x" or "y" logarithmic if its values need it (`needs_log_axis`), with plain numbers as labels."""
+    if not needs_log_axis(values, ratio):
         return
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set(**{f"{which}scale": "log"})
-    axis = getattr(axes, f"{which}axis")
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
     if max(values) < 100 * min(values):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
 
 
-def tick_values(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at the values themselves, where they are few."""
+def set_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Put the ticks at the values themselves if there are at most eight."""
     from matplotlib.ticker import NullLocator
 
     if len(values) <= 8:
@@ -127,7 +127,12 @@ def tick_values(axis: Any, values: Sequence[float]) -> None:
         axis.set_minor_locator(NullLocator())
 
 
-def legend_below(axes: "Axes", names: int, widest: int) -> None:
-    """A legend under the plot, in as many columns as its names leave room for."""
-    columns = max(1, min(names, 100 // max(1, widest + 6)))
+def add_legend_below(axes: "Axes", names: int, longest: int) -> None:
+    """Add a legend under the plot, in as many columns as fit.
+
+    Args:
+        names: their number.
+        longest: characters of the longest name.
+    """
+    columns = max(1, min(names, 100 // max(1, longest + 6)))
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns)

@@ -1,10 +1,13 @@
-"""What the methods text says of the data and of the prompts. Called by methods."""
+"""The sentences of the methods text about the data and the prompts. Called by methods."""
 
-from cruijff_kit.analysis.report.document import listed
-from cruijff_kit.analysis.report.load import Runs
-from cruijff_kit.analysis.report.phrases import each, either, setting, worded
+from collections.abc import Callable
+from typing import Any
 
-_LONGEST = 400  # letters of a prompt that are quoted
+from cruijff_kit.analysis.report.document import join_words
+from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.phrases import distinct_values, format_values, read_first_setting, read_setting
+
+_MAX_CHARACTERS = 400  # of a prompt that is quoted
 _KINDS = {"exact": "repeated prompts", "near": "nearly repeated prompts", "unit": "rows of the same unit"}
 _LEAKS = {
     "exact": "repeat prompts of the {0} split",
@@ -13,103 +16,117 @@ _LEAKS = {
 }
 
 
-def data_text(runs: Runs) -> str:
-    """The data set, what was used of it, and what stood in two splits."""
-    names = each(runs.with_result, lambda r: r.result.settings.get("dataset"))
+def describe_data(runs: Runs) -> str:
+    """Describe the data set, the rows that were used, and repetitions across splits."""
+    names = distinct_values(runs.runs_with_results, lambda r: r.result.settings.get("dataset"))
     if not names:
         return ""
-    drawn = each(runs.all, lambda r: setting(r, "dataset.arguments") or None)
-    text = f"The data set was {listed([str(n) for n in names])}"
-    if drawn and any(each(runs.all, lambda r: setting(r, "dataset.generator"))):
-        keys = dict.fromkeys(k for arguments in drawn for k in arguments)
-        words = []
-        for key in keys:
-            values = each(runs.all, lambda r, k=key: (setting(r, "dataset.arguments") or {}).get(k))  # type: ignore[misc]
-            words.append(f"{key} {worded(values)}")
-        text += f", drawn by its generator ({', '.join(words)})"
+    arguments = distinct_values(runs.all_runs, lambda r: read_setting(r, "dataset.arguments") or None)
+    text = f"The data set was {join_words([str(n) for n in names])}"
+    if arguments and any(distinct_values(runs.all_runs, lambda r: read_setting(r, "dataset.generator"))):
+        settings = []
+        for key in dict.fromkeys(k for mapping in arguments for k in mapping):
+            values = distinct_values(runs.all_runs, _argument_reader(key))
+            settings.append(f"{key} {format_values(values)}")
+        text += f", produced by its generator ({', '.join(settings)})"
     sizes = []
     for split in ("train", "validation"):
-        rows = each(runs.with_result, lambda r, split=split: r.result.rows.get(split) or None)  # type: ignore[misc]
-        sizes += [f"{worded(rows)} {'training' if split == 'train' else split} rows"] if rows else []
-    text += f", of which we used {listed(sizes)}" if sizes else ""
-    hashes = each(runs.with_result, lambda r: r.result.data_hash)
-    text += (
-        f" (data hash {worded(hashes)})" if len(hashes) <= 3 and hashes else f" ({len(hashes)} versions of the data)"
+        rows = distinct_values(runs.runs_with_results, lambda r, split=split: r.result.rows.get(split) or None)  # type: ignore[misc]
+        sizes += [f"{format_values(rows)} {'training' if split == 'train' else split} rows"] if rows else []
+    text += f", of which we used {join_words(sizes)}" if sizes else ""
+    hashes = distinct_values(runs.runs_with_results, lambda r: r.result.data_hash)
+    is_short = 0 < len(hashes) <= 3
+    text += f" (data hash {format_values(hashes)})" if is_short else f" ({len(hashes)} versions of the data)"
+    length = distinct_values(
+        runs.all_runs, lambda r: read_first_setting(r, "dataset.max_seq_len", "torchtune.tokenizer.max_seq_len")
     )
-    length = each(runs.all, lambda r: either(r, "dataset.max_seq_len", "torchtune.tokenizer.max_seq_len"))
-    text += f". Rows were cut at {worded(length)} tokens" if length else ""
-    whole = each(runs.all, lambda r: either(r, "dataset.train_on_input", "torchtune.dataset.train_on_input"))
-    text += ", and the loss was cross-entropy over the outputs' tokens alone" if whole == [False] else ""
-    packed = True in each(runs.all, lambda r: either(r, "dataset.packed", "torchtune.dataset.packed"))
-    return f"{text}{'; short rows were packed together' if packed else ''}. {_leaks(runs)}".rstrip()
+    text += f". Rows were truncated at {format_values(length)} tokens" if length else ""
+    train_on_input = distinct_values(
+        runs.all_runs, lambda r: read_first_setting(r, "dataset.train_on_input", "torchtune.dataset.train_on_input")
+    )
+    text += ", and the loss was the cross-entropy over the output tokens only" if train_on_input == [False] else ""
+    is_packed = True in distinct_values(
+        runs.all_runs, lambda r: read_first_setting(r, "dataset.packed", "torchtune.dataset.packed")
+    )
+    return f"{text}{'; short rows were packed into sequences' if is_packed else ''}. {_describe_leaks(runs)}".rstrip()
 
 
-def _leaks(runs: Runs) -> str:
-    """What stood in two splits, what of it was let pass, and where nothing did."""
-    checked = [r for r in runs.with_result if r.done]
-    if not checked:
+def _argument_reader(key: str) -> Callable[[Run], Any]:
+    return lambda run: (read_setting(run, "dataset.arguments") or {}).get(key)
+
+
+def _describe_leaks(runs: Runs) -> str:
+    """Describe repetitions across splits, which of them were allowed, and the unit column."""
+    done_runs = [r for r in runs.runs_with_results if r.is_done]
+    if not done_runs:
         return ""
-    found: dict[str, list[int]] = {}
-    for run in checked:
-        for what, rows in run.result.leaks.items():
-            found.setdefault(what, []).append(rows)
-    sentences = [_leak(what, sorted({*rows})) for what, rows in found.items()]
-    kinds = [kind for kind in ("exact", "near", "unit") if any(what.startswith(kind) for what in found)]
-    allowed = {kind for run in checked for kind in run.result.allowed_leaks}
-    if meant := [_KINDS[kind] for kind in kinds if kind in allowed]:
-        sentences.append(f"We allowed {listed(meant)} across splits on purpose.")
+    rows_by_leak: dict[str, list[int]] = {}
+    for run in done_runs:
+        for leak, rows in run.result.leaks.items():
+            rows_by_leak.setdefault(leak, []).append(rows)
+    sentences = [_describe_leak(leak, sorted({*rows})) for leak, rows in rows_by_leak.items()]
+    kinds = [kind for kind in ("exact", "near", "unit") if any(leak.startswith(kind) for leak in rows_by_leak)]
+    allowed = {kind for run in done_runs for kind in run.result.allowed_leaks}
+    if intended := [_KINDS[kind] for kind in kinds if kind in allowed]:
+        sentences.append(f"We deliberately allowed {join_words(intended)} across splits.")
     if "exact" not in kinds:
-        sentences.append("No prompt occurred in two splits (compared without case, blanks and final punctuation).")
-    for run in checked:
-        if setting(run, "dataset.validation_split") == (setting(run, "dataset.train_split") or "train"):
+        sentences.append("No prompt occurred in two splits (ignoring case, blanks and final punctuation).")
+    for run in done_runs:
+        if read_setting(run, "dataset.validation_split") == (read_setting(run, "dataset.train_split") or "train"):
             sentences.append("The validation loss was measured on the training rows themselves.")
             break
-    units = each(checked, lambda r: r.result.unit_column)
-    sentences += [f"The column that names the unit of each row is {listed(units)}."] if units else []
+    units = distinct_values(done_runs, lambda r: r.result.unit_column)
+    sentences += [f"The column {join_words(units)} names the unit of each row."] if units else []
     return " ".join(sentences)
 
 
-def _leak(what: str, rows: list[int]) -> str:
-    kind, first, *second = what.split(" ", 2)
+def _describe_leak(leak: str, rows: list[int]) -> str:
+    kind, first, *second = leak.split(" ", 2)
+    noun = "row" if rows == [1] else "rows"
     if not second:  # "target train"
-        return f"In {worded(rows)} rows of the {first} split the prompt contains the answer."
-    return f"Of the {second[0]} split {worded(rows)} {'row' if rows == [1] else 'rows'} {_LEAKS[kind].format(first)}."
+        return f"In {format_values(rows)} {noun} of the {first} split, the prompt contains the answer."
+    return f"In the {second[0]} split, {format_values(rows)} {noun} {_LEAKS[kind].format(first)}."
 
 
-def prompt_text(runs: Runs) -> str:
-    """What the model is asked with: prompt, system prompt, and how they are put."""
-    trained = [r for r in runs.with_result if r.result.training]
-    templates = each([r for r in trained if not r.result.conversations], lambda r: setting(r, "dataset.prompt"))
-    ways = [f"put as {listed([_quoted(t) for t in templates], 'or')}"] if templates else []
-    columns = each(trained, lambda r: (setting(r, "dataset.column_map") or {}).get("input"))
-    if ways and columns and columns != ["input"]:
-        ways[0] += f" ({{input}} stands for the column {listed(columns)})"
-    if any(r.result.conversations for r in trained):
-        ways.append("a conversation, used unchanged")
-    if not ways:
+def describe_prompts(runs: Runs) -> str:
+    """Describe the prompt, the system message and the chat format."""
+    trained_runs = [r for r in runs.runs_with_results if r.result.training]
+    templates = distinct_values(
+        [r for r in trained_runs if not r.result.conversations], lambda r: read_setting(r, "dataset.prompt")
+    )
+    formats = [f"formatted as {join_words([_quote(t) for t in templates], 'or')}"] if templates else []
+    columns = distinct_values(trained_runs, lambda r: (read_setting(r, "dataset.column_map") or {}).get("input"))
+    if formats and columns and columns != ["input"]:
+        formats[0] += f" ({{input}} stands for the column {join_words(columns)})"
+    if any(r.result.conversations for r in trained_runs):
+        formats.append("an unchanged conversation")
+    if not formats:
         return ""
-    system = each(trained, lambda r: setting(r, "dataset.system_prompt"))
+    system = distinct_values(trained_runs, lambda r: read_setting(r, "dataset.system_prompt"))
     message = (
-        f"with the system message {listed([_quoted(s) for s in system], 'or')}"
+        f"with the system message {join_words([_quote(s) for s in system], 'or')}"
         if system
         else "without a system message"
     )
-    kinds = each(trained, lambda r: setting(r, "model.kind"))
-    how = {"chat": "in the model's own chat template", "base": "as plain text, the answer followed by the end token"}
-    said = [
-        f"Each row was {' or '.join(ways)}",
+    kinds = distinct_values(trained_runs, lambda r: read_setting(r, "model.kind"))
+    format_by_kind = {
+        "chat": "in the model's own chat template",
+        "base": "as plain text with an end token after the answer",
+    }
+    parts = [
+        f"Each row was {' or '.join(formats)}",
         message,
-        *([listed([how[k] for k in kinds if k in how], "or")] if kinds else []),
+        *([join_words([format_by_kind[k] for k in kinds if k in format_by_kind], "or")] if kinds else []),
     ]
-    same = sorted({e.task for r in trained for e in r.result.evaluation if e.prompts_checked})
-    return f"{', '.join(said)}." + (
-        f" Evaluation by {listed(same)} used the same prompt tokens as training." if same else ""
+    tasks = sorted({e.task for r in trained_runs for e in r.result.evaluation if e.prompts_checked})
+    return f"{', '.join(parts)}." + (
+        f" Evaluation by {join_words(tasks)} used the same prompt tokens as training." if tasks else ""
     )
 
 
-def _quoted(text: str) -> str:
-    """A prompt between quotation marks, line breaks as \\n; of a long one the beginning."""
-    shown = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
-    if len(shown) > _LONGEST:
-        return f'"{shown[:_LONGEST]}..." ({len(text)} letters; the full text is in config.yaml)'
-    return f'"{shown}"'
+def _quote(text: str) -> str:
+    """Quote a prompt, with line breaks as \\n; only the beginning of a long one."""
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    if len(escaped) > _MAX_CHARACTERS:
+        return f'"{escaped[:_MAX_CHARACTERS]}..." ({len(text)} characters; the full text is in config.yaml)'
+    return f'"{escaped}"'

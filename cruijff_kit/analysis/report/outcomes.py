@@ -1,4 +1,4 @@
-"""The numbers by which configurations are shown: what they were chosen by, and what they got on the test split."""
+"""The numbers of each configuration: its objective, and its scores on the test split."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from cruijff_kit.analysis.effects import draw_noise
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_loss
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.analysis.measures import BOUNDS, is_computable
-from cruijff_kit.analysis.report.load import Run, Runs, objective_name
-from cruijff_kit.analysis.report.wording import units_of
+from cruijff_kit.analysis.report.load import Run, Runs, name_objective
+from cruijff_kit.analysis.report.wording import name_units
 from cruijff_kit.analysis.samples import align, load_samples
 from cruijff_kit.analysis.sweep import Analysis
 from cruijff_kit.analysis.table_cells import list_compared_metrics
@@ -27,79 +27,82 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class ConfiguredRuns:
-    """A configuration with its runs as the report has them, one a seed, and the outcome of each."""
+    """A configuration with the report's runs, and a number of each run."""
 
     configuration: Configuration
     runs: list[Run]
+    """One for each seed."""
     values: list[float]
+    """The outcome of each run."""
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """Return the configuration's name."""
         return self.configuration.name
 
     @property
     def value(self) -> float:
-        """The mean over seeds."""
+        """Return the mean over seeds."""
         return sum(self.values) / len(self.values)
 
 
 @dataclass(eq=False)
 class Outcome:
-    """A number of every configuration, the best first where it is what they were chosen by."""
+    """A number of every configuration."""
 
     objective: str
     """The objective's name, or TASK/SCORER/METRIC."""
     source: MetricKey | None
     """Task, scorer and metric; None for a loss."""
     configurations: list[ConfiguredRuns]
+    """In the order of the ranking if the objective ranks them: the best first."""
     analysis: Analysis
 
     @property
     def name(self) -> str:
-        """In words: "match accuracy (risk)"."""
-        return objective_name(self.objective, self.source)
+        """Return the outcome in words: "match accuracy (risk)"."""
+        return name_objective(self.objective, self.source)
 
     @property
-    def higher(self) -> bool:
-        """Whether more is better."""
+    def is_higher_better(self) -> bool:
+        """Return whether a higher value is better."""
         return higher_is_better(self.objective)
 
     @property
-    def measured(self) -> MetricKey | None:
-        """What comparisons of it have for task, scorer and metric; None: there are none."""
+    def metric_key(self) -> MetricKey | None:
+        """Return task, scorer and metric as in the comparisons; None: there are no comparisons."""
         return VALIDATION if self.objective == VALIDATION[2] else self.source
 
     def estimate(self, c: ConfiguredRuns) -> Estimate:
-        """With its interval, where one is to be had."""
-        own = c.configuration
-        found = None
+        """Estimate the outcome of a configuration, with an interval if there is one."""
+        configuration, result = c.configuration, None
         if self.source is not None:
-            found = estimate(own, *self.source, level=self.analysis.interval_level(own, self.source))
+            result = estimate(
+                configuration, *self.source, level=self.analysis.interval_level(configuration, self.source)
+            )
         elif self.objective in ("loss", "validation_loss"):
-            found = estimate_loss(own, self.objective)
-        return found or Estimate(c.value, seeds=len(c.runs))
+            result = estimate_loss(configuration, self.objective)
+        return result or Estimate(c.value, seeds=len(c.runs))
 
     def interval(self, group: list[ConfiguredRuns]) -> tuple[float, float] | None:
-        """Of the mean of some of its configurations, over other test items and seeds; None where nothing tells."""
+        """Return the 95% interval of the mean of some configurations, over other test items and seeds; None if unknown."""
         import numpy as np
 
-        alone = [self.estimate(c) for c in group]
-        is_known = all(e.low is not None for e in alone)
+        estimates = [self.estimate(c) for c in group]
+        is_known = all(e.low is not None for e in estimates)
         if len(group) == 1 and is_known:
-            return alone[0].low, alone[0].high
-        mean, reach = sum(c.value for c in group) / len(group), 0.0
+            return estimates[0].low, estimates[0].high
+        mean, half_width = sum(c.value for c in group) / len(group), 0.0
         if self._noise is not None:
-            places = [self.configurations.index(c) for c in group]
-            reach = float(np.quantile(abs(self._noise[:, places].mean(axis=1)), LEVEL))
-        if reach <= 1e-12:  # nothing varies: what each one's items leave open is all that is known
-            ends = [(e.low, e.high) for e in alone] if is_known else []
-            return (
-                (sum(low for low, _ in ends) / len(ends), sum(high for _, high in ends) / len(ends)) if ends else None
-            )
+            indices = [self.configurations.index(c) for c in group]
+            half_width = float(np.quantile(abs(self._noise[:, indices].mean(axis=1)), LEVEL))
+        if half_width <= 1e-12:  # nothing varies between runs: only the intervals over each one's items are known
+            if not is_known:
+                return None
+            return sum(e.low for e in estimates) / len(group), sum(e.high for e in estimates) / len(group)
         name = self.objective if self.source is None else self.source[2]
-        least, most = BOUNDS.get(name, (-math.inf, math.inf))
-        return max(least, mean - reach), min(most, mean + reach)
+        minimum, maximum = BOUNDS.get(name, (-math.inf, math.inf))
+        return max(minimum, mean - half_width), min(maximum, mean + half_width)
 
     @cached_property
     def _noise(self) -> "np.ndarray | None":
@@ -107,30 +110,32 @@ class Outcome:
 
     @property
     def units(self) -> str:
-        """What its intervals are over beside seeds: "test samples", "respondents"."""
-        return units_of((r for c in self.configurations for r in c.configuration.runs), self.source is None)
+        """Return the units that the intervals are over, besides seeds: "test samples", "respondents"."""
+        return name_units((r for c in self.configurations for r in c.configuration.runs), self.source is None)
 
     def base_model(self, c: ConfiguredRuns) -> float | None:
-        """Of the base model on its test items."""
+        """Return the base model's value on the configuration's test items."""
         values = c.configuration.values(*self.source, base_model=True) if self.source else []
         return values[0] if values else None
 
     def chance(self, c: ConfiguredRuns) -> float | None:
-        """Of the constant baseline on its test items."""
-        return self._of_cell(c, lambda e: e.chance.get(self.source[1], {}).get(self.source[2]))
+        """Return the constant baseline's value on the configuration's test items."""
+        return self._read_evaluation(c, lambda e: e.chance.get(self.source[1], {}).get(self.source[2]))
 
     def bayes_optimum(self, c: ConfiguredRuns) -> float | None:
-        """Return the Bayes optimum, where it is known."""
-        return self._of_cell(c, lambda e: e.bayes_optimum.get(self.source[2]))
+        """Return the Bayes optimum, if known."""
+        return self._read_evaluation(c, lambda e: e.bayes_optimum.get(self.source[2]))
 
-    def _of_cell(self, c: ConfiguredRuns, read: Callable[[Evaluation], Any]) -> float | None:
-        cells = c.configuration.evaluations(self.source[0]) if self.source else []
-        value = read(cells[0]) if cells else None
+    def _read_evaluation(self, c: ConfiguredRuns, read: Callable[[Evaluation], Any]) -> float | None:
+        evaluations = c.configuration.evaluations(self.source[0]) if self.source else []
+        value = read(evaluations[0]) if evaluations else None
         return value if is_finite(value) else None
 
     def item_values(self) -> "np.ndarray | None":
-        """[runs of all configurations in turn, items] numbers whose means are the runs' values; items are those of the test
-        split (units, where these belong together), or rows of the validation split. None where these are not known.
+        """Return an array [runs, items] whose means over items are the runs' values; None if the items are unknown.
+
+        Runs are in the order of the configurations. Items are those of the test split (units, if there is a unit column),
+        or the rows of the validation split.
         """
         import numpy as np
 
@@ -140,25 +145,27 @@ class Outcome:
         if self.source is None:
             return None
         task, scorer, metric = self.source
-        cells = [e for c in self.configurations for e in c.configuration.evaluations(task)]
-        found = align([load_samples(e.log, scorer) for e in cells])
-        if found is None or len(cells) != len(results) or not all(is_computable(metric, s) for s in found):
+        evaluations = [e for c in self.configurations for e in c.configuration.evaluations(task)]
+        samples = align([load_samples(e.log, scorer) for e in evaluations])
+        if samples is None or len(evaluations) != len(results) or not all(is_computable(metric, s) for s in samples):
             return None
-        return np.stack([item_values(metric, s) for s in found])
+        return np.stack([item_values(metric, s) for s in samples])
 
 
-def outcomes_of(runs: Runs) -> list[Outcome]:
-    """What families of configurations were chosen by; then every other number that is compared."""
+def collect_outcomes(runs: Runs) -> list[Outcome]:
+    """Return the objective of each family of configurations, then every other number that is compared."""
     analysis = runs.analysis
-    found = []
+    outcomes = []
     for ranking in analysis.rankings:
-        own = [ConfiguredRuns(c, runs.runs_of(c), c.objectives()) for c in ranking.configurations]
-        found.append(Outcome(ranking.chosen_by, ranking.source, own, analysis))
+        configured = [ConfiguredRuns(c, runs.runs_of(c), c.objectives()) for c in ranking.configurations]
+        outcomes.append(Outcome(ranking.chosen_by, ranking.source, configured, analysis))
     ranked = [c for r in analysis.rankings for c in r.configurations]
-    everyone = [*ranked, *(c for c in analysis.configurations if c not in ranked)]
-    chosen = [r.source for r in analysis.rankings]
-    for measured in (m for m in list_compared_metrics(analysis) if m not in chosen):
-        own = [ConfiguredRuns(c, runs.runs_of(c), values) for c in everyone if (values := c.values(*measured))]
-        if own:
-            found.append(Outcome("/".join(measured), measured, own, analysis))
-    return found
+    all_configurations = [*ranked, *(c for c in analysis.configurations if c not in ranked)]
+    chosen_sources = [r.source for r in analysis.rankings]
+    for metric_key in (m for m in list_compared_metrics(analysis) if m not in chosen_sources):
+        configured = [
+            ConfiguredRuns(c, runs.runs_of(c), values) for c in all_configurations if (values := c.values(*metric_key))
+        ]
+        if configured:
+            outcomes.append(Outcome("/".join(metric_key), metric_key, configured, analysis))
+    return outcomes

@@ -1,4 +1,4 @@
-// Tables are sorted by a click on a header; without this script the page has all the same.
+// A click on a header sorts its table; without this script the page has the same content.
 for (const table of document.querySelectorAll("table.data")) {
   const body = table.tBodies[0];
   [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table.data")) {
     head.append(button);
     button.addEventListener("click", () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const value = (row) => row.cells[column].dataset.sort;
       const compare = (a, b) => {

@@ -1,34 +1,35 @@
-"""What is the same in all runs and what varies, in words. Called by methods."""
+"""Settings and other values of all runs, in words. Called by methods."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cruijff_kit.analysis.report.document import listed, shown
-from cruijff_kit.analysis.report.load import Run, finite
+from cruijff_kit.analysis.configurations import is_finite
+from cruijff_kit.analysis.report.document import format_value, join_words
+from cruijff_kit.analysis.report.load import Run
 
-_FEW = 6  # values that are listed; of more numbers the range is given
+_FEW = 6  # values that are listed; more numbers are given as a range
 
 
-def each(runs: Iterable[Run], read: Callable[[Run], Any]) -> list[Any]:
-    """The different values of something over the runs, in order; those that do not have it left out."""
-    found: dict[str, Any] = {}
+def distinct_values(runs: Iterable[Run], read: Callable[[Run], Any]) -> list[Any]:
+    """Return the distinct values that `read` finds in the runs, numbers sorted; None and "" are dropped."""
+    value_by_text: dict[str, Any] = {}
     for run in runs:
         value = read(run)
         if value is not None and value != "":
-            found.setdefault(repr(value), value)
-    values = [*found.values()]
-    return sorted(values) if all(finite(v) for v in values) else values
+            value_by_text.setdefault(repr(value), value)
+    values = [*value_by_text.values()]
+    return sorted(values) if all(is_finite(v) for v in values) else values
 
 
-def worded(values: list[Any]) -> str:
-    """ "8", "8 or 16", or "between 0.0001 and 0.01 (40 values)"."""
-    if len(values) > _FEW and all(finite(v) for v in values):
-        return f"between {shown(values[0])} and {shown(values[-1])} ({len(values)} values)"
-    return listed([shown(v) for v in values], "or")
+def format_values(values: list[Any]) -> str:
+    """Format values: "8", "8 or 16", or "between 0.0001 and 0.01 (40 values)"."""
+    if len(values) > _FEW and all(is_finite(v) for v in values):
+        return f"between {format_value(values[0])} and {format_value(values[-1])} ({len(values)} values)"
+    return join_words([format_value(v) for v in values], "or")
 
 
-def setting(run: Run, path: str) -> Any:
-    """A value of the run's config by its dotted path; None where it has none. What retries changed comes first."""
+def read_setting(run: Run, path: str) -> Any:
+    """Return a value of the run's config by its dotted path, or the value that a retry set; None if there is none."""
     if run.result and path in run.result.changes:
         return run.result.changes[path]
     tree: Any = run.config
@@ -37,6 +38,6 @@ def setting(run: Run, path: str) -> Any:
     return tree
 
 
-def either(run: Run, *paths: str) -> Any:
-    """The first of these settings that the config has (config.yaml, then torchtune.yaml's name of it)."""
-    return next((value for path in paths if (value := setting(run, path)) is not None), None)
+def read_first_setting(run: Run, *paths: str) -> Any:
+    """Return the first setting that the config has, given its paths in config.yaml and in torchtune.yaml."""
+    return next((value for path in paths if (value := read_setting(run, path)) is not None), None)

@@ -1,49 +1,50 @@
-"""The report's section on samples: some that the best configuration got right and some that it got wrong, in full.
+"""The report's section on samples: some correct and some incorrect answers of the best configuration, in full.
 
-Everything that stands in a sample comes through `samples_of`, which is where the rule for red data holds.
+All contents of samples come through `read_samples`, which withholds those of red data.
 """
 
 from typing import Any
 
-from cruijff_kit.analysis.report.calibration import best_configurations, instead_of_the_best
+from cruijff_kit.analysis.report.calibration import best_configuration_runs, describe_choice
 from cruijff_kit.analysis.report.document import Sample, Section
 from cruijff_kit.analysis.report.load import Run, Runs
 from cruijff_kit.records.result import has_red_data
 
-EACH = 3  # right ones, and wrong ones
-MOST_LETTERS = 2000
+SAMPLES_PER_OUTCOME = 3  # of correct answers, and of incorrect ones
+MAX_CHARACTERS = 2000
 WITHHELD = "the data are red: their samples are withheld from reports"
 
 
-def samples(runs: Runs) -> Section:
-    """Samples of each task of the best configuration; where it has several seeds, of the first one's run."""
-    section = Section("samples", "Samples, right and wrong")
+def build_samples(runs: Runs) -> Section:
+    """Build the section: samples of each task of the best configuration, from the run of its first seed."""
+    section = Section("samples", "Samples with correct and incorrect answers")
     reasons: list[str] = []
-    for run, *_ in best_configurations(runs):
+    for run, *_ in best_configuration_runs(runs):
         for task in dict.fromkeys(e.task for e in run.result.evaluation):
-            found, reason = samples_of(run, task)
-            section.samples += found
+            task_samples, reason = read_samples(run, task)
+            section.samples += task_samples
             reasons += [reason] if reason else []
-    section.text = [text for text in [instead_of_the_best(runs)] if text]
+    section.text = [text for text in [describe_choice(runs)] if text]
     section.text += list(dict.fromkeys(r[0].upper() + r[1:] + "." for r in reasons))
     if not section.samples and WITHHELD not in reasons:
-        section.absent = reasons[0] if reasons else "no run has finished that was evaluated"
+        section.absent = reasons[0] if reasons else "no evaluated run has finished"
     return section
 
 
-def samples_of(run: Run, task: str) -> tuple[list[Sample], str]:
-    """Some samples of a run, right ones first, and why there are none; of red data none, whoever asks."""
+def read_samples(run: Run, task: str) -> tuple[list[Sample], str]:
+    """Return some samples of a run, correct ones first, or the reason why there are none; never any of red data."""
     if has_red_data(run.result):
         return [], WITHHELD
     from cruijff_kit.evaluation.eval_logs import read_prompts_and_completions  # inspect-ai
 
     try:
-        found: list[dict[str, Any]] = read_prompts_and_completions(run.last(task).log, EACH)
-    except Exception as error:  # a log that is gone or broken
+        answers: list[dict[str, Any]] = read_prompts_and_completions(run.last_evaluation(task).log, SAMPLES_PER_OUTCOME)
+    except Exception as error:  # the log is missing or broken
         return [], f"the log of {run.label}, task {task}, cannot be read ({type(error).__name__})"
     texts = ("prompt", "target", "answer", "score")
-    return [Sample(run.label, task, s["right"], *(_cut(s[k]) for k in texts)) for s in found], ""
+    return [Sample(run.label, task, s["right"], *(_truncate(s[k]) for k in texts)) for s in answers], ""
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} … ({len(text) - MOST_LETTERS:,} more letters)"
+def _truncate(text: str) -> str:
+    rest = len(text) - MAX_CHARACTERS
+    return f"{text[:MAX_CHARACTERS]} … ({rest:,} more characters)" if rest > 0 else text

@@ -1,4 +1,4 @@
-"""What numbers are over, and how they were tested, in plain words: test samples, or respondents where these are known."""
+"""Words for units (test samples, or respondents where these are known), tests, and the choice of the best."""
 
 from collections.abc import Iterable
 
@@ -19,21 +19,21 @@ _TESTS = {
 }
 
 
-def units_of(results: Iterable[RunResult], of_validation: bool = False) -> str:
-    """What an interval is over: "respondents", by the column that names whom each sample is of; else "test samples".
+def name_units(results: Iterable[RunResult], is_validation: bool = False) -> str:
+    """Name the units that an interval is over: "respondents", after the unit column; without one, "test samples".
 
     Args:
-        of_validation: of validation losses: "respondents of the validation split", or "validation rows".
+        is_validation: for validation losses: "respondents of the validation split", or "validation rows".
     """
     columns = {r.unit_column for r in results}
     if columns <= {None}:
-        return ROWS if of_validation else SAMPLES
+        return ROWS if is_validation else SAMPLES
     name = _plural(columns.pop()) if len(columns) == 1 else "units"
-    return f"{name} of the validation split" if of_validation else name
+    return f"{name} of the validation split" if is_validation else name
 
 
 def _plural(column: str) -> str:
-    """ "respondents" of respondent, "countries" of country; "different hh_id" of what is no word."""
+    """Return "respondents" for respondent, "countries" for country, and "different hh_id" for what is not a word."""
     if not column.isalpha() or not column.islower():
         return f"different {column}"
     if column.endswith("y") and column[-2:-1] not in "aeiou":
@@ -41,59 +41,59 @@ def _plural(column: str) -> str:
     return column if column.endswith("s") else f"{column}s"
 
 
-def over_in_words(over: str, units: str) -> str:
-    """ "respondents and seeds" of an estimate's "test items and seeds"."""
+def name_population(over: str, units: str) -> str:
+    """Put the units into an estimate's population: "respondents and seeds" for "test items and seeds"."""
     return over.replace("test items", units).replace("validation rows", units)
 
 
-def range_in_words(e: Estimate | None) -> str | None:
-    """ "[0.756, 0.899]"; None without an interval."""
+def format_interval(e: Estimate | None) -> str | None:
+    """Format an interval: "[0.756, 0.899]"; None without an interval."""
     return None if e is None or e.low is None else f"[{format_number(e.low)}, {format_number(e.high)}]"
 
 
-def test_in_words(method: str, units: str) -> str:
-    """A comparison's test, or why there is none."""
+def describe_test(method: str, units: str) -> str:
+    """Describe a comparison's test, or the reason why there is none."""
     return _TESTS.get(method, method).format(units)
 
 
-def percent(level: float) -> str:
-    """ "98.33%" of 0.98333."""
+def format_percent(level: float) -> str:
+    """Format a level: "98.33%" for 0.98333."""
     return f"{100 * level:.4g}%"
 
 
-def selection_in_words(ranking: Ranking) -> str:
-    """What to know of the best one's scores on the split that chose it."""
+def describe_selection(ranking: Ranking) -> str:
+    """Describe the choice of the best configuration, and its effect on the scores of the same split."""
     return (
-        f"chosen out of {len(ranking.configurations)} on the {ranking.split} split, on which its scores are thus likely "
-        "too good; their intervals, and those of configurations that cannot be distinguished from it, are wider for that "
-        f"({percent(ranking.level)} instead of 95%, Bonferroni)"
+        f"chosen from {len(ranking.configurations)} configurations on the {ranking.split} split; its scores on this split "
+        "are therefore likely to be optimistic, and their intervals, and those of configurations that cannot be "
+        f"distinguished from it, are wider ({format_percent(ranking.level)} instead of 95%, Bonferroni)"
     )
 
 
-def detectable_differences(runs: Runs) -> list[str]:
-    """A sentence a task: the smallest difference that would have been found."""
-    units = units_of(r for c in runs.analysis.configurations for r in c.runs)
-    return [_detectable(task, d, units) for task, d in runs.analysis.detectable.items()]
+def describe_detectable_differences(runs: Runs) -> list[str]:
+    """Describe, in a sentence for each task, the smallest difference that can be detected with 80% power."""
+    units = name_units(r for c in runs.analysis.configurations for r in c.runs)
+    return [_describe_detectable(task, d, units) for task, d in runs.analysis.detectable.items()]
 
 
-def _detectable(task: str, d: DetectableDifference, units: str) -> str:
-    of = f"{d.items:,} {SAMPLES}"
+def _describe_detectable(task: str, d: DetectableDifference, units: str) -> str:
+    sample = f"{d.items:,} {SAMPLES}"
     if d.design_effect > 1:
-        of += f", which tell as much as {d.items / d.design_effect:.0f} of as many {units} would,"
-    of = f"{of} and {d.seeds} seeds of each configuration" if d.seeds > 1 else of.removesuffix(",")
+        sample += f", equivalent to {d.items / d.design_effect:.0f} from as many {units},"
+    sample = f"{sample} and {d.seeds} seeds of each configuration" if d.seeds > 1 else sample.removesuffix(",")
     if d.difference is None:
-        found = "no difference in accuracy, however large, would be found"
+        difference = "no difference in accuracy, however large,"
     elif d.accuracy is None:
         unit = d.unit.replace("as scored", "").replace("an item's", "a sample's")
-        found = f"a difference in the mean error of {f'{d.difference:.3g} {unit}'.strip()} would be found"
+        difference = f"a difference in the mean error of {f'{d.difference:.3g} {unit}'.strip()}"
     else:
-        found = f"a difference of {100 * d.difference:.1f} points of accuracy would be found"
-    compared = f", with p corrected for {d.configurations} configurations" if d.configurations > 2 else ""
+        difference = f"a difference in accuracy of {100 * d.difference:.1f} percentage points"
+    correction = f", with p corrected for {d.configurations} configurations" if d.configurations > 2 else ""
     accuracy = "" if d.accuracy is None else f"an accuracy of {d.accuracy:.2f} and "
-    about = "as observed here" if d.observed else "assumed, since these runs do not tell"
-    needs = "more than a million" if d.items_for_5_points is None else f"{d.items_for_5_points:,}"
+    origin = "as observed here" if d.observed else "assumed, since these runs do not show it"
+    required = "more than a million" if d.items_for_5_points is None else f"{d.items_for_5_points:,}"
     return (
-        f"On {task}, with {of}, {found} with a probability of 80%{compared} (for {accuracy}answers of two configurations "
-        f"that correlate by {d.correlation:.2f}, {about})"
-        + ("." if d.accuracy is None else f"; 5 points would need {needs} {SAMPLES}.")
+        f"On {task}, with {sample}, {difference} would be detected with a probability of 80%{correction} (for {accuracy}a "
+        f"correlation of {d.correlation:.2f} between the answers of two configurations, {origin})"
+        + ("." if d.accuracy is None else f"; 5 percentage points would need {required} {SAMPLES}.")
     )

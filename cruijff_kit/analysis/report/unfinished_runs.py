@@ -1,17 +1,17 @@
-"""The report's section on runs that did not finish, with their reasons."""
+"""The report's section on unfinished runs, with the reasons."""
 
 from typing import Any
 
-from cruijff_kit.analysis.report.document import Section, Table, several
+from cruijff_kit.analysis.report.document import Section, Table, format_count
 from cruijff_kit.analysis.report.load import Run, Runs
 
 
-def failed(runs: Runs) -> Section:
-    """Failed, cancelled and interrupted runs, those under way, and post-hoc evaluations that are missing."""
+def build_failures(runs: Runs) -> Section:
+    """Build the section: failed, cancelled, interrupted and active runs, and missing post-hoc evaluations."""
     section = Section("failures", "Failures and unfinished runs")
-    rows = [row for r in runs.all for row in _rows(r)]
+    rows = [row for r in runs.all_runs for row in _make_rows(r)]
     if not rows:
-        section.absent = f"{several(len(runs.all), 'run')}, all done, none of them with an error"
+        section.absent = f"{format_count(len(runs.all_runs), 'run')}, all done, none with an error"
         return section
     header = [
         "run",
@@ -26,18 +26,18 @@ def failed(runs: Runs) -> Section:
         "changed by retries",
         "folder",
     ]
-    section.blocks.append(Table("failures", "Runs that did not finish, and why", header, rows))
+    section.blocks.append(Table("failures", "Unfinished runs, with reasons", header, rows))
     section.text.append("cruijff-kit resume continues the unfinished runs.")
     return section
 
 
-def _rows(run: Run) -> list[list[Any]]:
+def _make_rows(run: Run) -> list[list[Any]]:
     info, result = run.info, run.result
     rows = []
     changes = ", ".join(f"{k}={v}" for k, v in info.changes.items()) or None
     end = [info.step, info.total_steps, info.restarts, changes, info.folder]
-    if run.unreadable:
-        rows.append([run.label, info.state, None, "unreadable result", run.unreadable, None, *end])
+    if run.result_error:
+        rows.append([run.label, info.state, None, "unreadable result", run.result_error, None, *end])
     elif info.state != "done":
         error = result.error if result else None
         why = [error.phase, error.type, error.message, error.cause] if error else [None, None, info.reason, info.cause]
