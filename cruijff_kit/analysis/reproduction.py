@@ -27,8 +27,8 @@ class Check:
     """One thing that was compared."""
 
     what: str
-    agreement: str | None
-    """identical, equal within rounding, different; None where nothing was compared (note says why)."""
+    verdict: str | None
+    """identical, equal within rounding, different; None if nothing was compared (`note` has the reason)."""
     distance: float | None
     """Relative difference (losses: the largest; adapters: of the matrix that differs most; metrics), or the share of
     answers that differ."""
@@ -43,9 +43,9 @@ class ReproductionReport:
 
     @property
     def verdict(self) -> str:
-        """The worst agreement of all checks that could be made."""
-        agreements = {check.agreement for check in self.checks}
-        return next((a for a in (DIFFERENT, ROUNDING) if a in agreements), IDENTICAL)
+        """Return the worst verdict of all checks; checks without a comparison do not count."""
+        verdicts = {check.verdict for check in self.checks}
+        return next((a for a in (DIFFERENT, ROUNDING) if a in verdicts), IDENTICAL)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""

@@ -3,7 +3,7 @@
 DIR is a run, a sweep, or a folder above them. Each run that is neither done nor on its way resumes from its newest
 checkpoint, or starts if it has none, with its saved configuration: on SLURM if it was submitted, here if it ran here. Only
 the slurm group may be changed: slurm.time=04:00:00, slurm.submit=false to run here.
---json: {"folder", "to_finish", "on_their_way", "submitted", "made", "runs": as of `table --json`, "states"}.
+--json: {"folder", "to_finish", "active", "submitted", "made", "runs": as of `table --json`, "states"}.
 """
 
 import sys
@@ -55,7 +55,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     left = [(ref, info) for ref, info in zip(runs, infos, strict=True) if info.state not in (RunState.DONE, *ACTIVE)]
     text = f"{len(left)} runs to finish" if left else "nothing to finish" if active else "every run is done"
     say(text + (f"; {len(active)} active" if active else ""))
-    json_output.record(to_finish=[info.name for _, info in left], on_their_way=[info.name for info in active])
+    json_output.record(to_finish=[info.name for _, info in left], active=[info.name for info in active])
     json_output.record(folder=str(folder.absolute()), submitted=[], made=[], **make_empty_dict())
     try:
         _finish(folder, left, changes)

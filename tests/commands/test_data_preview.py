@@ -1,4 +1,4 @@
-"""`cruijff-kit data preview`: the tokens that training reads, which are learnt, what is odd in the data."""
+"""`cruijff-kit data preview`: the tokens that training reads, its targets, and problems in the data."""
 
 import io
 import json
@@ -31,8 +31,8 @@ def test_tokens_are_those_of_training(settings, tmp_path):
     for row in preview(config, rows=4)["rows"]:
         example = examples[row["row"]]
         ids = [i for t in row["tokens"] for i in t["ids"]]
-        learnt = [i for t in row["tokens"] if t["learnt"] for i in t["ids"]]
-        assert ids == example.tokens and learnt == example.tokens[example.first_label :]
+        targets = [i for t in row["tokens"] if t["target"] for i in t["ids"]]
+        assert ids == example.tokens and targets == example.tokens[example.first_label :]
         text = "".join(t["text"] for t in row["tokens"])
         assert f"Say: {ROWS[row['row'] + 1].split(',')[2]}<|im_end|>" in text, "characters of several bytes stay whole"
 
@@ -66,7 +66,7 @@ def test_in_colour(settings, monkeypatch):
     monkeypatch.setattr(
         data_preview_view, "Console", lambda **_: Console(file=out, force_terminal=True, color_system="256", width=150)
     )
-    data_preview_view.show(preview(config, rows=1))
+    data_preview_view.print_report(preview(config, rows=1))
     assert "\x1b[1;32m" in out.getvalue() and "⟦" not in out.getvalue()
 
 

@@ -71,11 +71,11 @@ def reproduce(capsys):
 
 
 def states(report: dict) -> dict[str, str]:
-    return {row["what"]: row["state"] for row in report["conditions"]}
+    return {row["what"]: row["state"] for row in report["provenance"]}
 
 
-def agreements(report: dict) -> dict[str, str]:
-    return {row["what"]: row["agreement"] for row in report["compared"]}
+def verdicts(report: dict) -> dict[str, str]:
+    return {row["what"]: row["verdict"] for row in report["compared"]}
 
 
 def change(file: Path, **fields: object) -> None:
@@ -92,7 +92,7 @@ def test_the_folder_of_a_run_is_enough(place, reproduce, tmp_path):
     new = Path(report["new"])
     assert new.name == "mine-reproduced" and new.parents[1] == tmp_path / "multirun" / "data"
     assert {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()} == before
-    found = agreements(report)
+    found = verdicts(report)
     assert {"loss", "validation_loss", "adapter of epoch 0", "adapter of epoch 1", "match, epoch 1: match, answers",
             "sums, epoch 1: metrics", "base model match: includes, answers"} <= set(found)  # fmt: skip
     assert set(found.values()) == {IDENTICAL}
@@ -132,7 +132,7 @@ def test_what_differs_is_said_and_does_not_stop_it(place, reproduce):
            system=made_with["system"] | {"release": "2.6"})  # fmt: skip
     write_text(place / "tasks.py", TASKS.replace("range(4)", "range(3)"))
     code, report, _ = reproduce(place / "run", "--check")
-    found = {row["what"]: row for row in report["conditions"]}
+    found = {row["what"]: row for row in report["provenance"]}
     assert (
         code == 0
         and found["package torch"]["then"] == "1.0"
@@ -189,7 +189,7 @@ def test_another_seed_is_another_result(place, reproduce, tmp_path):
     code, report, _ = reproduce(place / "run", "--to", tmp_path / "new")
     assert code == 1 and report["verdict"] == DIFFERENT and report["new"] == str(tmp_path / "new")
     assert states(report)["configuration"] == "differs"
-    found = agreements(report)
+    found = verdicts(report)
     assert found["loss"] == found["adapter of epoch 0"] == DIFFERENT and found["base model match: metrics"] == IDENTICAL
 
 
@@ -217,15 +217,15 @@ def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
         lines[1] = json.dumps(entry | {"loss": entry["loss"] * (1 + 1e-5)})
         (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
-    assert {f.agreement for f in compared(lambda run: None).values()} == {IDENTICAL}
+    assert {f.verdict for f in compared(lambda run: None).values()} == {IDENTICAL}
     near = compared(scaled(1.0005))["adapter of epoch 1"]
-    assert near.agreement == ROUNDING and near.distance == pytest.approx(5e-4, rel=1e-2)
-    assert compared(scaled(1.5))["adapter of epoch 1"].agreement == DIFFERENT
-    assert compared(scaled(1.0, torch.bfloat16))["adapter of epoch 1"].agreement == ROUNDING
+    assert near.verdict == ROUNDING and near.distance == pytest.approx(5e-4, rel=1e-2)
+    assert compared(scaled(1.5))["adapter of epoch 1"].verdict == DIFFERENT
+    assert compared(scaled(1.0, torch.bfloat16))["adapter of epoch 1"].verdict == ROUNDING
     lost = compared(nudged_loss)["loss"]
-    assert lost.agreement == ROUNDING and "the first different one is 2" in lost.note
+    assert lost.verdict == ROUNDING and "the first different one is 2" in lost.note
     shutil.rmtree(tmp_path / "other")
-    assert compared(lambda run: (run / "metrics.jsonl").write_text(""))["loss"].agreement == DIFFERENT
+    assert compared(lambda run: (run / "metrics.jsonl").write_text(""))["loss"].verdict == DIFFERENT
 
 
 def test_what_an_unrelated_package_does_to_a_result(place, reproduce, capsys):
@@ -236,7 +236,7 @@ def test_what_an_unrelated_package_does_to_a_result(place, reproduce, capsys):
     other_digit = now.rpartition(".")[0] + ".99"
     change(file, packages=made_with["packages"] | {"rich": "1", "pytest": "1"}, own_code=own,
            python={"version": other_digit})  # fmt: skip
-    rows = {row["what"]: row for row in reproduce(place / "run", "--check")[1]["conditions"]}
+    rows = {row["what"]: row for row in reproduce(place / "run", "--check")[1]["provenance"]}
     assert rows["package rich"]["matters"] and rows["packages that compute nothing"]["then"] == "pytest 1"
     assert (rows["Python"]["state"], rows["Python"]["matters"]) == ("differs", False)
     assert main([str(place / "run"), "--check"]) == 0
@@ -254,12 +254,12 @@ def test_a_run_that_did_not_write_down_its_packages(place, reproduce):
 def test_answers_from_the_cache_are_not_compared(place, reproduce, tmp_path, monkeypatch, capsys):
     """They are those of the base model when it was asked the first time, and say nothing about now."""
     monkeypatch.setenv("CRUIJFF_CACHE", str(tmp_path / "cache"))
-    found = agreements(reproduce(place / "run")[1])
+    found = verdicts(reproduce(place / "run")[1])
     assert found["base model match: match, answers"] == found["base model sums: metrics"] == IDENTICAL
     report = reproduce(place / "run")[1]
     rows = {row["what"]: row for row in report["compared"] if row["what"].startswith("base model")}
     assert {*rows} == {"base model match", "base model sums"} and report["verdict"] == IDENTICAL
-    assert all(row["agreement"] is None and row["distance"] is None for row in rows.values())
+    assert all(row["verdict"] is None and row["distance"] is None for row in rows.values())
     assert all(row["note"] == "from the cache, not computed again" for row in rows.values())
     assert main([str(place / "run")]) == 0
     out = capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_an_archived_run_is_known_by_its_hashes(place, reproduce, capsys):
     code, report, _ = reproduce(place / "run")
     assert code == 0 and report["verdict"] == IDENTICAL
     row = next(r for r in report["compared"] if r["what"] == "adapter of epoch 1")
-    assert row["agreement"] == IDENTICAL and "archived; its sha256 is the same" in row["note"]
+    assert row["verdict"] == IDENTICAL and "archived; its sha256 is the same" in row["note"]
 
 
 def test_drawn_data_is_drawn_again(tiny, reproduce, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def test_submitted_looked_at_and_cancelled(shell, ask, documented):
     ]
     code, document = ask("resume", "out")
     documented("resume", document)
-    assert code == 0 and (document["to_finish"], document["on_their_way"]) == (["seed=2"], ["seed=1"])
+    assert code == 0 and (document["to_finish"], document["active"]) == (["seed=2"], ["seed=1"])
     (submitted,) = document["submitted"]
     assert submitted["name"] == "seed=2" and submitted["job_id"] != ids["seed=2"]
     assert {s["name"]: s["state"] for s in document["states"]} == {"seed=1": "queued", "seed=2": "queued"}
