@@ -2,11 +2,11 @@
 
     cruijff-kit archive DIR [--to DIR2 [--data]] [--keep best|all|none] [--license TEXT]
 
-Adapters (epoch_N), merged models and checkpoints are deleted, but for the adapters that are kept: of the best
-configuration the last ones (--keep best). All else stays in DIR; with --to it is copied to DIR2 first, kept adapters too,
-and each copy is compared with what it was made of before anything is deleted. archive.json says what is there, with hashes,
-and what is gone; ro-crate-metadata.json describes it for repositories (ro_crate.py). --data copies the data too
-(archive_data.py).
+Adapters (epoch_N), merged models and checkpoints are deleted, except for the adapters to keep: by default the last ones of
+the best configuration (--keep best). Everything else stays in DIR. With --to it is first copied to DIR2, with the kept
+adapters, and each copy is compared with its source before anything is deleted. archive.json lists the files, with hashes,
+and the deleted folders; ro-crate-metadata.json describes the archive for repositories (ro_crate.py). --data copies the data
+too (archive_data.py).
 """
 
 import shutil
@@ -38,72 +38,78 @@ from cruijff_kit.util.progress import progress
 
 
 def archive(
-    folder: Path, to: Path | None, keep: str, dry_run: bool, sure: bool, data: bool = False, license: str | None = None
+    folder: Path,
+    target: Path | None,
+    keep: str,
+    dry_run: bool,
+    is_confirmed: bool,
+    data: bool = False,
+    license: str | None = None,
 ) -> dict[str, Any]:
-    """Copy, verify, delete; returns what --json prints.
+    """Copy, verify and delete; return the JSON output.
 
     Raises:
-        UserError: a run that is not finished, a target that cannot be, data that must not or cannot be copied, or nobody
-            who could say yes. Nothing was deleted.
-        ClusterError: whether a run is active cannot be told.
+        UserError: an unfinished run, an impossible target, data that must not or cannot be copied, or no terminal to
+            confirm. Nothing was deleted.
+        ClusterError: SLURM does not tell whether a run is active.
     """
     root = _require_folder(folder)
-    target = None if to is None else _check_target(root, to)
-    if data and target is None:
+    archive_root = None if target is None else _check_target(root, target)
+    if data and archive_root is None:
         raise UserError("--data copies the data to the archive; name it: --to DIR2")
     plan = plan_archive(root, keep)
     copies = plan_data_copies(plan.runs) if data else []
-    _show(plan, target, dry_run, copies)
-    report = _report(plan, target, dry_run, copies)
+    _print_plan(plan, archive_root, dry_run, copies)
+    report = _make_report(plan, archive_root, dry_run, copies)
     if dry_run:
         return report
-    if plan.delete and not sure and not _confirm(plan):
+    if plan.delete and not is_confirmed and not _confirm(plan):
         print("nothing was copied or deleted")
         return report | {"deleted": [], "freed_bytes": 0, "copied_files": 0, "data": [], "crate": None}
     manifest, results = _make_manifest(plan, keep), read_runs(root, plan.runs)
-    if target is not None:
-        before = read_manifest(target)
-        manifest.data = before.data if before else []
+    if archive_root is not None:
+        previous_manifest = read_manifest(archive_root)
+        manifest.data = previous_manifest.data if previous_manifest else []
         manifest.data = [d for d in manifest.data if d.hash not in {c.hash for c in copies}]
         manifest.data += [c.to_manifest() for c in copies]
-        write_manifest(manifest, target)
-        hashes = {path: known["sha256"] for path, known in manifest.files.items()}
-        _copy({root / path: path for path in hashes}, target, hashes)
-        for copy, written in zip(copies, manifest.data[len(manifest.data) - len(copies) :], strict=True):
-            _copy(copy.files, target, {path: known["sha256"] for path, known in written.files.items()})
-            write_tier(target / DATA / copy.hash, copy.tier)
+        write_manifest(manifest, archive_root)
+        hashes = {path: entry["sha256"] for path, entry in manifest.files.items()}
+        _copy({root / path: path for path in hashes}, archive_root, hashes)
+        for copy, data_entry in zip(copies, manifest.data[len(manifest.data) - len(copies) :], strict=True):
+            _copy(copy.files, archive_root, {path: entry["sha256"] for path, entry in data_entry.files.items()})
+            write_tier(archive_root / DATA / copy.hash, copy.tier)
     manifest.state = DELETING
     write_manifest(manifest, root)
-    refuse_unfinished(find_runs(root), root)  # one may have begun to go on meanwhile
+    refuse_unfinished(find_runs(root), root)  # a run may have been resumed in the meantime
     for path in plan.delete:
         shutil.rmtree(root / path)
     manifest.state = DONE
-    for place in (root, target):
+    for place in (root, archive_root):
         if place is not None:
             write_manifest(manifest, place)
             write_crate(place, manifest, results, license)
-    print(f"{format_size(plan.freed)} freed; {root / NAME} says what was deleted")
+    print(f"{format_size(plan.freed)} freed; {root / NAME} lists the deleted folders")
     return report
 
 
 def _make_manifest(plan: ArchivePlan, keep: str) -> ArchiveManifest:
-    before = read_manifest(plan.root)
+    previous = read_manifest(plan.root)
     best = [run.relative_to(plan.root).as_posix() for run in plan.best]
     manifest = ArchiveManifest(str(plan.root), keep, best, links=[p.as_posix() for p in plan.links])
-    gone = {d.path: d for d in (before.deleted if before else [])}
+    deleted_by_path = {d.path: d for d in (previous.deleted if previous else [])}
     with progress("hashing", len(plan.files) + len(plan.delete)) as bar:
         for path, length in plan.files.items():
             manifest.files[path.as_posix()] = {"sha256": hash_file(plan.root / path), "bytes": length}
             bar.advance()
         for path, length in plan.delete.items():
             files = _hash_files(plan.root / path) if EPOCH.fullmatch(path.name) else {}
-            known = gone.get(path.as_posix())  # cut short: what was hashed before it was half deleted
-            gone[path.as_posix()] = (
-                known if known and len(known.files) > len(files) else DeletedFolder(path.as_posix(), length, files)
-            )
+            folder = DeletedFolder(path.as_posix(), length, files)
+            # an interrupted archive may have deleted half of a folder: its manifest has the hashes of all files
+            known = deleted_by_path.get(folder.path, folder)
+            deleted_by_path[folder.path] = known if len(known.files) > len(files) else folder
             bar.advance()
-    here = {p.as_posix() for p in plan.adapters}
-    manifest.deleted = [d for d in gone.values() if d.path not in here]  # put back since
+    present = {p.as_posix() for p in plan.adapters}
+    manifest.deleted = [d for d in deleted_by_path.values() if d.path not in present]  # some may have been restored
     return manifest
 
 
@@ -112,12 +118,13 @@ def _hash_files(folder: Path) -> dict[str, str]:
 
 
 def _copy(files: dict[Path, str], target: Path, hashes: dict[str, str]) -> None:
-    """Copy what is kept and compare every copy; what is there already and the same is left.
+    """Copy files and compare every copy with its source; identical copies that exist already are not written again.
 
     Args:
-        files: what is copied -> its path below the target. hashes: path -> sha256.
+        files: source -> path below the target.
+        hashes: path below the target -> sha256.
     Raises:
-        OSError: a copy could not be made, or is not what it was made of.
+        OSError: a copy failed, or differs from its source.
     """
     with progress("copying", len(files)) as bar:
         for file, path in files.items():
@@ -139,27 +146,27 @@ def _require_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _check_target(root: Path, to: Path) -> Path:
-    target = to.expanduser().resolve()
+def _check_target(root: Path, path: Path) -> Path:
+    target = path.expanduser().resolve()
     if target == root or target.is_relative_to(root) or root.is_relative_to(target):
-        raise UserError(f"--to {to}: neither folder may contain the other ({root}); choose another")
+        raise UserError(f"--to {path}: neither folder may contain the other ({root}); choose another")
     if target.exists() and not target.is_dir():
-        raise UserError(f"--to {to} is a file; choose a folder")
+        raise UserError(f"--to {path} is a file; choose a folder")
     if target.is_dir() and any(target.iterdir()):
-        begun = read_manifest(target)  # of a copy that was cut short
-        if begun is None or begun.source != str(root):
-            raise UserError(f"--to {to} is not empty; choose a new folder")
+        manifest = read_manifest(target)  # of an interrupted archive
+        if manifest is None or manifest.source != str(root):
+            raise UserError(f"--to {path} is not empty; choose a new folder")
     return target
 
 
 def _confirm(plan: ArchivePlan) -> bool:
-    what = f"{len(plan.delete)} folders ({format_size(plan.freed)}) of {len(plan.runs)} runs"
+    summary = f"{len(plan.delete)} folders ({format_size(plan.freed)}) of {len(plan.runs)} runs"
     if not sys.stdin.isatty():
-        raise UserError(f"{what} would be deleted from {plan.root}; add --yes (--dry-run shows which)")
-    return input(f"delete {what} from {plan.root}? [y/N] ").strip().lower() in ("y", "yes")
+        raise UserError(f"{summary} would be deleted from {plan.root}; add --yes (--dry-run shows which)")
+    return input(f"delete {summary} from {plan.root}? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _report(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> dict[str, Any]:
+def _make_report(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> dict[str, Any]:
     return {
         "from": str(plan.root),
         "to": None if target is None else str(target),
@@ -181,24 +188,24 @@ def _report(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[
     }
 
 
-def _show(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> None:
-    would = "would be " if dry_run else "to be "
-    kept = f"{len(plan.files)} files ({format_size(sum(plan.files.values()))})"
+def _print_plan(plan: ArchivePlan, target: Path | None, dry_run: bool, copies: list[DataCopy]) -> None:
+    prefix = "would be " if dry_run else "to be "
+    kept_files = f"{len(plan.files)} files ({format_size(sum(plan.files.values()))})"
     print(f"{len(plan.runs)} runs in {plan.root}")
-    print(f"{would}kept: {kept}" + (f", {would}copied to {target}" if target else ""))
+    print(f"{prefix}kept: {kept_files}" + (f", {prefix}copied to {target}" if target else ""))
     for path in plan.adapters:
         print(f"  adapter {path}")
     for copy in copies:
         print(f"  data {', '.join(copy.places)} ({copy.tier}, {format_size(copy.bytes)})")
-    print(f"{would}deleted: {len(plan.delete)} folders ({format_size(plan.freed)})")
+    print(f"{prefix}deleted: {len(plan.delete)} folders ({format_size(plan.freed)})")
     for path, length in plan.delete.items():
         print(f"  {path} ({format_size(length)})")
     if plan.links:
-        print(f"left alone, because they are links: {', '.join(map(str, plan.links))}")
+        print(f"symbolic links, which stay as they are: {', '.join(map(str, plan.links))}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = Parser(
         "archive", "Keep the results and the best adapters of a finished experiment, delete the other adapters."
     )
@@ -209,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", action="store_true", help="copy the data too: green, or yellow with permission")
     parser.add_argument(
-        "--license", metavar="TEXT", help="of the archive, for its description: an address or a sentence"
+        "--license", metavar="TEXT", help="license in the archive's description: an address or a sentence"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done; change nothing")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask for confirmation")

@@ -1,12 +1,12 @@
-"""Is this model fine-tuned? `cruijff-kit compare A [B] [--text TEXT | --split NAME] [KEY=VALUE ...]`.
+"""Check whether a model is fine-tuned: `cruijff-kit compare A [B] [--text TEXT | --split NAME] [KEY=VALUE ...]`.
 
 cruijff-kit compare RUN_DIR                                  the run's base model against its last adapter
-cruijff-kit compare RUN_DIR --epoch 0                        against that of an earlier epoch
+cruijff-kit compare RUN_DIR --epoch 0                        against the adapter of an earlier epoch
 cruijff-kit compare ADAPTER_DIR --text "A text."             an adapter that PEFT saved, on a text of your own
 cruijff-kit compare RUN_DIR OTHER_RUN                        two runs of one base model against each other
 
-Compared are the perplexity of the answers of the test split (or of the texts), the logits of the next token behind each
-prompt (or text), and which token is likeliest there.
+It compares the perplexity of the answers of the test split (or of the texts), the logits of the next token after each
+prompt (or text), and the most likely next token.
 """
 
 import argparse
@@ -26,114 +26,117 @@ if TYPE_CHECKING:
     from cruijff_kit.models.model_difference import AdapterSize, ModelDifference
     from cruijff_kit.runs.texts import Text
 
-_NOTHING = 1e-6  # largest difference of logits that is rounding
-_TEXTS = 200
-_ON_THE_MACHINE = ("device", "dtype", "threads", "gpus")
+_ROUNDING = 1e-6  # largest difference of logits that counts as rounding
+_MAX_TEXTS = 200
+_MACHINE_SETTINGS = ("device", "dtype", "threads", "gpus")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two models; of one source alone the first is its base model."""
+    """Two models; if the command line names one, the first is its base model."""
 
     first: ModelRef
     second: ModelRef
 
     @property
-    def against_base(self) -> bool:
-        """Whether the first one is the base model of the second."""
+    def has_base_model(self) -> bool:
+        """Return whether the first model is the base model of the second."""
         return self.first.adapter is None
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line asks; returns what --json prints.
+    """Compare the two models of the command line; return the JSON output.
 
     Raises:
-        UserError: it cannot work.
+        UserError: a wrong option, no such model, or different base models.
     """
     for name in ("batch_size", "max_samples"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    pair = _pair(options)
+    pair = _find_pair(options)
     by_default = not (options.text or options.file or options.max_samples)
-    options.max_samples = _TEXTS if by_default else options.max_samples
+    options.max_samples = _MAX_TEXTS if by_default else options.max_samples
     tokenizer, texts, _, _ = read_texts(pair.second, options, answers=True)
-    rows = _rows(texts)
+    rows = _make_rows(texts)
     say(f"comparing {pair.first.summary()} with {pair.second.summary()} on {len(texts)} texts")
     from cruijff_kit.models import hidden_states
     from cruijff_kit.models.model_difference import measure_adapter, measure_difference
 
     second = hidden_states.open_model(pair.second.config.torchtune, pair.second.adapter, pair.second.is_peft)
     sizes = {"second": measure_adapter(second.decoder)}
-    if pair.against_base:
+    if pair.has_base_model:
         first = replace(second, is_base=True)
-    else:  # the base weights are in memory once
+    else:  # both models share the base weights in memory
         first = hidden_states.open_model(pair.first.config.torchtune, pair.first.adapter, pair.first.is_peft)
         sizes["first"] = measure_adapter(first.decoder)
     with progress("comparing", len(rows)) as bar:
         difference = measure_difference(
             first, second, rows, tokenizer.pad_id, options.batch_size, advance=lambda done: bar.advance(steps=done)
         )
-    report = _report(pair, difference, sizes)
-    _print(report)
+    report = _make_report(pair, difference, sizes)
+    _print_report(report)
     return report
 
 
-def _pair(options: argparse.Namespace) -> Pair:
+def _find_pair(options: argparse.Namespace) -> Pair:
     places, settings = split_items(options.items, 2)
-    machine = [s for s in settings if s.lstrip("+").partition("=")[0] in _ON_THE_MACHINE]
+    machine = [s for s in settings if s.lstrip("+").partition("=")[0] in _MACHINE_SETTINGS]
     runs = [(p / "result.json").is_file() or (p / "config.yaml").is_file() for p in places]
-    # What is not the machine's belongs to adapters and models, where there is one among them.
-    for_run = machine if not all(runs) else settings
+    # If there is an adapter or a model, settings other than the machine's are for it, not for a run.
+    run_settings = machine if not all(runs) else settings
     if len(places) < 2:
-        place, run = (places[0], runs[0]) if places else (None, False)
-        second = find_model(place, for_run if run else settings, options.config_dir, options.epoch)
+        place, is_run = (places[0], runs[0]) if places else (None, False)
+        second = find_model(place, run_settings if is_run else settings, options.config_dir, options.epoch)
         if second.adapter is None:
             name = place or second.config.model.name
             raise UserError(f"{name} is a base model without an adapter; name a run's or an adapter's folder")
         return Pair(replace(second, adapter=None, epoch=None), second)
     sources: list[ModelRef] = []
-    for place, run in zip(places, runs, strict=True):
-        own = for_run if run else [*settings, *_base_of_first(place, settings, sources)]
-        sources.append(find_model(place, own, options.config_dir, options.epoch if run else None))
-    _refuse_other_base(*sources)
+    for place, is_run in zip(places, runs, strict=True):
+        source_settings = run_settings if is_run else [*settings, *_base_model_overrides(place, settings, sources)]
+        sources.append(find_model(place, source_settings, options.config_dir, options.epoch if is_run else None))
+    _refuse_different_bases(*sources)
     return Pair(*sorted(sources, key=lambda s: s.adapter is not None))  # a base model comes first
 
 
-def _base_of_first(place: Path, settings: list[str], sources: list[ModelRef]) -> list[str]:
-    """The first one's base model for an adapter whose own is no folder here."""
+def _base_model_overrides(place: Path, settings: list[str], sources: list[ModelRef]) -> list[str]:
+    """Return overrides for the first model's base model, if the adapter's own base model is not a local folder."""
     if not sources or has_override(settings, "model") or not is_adapter_folder(place):
         return []
     from cruijff_kit.models.external_adapter import base_model_name
 
     model = sources[0].config.model
-    here = Path(base_model_name(place) or "/nowhere").expanduser().is_dir()
-    return [] if here else [*model_overrides(Path(model.path), settings), f"model.kind={model.kind}"]
+    is_local = Path(base_model_name(place) or "/nowhere").expanduser().is_dir()
+    return [] if is_local else [*model_overrides(Path(model.path), settings), f"model.kind={model.kind}"]
 
 
-def _refuse_other_base(first: ModelRef, second: ModelRef) -> None:
+def _refuse_different_bases(first: ModelRef, second: ModelRef) -> None:
     from cruijff_kit.models.fingerprint import fingerprint
 
-    one, other = (Path(s.config.model.path).expanduser().resolve() for s in (first, second))
-    if one != other and (not one.is_dir() or not other.is_dir() or fingerprint(one) != fingerprint(other)):
+    first_path, second_path = (Path(s.config.model.path).expanduser().resolve() for s in (first, second))
+    if first_path != second_path and (
+        not first_path.is_dir() or not second_path.is_dir() or fingerprint(first_path) != fingerprint(second_path)
+    ):
         raise UserError(
-            f"the base models differ ({one}, {other}), so logits cannot be compared; take two adapters of one base model"
+            f"the base models differ ({first_path}, {second_path}), so logits cannot be compared; take two adapters of one "
+            "base model"
         )
 
 
-def _rows(texts: list["Text"]) -> list[Any]:
+def _make_rows(texts: list["Text"]) -> list[Any]:
     from cruijff_kit.models.model_difference import ScoredText
 
     rows = []
     for t in texts:
         if t.answer:
             rows.append(ScoredText([*t.ids, *t.answer], len(t.ids), len(t.ids) - 1))
-        else:  # a text alone: every token but its first
+        else:  # a text without an answer: all tokens except the first
             rows.append(ScoredText(t.ids, 1, len(t.ids) - 1))
     return rows
 
 
-def _report(pair: Pair, difference: "ModelDifference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
-    perplexity, differs = difference.perplexity, difference.max_abs > _NOTHING
+def _make_report(pair: Pair, difference: "ModelDifference", sizes: dict[str, "AdapterSize"]) -> dict[str, Any]:
+    perplexity, differs = difference.perplexity, difference.max_abs > _ROUNDING
     report: dict[str, Any] = {
         "base_model": pair.second.config.model.path,
         "first": {"name": pair.first.summary(), "adapter": pair.first.adapter_path, "perplexity": perplexity[0]},
@@ -144,29 +147,29 @@ def _report(pair: Pair, difference: "ModelDifference", sizes: dict[str, "Adapter
         "kl": difference.kl,
         "top1_agreement": difference.top1_agreement,
         "differs": differs,
-        "fine_tuned": differs if pair.against_base else None,
+        "fine_tuned": differs if pair.has_base_model else None,
     }
-    for which, size in sizes.items():
-        report[which] |= {"update": asdict(size)}
-    return report | {"verdict": _verdict(pair, report, sizes["second"])}
+    for name, size in sizes.items():
+        report[name] |= {"update": asdict(size)}
+    return report | {"verdict": _describe_verdict(pair, report, sizes["second"])}
 
 
-def _verdict(pair: Pair, report: dict[str, Any], size: "AdapterSize") -> str:
-    one, other = report["first"]["perplexity"], report["second"]["perplexity"]
-    perplexity = "" if one is None or other is None else f"perplexity {one:.4g} -> {other:.4g}, "
-    moved = (
-        f"{perplexity}logits differ by {report['logits']['mean_abs']:.3g} on average, the likeliest next token agrees on "
+def _describe_verdict(pair: Pair, report: dict[str, Any], size: "AdapterSize") -> str:
+    before, after = report["first"]["perplexity"], report["second"]["perplexity"]
+    perplexity = "" if before is None or after is None else f"perplexity {before:.4g} -> {after:.4g}, "
+    change = (
+        f"{perplexity}logits differ by {report['logits']['mean_abs']:.3g} on average, the most likely next token agrees on "
         f"{report['top1_agreement']:.1%} of {report['texts']} texts"
     )
-    if not pair.against_base:
-        return f"different: {moved}" if report["differs"] else "the same: no logit differs on these texts"
+    if not pair.has_base_model:
+        return f"different: {change}" if report["differs"] else "the same: no logit differs on these texts"
     if report["differs"]:
-        return f"fine-tuned: {moved}"
-    why = "every B is zero" if not size.nonzero else "no logit differs on these texts"
-    return f"not: the adapter changes nothing ({why})"
+        return f"fine-tuned: {change}"
+    reason = "every B is zero" if not size.nonzero else "no logit differs on these texts"
+    return f"not: the adapter changes nothing ({reason})"
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -174,32 +177,34 @@ def _print(report: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in ("", "first", "second"):
         table.add_column(title, overflow="fold")
-    one, other = report["first"], report["second"]
-    table.add_row("model", one["name"], other["name"])
-    table.add_row("perplexity", *("-" if m["perplexity"] is None else f"{m['perplexity']:.4g}" for m in (one, other)))
-    sizes = (m.get("update") for m in (one, other))
-    shown = (f"{u['norm']:.4g} ({u['nonzero']} of {u['modules']} modules)" if u else "none" for u in sizes)
-    table.add_row("norm of the adapter's update", *shown)
+    first, second = report["first"], report["second"]
+    table.add_row("model", first["name"], second["name"])
+    table.add_row(
+        "perplexity", *("-" if m["perplexity"] is None else f"{m['perplexity']:.4g}" for m in (first, second))
+    )
+    sizes = (m.get("update") for m in (first, second))
+    norms = (f"{u['norm']:.4g} ({u['nonzero']} of {u['modules']} modules)" if u else "none" for u in sizes)
+    table.add_row("norm of the adapter's update", *norms)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(table)
     logits = report["logits"]
     print(
         f"logits of the next token: differ by {logits['mean_abs']:.4g} on average, by {logits['max_abs']:.4g} at most"
     )
-    print(f"KL(second || first): {report['kl']:.4g} nats; likeliest token agrees on {report['top1_agreement']:.1%}")
+    print(f"KL(second || first): {report['kl']:.4g} nats; most likely token agrees on {report['top1_agreement']:.1%}")
     print(report["verdict"])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = Parser("compare", "Is a model fine-tuned, and how far: base against adapter, or two adapters.")
+    """Run the command; return the exit code."""
+    parser = Parser("compare", "Measure how far a model is fine-tuned: base against adapter, or two adapters.")
     parser.add_examples(__doc__)
     parser.add_argument("items", metavar="A [B] | KEY=VALUE", nargs="+", help="runs or adapters; settings")
     parser.add_argument(
-        "--epoch", type=int, metavar="N", help="of a run's adapter, from 0; default: the last one saved"
+        "--epoch", type=int, metavar="N", help="epoch of a run's adapter, from 0; default: the last one saved"
     )
     add_texts(parser)
-    parser.add_argument("--max-samples", type=int, metavar="N", help=f"the first N rows of the split ({_TEXTS})")
+    parser.add_argument("--max-samples", type=int, metavar="N", help=f"the first N rows of the split ({_MAX_TEXTS})")
     import_from_cwd()
     return parser.run(argv, compare)
 

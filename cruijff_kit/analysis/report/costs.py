@@ -30,7 +30,7 @@ def build_costs(runs: Runs) -> Section:
     section.blocks += [_draw_chart(timed_runs), _make_table(timed_runs)]
     if estimates := _make_estimate_table(runs):
         section.blocks.append(estimates)
-        section.text += _describe_accuracy(estimates)
+        section.text += _describe_estimate_accuracy(estimates)
     return section
 
 
@@ -39,7 +39,7 @@ def sum_hours(runs: Runs) -> dict[str, float]:
     hours = {"gpu_hours": 0.0, "cpu_hours": 0.0}
     for run in runs.runs_with_results:
         if not (run.entry and run.entry.reused) and is_finite(run.result.seconds.get("total")):
-            hours["gpu_hours" if used_gpu(run) else "cpu_hours"] += _device_hours(run)
+            hours["gpu_hours" if is_on_gpu(run) else "cpu_hours"] += _device_hours(run)
     return hours
 
 
@@ -59,7 +59,7 @@ def format_digits(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
-def used_gpu(run: Run) -> bool:
+def is_on_gpu(run: Run) -> bool:
     """Return whether a run computed on a GPU; machine.device is "cpu" or the GPU's name."""
     return run.result.machine.get("device", "cpu") != "cpu"
 
@@ -99,7 +99,7 @@ def _make_table(runs: list[Run]) -> Table:
     rows = []
     for r in runs:
         seconds = [r.result.seconds.get(p) for p in (*phases, "total")]
-        hours = [_device_hours(r), None] if used_gpu(r) else [None, _device_hours(r)]
+        hours = [_device_hours(r), None] if is_on_gpu(r) else [None, _device_hours(r)]
         machine = [r.result.machine.get("device"), r.result.settings.get("processes"), r.result.restarts]
         rows.append([r.label, *seconds, _peak_memory(r), *machine, *hours])
     return Table("costs", "Time and memory of every run that has ended", header, rows)
@@ -114,10 +114,10 @@ def _draw_chart(runs: list[Run]) -> Chart:
     data = Table("costs_chart", "Time by phase, and peak memory", ["run", *phases, "peak memory (GB)"], rows)
     has_names, positions = len(rows) <= _MAX_NAMED, range(len(rows))
     with open_figure(9.5, 1.3 + (0.22 * len(rows) if has_names else 5)) as fig:
-        left, right = fig.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+        time_axes, memory_axes = fig.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         starts = [0.0] * len(rows)
         for i, phase in enumerate(phases, 1):
-            left.barh(
+            time_axes.barh(
                 positions,
                 [r[i] for r in rows],
                 left=starts,
@@ -126,13 +126,13 @@ def _draw_chart(runs: list[Run]) -> Chart:
                 label=phase,
             )
             starts = [s + r[i] for s, r in zip(starts, rows, strict=True)]
-        right.barh(positions, [r[-1] or 0 for r in rows], height=0.75 if has_names else 1.0, color=PALETTE[9])
-        left.set(xlabel="seconds", ylim=(len(rows) - 0.4, -0.6))
-        left.set_yticks(positions if has_names else [], [shorten(r[0], 48) for r in rows] if has_names else [])
-        right.set(xlabel="peak memory of training (GB)")
-        for axes in (left, right):
+        memory_axes.barh(positions, [r[-1] or 0 for r in rows], height=0.75 if has_names else 1.0, color=PALETTE[9])
+        time_axes.set(xlabel="seconds", ylim=(len(rows) - 0.4, -0.6))
+        time_axes.set_yticks(positions if has_names else [], [shorten(r[0], 48) for r in rows] if has_names else [])
+        memory_axes.set(xlabel="peak memory of training (GB)")
+        for axes in (time_axes, memory_axes):
             axes.grid(False, axis="y")
-        fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(phases))
+        fig.legend(*time_axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(phases))
         totals = [r.result.seconds["total"] for r in runs]
         span = f"{format_value(min(totals))} to {format_value(max(totals))} seconds"
         alt = f"{data.caption} of {len(rows)} runs; totals from {span}"
@@ -149,7 +149,7 @@ def _make_estimate_table(runs: Runs) -> Table | None:
         seconds, memory = estimate.get("seconds"), estimate.get("memory_bytes")
         ratios = [total / seconds if is_finite(seconds) and seconds else None]
         memory, peak = (memory / _GB if is_finite(memory) else None), _peak_memory(r)
-        gpu_hours = _device_hours(r) if used_gpu(r) else None
+        gpu_hours = _device_hours(r) if is_on_gpu(r) else None
         rows.append([r.label, seconds, total, *ratios, memory, peak, peak / memory if peak and memory else None,
                      estimate.get("gpu_hours"), gpu_hours, estimate.get("basis")])  # fmt: skip
     header = ["run", "expected (s)", "took (s)", "took / expected", "expected memory (GB)", "peak memory (GB)",
@@ -157,12 +157,10 @@ def _make_estimate_table(runs: Runs) -> Table | None:
     return Table("estimates", "Estimated and measured time and memory", header, rows) if rows else None
 
 
-def _describe_accuracy(estimates: Table) -> list[str]:
+def _describe_estimate_accuracy(estimates: Table) -> list[str]:
     lines = []
-    for quantity, column in (("time", 3), ("memory", 6)):
+    for text, column in (("took {} times the estimated time", 3), ("used {} times the estimated memory", 6)):
         ratios = [row[column] for row in estimates.rows if row[column] is not None]
         if ratios:
-            lines.append(
-                f"The runs took {format_value(median(ratios))} times the estimated {quantity} (median of {len(ratios)})."
-            )
+            lines.append(f"The runs {text.format(format_value(median(ratios)))} (median of {len(ratios)}).")
     return lines

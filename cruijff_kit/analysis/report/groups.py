@@ -83,7 +83,7 @@ def _read_task(runs: Sequence[Run], task: str) -> _Task:
     """Read the samples of a task from the logs of one configuration's runs (one for each seed)."""
     from cruijff_kit.evaluation.eval_logs import reported_groups  # inspect-ai
 
-    seeds = f" and {len(runs) - 1} more seeds" if len(runs) > 1 else ""
+    seeds = f" and {format_count(len(runs) - 1, 'more seed')}" if len(runs) > 1 else ""
     result = _Task(f"Task {task}, {runs[0].label}{seeds}", {}, [])
     logs = [Path(run.last_evaluation(task).log) for run in runs]
     try:

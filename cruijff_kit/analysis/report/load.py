@@ -202,5 +202,5 @@ def _read_run(ref: RunRef, info: RunInfo) -> Run:
 
 
 def _find_log(folder: Path, log: str) -> str:
-    moved = folder / Path(log).name
-    return str(moved) if log and moved.is_file() else log
+    path = folder / Path(log).name
+    return str(path) if log and path.is_file() else log

@@ -235,11 +235,11 @@ def _describe_decoding(runs: Runs) -> str:
     from cruijff_kit.evaluation.eval_logs import read_decoding
 
     descriptions: dict[str, list[str]] = {}
-    known = set()
+    keys = set()
     for run in runs.runs_with_results:
         for e in run.result.evaluation:
-            if (e.task, e.key) not in known and Path(e.log).is_file():
-                known.add((e.task, e.key))
+            if (e.task, e.key) not in keys and Path(e.log).is_file():
+                keys.add((e.task, e.key))
                 descriptions.setdefault(e.task, []).append(_format_decoding(read_decoding(e.log)))
     decoding = {task: join_words(list(dict.fromkeys(text)), "or") for task, text in descriptions.items()}
     if not decoding:

@@ -159,8 +159,11 @@ def collect_outcomes(runs: Runs) -> list[Outcome]:
     for ranking in analysis.rankings:
         configured = [ConfiguredRuns(c, runs.runs_of(c), c.objectives()) for c in ranking.configurations]
         outcomes.append(Outcome(ranking.chosen_by, ranking.source, configured, analysis))
-    ranked = [c for r in analysis.rankings for c in r.configurations]
-    all_configurations = [*ranked, *(c for c in analysis.configurations if c not in ranked)]
+    ranked_configurations = [c for r in analysis.rankings for c in r.configurations]
+    all_configurations = [
+        *ranked_configurations,
+        *(c for c in analysis.configurations if c not in ranked_configurations),
+    ]
     chosen_sources = [r.source for r in analysis.rankings]
     for metric_key in (m for m in list_compared_metrics(analysis) if m not in chosen_sources):
         configured = [

@@ -35,9 +35,9 @@ def build_ranking(runs: Runs) -> Section:
     if not analysis.configurations:
         section.absent = "no run has finished"
         return section
-    if why := runs.analysis.no_best_reason:
+    if reason := runs.analysis.no_best_reason:
         section.title = "Comparison of the configurations"
-        section.text.append(why)
+        section.text.append(reason)
     outcomes, num_families = collect_outcomes(runs), len(runs.families)
     section.text += [_describe_best(*pair) for pair in zip(runs.families[:4], outcomes, strict=False)]
     for number, outcome in enumerate(outcomes[:num_families][:4], 1):
@@ -46,7 +46,7 @@ def build_ranking(runs: Runs) -> Section:
         section.text.append(f"{num_families - 4} more objectives are only in the table of all runs.")
     for number, outcome in enumerate(outcomes[num_families:][:MAX_TABLES], 1):
         section.blocks += _make_blocks(outcome, f"test_scores_{number}")
-    section.text += _explain(runs)
+    section.text += _write_explanations(runs)
     return section
 
 
@@ -160,7 +160,7 @@ def _draw_references(axes: Any, configurations: list[ConfiguredRuns], outcome: O
         axes.figure.legend(loc="outside upper right", ncols=3)
 
 
-def _explain(runs: Runs) -> list[str]:
+def _write_explanations(runs: Runs) -> list[str]:
     analysis = runs.analysis
     results = [r for c in analysis.configurations for r in c.runs]
     text, units = [], name_units(results)

@@ -74,9 +74,9 @@ def _make_table(runs: Runs, task: str, evaluations: list[tuple[Run, Any]], name:
         rows.append(
             ["chance (constant answer)", None, evaluations[0][1].samples, *chance_values, *(None for _ in shares)]
         )
-    kept = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
-    table = [[row[i] for i in kept] for row in rows]
-    return Table(name, f"Task {task}: all metrics", [header[i] for i in kept], table)
+    indices = [i for i in range(len(header)) if i < 3 or any(row[i] is not None for row in rows)]
+    table = [[row[i] for i in indices] for row in rows]
+    return Table(name, f"Task {task}: all metrics", [header[i] for i in indices], table)
 
 
 def _format_interval(runs: Runs, run: Run, e: Evaluation, metric_key: MetricKey) -> str | None:

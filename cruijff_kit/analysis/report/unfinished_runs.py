@@ -40,8 +40,10 @@ def _make_rows(run: Run) -> list[list[Any]]:
         rows.append([run.label, info.state, None, "unreadable result", run.result_error, None, *end])
     elif info.state != "done":
         error = result.error if result else None
-        why = [error.phase, error.type, error.message, error.cause] if error else [None, None, info.reason, info.cause]
-        rows.append([run.label, info.state, *why, *end])
+        reasons = (
+            [error.phase, error.type, error.message, error.cause] if error else [None, None, info.reason, info.cause]
+        )
+        rows.append([run.label, info.state, *reasons, *end])
     if result and result.posthoc_error:
         error = result.posthoc_error
         rows.append([run.label, "done, evaluation missing", error.phase, error.type, error.message, error.cause, *end])

@@ -41,9 +41,9 @@ def _plural(column: str) -> str:
     return column if column.endswith("s") else f"{column}s"
 
 
-def name_population(over: str, units: str) -> str:
+def name_population(population: str, units: str) -> str:
     """Put the units into an estimate's population: "respondents and seeds" for "test items and seeds"."""
-    return over.replace("test items", units).replace("validation rows", units)
+    return population.replace("test items", units).replace("validation rows", units)
 
 
 def format_interval(e: Estimate | None) -> str | None:
@@ -95,5 +95,5 @@ def _describe_detectable(task: str, d: DetectableDifference, units: str) -> str:
     return (
         f"On {task}, with {sample}, {difference} would be detected with a probability of 80%{correction} (for {accuracy}a "
         f"correlation of {d.correlation:.2f} between the answers of two configurations, {origin})"
-        + ("." if d.accuracy is None else f"; 5 percentage points would need {required} {SAMPLES}.")
+        + ("." if d.accuracy is None else f"; a difference of 5 percentage points would need {required} {SAMPLES}.")
     )

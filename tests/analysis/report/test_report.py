@@ -485,11 +485,13 @@ def test_settings_that_vary_together_are_one():
     assert {row[0] for row in table.rows} == {"lr with lora.rank"}
     assert table.columns[-3:] == ["share of variance", "low", "high"]
     assert section.text[0].startswith("lr and lora.rank vary together")
-    more = {(lr, rank, d, s): d + 0.001 * s for lr, rank in pairs.items() for d in (0.0, 0.1) for s in (1, 2)}
-    design = read_design(family(more, ("lr", "lora.rank", "dropout")))
+    scores_with_dropout = {
+        (lr, rank, d, s): d + 0.001 * s for lr, rank in pairs.items() for d in (0.0, 0.1) for s in (1, 2)
+    }
+    design = read_design(family(scores_with_dropout, ("lr", "lora.rank", "dropout")))
     assert [e.name for e in design.effects] == ["dropout", "lr with lora.rank"]
     assert design.decomposition.overlapping == [] and design.decomposition.shares[0].share > 0.95
-    cells = section_of(family(more, ("lr", "lora.rank", "dropout"))).charts[0].data
+    cells = section_of(family(scores, ("lr", "lora.rank", "dropout"))).charts[0].data
     assert len(cells.rows) == 8 and {"0.0001 with 8"} < {row[1] for row in cells.rows}
 
 
