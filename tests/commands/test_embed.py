@@ -143,7 +143,7 @@ def test_a_file_that_exists_is_kept(run, embed, tmp_path):
 REFUSED = [
     (["{run}", "--layers", "5"], "0 (the embedding) to 4, or from the end -1 to -5"),
     (["{run}", "--layers", "-6"], "0 (the embedding) to 4, or from the end -1 to -5"),
-    (["{run}", "--layers", "a"], "no list of whole numbers"),
+    (["{run}", "--layers", "a"], "is not a list of whole numbers"),
     (["{run}", "--layers", "-1,4"], "names a layer twice"),
     (["{run}", "--epoch", "2"], "holds no adapter of epoch 2; there: 0, 1"),
     (["{run}", "lr=1"], "only device, dtype, threads, gpus can differ"),
