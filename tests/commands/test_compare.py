@@ -58,20 +58,20 @@ def test_a_run_against_its_base_is_what_transformers_and_peft_say(runs, compare,
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     rows = [torch.tensor([AutoTokenizer.from_pretrained(tiny)(t)["input_ids"]]) for t in texts]
     with torch.inference_mode():
-        before = [base(r).logits[0] for r in rows]
+        base_logits = [base(r).logits[0] for r in rows]
         model = PeftModel.from_pretrained(base, runs / "trained" / "epoch_1").eval()
-        after = [model(r).logits[0] for r in rows]
-    for which, logits in (("first", before), ("second", after)):
+        adapter_logits = [model(r).logits[0] for r in rows]
+    for name, logits in (("first", base_logits), ("second", adapter_logits)):
         losses = [
             torch.nn.functional.cross_entropy(x[:-1], r[0, 1:], reduction="sum")
             for x, r in zip(logits, rows, strict=True)
         ]
         nll = torch.stack(losses).sum() / sum(r.shape[1] - 1 for r in rows)
-        assert report[which]["perplexity"] == pytest.approx(nll.exp().item(), rel=1e-3)
-    last = [(a[-1], b[-1]) for a, b in zip(before, after, strict=True)]
-    apart = torch.stack([(b - a).abs() for a, b in last])
-    assert report["logits"]["mean_abs"] == pytest.approx(apart.mean().item(), rel=1e-3)
-    assert report["logits"]["max_abs"] == pytest.approx(apart.max().item(), rel=1e-3)
+        assert report[name]["perplexity"] == pytest.approx(nll.exp().item(), rel=1e-3)
+    last = [(a[-1], b[-1]) for a, b in zip(base_logits, adapter_logits, strict=True)]
+    distances = torch.stack([(b - a).abs() for a, b in last])
+    assert report["logits"]["mean_abs"] == pytest.approx(distances.mean().item(), rel=1e-3)
+    assert report["logits"]["max_abs"] == pytest.approx(distances.max().item(), rel=1e-3)
     kl = [(b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum() for a, b in last]
     assert report["kl"] == pytest.approx(torch.stack(kl).mean().item(), rel=1e-3)
     assert report["top1_agreement"] == sum((a.argmax() == b.argmax()).item() for a, b in last) / 2
@@ -105,11 +105,11 @@ def test_answers_of_the_test_split_become_likelier(runs, compare):
 
 
 def test_two_adapters_and_a_base_model(runs, compare, tiny):
-    one, same = runs / "trained", runs / "trained" / "epoch_1"
-    assert compare(one, same, "--text", "abc")[1]["verdict"].startswith("the same: ")
-    _, other, _ = compare(one, runs / "nothing", "--text", "abc")
-    assert other["verdict"].startswith("different: ") and other["fine_tuned"] is None
-    _, with_base, _ = compare(one, tiny, "--text", "abc")
+    run, last_epoch = runs / "trained", runs / "trained" / "epoch_1"
+    assert compare(run, last_epoch, "--text", "abc")[1]["verdict"].startswith("the same: ")
+    _, report, _ = compare(run, runs / "nothing", "--text", "abc")
+    assert report["verdict"].startswith("different: ") and report["fine_tuned"] is None
+    _, with_base, _ = compare(run, tiny, "--text", "abc")
     assert with_base["fine_tuned"] and with_base["first"]["adapter"] is None
 
 

@@ -40,7 +40,7 @@ def vectors(file: str, layer: int = 4) -> np.ndarray:
     return np.array(pyarrow.parquet.read_table(file)[f"embedding_{layer}"].to_pylist())
 
 
-def test_rows_of_the_test_split_are_read_as_evaluation_asks_them(run, embed, tiny):
+def test_rows_of_the_test_split_have_the_prompts_of_evaluation(run, embed, tiny):
     from transformers import AutoTokenizer
 
     code, out, _ = embed(run, "--to", "a.parquet", "--max-samples", 3, "--json")
@@ -52,33 +52,38 @@ def test_rows_of_the_test_split_are_read_as_evaluation_asks_them(run, embed, tin
         [{"role": "system", "content": "You are a helpful assistant."},
          {"role": "user", "content": f"Capitalize the word: {r['input']}"}] for r in rows[:3]
     ]  # fmt: skip
-    theirs = AutoTokenizer.from_pretrained(tiny)
-    expected = [theirs.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chat]
-    shown = table["text"].to_pylist()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    expected = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chat]
+    texts = table["text"].to_pylist()
     assert table["id"].to_pylist() == [0, 1, 2]
-    assert all(r["input"] in t for r, t in zip(rows, shown, strict=False)) and all(
-        t.endswith("assistant\n") for t in shown
+    assert all(r["input"] in t for r, t in zip(rows, texts, strict=False)) and all(
+        t.endswith("assistant\n") for t in texts
     )
-    assert [t.rpartition("word: ")[2] for t in shown] == [t.rpartition("word: ")[2] for t in expected]
+    assert [t.rpartition("word: ")[2] for t in texts] == [t.rpartition("word: ")[2] for t in expected]
 
 
 def test_which_model(run, embed, tiny):
     """The last epoch, an earlier one, the base model, the adapter's folder, the model's folder: each is itself."""
-    asked = ["--text", "Some text", "--text", "Other", "dtype=fp32", "device=cpu"]
+    options = ["--text", "Some text", "--text", "Other", "dtype=fp32", "device=cpu"]
     model = ["model=hf_llama", f"model.path={tiny}"]
-    for name, chosen in {
+    for name, items in {
         "last": [run], "first": [run, "--epoch", 0], "base": [run, "--base-model"], "adapter": [run / "epoch_0"],
         "model": [tiny], "settings": model, "bare": [run / "epoch_1", "--base-model"],
     }.items():  # fmt: skip
-        assert embed(*chosen, *asked, "--to", f"{name}.parquet")[0] == 0
-    found = {n: vectors(f"{n}.parquet") for n in ("last", "first", "base", "adapter", "model", "settings", "bare")}
+        assert embed(*items, *options, "--to", f"{name}.parquet")[0] == 0
+    vectors_by_name = {
+        n: vectors(f"{n}.parquet") for n in ("last", "first", "base", "adapter", "model", "settings", "bare")
+    }
     for name in ("model", "settings", "bare"):
-        np.testing.assert_allclose(found[name], found["base"], atol=1e-6)
-    np.testing.assert_allclose(found["adapter"], found["first"], atol=1e-6)
-    assert min(np.abs(found[a] - found[b]).max() for a, b in (("last", "first"), ("first", "base"))) > 1e-2
+        np.testing.assert_allclose(vectors_by_name[name], vectors_by_name["base"], atol=1e-6)
+    np.testing.assert_allclose(vectors_by_name["adapter"], vectors_by_name["first"], atol=1e-6)
+    assert (
+        min(np.abs(vectors_by_name[a] - vectors_by_name[b]).max() for a, b in (("last", "first"), ("first", "base")))
+        > 1e-2
+    )
 
 
-def test_hdf5_has_the_names_that_were_promised(run, embed):
+def test_hdf5_has_the_documented_names(run, embed):
     import h5py
 
     options = ["--layers", "0,-1", "--pooling", "mean_non_padding", "--logits", "--top", 2, "--batch-size", 2]
@@ -101,8 +106,8 @@ def test_texts_of_files(run, embed, tmp_path):
     write_text(tmp_path / "t.txt", "Some text\n\nOther\n")
     write_text(tmp_path / "t.csv", "id,said\n7,Some text\n8,Other\n")
     write_text(tmp_path / "t.jsonl", '{"text": "Some text", "x": 1}\n{"text": "Other", "x": 2}\n')
-    for name, more in {"t.txt": [], "t.csv": ["--column", "said"], "t.jsonl": []}.items():
-        assert embed(run, "--file", name, *more, "--to", f"{name}.parquet")[0] == 0
+    for name, options in {"t.txt": [], "t.csv": ["--column", "said"], "t.jsonl": []}.items():
+        assert embed(run, "--file", name, *options, "--to", f"{name}.parquet")[0] == 0
         assert pyarrow.parquet.read_table(f"{name}.parquet")["text"].to_pylist() == ["Some text", "Other"]
     np.testing.assert_array_equal(vectors("t.csv.parquet"), vectors("t.txt.parquet"))
 
@@ -110,24 +115,24 @@ def test_texts_of_files(run, embed, tmp_path):
 def test_positions_without_pooling_are_as_many_as_tokens(run, embed):
     assert embed(run, "--text", "abc", "--text", "abcdefgh", "--pooling", "none", "--to", "n.parquet")[0] == 0
     table = pyarrow.parquet.read_table("n.parquet")
-    own = [sum(mask) for mask in table["attention_mask"].to_pylist()]
-    assert [len(rows) for rows in table["embedding_4"].to_pylist()] == own and own[1] - own[0] == 5
+    lengths = [sum(mask) for mask in table["attention_mask"].to_pylist()]
+    assert [len(rows) for rows in table["embedding_4"].to_pylist()] == lengths and lengths[1] - lengths[0] == 5
     assert len(table["embedding_4"].to_pylist()[0][0]) == 128
 
 
-def test_red_data_leaves_no_text_behind(embed, tiny, tmp_path):
+def test_red_data_leaves_no_text(embed, tiny, tmp_path):
     """Texts of a file with TIER beside it, whatever model reads them."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "t.txt").write_text("canary one\ncanary two\n")
     (tmp_path / "data" / "TIER").write_text("yellow")
-    asked = [tiny, "--file", "data/t.txt", "--to", "r.parquet"]
-    code, _, err = embed(*asked, "agent=true")
+    arguments = [tiny, "--file", "data/t.txt", "--to", "r.parquet"]
+    code, _, err = embed(*arguments, "agent=true")
     assert code == 2 and "dataset.permission=" in err and not (tmp_path / "r.parquet").exists()
-    assert embed(*asked, "agent=true", "dataset.permission=Ann")[0] == 0
+    assert embed(*arguments, "agent=true", "dataset.permission=Ann")[0] == 0
     (tmp_path / "data" / "TIER").write_text("red")
-    code, out, err = embed(*asked, "--force", "--top", 2)
+    code, out, err = embed(*arguments, "--force", "--top", 2)
     assert code == 2 and "--top" in err
-    code, out, err = embed(*asked, "--force")
+    code, out, err = embed(*arguments, "--force")
     assert code == 0 and "text" not in pyarrow.parquet.read_table("r.parquet").column_names
     assert "canary" not in out + err and (tmp_path / "r.parquet").stat().st_mode & 0o077 == 0
 
@@ -166,5 +171,5 @@ def test_refused_in_one_line_and_nothing_written(run, embed, tmp_path, arguments
     assert not list(tmp_path.iterdir())
 
 
-def test_the_ending_says_the_format(run, embed):
+def test_the_ending_selects_the_format(run, embed):
     assert "write .h5, .hdf5 or .parquet" in embed(run, "--text", "a", "--to", "x.npz")[2]

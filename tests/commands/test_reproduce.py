@@ -1,4 +1,4 @@
-"""`cruijff-kit reproduce`: a run's folder is enough, what has changed is seen, and a change of results too."""
+"""`cruijff-kit reproduce`: a run's folder is enough; changes of inputs and of results are detected."""
 
 import json
 import os
@@ -33,8 +33,8 @@ def sums():
 
 
 @pytest.fixture(scope="module")
-def made(tiny, tmp_path_factory) -> Path:
-    """A folder with a run, the model, the data and the task that it was made of."""
+def original(tiny, tmp_path_factory) -> Path:
+    """Make a folder with a run, its model, its data and its task."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(tiny, folder / "model")
     write_text(folder / "tasks.py", TASKS)
@@ -48,16 +48,16 @@ def made(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def place(made, tmp_path, monkeypatch) -> Path:
-    """All of it, copied elsewhere; the first is gone while a test lasts, so that nothing of it can be read."""
-    shutil.copytree(made, tmp_path / "place")
+def place(original, tmp_path, monkeypatch) -> Path:
+    """Copy the folder; the original is renamed during a test, so that nothing in it can be read."""
+    shutil.copytree(original, tmp_path / "place")
     for file in (tmp_path / "place" / "run").rglob("*"):  # paths in YAML and JSON that were typed by the user
         if file.suffix in (".yaml", ".json") and file.parent.name != "eval":
-            file.write_text(file.read_text().replace(f"{made}/", f"{tmp_path / 'place'}/"))
-    made.rename(made.with_name("gone"))
+            file.write_text(file.read_text().replace(f"{original}/", f"{tmp_path / 'place'}/"))
+    original.rename(original.with_name("gone"))
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "place"
-    made.with_name("gone").rename(made)
+    original.with_name("gone").rename(original)
 
 
 @pytest.fixture
@@ -83,21 +83,21 @@ def change(file: Path, **fields: object) -> None:
 
 
 def test_the_folder_of_a_run_is_enough(place, reproduce, tmp_path):
-    """Bit for bit, in a new folder named by the run, the old one untouched; also from a folder that was moved."""
-    moved = place.rename(tmp_path / "place2") and (tmp_path / "place2").rename(place) / "run"
-    moved = moved.rename(place / "moved")
-    before = {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()}
-    code, report, err = reproduce(moved)
+    """Bit for bit, in a new folder named after the run, with the old one untouched; also from a folder that was moved."""
+    run = place.rename(tmp_path / "place2") and (tmp_path / "place2").rename(place) / "run"
+    run = run.rename(place / "moved")
+    contents = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    code, report, err = reproduce(run)
     assert code == 0 and report["verdict"] == IDENTICAL, err
     new = Path(report["new"])
     assert new.name == "mine-reproduced" and new.parents[1] == tmp_path / "multirun" / "data"
-    assert {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()} == before
-    found = verdicts(report)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == contents
+    check_verdicts = verdicts(report)
     assert {"loss", "validation_loss", "adapter of epoch 0", "adapter of epoch 1", "match, epoch 1: match, answers",
-            "sums, epoch 1: metrics", "base model match: includes, answers"} <= set(found)  # fmt: skip
-    assert set(found.values()) == {IDENTICAL}
+            "sums, epoch 1: metrics", "base model match: includes, answers"} <= set(check_verdicts)  # fmt: skip
+    assert set(check_verdicts.values()) == {IDENTICAL}
     assert (new / "epoch_1/adapter_model.safetensors").read_bytes() == (
-        moved / "epoch_1/adapter_model.safetensors"
+        run / "epoch_1/adapter_model.safetensors"
     ).read_bytes()
     assert json.loads((new / NAME).read_text())["verdict"] == IDENTICAL
 
@@ -105,21 +105,22 @@ def test_the_folder_of_a_run_is_enough(place, reproduce, tmp_path):
 def test_check_runs_nothing(place, reproduce, tmp_path):
     code, report, _ = reproduce(place / "run", "--check")
     assert code == 0 and report["ready"] and not (tmp_path / "multirun").exists()
-    found = states(report)
-    assert {what for what, state in found.items() if state != "the same"} == {"configuration", "task sums"}, (
-        "their paths"
-    )
+    state_by_dependency = states(report)
+    assert {dependency for dependency, state in state_by_dependency.items() if state != "the same"} == {
+        "configuration",
+        "task sums",
+    }, "their paths"
     assert {"packages", "data", "base model", "task match", "device", "dtype", "Python", "processor model", "system, libc",
-            "code, commit", "code, hash of the files", "own code tasks.py"} <= set(found)  # fmt: skip
+            "code, commit", "code, hash of the files", "own code tasks.py"} <= set(state_by_dependency)  # fmt: skip
 
 
-def test_what_differs_is_said_and_does_not_stop_it(place, reproduce):
+def test_differences_are_listed_and_do_not_stop_it(place, reproduce):
     file = place / "run" / "result.json"
     result = json.loads(file.read_text())
     change(file, git_commit="0" * 40, code_hash="0" * 16, machine=result["machine"] | {"device": "NVIDIA H200"},
            model_hash=None)  # fmt: skip
-    made_with = json.loads((place / "run" / "environment.json").read_text())
-    packages = made_with["packages"] | {
+    environment = json.loads((place / "run" / "environment.json").read_text())
+    packages = environment["packages"] | {
         "torch": "1.0",
         "statsmodels": "0.0.1",
         "nvidia-cudnn": "9",
@@ -127,30 +128,30 @@ def test_what_differs_is_said_and_does_not_stop_it(place, reproduce):
         "a-b": "3",
     }
     del packages["pytest"]
-    change(place / "run" / "environment.json", packages=packages, python=made_with["python"] | {"version": "3.9.1"},
-           processor=made_with["processor"] | {"model": "8086"},
-           system=made_with["system"] | {"release": "2.6"})  # fmt: skip
+    change(place / "run" / "environment.json", packages=packages, python=environment["python"] | {"version": "3.9.1"},
+           processor=environment["processor"] | {"model": "8086"},
+           system=environment["system"] | {"release": "2.6"})  # fmt: skip
     write_text(place / "tasks.py", TASKS.replace("range(4)", "range(3)"))
     code, report, _ = reproduce(place / "run", "--check")
-    found = {row["what"]: row for row in report["provenance"]}
+    dependencies = {row["what"]: row for row in report["provenance"]}
     assert (
         code == 0
-        and found["package torch"]["then"] == "1.0"
-        and found["package nvidia-cudnn"]["now"] == "not installed"
+        and dependencies["package torch"]["then"] == "1.0"
+        and dependencies["package nvidia-cudnn"]["now"] == "not installed"
     )
-    weighty = {"code, commit", "code, hash of the files", "own code tasks.py", "package torch", "package statsmodels",
+    important = {"code, commit", "code, hash of the files", "own code tasks.py", "package torch", "package statsmodels",
                "package nvidia-cudnn", "Python", "processor model", "device", "task sums", "configuration"}  # fmt: skip
-    differing = {what: row["matters"] for what, row in found.items() if row["state"] == "differs"}
-    assert differing == dict.fromkeys(weighty, True) | {
+    differing = {what: row["matters"] for what, row in dependencies.items() if row["state"] == "differs"}
+    assert differing == dict.fromkeys(important, True) | {
         "packages that compute nothing": False,
         "system, release": False,
     }
-    rest = found["packages that compute nothing"]
+    rest = dependencies["packages that compute nothing"]
     assert (
         "a-b 3" in rest["then"] and "a-b -" in rest["now"] and "rich 1" in rest["then"] and "pytest -" in rest["then"]
     )
-    assert "kept as provenance/tasks.py" in found["own code tasks.py"]["then"]
-    assert found["base model"]["state"] == "unknown" and found["task match"]["state"] == "the same"
+    assert "kept as provenance/tasks.py" in dependencies["own code tasks.py"]["then"]
+    assert dependencies["base model"]["state"] == "unknown" and dependencies["task match"]["state"] == "the same"
 
 
 def edited_data(place):
@@ -176,7 +177,7 @@ def edited_model(place):
     ],
 )
 @pytest.mark.parametrize("check", [["--check"], []])
-def test_what_would_say_nothing_is_refused(place, reproduce, tmp_path, spoil, what, fix, check):
+def test_changed_inputs_are_refused(place, reproduce, tmp_path, spoil, what, fix, check):
     spoil(place)
     code, answer, err = reproduce(place / "run", *check)
     assert code == 2 and what in answer["error"]["message"] and fix.format(place=place) in answer["error"]["fix"]
@@ -189,22 +190,25 @@ def test_another_seed_is_another_result(place, reproduce, tmp_path):
     code, report, _ = reproduce(place / "run", "--to", tmp_path / "new")
     assert code == 1 and report["verdict"] == DIFFERENT and report["new"] == str(tmp_path / "new")
     assert states(report)["configuration"] == "differs"
-    found = verdicts(report)
-    assert found["loss"] == found["adapter of epoch 0"] == DIFFERENT and found["base model match: metrics"] == IDENTICAL
+    check_verdicts = verdicts(report)
+    assert (
+        check_verdicts["loss"] == check_verdicts["adapter of epoch 0"] == DIFFERENT
+        and check_verdicts["base model match: metrics"] == IDENTICAL
+    )
 
 
-def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
-    """Adapters and losses of two folders: nudged by rounding, changed, deleted."""
-    result = read_result(made / "run" / "result.json")
+def test_rounding_changes_and_deletions_of_adapters_and_losses(original, tmp_path):
+    """Compare adapters and losses of two folders: with rounding errors, changed, deleted."""
+    result = read_result(original / "run" / "result.json")
 
-    def compared(spoil) -> dict[str, Check]:
-        other = Path(shutil.copytree(made / "run", tmp_path / "other", dirs_exist_ok=True))
-        spoil(other)
+    def compare_after(spoil) -> dict[str, Check]:
+        copy = Path(shutil.copytree(original / "run", tmp_path / "other", dirs_exist_ok=True))
+        spoil(copy)
         return {
-            f.what: f for f in compare_results(made / "run", result, other, read_result(other / "result.json")).checks
+            f.what: f for f in compare_results(original / "run", result, copy, read_result(copy / "result.json")).checks
         }
 
-    def scaled(factor: float, dtype: torch.dtype = torch.float32):
+    def scale(factor: float, dtype: torch.dtype = torch.float32):
         def spoil(run):
             file = run / "epoch_1" / "adapter_model.safetensors"
             save_file({k: (v * factor).to(dtype) for k, v in load_file(file).items()}, file, {"format": "pt"})
@@ -217,24 +221,24 @@ def test_what_is_gone_or_changed_of_the_run_itself(made, tmp_path):
         lines[1] = json.dumps(entry | {"loss": entry["loss"] * (1 + 1e-5)})
         (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
-    assert {f.verdict for f in compared(lambda run: None).values()} == {IDENTICAL}
-    near = compared(scaled(1.0005))["adapter of epoch 1"]
+    assert {f.verdict for f in compare_after(lambda run: None).values()} == {IDENTICAL}
+    near = compare_after(scale(1.0005))["adapter of epoch 1"]
     assert near.verdict == ROUNDING and near.distance == pytest.approx(5e-4, rel=1e-2)
-    assert compared(scaled(1.5))["adapter of epoch 1"].verdict == DIFFERENT
-    assert compared(scaled(1.0, torch.bfloat16))["adapter of epoch 1"].verdict == ROUNDING
-    lost = compared(nudged_loss)["loss"]
+    assert compare_after(scale(1.5))["adapter of epoch 1"].verdict == DIFFERENT
+    assert compare_after(scale(1.0, torch.bfloat16))["adapter of epoch 1"].verdict == ROUNDING
+    lost = compare_after(nudged_loss)["loss"]
     assert lost.verdict == ROUNDING and "the first different one is 2" in lost.note
     shutil.rmtree(tmp_path / "other")
-    assert compared(lambda run: (run / "metrics.jsonl").write_text(""))["loss"].verdict == DIFFERENT
+    assert compare_after(lambda run: (run / "metrics.jsonl").write_text(""))["loss"].verdict == DIFFERENT
 
 
-def test_what_an_unrelated_package_does_to_a_result(place, reproduce, capsys):
-    """It is told apart from what computes; one that the run's own code imports counts. A last digit of Python does not."""
-    file, now = place / "run" / "environment.json", platform.python_version()
-    made_with = json.loads(file.read_text())
-    own = made_with["own_code"] | {"packages": ["inspect-ai", "rich"]}
-    other_digit = now.rpartition(".")[0] + ".99"
-    change(file, packages=made_with["packages"] | {"rich": "1", "pytest": "1"}, own_code=own,
+def test_unrelated_packages_do_not_matter(place, reproduce, capsys):
+    """A package matters if it computes or the run's own code imports it; the last digit of Python's version does not."""
+    file, version = place / "run" / "environment.json", platform.python_version()
+    environment = json.loads(file.read_text())
+    own_code = environment["own_code"] | {"packages": ["inspect-ai", "rich"]}
+    other_digit = version.rpartition(".")[0] + ".99"
+    change(file, packages=environment["packages"] | {"rich": "1", "pytest": "1"}, own_code=own_code,
            python={"version": other_digit})  # fmt: skip
     rows = {row["what"]: row for row in reproduce(place / "run", "--check")[1]["provenance"]}
     assert rows["package rich"]["matters"] and rows["packages that compute nothing"]["then"] == "pytest 1"
@@ -244,18 +248,20 @@ def test_what_an_unrelated_package_does_to_a_result(place, reproduce, capsys):
     assert "differs: can change results" in out and "differs: changes no result" in out
 
 
-def test_a_run_that_did_not_write_down_its_packages(place, reproduce):
+def test_a_run_without_a_record_of_its_packages(place, reproduce):
     (place / "run" / "environment.json").unlink()
     code, report, _ = reproduce(place / "run", "--check")
-    found = states(report)
-    assert code == 0 and found["packages"] == "the same" and found["system, libc"] == "unknown"
+    state_by_dependency = states(report)
+    assert (
+        code == 0 and state_by_dependency["packages"] == "the same" and state_by_dependency["system, libc"] == "unknown"
+    )
 
 
 def test_answers_from_the_cache_are_not_compared(place, reproduce, tmp_path, monkeypatch, capsys):
-    """They are those of the base model when it was asked the first time, and say nothing about now."""
+    """Cached answers are those of the first evaluation of the base model, so they do not test this one."""
     monkeypatch.setenv("CRUIJFF_CACHE", str(tmp_path / "cache"))
-    found = verdicts(reproduce(place / "run")[1])
-    assert found["base model match: match, answers"] == found["base model sums: metrics"] == IDENTICAL
+    check_verdicts = verdicts(reproduce(place / "run")[1])
+    assert check_verdicts["base model match: match, answers"] == check_verdicts["base model sums: metrics"] == IDENTICAL
     report = reproduce(place / "run")[1]
     rows = {row["what"]: row for row in report["compared"] if row["what"].startswith("base model")}
     assert {*rows} == {"base model match", "base model sums"} and report["verdict"] == IDENTICAL
@@ -275,22 +281,22 @@ def test_an_archived_run_is_known_by_its_hashes(place, reproduce, capsys):
     assert row["verdict"] == IDENTICAL and "archived; its sha256 is the same" in row["note"]
 
 
-def test_drawn_data_is_drawn_again(tiny, reproduce, tmp_path, monkeypatch):
-    """Its file was in a cache that is empty now, or somewhere else."""
+def test_generated_data_is_generated_again(tiny, reproduce, tmp_path, monkeypatch):
+    """The cache that held the data file is now empty, or elsewhere."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     model = ["model=hf_llama", f"model.path={tiny}", "dataset.arguments.seed=77", "dataset.arguments.num_words=60"]
     train_then_eval(compose([*model, *SMALL, "eval=none", "epochs=1", f"output_dir={folder}"]))
-    drawn = Path(read_result(folder / "result.json").paths["data"])
-    drawn.unlink()
+    old_file = Path(read_result(folder / "result.json").paths["data"])
+    old_file.unlink()
     monkeypatch.setitem(os.environ, "CRUIJFF_CACHE", str(tmp_path / "cache2"))
     code, report, _ = reproduce(folder)
-    assert code == 0 and report["verdict"] == IDENTICAL and not drawn.exists()
+    assert code == 0 and report["verdict"] == IDENTICAL and not old_file.exists()
     assert states(report)["configuration"] == "the same"
-    now = Path(read_result(Path(report["new"]) / "result.json").paths["data"])
-    assert now.is_relative_to(tmp_path / "cache2")
-    write_text(now, now.read_text().replace("0", "1").replace("a", "e"))
-    assert f"delete {now}" in reproduce(folder, "--check")[1]["error"]["fix"]
+    new_file = Path(read_result(Path(report["new"]) / "result.json").paths["data"])
+    assert new_file.is_relative_to(tmp_path / "cache2")
+    write_text(new_file, new_file.read_text().replace("0", "1").replace("a", "e"))
+    assert f"delete {new_file}" in reproduce(folder, "--check")[1]["error"]["fix"]
 
 
 def test_relative_paths_count_from_where_the_command_was_given(tiny, run_cli, reproduce, tmp_path, monkeypatch):
@@ -318,8 +324,8 @@ def test_refused(place, reproduce, tmp_path):
     assert code == 2 and answer["error"]["fix"] == f"finish it first: cruijff-kit resume {place / 'run'}"
 
 
-def test_precision_and_threads_are_those_of_then(place, reproduce):
-    """Whatever `auto` would be on this machine."""
+def test_precision_and_threads_are_the_original_ones(place, reproduce):
+    """They do not depend on what `auto` selects on this machine."""
     config, result = place / "run" / "config.yaml", place / "run" / "result.json"
     write_text(
         config, config.read_text().replace("threads: 1\n", "threads: null\n").replace("dtype: fp32", "dtype: auto")
