@@ -295,7 +295,9 @@ def test_the_base_is_read_once(runs, monkeypatch):
 
     base_model.clear_cache()
     read = []
-    monkeypatch.setattr(base_model, "_tensors", lambda c, usual=base_model._tensors: (read.append(c), usual(c))[1])
+    monkeypatch.setattr(
+        base_model, "_read_tensors", lambda c, usual=base_model._read_tensors: (read.append(c), usual(c))[1]
+    )
     assert main([str(runs), "eval=match", *ASKED, "eval.baseline=false"]) == 0
     assert len(read) == 1
 
