@@ -1,8 +1,9 @@
-"""Each configuration against the base model, the constant baseline (chance), and the best configuration.
+"""Each configuration compared with the base model, the constant baseline (chance), and the best configuration.
 
-Paired item by item, over the items that both answered. Everything that is tested on one page is one family for Holm's
-correction. A configuration that gives every item the same answer is no evidence of anything: it gets no p. Nor is one that
-is better than the base model, but no better than a constant: it may have learnt only the form of the answers.
+Comparisons are paired by item, over the items that both answered. All tests of one page are one family for Holm's
+correction. A configuration that gives every item the same answer gets no p, because its scores do not depend on the items.
+Neither does one that is better than the base model, but no better than a constant: training may have changed only the form
+of its answers.
 """
 
 import math
@@ -11,7 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.configurations import Configuration
-from cruijff_kit.analysis.differences import Difference, SeedVariance, compare, item_values, pool_seeds, with_holm
+from cruijff_kit.analysis.differences import (
+    Difference,
+    SeedVariance,
+    compare,
+    correct_differences,
+    item_values,
+    pool_seeds,
+)
 from cruijff_kit.analysis.measures import BOUNDS, Samples, is_computable
 from cruijff_kit.analysis.samples import align, load_constant_samples, load_samples
 from cruijff_kit.analysis.validation import read_row_losses
@@ -23,42 +31,43 @@ if TYPE_CHECKING:
 
 BASE_MODEL, CHANCE, BEST = "base model", "chance", "best"
 VALIDATION = ("validation", "loss", "validation_loss")
-"""What a comparison of validation losses has for task, scorer and metric."""
+"""Task, scorer and metric of a comparison of validation losses."""
 SAME_ANSWER = "no test: one answer to all"
 NO_BETTER_THAN_CHANCE = "no test: no better than chance"
-_OF_RISKS = ("auc", "brier", "r_ece")  # they do not depend on which option is written
+_RISK_METRICS = ("auc", "brier", "r_ece")  # they do not depend on the option in the answer
 MetricKey = tuple[str, str, str]
 """(task, scorer, metric)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A configuration's metric less that of what it is compared with."""
+    """The difference between a configuration's metric and that of a reference."""
 
     configuration: str
     against: str
-    """base model, chance or best."""
+    """The reference: base model, chance or best."""
     task: str
     scorer: str
     metric: str
     items: int
-    """Items (or units of them, or validation rows) that both have."""
+    """Number of items (or units of items, or validation rows) that both have."""
     seeds: int
-    """Runs of the configuration."""
+    """Number of the configuration's runs."""
     difference: float
     low: float
-    """End of the 95% interval, which holds together with those of all other comparisons of the page."""
+    """Lower end of the 95% interval, which is simultaneous over all comparisons of the page."""
     high: float
+    """Upper end of the interval."""
     p: float
-    """Of no difference, two-sided; NaN where there is no test."""
+    """Two-sided p of no difference; NaN without a test."""
     p_holm: float
-    """Corrected for all tests of the page (Holm 1979)."""
+    """p corrected for all tests of the page (Holm 1979)."""
     method: str
-    """The test, or why there is none."""
+    """Name of the test, or the reason why there is none."""
 
     @property
-    def differs(self) -> bool:
-        """Whether a difference was found at 5%."""
+    def is_different(self) -> bool:
+        """Whether the difference is significant at 5%."""
         return self.p_holm < 0.05
 
     @property
@@ -67,18 +76,19 @@ class Comparison:
         return self.task, self.scorer, self.metric
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what is not finite is null."""
-        return to_plain(self)
+        """Return the JSON value; a number that is not finite is null."""
+        values: dict[str, Any] = to_plain(self)
+        return values
 
 
 @dataclass(frozen=True)
-class _Test:
+class _Contrast:
     configuration: Configuration
     against: str
     metric_key: MetricKey
-    found: Difference
-    untested: str = ""
-    """Why there is no test; empty: there is one."""
+    difference: Difference
+    reason_untested: str = ""
+    """Why there is no test; empty where there is one."""
 
 
 def compare_configurations(
@@ -87,133 +97,146 @@ def compare_configurations(
     leaders: dict[int, Configuration],
     chosen_by: set[MetricKey],
 ) -> dict[str, list[Comparison]]:
-    """Name of each configuration -> its comparisons: with the base model, with chance, with the best.
+    """Compare each configuration with the base model, with chance, and with the best one.
 
     Args:
-        metrics: what is compared.
-        leaders: id of a configuration -> the best one of those that it is ranked with; not of the best itself.
-        chosen_by: metrics by which the best are chosen, compared with the best beside `metrics`.
+        configurations: all configurations of the page.
+        metrics: the metrics to compare.
+        leaders: id of a configuration -> the leader of its ranking; without the leaders themselves.
+        chosen_by: the metrics that choose the best; the validation loss is compared with the best's beside `metrics`.
+
+    Returns:
+        Name of each configuration -> its comparisons.
     """
-    tried: list[Any] = []
+    contrasts: list[_Contrast] = []
     for metric_key in metrics:
-        between = _between_seeds(configurations, metric_key)
+        seed_variance = _pool_seed_variance(configurations, metric_key)
         for c in configurations:
-            tried += _against_fixed(c, metric_key, between)
+            contrasts += _compare_with_baselines(c, metric_key, seed_variance)
             if id(c) in leaders:
-                tried += _against_best(c, leaders[id(c)], metric_key, between)
+                contrasts += _compare_with_best(c, leaders[id(c)], metric_key, seed_variance)
     if VALIDATION in chosen_by:
-        tried += [t for c in configurations if id(c) in leaders for t in _against_best_by_validation(c, leaders[id(c)])]
-    return _correct(configurations, tried)
+        for c in configurations:
+            if id(c) in leaders:
+                contrasts += _compare_validation_losses(c, leaders[id(c)])
+    return _correct_contrasts(configurations, contrasts)
 
 
-def _correct(configurations: list[Configuration], tried: list[_Test]) -> dict[str, list[Comparison]]:
-    corrected = iter(with_holm([t.found for t in tried if not t.untested]))
-    made: dict[str, list[Comparison]] = {c.name: [] for c in configurations}
-    for t in tried:
-        d = t.found
-        (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, t.untested
-        if not t.untested:
-            (low, high, p_holm), p, method = next(corrected), d.p, d.method
+def _correct_contrasts(configurations: list[Configuration], contrasts: list[_Contrast]) -> dict[str, list[Comparison]]:
+    corrections = iter(correct_differences([t.difference for t in contrasts if not t.reason_untested]))
+    comparisons: dict[str, list[Comparison]] = {c.name: [] for c in configurations}
+    for t in contrasts:
+        d = t.difference
+        (low, high, p_holm), p, method = (*d.interval(0.95), math.nan), math.nan, t.reason_untested
+        if not t.reason_untested:
+            (low, high, p_holm), p, method = next(corrections), d.p, d.method
         if BOUNDS.get(t.metric_key[2]) == (0, 1):
             low, high = max(-1.0, low), min(1.0, high)
-        made[t.configuration.name].append(
+        comparisons[t.configuration.name].append(
             Comparison(t.configuration.name, t.against, *t.metric_key, d.items, len(t.configuration.runs), d.difference,
                        low, high, p, p_holm, method)
         )  # fmt: skip
     order = (BASE_MODEL, CHANCE, BEST)
-    return {name: sorted(found, key=lambda c: order.index(c.against)) for name, found in made.items()}
+    return {name: sorted(own, key=lambda c: order.index(c.against)) for name, own in comparisons.items()}
 
 
-def _against_fixed(c: Configuration, metric_key: MetricKey, between: SeedVariance | None) -> Iterator[_Test]:
-    """Against what was not trained: the base model, and the constant baseline."""
+def _compare_with_baselines(
+    c: Configuration, metric_key: MetricKey, seed_variance: SeedVariance | None
+) -> Iterator[_Contrast]:
+    """Compare with the constant baseline and with the base model, which were not trained."""
     task, scorer, metric = metric_key
-    cells = c.evaluations(task)
-    if not cells or scorer not in cells[0].metrics:
+    evaluations = c.evaluations(task)
+    if not evaluations or scorer not in evaluations[0].metrics:
         return
-    untested = SAME_ANSWER if _is_constant(c, metric_key) else ""
-    own = [load_samples(e.log, scorer) for e in cells]
-    before = [load_samples(e.log, scorer) for e in c.evaluations(task, base_model=True)[:1]]
+    reason = SAME_ANSWER if _is_constant(c, metric_key) else ""
+    own = [load_samples(e.log, scorer) for e in evaluations]
+    constant = [load_constant_samples(evaluations[0].log, scorer, metric)]
+    base_model = [load_samples(e.log, scorer) for e in c.evaluations(task, base_model=True)[:1]]
     is_above_chance = True  # where there is no constant
-    for against, others in ((CHANCE, [load_constant_samples(cells[0].log, scorer, metric)]), (BASE_MODEL, before)):
-        both = align([*own, *others]) if others else None
-        if both is None or not all(is_computable(metric, s) for s in both):
+    for against, reference in ((CHANCE, constant), (BASE_MODEL, base_model)):
+        samples = align([*own, *reference]) if reference else None
+        if samples is None or not all(is_computable(metric, s) for s in samples):
             continue
-        # Of one seed it is this run that is compared with what was not trained, whatever other seeds would do.
-        seeds = between if len(cells) > 1 else None
-        found = compare(_rows(metric, both[:-1]), _rows(metric, both[-1:]), seeds, other_is_fixed=True)
-        gain = found.difference if higher_is_better(metric) else -found.difference
+        # With one seed the comparison is one of this run, whatever other seeds would do.
+        seeds = seed_variance if len(evaluations) > 1 else None
+        rows, reference_rows = _stack_values(metric, samples[:-1]), _stack_values(metric, samples[-1:])
+        difference = compare(rows, reference_rows, seeds, is_reference_fixed=True)
+        gain = difference.difference if higher_is_better(metric) else -difference.difference
         if against == CHANCE:
             is_above_chance = gain > 0
         elif gain > 0 and not is_above_chance:
-            untested = untested or NO_BETTER_THAN_CHANCE
-        yield _Test(c, against, metric_key, found, untested)
+            reason = reason or NO_BETTER_THAN_CHANCE
+        yield _Contrast(c, against, metric_key, difference, reason)
 
 
 def _is_constant(c: Configuration, metric_key: MetricKey) -> bool:
-    """Whether each run gives every item the same answer, so that the metric tells nothing of the model."""
+    """Whether each run gives every item the same answer, so that the metric does not depend on the items."""
     task, _, metric = metric_key
-    return metric not in _OF_RISKS and all(e.constant_answer for e in c.evaluations(task))
+    return metric not in _RISK_METRICS and all(e.constant_answer for e in c.evaluations(task))
 
 
-def _against_best(
-    c: Configuration, best: Configuration, metric_key: MetricKey, between: SeedVariance | None
-) -> Iterator[_Test]:
+def _compare_with_best(
+    c: Configuration, best: Configuration, metric_key: MetricKey, seed_variance: SeedVariance | None
+) -> Iterator[_Contrast]:
     task, scorer, metric = metric_key
-    own, others = ([load_samples(e.log, scorer) for e in side.evaluations(task)] for side in (c, best))
-    both = align([*own, *others]) if own and others else None
-    if both is None or not all(is_computable(metric, s) for s in both):
+    own, reference = ([load_samples(e.log, scorer) for e in side.evaluations(task)] for side in (c, best))
+    samples = align([*own, *reference]) if own and reference else None
+    if samples is None or not all(is_computable(metric, s) for s in samples):
         return
-    found = compare(_rows(metric, both[: len(own)]), _rows(metric, both[len(own) :]), between)
-    untested = SAME_ANSWER if _is_constant(c, metric_key) and _is_constant(best, metric_key) else ""
-    yield _Test(c, BEST, metric_key, found, untested)
+    rows, reference_rows = _stack_values(metric, samples[: len(own)]), _stack_values(metric, samples[len(own) :])
+    reason = SAME_ANSWER if _is_constant(c, metric_key) and _is_constant(best, metric_key) else ""
+    yield _Contrast(c, BEST, metric_key, compare(rows, reference_rows, seed_variance), reason)
 
 
-def _against_best_by_validation(c: Configuration, best: Configuration) -> Iterator[_Test]:
-    """Validation losses, row by row; by seeds alone where the rows were not kept."""
-    rows = read_row_losses([*c.runs, *best.runs])
-    if rows is not None:
-        between = pool_seeds([rows[: len(c.runs)], rows[len(c.runs) :]])
-        yield _Test(c, BEST, VALIDATION, compare(rows[: len(c.runs)], rows[len(c.runs) :], between))
+def _compare_validation_losses(c: Configuration, best: Configuration) -> Iterator[_Contrast]:
+    """Compare validation losses row by row; not at all where a run's rows were not kept."""
+    losses = read_row_losses([*c.runs, *best.runs])
+    if losses is not None:
+        rows, reference_rows = losses[: len(c.runs)], losses[len(c.runs) :]
+        difference = compare(rows, reference_rows, pool_seeds([rows, reference_rows]))
+        yield _Contrast(c, BEST, VALIDATION, difference)
 
 
-def _rows(metric: str, samples: list[Samples]) -> "np.ndarray":
+def _stack_values(metric: str, samples: list[Samples]) -> "np.ndarray":
+    """Return [seeds, items] the item values of each run."""
     import numpy as np
 
     return np.stack([item_values(metric, s) for s in samples])
 
 
-def _between_seeds(configurations: list[Configuration], metric_key: MetricKey) -> SeedVariance | None:
-    """What seeds do, from the configurations that have several."""
+def _pool_seed_variance(configurations: list[Configuration], metric_key: MetricKey) -> SeedVariance | None:
+    """Pool the variance between seeds of all configurations that have several."""
     task, scorer, metric = metric_key
     sides = []
     for c in configurations:
-        found = align([load_samples(e.log, scorer) for e in c.evaluations(task)]) if len(c.runs) > 1 else None
-        if found and all(is_computable(metric, s) for s in found):
-            sides.append(_rows(metric, found))
+        samples = align([load_samples(e.log, scorer) for e in c.evaluations(task)]) if len(c.runs) > 1 else None
+        if samples and all(is_computable(metric, s) for s in samples):
+            sides.append(_stack_values(metric, samples))
     return pool_seeds(sides)
 
 
 def format_comparison(comparisons: list[Comparison], against: str, metric_key: MetricKey) -> str:
-    """A cell of the table: difference [interval] corrected p."""
+    """Return a cell of the table: difference [interval] corrected p."""
     for c in comparisons:
         if (c.against, c.metric_key) == (against, metric_key):
-            return f"{_signed(c.difference)} [{_signed(c.low)}, {_signed(c.high)}] {_p(c)}"
+            ends = f"{_format_signed(c.low)}, {_format_signed(c.high)}"
+            return f"{_format_signed(c.difference)} [{ends}] {_format_p(c)}"
     return ""
 
 
-def _p(c: Comparison) -> str:
+def _format_p(c: Comparison) -> str:
     if math.isnan(c.p_holm):
         return c.method
     return "p<0.001" if c.p_holm < 0.001 else f"p={c.p_holm:.3f}"
 
 
-def _signed(value: float) -> str:
+def _format_signed(value: float) -> str:
     if not math.isfinite(value):
         return "-" if value < 0 else "+"
     return f"{value:+.2f}" if abs(value) < 10 else f"{value:+.3g}"
 
 
-def csv_columns(comparisons: list[Comparison]) -> dict[str, float | int | str]:
-    """Columns of results.csv: "versus AGAINST TASK/SCORER/METRIC WHAT"."""
-    kept = ("difference", "low", "high", "p", "p_holm", "items")
-    return {f"versus {c.against} {'/'.join(c.metric_key)} {k}": getattr(c, k) for c in comparisons for k in kept}
+def make_csv_columns(comparisons: list[Comparison]) -> dict[str, float | int | str]:
+    """Return columns of results.csv: "versus AGAINST TASK/SCORER/METRIC FIELD"."""
+    names = ("difference", "low", "high", "p", "p_holm", "items")
+    return {f"versus {c.against} {'/'.join(c.metric_key)} {k}": getattr(c, k) for c in comparisons for k in names}

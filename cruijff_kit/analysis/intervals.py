@@ -1,19 +1,29 @@
-"""Intervals of what one run (or a configuration of several seeds) got on a test split, over other draws of test items.
+"""Intervals of the scores of one run (or of a configuration of several seeds) over other samples of test items.
 
 shares (accuracy)         Wilson (1927), always; clustered items count as fewer
 means (mae, brier, mean)  studentised bootstrap (Efron and Tibshirani 1993, 12.5), which covers at 10 items, too
-calibration errors        by inverting a simulation: they are biased, a perfectly calibrated model has one above 0
+calibration errors        inverted simulation, because they are biased: that of a perfectly calibrated model is above 0
 other metrics             bootstrap, bias-corrected and accelerated (BCa, Efron 1987; scipy)
 
-Items of one respondent (household, country) are resampled together. tests/analysis/test_coverage.py shows how often each
-covers the truth.
+Items of one respondent (household, country) are resampled together. tests/analysis/test_coverage.py measures how often
+each interval covers the true value.
 """
 
 import functools
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-from cruijff_kit.analysis.measures import BINS, BOUNDS, Samples, is_computable, is_mean, measure, squared_errors, terms
+from cruijff_kit.analysis.measures import (
+    BINS,
+    BOUNDS,
+    Samples,
+    compute_metric,
+    is_computable,
+    is_mean,
+    require,
+    squared_errors,
+    terms,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +31,9 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 SEED = 0
 RESAMPLES = 1999
-_MANY = 2000  # from so many items on skewness and bias are nothing, and the jackknife of BCa would take long
-_SHRUNK = 2.5  # largest calibration error that is tried, as a multiple of the measured one
-_SHARES = ("accuracy", "mean")  # of items that are right, where each is or is not
+_MANY = 2000  # from this number of items on, skewness and bias are negligible, and the jackknife of BCa would be slow
+_MAX_SCALE = 2.5  # largest calibration error that is tried, as a multiple of the measured one
+_SHARES = ("accuracy", "mean")  # shares of right items, where every score is 0 or 1
 _CALIBRATION_ERRORS = ("c_ece", "r_ece")
 
 
@@ -31,20 +41,20 @@ class Interval(NamedTuple):
     """An interval."""
 
     low: float
-    """Its lower end."""
+    """Lower end."""
     high: float
-    """Its upper end."""
+    """Upper end."""
     method: str
-    """How it was computed, for people."""
+    """Name of the method, for people."""
 
 
-def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval | None:
-    """The interval of a metric of one run over test items; None where there is none to be had.
+def compute_interval(name: str, samples: Samples, level: float = LEVEL) -> Interval | None:
+    """Return the interval of a metric of one run over test items; None where no method gives one.
 
     Args:
         name: accuracy, mean, mae, rmse, r_squared, auc, brier, mean_error, balanced_accuracy, f1, c_ece, r_ece.
-        samples: what it was computed from.
-        level: share of repetitions in which it holds the truth.
+        samples: the samples that the metric was computed from.
+        level: share of repetitions in which the interval covers the true value.
     """
     import numpy as np
 
@@ -53,37 +63,39 @@ def interval_of(name: str, samples: Samples, level: float = LEVEL) -> Interval |
     if is_mean(name):
         values = terms(name, samples)
         if name in _SHARES and np.isin(values, (0, 1)).all():
-            return Interval(*wilson(float(values.mean()), effective_items(values, samples.unit), level), "Wilson")
-        return interval_of_mean(values, samples.unit, level, is_signed=name == "mean_error")
+            return Interval(*wilson(float(values.mean()), effective_sample_size(values, samples.unit), level), "Wilson")
+        return compute_mean_interval(values, samples.unit, level, is_signed=name == "mean_error")
     if name == "rmse":  # the root of a mean
-        squares = interval_of_mean(squared_errors(samples), samples.unit, level)
+        squares = compute_mean_interval(squared_errors(samples), samples.unit, level)
         return squares and Interval(squares.low**0.5, squares.high**0.5, squares.method)
     if name in _CALIBRATION_ERRORS:
-        return _of_calibration_error(name, samples, level)
-    return _of_metric(name, samples, level)
+        return _invert_simulation(name, samples, level)
+    return _bootstrap_metric(name, samples, level)
 
 
 def _value(name: str, samples: Samples) -> float:
     import numpy as np
 
-    return float(measure(name)(samples, np.ones(len(samples))))
+    return float(compute_metric(name, samples, np.ones(len(samples))))
 
 
 def wilson(share: float, items: float, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval of a share (statsmodels), inside 0 and 1 and never empty.
+    """Return Wilson's interval of a share (statsmodels), inside 0 and 1 and never empty.
 
     Args:
-        share: of the items that are right. items: how many; not whole where clustered items count as fewer.
+        share: share of right items.
+        items: number of items; not a whole number where clustered items count as fewer.
+        level: of the interval.
     """
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(share * items, items, 1 - level, method="wilson")
-    # On the boundary rounding must not push an end across it.
+    # On the boundary, rounding must not push an end across it.
     return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 
 def cluster_sums(values: "np.ndarray", unit: "np.ndarray | None") -> tuple["np.ndarray", "np.ndarray"]:
-    """Sums of values and numbers of items of each unit: [units], [units]."""
+    """Return the sum of the values and the number of items of each unit: [units], [units]."""
     import numpy as np
 
     if unit is None:
@@ -92,29 +104,31 @@ def cluster_sums(values: "np.ndarray", unit: "np.ndarray | None") -> tuple["np.n
 
 
 def standard_error_of_mean(values: "np.ndarray", unit: "np.ndarray | None") -> tuple[float, int]:
-    """Standard error of a mean over items, items of a unit together (Miller 2024, arXiv 2411.00640), and its degrees of
-    freedom.
+    """Return the standard error of a mean over items, clustered by unit (Miller 2024, arXiv 2411.00640), and its degrees
+    of freedom.
     """
     sums, sizes = cluster_sums(values, unit)
     units, mean = len(sums), values.mean()
     if units < 2:
         return float("nan"), 0
-    apart = ((sums - mean * sizes) ** 2).sum() * units / (units - 1)
-    return float(apart**0.5 / len(values)), units - 1
+    squares = ((sums - mean * sizes) ** 2).sum() * units / (units - 1)
+    return float(squares**0.5 / len(values)), units - 1
 
 
-def interval_of_mean(
+def compute_mean_interval(
     values: "np.ndarray", unit: "np.ndarray | None" = None, level: float = LEVEL, is_signed: bool = False
 ) -> Interval | None:
-    """The interval of a mean over items; None where nothing varies.
+    """Return the interval of a mean over items; None where no value differs from the others.
 
     Args:
-        values: [items]. unit: [items] whose each is, numbered from 0; None: each is its own.
-        is_signed: whether the mean may be below 0 though no value is.
+        values: [items].
+        unit: [items] the number of each item's unit, from 0 on; None: each item is its own unit.
+        level: of the interval.
+        is_signed: whether the mean may be below 0 although no value is.
     """
-    clustered = unit is not None and unit.max() + 1 < len(unit)
+    is_clustered = unit is not None and unit.max() + 1 < len(unit)
     error, freedom = standard_error_of_mean(values, unit)
-    if not error > 1e-12 * max(1.0, float(abs(values).max())):  # all alike: nothing tells how much others would differ
+    if not error > 1e-12 * max(1.0, float(abs(values).max())):  # equal values do not show how much others would differ
         return None
     mean = float(values.mean())
     if freedom >= _MANY:
@@ -124,12 +138,12 @@ def interval_of_mean(
         return Interval(mean - reach, mean + reach, "normal")
     low, high = studentised_quantiles(values, unit, ((1 - level) / 2, (1 + level) / 2))
     least = 0.0 if (values >= 0).all() and not is_signed else float("-inf")
-    name = "studentised bootstrap over units" if clustered else "studentised bootstrap"
+    name = "studentised bootstrap over units" if is_clustered else "studentised bootstrap"
     return Interval(max(least, mean - high * error), mean - low * error, name)
 
 
-def effective_items(values: "np.ndarray", unit: "np.ndarray | None") -> float:
-    """How many independent items tell as much about a mean as these, some of which are of one unit."""
+def effective_sample_size(values: "np.ndarray", unit: "np.ndarray | None") -> float:
+    """Return the number of independent items whose mean would have the standard error of these clustered ones."""
     n, variance = len(values), float(values.var())
     if unit is None:
         return n
@@ -139,69 +153,75 @@ def effective_items(values: "np.ndarray", unit: "np.ndarray | None") -> float:
     return min(float(n), max(1.0, variance / error**2))
 
 
-def studentised_quantiles(values: "np.ndarray", unit: "np.ndarray | None", at: tuple[float, ...]) -> list[float]:
-    """Quantiles of (mean of a resample - mean) / standard error of that resample; finer ones from more resamples."""
+def studentised_quantiles(
+    values: "np.ndarray", unit: "np.ndarray | None", probabilities: tuple[float, ...]
+) -> list[float]:
+    """Return quantiles of `studentised_ratios`; extreme ones from more resamples."""
     import numpy as np
 
-    ratios = studentised(values, unit, RESAMPLES if min(at) >= 0.01 else 5 * RESAMPLES)
-    return [float(q) for q in np.quantile(ratios, at)]
+    ratios = studentised_ratios(values, unit, RESAMPLES if min(probabilities) >= 0.01 else 5 * RESAMPLES)
+    return [float(q) for q in np.quantile(ratios, probabilities)]
 
 
-def studentised(values: "np.ndarray", unit: "np.ndarray | None", resamples: int) -> "np.ndarray":
-    """Sorted ratios of `studentised_quantiles`. Resamples of like items, which have no error, are left out."""
+def studentised_ratios(values: "np.ndarray", unit: "np.ndarray | None", resamples: int) -> "np.ndarray":
+    """Return (mean of a resample - mean) / standard error of that resample, sorted.
+
+    Resamples of equal items, whose error is 0, are omitted.
+    """
     import numpy as np
 
     sums, sizes = cluster_sums(values, unit)
     units, mean = len(sums), float(values.mean())
-    drawn = resample_weights(units, resamples)
-    total = drawn @ sizes
-    means = drawn @ sums / total
-    apart = drawn @ sums**2 - 2 * means * (drawn @ (sums * sizes)) + means**2 * (drawn @ sizes**2)
-    errors = np.sqrt(np.maximum(apart, 0) * units / (units - 1)) / total
-    usable = errors > 1e-9 * max(1e-300, float(abs(values).max()))
-    return np.sort((means[usable] - mean) / errors[usable])
+    weights = resample_weights(units, resamples)
+    total = weights @ sizes
+    means = weights @ sums / total
+    squares = weights @ sums**2 - 2 * means * (weights @ (sums * sizes)) + means**2 * (weights @ sizes**2)
+    errors = np.sqrt(np.maximum(squares, 0) * units / (units - 1)) / total
+    is_usable = errors > 1e-9 * max(1e-300, float(abs(values).max()))
+    return np.sort((means[is_usable] - mean) / errors[is_usable])
 
 
 @functools.lru_cache(maxsize=2)
 def resample_weights(units: int, resamples: int) -> "np.ndarray":
-    """[resamples, units]: how often each unit is in each resample; the same each time."""
+    """Return [resamples, units] how often each unit is in each resample; the same at each call."""
     import numpy as np
 
-    draw = np.random.default_rng(SEED)
-    return draw.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+    rng = np.random.default_rng(SEED)
+    return rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
 
 
-def _of_metric(name: str, samples: Samples, level: float) -> Interval | None:
+def _bootstrap_metric(name: str, samples: Samples, level: float) -> Interval | None:
     import numpy as np
     from scipy.stats import bootstrap
 
-    compute, unit = measure(name), samples.unit
+    unit = samples.unit
     units = len(samples) if unit is None else int(unit.max()) + 1
     if units < 2:
         return None
 
-    def statistic(drawn: "np.ndarray", axis: int = -1) -> "np.ndarray":
-        flat = drawn.reshape(-1, drawn.shape[-1])
-        places = flat + np.arange(len(flat))[:, None] * units
-        counts = np.bincount(places.ravel(), minlength=len(flat) * units).reshape(len(flat), units).astype(float)
-        return compute(samples, counts if unit is None else counts[:, unit]).reshape(drawn.shape[:-1])
+    def statistic(resamples: "np.ndarray", axis: int = -1) -> "np.ndarray":
+        flat = resamples.reshape(-1, resamples.shape[-1])
+        cells = flat + np.arange(len(flat))[:, None] * units
+        counts = np.bincount(cells.ravel(), minlength=len(flat) * units).reshape(len(flat), units).astype(float)
+        values = compute_metric(name, samples, counts if unit is None else counts[:, unit])
+        return values.reshape(resamples.shape[:-1])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = bootstrap(
+        ends = bootstrap(
             (np.arange(units),), statistic, n_resamples=RESAMPLES if level < 0.98 else 5 * RESAMPLES, batch=250,
             vectorized=True, confidence_level=level, method="BCa" if units <= _MANY else "percentile", random_state=SEED,
         ).confidence_interval  # fmt: skip
     least, most = BOUNDS[name]
-    if np.isfinite(found).all() and found.low < found.high:
+    if np.isfinite(ends).all() and ends.low < ends.high:
         method = "BCa bootstrap" if units <= _MANY else "bootstrap"
-        return Interval(max(least, float(found.low)), min(most, float(found.high)), method)
-    return _of_perfection(name, samples, level)
+        return Interval(max(least, float(ends.low)), min(most, float(ends.high)), method)
+    return _compute_extreme_interval(name, samples, level)
 
 
-def _of_perfection(name: str, samples: Samples, level: float) -> Interval | None:
-    """Where all resamples give the same value, that of perfection or its opposite: as a share of as many items as the
-    smaller class has, of which all (or none) were right.
+def _compute_extreme_interval(name: str, samples: Samples, level: float) -> Interval | None:
+    """Return the interval of a metric at its best or worst value, which all resamples share: that of a share in which
+    all (or none) of the items of the smallest class are right.
     """
     value, (least, most) = _value(name, samples), BOUNDS[name]
     if value not in (least, most) or samples.label is None:
@@ -213,57 +233,60 @@ def _of_perfection(name: str, samples: Samples, level: float) -> Interval | None
     return Interval(low, high, "Wilson, of the smaller class")
 
 
-def _of_calibration_error(name: str, samples: Samples, level: float) -> Interval | None:
-    """The calibration errors under which the measured one would not be unusual: gaps of the bins from none to a multiple of
-    the measured ones, outcomes drawn for each.
+def _invert_simulation(name: str, samples: Samples, level: float) -> Interval | None:
+    """Return the range of true calibration errors under which the measured one would not be unusual.
+
+    The gaps of the bins are scaled from 0 to a multiple of the measured ones; outcomes are simulated for each scale.
     """
     import numpy as np
 
     predicted, actual = _calibration_arrays(name, samples)
-    counts, centres, gaps = _bins(predicted, actual)
+    counts, centres, gaps = _bin(predicted, actual)
     n, measured = counts.sum(), np.abs(gaps * counts).sum() / counts.sum()
     noise = _noise(len(counts))
     inflation = _design_effect(predicted, actual, samples.unit)
-    held = []
-    for share in np.linspace(0, _SHRUNK, 101):
-        shares = np.clip(centres - share * gaps, 0, 1)
+    plausible = []
+    for scale in np.linspace(0, _MAX_SCALE, 101):
+        shares = np.clip(centres - scale * gaps, 0, 1)
         deviation = np.sqrt(counts * shares * (1 - shares) * inflation)
         simulated = np.abs(counts * (centres - shares) + noise * deviation).sum(-1) / n
         if min((simulated >= measured).mean(), (simulated <= measured).mean()) > (1 - level) / 2:
-            held.append(float(np.abs(counts * (centres - shares)).sum() / n))
-    return Interval(min(held), max(held), "by simulation") if held else Interval(0.0, float(measured), "by simulation")
+            plausible.append(float(np.abs(counts * (centres - shares)).sum() / n))
+    low, high = (min(plausible), max(plausible)) if plausible else (0.0, float(measured))
+    return Interval(low, high, "by simulation")
 
 
-def calibrated_error(name: str, samples: Samples) -> float | None:
-    """The calibration error that a perfectly calibrated model would show on average at this number of items; None for
-    metrics that are no calibration errors.
+def null_calibration_error(name: str, samples: Samples) -> float | None:
+    """Return the mean calibration error of a perfectly calibrated model at this number of items; None for metrics that
+    are not calibration errors.
     """
     import numpy as np
 
     if name not in _CALIBRATION_ERRORS or not is_computable(name, samples):
         return None
     predicted, actual = _calibration_arrays(name, samples)
-    counts, centres, _ = _bins(predicted, actual)
+    counts, centres, _ = _bin(predicted, actual)
     deviation = np.sqrt(counts * centres * (1 - centres) * _design_effect(predicted, actual, samples.unit))
     return float((np.abs(_noise(len(counts)) * deviation).sum(-1) / counts.sum()).mean())
 
 
 def _calibration_arrays(name: str, samples: Samples) -> tuple["np.ndarray", "np.ndarray"]:
     if name == "r_ece":
-        return samples.risk, samples.positive
-    return samples.confidence, samples.confirmed
+        return require(samples.risk), require(samples.positive)
+    return require(samples.confidence), require(samples.confirmed)
 
 
-def _bins(predicted: "np.ndarray", actual: "np.ndarray") -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
-    """Of each bin that is not empty: items, mean of what was predicted, that less the share that came."""
+def _bin(predicted: "np.ndarray", actual: "np.ndarray") -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
+    """Return, for each bin with items, their number, their mean prediction, and its difference from the actual share."""
     import numpy as np
 
-    place = np.searchsorted(np.arange(1, BINS) / BINS, predicted, side="left")
-    counts = np.bincount(place, minlength=BINS).astype(float)
-    used = counts > 0
-    centres = np.bincount(place, weights=predicted, minlength=BINS)[used] / counts[used]
-    shares = np.bincount(place, weights=actual, minlength=BINS)[used] / counts[used]
-    return counts[used], centres, centres - shares
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, predicted, side="left")
+    counts = np.bincount(bins, minlength=BINS).astype(float)
+    has_items = counts > 0
+    counts = counts[has_items]
+    centres = np.bincount(bins, weights=predicted, minlength=BINS)[has_items] / counts
+    shares = np.bincount(bins, weights=actual, minlength=BINS)[has_items] / counts
+    return counts, centres, centres - shares
 
 
 @functools.lru_cache(maxsize=BINS)
@@ -274,10 +297,10 @@ def _noise(bins: int) -> "np.ndarray":
 
 
 def _design_effect(predicted: "np.ndarray", actual: "np.ndarray", unit: "np.ndarray | None") -> float:
-    """How many times as large the variance of a mean is as with items of different units; 1 without units."""
+    """Return the variance of a mean of clustered items, divided by that of independent ones (Kish 1965); at least 1."""
     if unit is None:
         return 1.0
     gaps = actual - predicted
-    clustered, _ = standard_error_of_mean(gaps, unit)
-    plain, _ = standard_error_of_mean(gaps, None)
-    return max(1.0, clustered**2 / plain**2) if plain > 0 else 1.0
+    cluster_error, _ = standard_error_of_mean(gaps, unit)
+    plain_error, _ = standard_error_of_mean(gaps, None)
+    return max(1.0, cluster_error**2 / plain_error**2) if plain_error > 0 else 1.0

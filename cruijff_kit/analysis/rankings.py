@@ -1,7 +1,7 @@
-"""The best configuration, by the validation loss or by what the user named, and those that cannot be distinguished from it.
+"""The best configuration, by the validation loss or the user's objective, and those that cannot be distinguished from it.
 
-The best is chosen without the test split unless the user chooses on it. Where that is done it is said, and the interval of
-the best is made for all that it was chosen from: of 16 equal configurations the best is 5 points too high on average.
+The best is chosen without the test split unless the user's objective is on it. Then tables note the choice, and the
+interval of the best is corrected for all candidates: the best of 16 equal configurations is 5 points too high on average.
 """
 
 from collections.abc import Callable
@@ -9,58 +9,58 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cruijff_kit.analysis.comparisons import BEST, VALIDATION, Comparison, MetricKey
-from cruijff_kit.analysis.configurations import Configuration, is_finite, last_evaluation
+from cruijff_kit.analysis.configurations import Configuration, last_evaluation
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.records.result import RunResult, higher_is_better
 
-UNSURE = "the effect of other rows on this choice is unknown"
+UNKNOWN_VARIATION = "the effect of other rows on this choice is unknown"
 
 
 @dataclass(eq=False)
 class Ranking:
-    """Configurations whose objective is the same number, the best first."""
+    """Configurations with one objective, the best first."""
 
     chosen_by: str
-    """The objective: validation_loss, or what the user named."""
+    """The objective: validation_loss, or the one that the user named."""
     source: MetricKey | None
-    """Task, scorer and metric that it is; None for a loss or a metric of the user's own in training."""
+    """Task, scorer and metric of the objective; None for a loss or a custom metric of training."""
     split: str
-    """What it was measured on: validation, test, or train."""
+    """The split on which the objective is measured: validation, test, or train."""
     is_reported: bool
-    """Whether numbers of that split are reported, too."""
+    """Whether scores on that split are reported, too."""
     configurations: list[Configuration]
     best: list[Configuration] = field(default_factory=list)
-    """The first one, and those that cannot be distinguished from it."""
+    """The leader, and the configurations that cannot be distinguished from it."""
     note: str = ""
-    """What to know of the choice."""
+    """A caveat about the choice."""
 
     @property
     def leader(self) -> Configuration:
-        """The first one."""
+        """The configuration with the best objective."""
         return self.configurations[0]
 
     @property
     def is_higher_better(self) -> bool:
-        """Whether more is better."""
+        """Whether the objective is to be maximised."""
         return higher_is_better(self.chosen_by)
 
     @property
     def is_optimistic(self) -> bool:
-        """Whether the rows that chose the best are those that it is reported on: then its numbers are too good."""
+        """Whether the best is reported on the rows that chose it: then its scores are too good."""
         return self.is_reported and len(self.configurations) > 1
 
     @property
     def level(self) -> float:
-        """Of the best one's intervals on the split that chose it: 95% for all that it was chosen from (Bonferroni)."""
+        """Level of the best one's intervals on the split that chose it: 95% for all candidates (Bonferroni)."""
         return 1 - (1 - LEVEL) / len(self.configurations)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the JSON value of the best."""
         return {
             "runs": [r.name for c in self.best for r in c.runs],
             "configurations": [c.name for c in self.best],
             "leader": self.leader.name,
-            "value": mean(self.leader.objectives()),
+            "value": mean_objective(self.leader),
             "chosen_by": self.chosen_by,
             "split": self.split,
             "of": len(self.configurations),
@@ -69,11 +69,11 @@ class Ranking:
 
 
 def rank(configurations: list[Configuration]) -> list[Ranking]:
-    """Configurations by what their objective is, the most numerous first; those without one are left out."""
+    """Rank the configurations of each objective, the largest group first; those without an objective are omitted."""
     groups: dict[tuple[Any, ...], Ranking] = {}
     for c in configurations:
         name = c.runs[0].objective_name
-        if name is None or not all(is_finite(v) for v in c.objectives()):
+        if name is None or not c.objectives():
             continue
         source = find_source(c.runs[0])
         split = find_split(c.runs[0], name, source)
@@ -82,51 +82,52 @@ def rank(configurations: list[Configuration]) -> list[Ranking]:
             c
         )
     for ranking in groups.values():
-        ranking.configurations.sort(key=_order(ranking))
+        ranking.configurations.sort(key=_make_sort_key(ranking))
         ranking.best = ranking.configurations[:1]
     return sorted(groups.values(), key=lambda r: -len(r.configurations))
 
 
-def _order(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
+def _make_sort_key(ranking: Ranking) -> Callable[[Configuration], tuple[bool, float]]:
     sign = -1 if ranking.is_higher_better else 1
 
     def key(c: Configuration) -> tuple[bool, float]:
-        return has_no_answers(c, ranking.source), sign * mean(c.objectives())
+        return has_no_answers(c, ranking.source), sign * mean_objective(c)
 
     return key
 
 
 def has_no_answers(c: Configuration, source: MetricKey | None) -> bool:
-    """Whether a scorer could read no answer of a run: then its numbers are the constant baseline's, and it is ranked last.
+    """Whether a scorer could read no answer of a run: then its scores are the constant baseline's, and it is ranked last.
 
     Args:
-        source: what it is ranked by; None (a loss): whether no scorer of a task could read any.
+        c: the configuration.
+        source: the metric of its ranking; None (a loss): whether a task has no scorer that could read an answer.
     """
     if source is not None:
         return any(e.coverage.get(source[1], 1.0) == 0 for e in c.evaluations(source[0]))
-    cells = [last_evaluation(r, e.task) for r in c.runs for e in r.evaluation]
-    return any(e.metrics and all(e.coverage.get(scorer, 1.0) == 0 for scorer in e.metrics) for e in cells)
+    evaluations = [e for r in c.runs for e in {e.task: e for e in r.evaluation}.values()]  # each task in its last epoch
+    return any(e.metrics and all(e.coverage.get(scorer, 1.0) == 0 for scorer in e.metrics) for e in evaluations)
 
 
 def mark_best(ranking: Ranking, comparisons: dict[str, list[Comparison]]) -> None:
-    """Add to the best those that cannot be told apart from the leader, by the metric that chose it."""
+    """Add to the best the configurations that cannot be distinguished from the leader by the metric that chose it."""
     metric_key = VALIDATION if ranking.chosen_by == VALIDATION[2] else ranking.source
-    ranking.best, unknown = [ranking.leader], False
+    ranking.best, is_unknown = [ranking.leader], False
     for c in ranking.configurations[1:]:
-        tested = [t for t in comparisons[c.name] if t.against == BEST and t.metric_key == metric_key]
-        unknown = unknown or not tested
-        is_equal = mean(c.objectives()) == mean(ranking.leader.objectives())
+        tests = [t for t in comparisons[c.name] if t.against == BEST and t.metric_key == metric_key]
+        is_unknown = is_unknown or not tests
+        is_equal = mean_objective(c) == mean_objective(ranking.leader)
         if has_no_answers(c, ranking.source) and not has_no_answers(ranking.leader, ranking.source):
             continue
-        if is_equal or tested and not tested[0].differs:
+        if is_equal or tests and not tests[0].is_different:
             ranking.best.append(c)
-    ranking.note = UNSURE if unknown else ""
+    ranking.note = UNKNOWN_VARIATION if is_unknown else ""
 
 
 def find_source(result: RunResult) -> MetricKey | None:
-    """Task, scorer and metric that a run's objective is, as RunResult.metrics finds it; None for a loss."""
+    """Return task, scorer and metric of a run's objective, in the order of RunResult.metrics; None for a loss."""
     name = result.objective_name
-    for e in {e.task: e for e in result.evaluation}.values():
+    for e in {e.task: e for e in result.evaluation}.values():  # each task in its last epoch
         for scorer, values in e.metrics.items():
             for metric in values:
                 if name in (metric, f"{scorer}/{metric}", f"{e.task}/{scorer}/{metric}"):
@@ -135,12 +136,19 @@ def find_source(result: RunResult) -> MetricKey | None:
 
 
 def find_split(result: RunResult, objective: str, source: MetricKey | None) -> str:
-    """The split on which an objective is measured: validation, train or test."""
+    """Return the split on which an objective is measured: validation, train or test."""
     if source is not None:
-        return last_evaluation(result, source[0]).split
+        evaluation = last_evaluation(result, source[0])
+        assert evaluation is not None, "the source is a metric of the run's evaluation"
+        return evaluation.split
     return "validation" if objective.startswith("validation_") else "train"
 
 
+def mean_objective(c: Configuration) -> float:
+    """Return the mean objective of a configuration's runs."""
+    return mean(c.objectives())
+
+
 def mean(values: list[float]) -> float:
-    """Of the seeds."""
+    """Return the mean of numbers."""
     return sum(values) / len(values)

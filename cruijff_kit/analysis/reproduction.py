@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.samples import item_scores
+from cruijff_kit.analysis.samples import load_item_scores
 from cruijff_kit.models.adapter_files import ADAPTER_WEIGHTS
 from cruijff_kit.records.archive_manifest import find_archived_epochs
 from cruijff_kit.records.result import Evaluation, RunResult
@@ -137,7 +137,7 @@ def _compare_evaluations(kind: str, then: list[Evaluation], now: list[Evaluation
 
 def _compare_answers(what: str, e: Evaluation, again: Evaluation) -> Iterator[Check]:
     """Each scorer's scores, sample by sample."""
-    mine, theirs = item_scores(e.log), item_scores(again.log)
+    mine, theirs = load_item_scores(e.log), load_item_scores(again.log)
     for scorer in e.metrics:
         one, other = mine.get(scorer), theirs.get(scorer)
         if not one or other is None:

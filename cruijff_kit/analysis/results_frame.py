@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.analysis.comparisons import csv_columns
+from cruijff_kit.analysis.comparisons import make_csv_columns
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.records.result import Evaluation, RunResult, read_result
 from cruijff_kit.records.run_folder import find_folders
@@ -108,7 +108,7 @@ def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
         "validation_loss": training.get("validation_loss"),
         **dict(_metrics(result.baseline, "base model ")),
         **dict(_metrics(result.evaluation, "")),
-        **csv_columns(analysis.list_comparisons(result)),
+        **make_csv_columns(analysis.list_comparisons(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,
         "seconds": result.seconds.get("total"),
         "best": analysis.is_best(result),

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cruijff_kit.analysis.differences import holm
-from cruijff_kit.analysis.intervals import calibrated_error, interval_of
-from cruijff_kit.analysis.measures import Samples, measure
+from cruijff_kit.analysis.intervals import compute_interval, null_calibration_error
+from cruijff_kit.analysis.measures import Samples, compute_metric
 from cruijff_kit.analysis.permutation import arrange, auc_metric, compare, compare_alike, mean_metric
 from cruijff_kit.util.errors import UserError
 
@@ -326,7 +326,7 @@ def _group(name: str, arrays: _Arrays, own: "np.ndarray") -> Group:
         group.mean_risk, group.share_positive = float(risks.risk.mean()), float(risks.positive.mean())
         _add(group, "calibration", "mean_error", risks)
         _add(group, "r_ece", "r_ece", risks)
-        group.r_ece_calibrated = calibrated_error("r_ece", risks)
+        group.r_ece_calibrated = null_calibration_error("r_ece", risks)
         if 0 < group.share_positive < 1:
             _add(group, "auc", "auc", risks)
     elif np.isfinite(arrays.positive[own]).all():
@@ -355,8 +355,8 @@ def _samples(arrays: _Arrays, own: "np.ndarray", value: "np.ndarray") -> "Sample
 def _add(group: Group, name: str, metric: str, samples: "Samples") -> None:
     import numpy as np
 
-    setattr(group, name, float(measure(metric)(samples, np.ones(len(samples)))))
-    interval = interval_of(metric, samples)
+    setattr(group, name, float(compute_metric(metric, samples, np.ones(len(samples)))))
+    interval = compute_interval(metric, samples)
     if interval is not None:
         group.intervals[name] = [interval.low, interval.high]
 

@@ -7,8 +7,8 @@ from cruijff_kit.analysis.comparisons import VALIDATION, Comparison, MetricKey, 
 from cruijff_kit.analysis.configurations import Configuration, group_configurations
 from cruijff_kit.analysis.estimates import estimate, estimate_loss
 from cruijff_kit.analysis.headlines import list_scorers, pick_headline
-from cruijff_kit.analysis.intervals import LEVEL, effective_items
-from cruijff_kit.analysis.measures import is_computable, measure, terms
+from cruijff_kit.analysis.intervals import LEVEL, effective_sample_size
+from cruijff_kit.analysis.measures import find_measure, is_computable, terms
 from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.analysis.rankings import Ranking, mark_best, mean, rank
 from cruijff_kit.analysis.samples import align, load_samples
@@ -96,7 +96,7 @@ class Analysis:
 
     def _configuration(self, c: Configuration) -> dict[str, Any]:
         metric_key = ((e.task, s, m) for e in c.runs[-1].evaluation for s, values in e.metrics.items() for m in values)
-        known = [m for m in dict.fromkeys(metric_key) if m in self.metrics or measure(m[2])]
+        known = [m for m in dict.fromkeys(metric_key) if m in self.metrics or find_measure(m[2])]
         estimates = {"/".join(m): estimate(c, *m, level=self.interval_level(c, m)) for m in known}
         estimates |= {name: estimate_loss(c, name) for name in ("loss", "validation_loss")}
         return {
@@ -169,7 +169,9 @@ def _detectable(found: Analysis, task: str) -> DetectableDifference | None:
         both = []
     values = [terms(metric_key[2], s) for s in both]
     n, correlation = len(values[0]) if values else n, _correlation(values)
-    design_effect = mean([n / effective_items(v, s.unit) for v, s in zip(values, both, strict=True)]) if values else 1.0
+    design_effect = (
+        mean([n / effective_sample_size(v, s.unit) for v, s in zip(values, both, strict=True)]) if values else 1.0
+    )
     if metric_key[2] == "mae":
         spread = None if correlation is None else mean([float(v.std(ddof=1)) for v in values])
         return detectable_error(n, k, spread, correlation, seeds, design_effect)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit, ndtri
 
-from cruijff_kit.analysis.estimates import _of_many
-from cruijff_kit.analysis.intervals import calibrated_error, interval_of, wilson
-from cruijff_kit.analysis.measures import Samples, measure
+from cruijff_kit.analysis.estimates import _estimate_crossed
+from cruijff_kit.analysis.intervals import compute_interval, null_calibration_error, wilson
+from cruijff_kit.analysis.measures import Samples, compute_metric
 from cruijff_kit.analysis.rankings import Ranking
 
 METRICS = ("accuracy", "auc", "balanced_accuracy", "f1", "brier", "mae", "rmse", "r_squared", "c_ece", "r_ece")
@@ -33,12 +33,12 @@ def coverage(n: int, repeats: int, slope: float = 1.4, units: int | None = None,
     """Metric -> the share of repetitions in which its interval holds the value of very many samples."""
     draw = np.random.default_rng(0)
     many = drawn(draw, 400_000, slope, None if units is None else 400_000 * units // n)
-    truth = {m: float(measure(m)(many, np.ones(len(many)))) for m in METRICS}
+    truth = {m: float(compute_metric(m, many, np.ones(len(many)))) for m in METRICS}
     held = dict.fromkeys(METRICS, 0)
     for _ in range(repeats):
         samples = drawn(draw, n, slope, units)
         for m in METRICS:
-            found = interval_of(m, samples, **more)
+            found = compute_interval(m, samples, **more)
             held[m] += found is not None and found.low - 1e-9 <= truth[m] <= found.high + 1e-9
     return {m: h / repeats for m, h in held.items()}
 
@@ -78,7 +78,7 @@ def test_shares_over_items_and_seeds(truth):
         for _ in range(300):
             hard = draw.normal(0, like**0.5, (1, n)) + draw.normal(0, (1 - like) ** 0.5, (3, n))
             rows = (hard + draw.normal(0, between, (3, 1)) < ndtri(truth) * (1 + between**2) ** 0.5).astype(float)
-            found = _of_many(rows.mean(), rows, "accuracy", 0.95, "test items")
+            found = _estimate_crossed(rows.mean(), rows, "accuracy", 0.95, "test items")
             low, high = (found.low, found.high) if found else wilson(rows.mean(), n)
             held += low - 1e-9 <= truth <= high + 1e-9
         print(f"share {truth}, {n} items, likeness {like}, between seeds {between}: {held / 300:.3f}")
@@ -91,7 +91,7 @@ def test_a_small_sample_of_a_skewed_number():
     for _ in range(300):
         errors = draw.lognormal(0, 1, 10)
         samples = Samples(value=errors, target=np.zeros(10), prediction=errors)
-        low, high, method = interval_of("mae", samples)
+        low, high, method = compute_interval("mae", samples)
         held += low <= np.exp(0.5) <= high
     assert held / 300 > 0.88 and method == "studentised bootstrap"
 
@@ -100,10 +100,10 @@ def test_what_a_calibrated_model_would_show():
     """0.10 at 100 items: drawn again and again, by the plain definition."""
     draw = np.random.default_rng(3)
     for n, expected in ((60, 0.127), (100, 0.100), (1000, 0.032)):
-        found = [calibrated_error("r_ece", drawn(draw, n, 1.0)) for _ in range(20)]
-        plain = [float(measure("r_ece")(s, np.ones(n))) for s in (drawn(draw, n, 1.0) for _ in range(200))]
+        found = [null_calibration_error("r_ece", drawn(draw, n, 1.0)) for _ in range(20)]
+        plain = [float(compute_metric("r_ece", s, np.ones(n))) for s in (drawn(draw, n, 1.0) for _ in range(200))]
         assert np.mean(found) == pytest.approx(np.mean(plain), rel=0.08) == pytest.approx(expected, rel=0.08)
-    assert calibrated_error("auc", drawn(draw, 50, 1.0)) is None
+    assert null_calibration_error("auc", drawn(draw, 50, 1.0)) is None
 
 
 def test_the_best_of_sixteen_equal_runs():

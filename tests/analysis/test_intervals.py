@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn import metrics as sk
 
-from cruijff_kit.analysis.intervals import effective_items, interval_of, standard_error_of_mean
-from cruijff_kit.analysis.measures import Samples, measure
+from cruijff_kit.analysis.intervals import compute_interval, effective_sample_size, standard_error_of_mean
+from cruijff_kit.analysis.measures import Samples, compute_metric, find_measure
 from cruijff_kit.evaluation.metrics import expected_calibration_error
 
 
@@ -39,18 +39,18 @@ def test_weighted_metrics_are_scikit_learns(kinds):
         "r_squared": sk.r2_score(s.target, s.prediction, sample_weight=weights),
     }
     for name, value in expected.items():
-        assert measure(name)(s, np.stack([weights, 2 * weights])) == pytest.approx([value, value]), name
+        assert compute_metric(name, s, np.stack([weights, 2 * weights])) == pytest.approx([value, value]), name
     plain = np.ones(60)
-    assert measure("r_ece")(s, plain) == pytest.approx(expected_calibration_error(s.risk, s.positive))
+    assert compute_metric("r_ece", s, plain) == pytest.approx(expected_calibration_error(s.risk, s.positive))
     correct = (s.label == s.predicted).astype(float)
-    assert measure("c_ece")(s, plain) == pytest.approx(expected_calibration_error(s.confidence, correct))
-    assert measure("confusion") is None
+    assert compute_metric("c_ece", s, plain) == pytest.approx(expected_calibration_error(s.confidence, correct))
+    assert find_measure("confusion") is None
 
 
 def test_auc_counts_ties_as_ties():
     s = options(40)
     s = Samples(value=s.value, positive=s.positive, order=np.zeros(40))
-    assert measure("auc")(s, np.ones(40)) == 0.5
+    assert compute_metric("auc", s, np.ones(40)) == 0.5
 
 
 def test_the_bootstrap_is_scipys():
@@ -60,7 +60,7 @@ def test_the_bootstrap_is_scipys():
         (s.positive, s.order), lambda y, x: sk.roc_auc_score(y, x), paired=True, vectorized=False, n_resamples=1999,
         method="BCa", random_state=0,
     ).confidence_interval  # fmt: skip
-    assert interval_of("auc", s)[:2] == pytest.approx((plain.low, plain.high), abs=0.012)
+    assert compute_interval("auc", s)[:2] == pytest.approx((plain.low, plain.high), abs=0.012)
 
 
 def test_at_the_limits():
@@ -71,19 +71,19 @@ def test_at_the_limits():
         risk=label * 1.0, order=label * 1.0, confidence=np.ones(30), confirmed=np.ones(30),
         target=np.arange(30.0), prediction=np.arange(30.0),
     )  # fmt: skip
-    assert interval_of("accuracy", s)[:2] == pytest.approx((0.8865, 1.0), abs=1e-3)
+    assert compute_interval("accuracy", s)[:2] == pytest.approx((0.8865, 1.0), abs=1e-3)
     for name in ("auc", "f1", "balanced_accuracy"):
-        low, high, method = interval_of(name, s)
+        low, high, method = compute_interval(name, s)
         assert 0.6 < low < 0.8 and high == 1 and "smaller class" in method
-    assert interval_of("mae", s) is None and interval_of("confusion", s) is None
+    assert compute_interval("mae", s) is None and compute_interval("confusion", s) is None
     one = Samples(value=np.ones(1))
-    assert interval_of("accuracy", one) is None
+    assert compute_interval("accuracy", one) is None
 
 
 def test_wider_at_a_higher_level():
     s = options(50, seed=2)
     for name in ("accuracy", "auc", "mae", "rmse", "r_ece"):
-        usual, strict = interval_of(name, s), interval_of(name, s, level=0.997)
+        usual, strict = compute_interval(name, s), compute_interval(name, s, level=0.997)
         assert strict.low <= usual.low and strict.high >= usual.high and strict != usual, name
 
 
@@ -98,5 +98,5 @@ def test_items_of_a_unit_count_as_fewer():
         plain.append(standard_error_of_mean(right, None)[0])
         clustered.append(standard_error_of_mean(right, unit)[0])
     assert np.mean(clustered) == pytest.approx(np.std(means), rel=0.08) and np.mean(plain) < 0.9 * np.std(means)
-    assert effective_items(right, unit) < 250 and effective_items(right, None) == 300
-    assert effective_items(np.ones(300), unit) == 100
+    assert effective_sample_size(right, unit) < 250 and effective_sample_size(right, None) == 300
+    assert effective_sample_size(np.ones(300), unit) == 100

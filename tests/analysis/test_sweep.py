@@ -15,7 +15,7 @@ from cruijff_kit.analysis import results_frame
 from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, NO_BETTER_THAN_CHANCE, SAME_ANSWER
 from cruijff_kit.analysis.estimates import estimate, estimate_evaluation
 from cruijff_kit.analysis.measures import Samples, is_computable
-from cruijff_kit.analysis.samples import item_scores, load_constant_samples, load_samples
+from cruijff_kit.analysis.samples import load_constant_samples, load_item_scores, load_samples
 from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.analysis.table_cells import best_line
@@ -83,11 +83,11 @@ def test_one_answer_always_earns_no_p(six, capsys):
     found = analyse(six)
     for against in (BASE_MODEL, CHANCE):
         c = of(found, "rank=8", against)
-        assert math.isnan(c.p) and math.isnan(c.p_holm) and c.method == SAME_ANSWER and not c.differs
+        assert math.isnan(c.p) and math.isnan(c.p_holm) and c.method == SAME_ANSWER and not c.is_different
         assert c.to_dict()["p"] is None
     assert of(found, "rank=8", BASE_MODEL).difference == pytest.approx(32 / 60)
     assert of(found, "rank=8", CHANCE).difference == 0
-    assert of(found, "rank=4", CHANCE).differs and of(found, "rank=4", BASE_MODEL).p_holm < 0.001
+    assert of(found, "rank=4", CHANCE).is_different and of(found, "rank=4", BASE_MODEL).p_holm < 0.001
 
 
 def test_random_labels_are_no_finding(evaluated, finished):
@@ -226,7 +226,7 @@ def test_validation_rows_tell_what_is_better(finished, base_model, tmp_path, eva
     assert {c.swept["lora.rank"] for c in found.ranking.best} == {4, 8} and not found.ranking.note
     (c,) = [c for c in found.comparisons["rank=16,seed=1"] if c.metric == "validation_loss"]
     leader = found.ranking.leader.runs[0]
-    assert c.difference == pytest.approx(runs[2].objective - leader.objective) and c.differs and c.items == 80
+    assert c.difference == pytest.approx(runs[2].objective - leader.objective) and c.is_different and c.items == 80
     (folder / "validation_losses.json").write_text("{")
     assert "is unknown" in analyse(runs[::-1]).ranking.note
 
@@ -296,14 +296,14 @@ def test_of_several_epochs_the_last_counts(six, evaluated):
 
 def test_read_once_and_gone_later(evaluated, cache, tmp_path):
     cell = evaluated(answers(1.0, 1), LABELS, TRAINED_ON)
-    assert set(item_scores(cell.log)["match"].values()) == {1.0}
+    assert set(load_item_scores(cell.log)["match"].values()) == {1.0}
     copy = tmp_path / "copy.eval"
     copy.write_bytes(Path(cell.log).read_bytes())
     count = len(list((cache / "items").iterdir()))
-    item_scores(str(copy))
+    load_item_scores(str(copy))
     assert len(list((cache / "items").iterdir())) == count, "a copy is the same log"
     copy.write_text("no log")
-    assert item_scores(str(copy)) == item_scores(str(tmp_path / "gone.eval")) == {}
+    assert load_item_scores(str(copy)) == load_item_scores(str(tmp_path / "gone.eval")) == {}
     assert load_samples(str(copy), "match") is None
     # An accuracy keeps its interval: it needs no more than the number of samples.
     cell.log = "gone.eval"
@@ -313,7 +313,7 @@ def test_read_once_and_gone_later(evaluated, cache, tmp_path):
 
 def test_unscored_items_are_left_out_of_item_scores(evaluated):
     cell = evaluated(["1", "none", "5"], ["1", "2", "3"], ["1", "2", "3"], numbers=True)
-    assert item_scores(cell.log) == {"continuous_scorer": {"0": 0.0, "2": 2.0}}
+    assert load_item_scores(cell.log) == {"continuous_scorer": {"0": 0.0, "2": 2.0}}
 
 
 def test_validation_rows_of_one_unit_are_one(finished, base_model, tmp_path, evaluated):
