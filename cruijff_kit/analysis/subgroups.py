@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cruijff_kit.analysis.differences import holm
 from cruijff_kit.analysis.intervals import compute_interval, null_calibration_error
 from cruijff_kit.analysis.measures import Samples, compute_metric
-from cruijff_kit.analysis.permutation import arrange, auc_metric, compare, compare_alike, mean_metric
+from cruijff_kit.analysis.permutation import arrange, compare, compare_constant, make_auc_metric, make_mean_metric
 from cruijff_kit.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _compare(arrays: _Arrays, level: float, permutations: int) -> "tuple[list[Co
     of_quality, of_decisions = _quality(grouping, arrays), _decisions(grouping, arrays)
     quality, decisions = (compare(grouping, metrics, level, permutations) for metrics in (of_quality, of_decisions))
     varying = {c.metric for c in decisions}
-    alike = [c for c in compare_alike(grouping, of_decisions, level) if c.metric not in varying]
+    alike = [c for c in compare_constant(grouping, of_decisions, level) if c.metric not in varying]
     return quality, decisions + alike
 
 
@@ -271,10 +271,10 @@ def _quality(grouping: "Grouping", arrays: _Arrays) -> "list[Metric]":
     import numpy as np
 
     has_risk = np.isfinite(arrays.risk) & np.isfinite(arrays.positive)
-    metrics = [mean_metric("accuracy", grouping, arrays.correct)]
+    metrics = [make_mean_metric("accuracy", grouping, arrays.correct)]
     if has_risk.any():
         positive = has_risk & (arrays.positive == 1)
-        metrics.append(auc_metric(grouping, np.where(has_risk, arrays.order, 0), positive, has_risk & ~positive))
+        metrics.append(make_auc_metric(grouping, np.where(has_risk, arrays.order, 0), positive, has_risk & ~positive))
         metrics.append(_mean_of(grouping, "calibration", arrays.risk - arrays.positive, has_risk))
     return metrics
 
@@ -292,7 +292,7 @@ def _decisions(grouping: "Grouping", arrays: _Arrays) -> "list[Metric]":
 
 
 def _mean_of(grouping: "Grouping", name: str, values: "np.ndarray", counted: "np.ndarray") -> "Metric":
-    return mean_metric(name, grouping, values, None if counted.all() else counted)
+    return make_mean_metric(name, grouping, values, None if counted.all() else counted)
 
 
 def _bounded(metric: str, *ends: float) -> list[float]:

@@ -5,11 +5,11 @@ import pytest
 from scipy.stats import ttest_rel
 
 from cruijff_kit.analysis.differences import mcnemar
-from cruijff_kit.analysis.power import _changed, detectable_difference, detectable_error, power
+from cruijff_kit.analysis.power import _discordant_shares, detectable_difference, detectable_error, power
 
 
 def simulated(items: int, accuracy: float, difference: float, correlation: float, alpha: float, repeats: int = 1500):
-    gained, lost = _changed(accuracy, difference, correlation)
+    gained, lost = _discordant_shares(accuracy, difference, correlation)
     draw = np.random.default_rng(0)
     counts = draw.multinomial(items, [gained, lost, 1 - gained - lost], repeats)
     return np.mean([mcnemar(int(g), int(lo), items).p < alpha for g, lo, _ in counts])

@@ -8,7 +8,7 @@ from fairlearn import metrics as fairlearn
 from scipy.stats import f_oneway, permutation_test
 from sklearn.metrics import roc_auc_score
 
-from cruijff_kit.analysis.permutation import arrange, auc_metric, compare, mean_metric
+from cruijff_kit.analysis.permutation import arrange, compare, make_auc_metric, make_mean_metric
 from cruijff_kit.analysis.subgroups import MIN_AUC, MIN_Z, QUALITY, Row, compare_columns, pool
 from cruijff_kit.evaluation.metrics import expected_calibration_error
 from cruijff_kit.util.errors import UserError
@@ -40,9 +40,9 @@ class Drawn:
         """What compare_columns does, without the figures of each group, which take most of its time."""
         grouping = arrange(self.group, self.unit)
         metrics = [
-            mean_metric("accuracy", grouping, self.right.astype(float)),
-            auc_metric(grouping, self.risk, self.positive, ~self.positive),
-            mean_metric("calibration", grouping, self.risk - self.positive),
+            make_mean_metric("accuracy", grouping, self.right.astype(float)),
+            make_auc_metric(grouping, self.risk, self.positive, ~self.positive),
+            make_mean_metric("calibration", grouping, self.risk - self.positive),
         ]
         return compare(grouping, metrics, 0.95, permutations)
 
@@ -102,8 +102,8 @@ def test_groups_may_differ_in_their_share_of_positive_labels(sizes):
         positive = draw.random(len(group)) < risk
         grouping = arrange(group)
         metrics = [
-            auc_metric(grouping, risk, positive, ~positive),
-            mean_metric("calibration", grouping, risk - positive),
+            make_auc_metric(grouping, risk, positive, ~positive),
+            make_mean_metric("calibration", grouping, risk - positive),
         ]
         flagged += min(c.p for c in compare(grouping, metrics, 0.95, 199)) < 0.05
     assert flagged / 150 < 0.1
@@ -126,9 +126,9 @@ def test_units_with_samples_of_several_groups():
 
     def is_different(group, unit, right) -> bool:
         grouping = arrange(group, unit)
-        metrics = [mean_metric("accuracy", grouping, right.astype(float))]
+        metrics = [make_mean_metric("accuracy", grouping, right.astype(float))]
         risk, positive = np.where(right, 0.8, 0.4) + draw.normal(0, 0.01, len(right)), draw.random(len(right)) < 0.5
-        metrics.append(auc_metric(grouping, risk, positive, ~positive))
+        metrics.append(make_auc_metric(grouping, risk, positive, ~positive))
         return min(c.p for c in compare(grouping, metrics, 0.95, 199)) < 0.05
 
     for _ in range(100):
@@ -165,7 +165,7 @@ def test_p_is_that_of_scipys_permutation_test():
     """Two groups, one metric: the largest standardised difference is the difference of the means."""
     samples = Drawn(np.random.default_rng(5), [40, 60], (0.85, 0.7))
     grouping, right = arrange(samples.group), samples.right.astype(float)
-    (c,) = compare(grouping, [mean_metric("accuracy", grouping, right)], 0.95, 9999)
+    (c,) = compare(grouping, [make_mean_metric("accuracy", grouping, right)], 0.95, 9999)
     parts = [right[samples.group == g] for g in (0, 1)]
     expected = permutation_test(parts, lambda a, b: abs(a.mean() - b.mean()), alternative="greater", rng=0)
     assert c.p == pytest.approx(expected.pvalue, abs=0.012)
