@@ -144,7 +144,7 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan:
     check_access(config)
     data_hash = prepare_inputs(config, tuple(config.test_splits))
     check_units(config.dataset, config.test_splits)
-    _say_loading()
+    _say_loading(config)
     from cruijff_kit.models import base_model
     from cruijff_kit.training import process_cache
 
@@ -159,13 +159,15 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan:
     return EvaluationPlan(data_hash, {name: r.num_compared for name, r in checks.items()})
 
 
-def _say_loading() -> None:
+def _say_loading(config: RunConfig) -> None:
     if "torch" not in sys.modules:
-        say("loading torch, torchtune and inspect-ai")
+        say("loading torch, torchtune and inspect-ai" if config.eval.tasks else "loading torch and torchtune")
 
 
 def _check_prompts(config: RunConfig, data_hash: str, context: int) -> dict[str, Any]:
     """Task -> what its dry run showed."""
+    if not config.eval.tasks:
+        return {}
     from cruijff_kit.evaluation.build_tasks import check_tasks
     from cruijff_kit.evaluation.prompt_check import check_prompts
 
@@ -192,7 +194,7 @@ def make_plan(config: RunConfig, data_hash: str) -> RunPlan:
 
 def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
     leaks = check_leaks(config.dataset, config.test_splits, data_hash)
-    _say_loading()
+    _say_loading(config)
     from cruijff_kit.models import base_model
     from cruijff_kit.models.device import short_name
     from cruijff_kit.training import process_cache

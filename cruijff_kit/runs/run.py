@@ -144,11 +144,13 @@ class Run:
 
     def evaluate_base_model(self) -> None:
         """Evaluate the model as it is without the adapter, or read what an earlier run found."""
-        from cruijff_kit.evaluation import baseline
-
+        config = self.config
         with self.clock("baseline"):
-            config = self.config
-            if config.eval.baseline:
+            if config.eval.baseline and config.eval.tasks:
+                from cruijff_kit.evaluation import (
+                    baseline,
+                )  # a run without tasks does not load inspect-ai: a second less
+
                 self.result.baseline = baseline.evaluate_base_model(
                     config.eval.names, self._make_chat_model(), config, self.plan, self.folder
                 )
@@ -183,17 +185,18 @@ class Run:
 
     def evaluate(self) -> None:
         """Evaluate the trained model, which is in memory still."""
-        from cruijff_kit.evaluation import run_tasks
-
         config, folder, result, slot = self.config, self.folder, self.result, self.context.slot
         with self.clock("evaluate", self.recipe.clock):
             folder.discard_partial_logs()
-            epoch = self.recipe.summary.epochs - 1
-            evaluate_item = slot.evaluate if slot else run_tasks.evaluate_item
-            chat_model = self._make_chat_model()
-            result.evaluation = run_tasks.evaluate(
-                chat_model, config, self.plan, folder, epoch, result.config_hash, evaluate_item
-            )
+            if config.eval.tasks:
+                from cruijff_kit.evaluation import run_tasks
+
+                epoch = self.recipe.summary.epochs - 1
+                evaluate_item = slot.evaluate if slot else run_tasks.evaluate_item
+                chat_model = self._make_chat_model()
+                result.evaluation = run_tasks.evaluate(
+                    chat_model, config, self.plan, folder, epoch, result.config_hash, evaluate_item
+                )
         record_objective(result, config)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
 

@@ -370,6 +370,7 @@ def proxy(monkeypatch):
 
 
 def test_a_sweep_asks_no_network_and_the_default_needs_no_package(run_cli, tiny, tmp_path, proxy, monkeypatch):
+    """Neither a tracker's nor, where nothing is evaluated, inspect-ai, whose import takes more than a second."""
     own = {k: v for k, v in os.environ.items() if k.startswith("WANDB_") or k.lower().endswith("_proxy")}
     options = [*SMALL, f"model.path={tiny}", "eval=none", "hydra.sweep.dir=capitalization/now"]
     done = run_cli("-m", *options, ALL, "seed=1,2", cwd=tmp_path, **own)
@@ -378,7 +379,7 @@ def test_a_sweep_asks_no_network_and_the_default_needs_no_package(run_cli, tiny,
     for name in ("seed=1", "seed=2"):
         assert_all_hold(tmp_path / "capitalization" / "now" / name, monkeypatch)
     assert proxy == []
-    code = "import sys\nfor name in ('wandb', 'mlflow', 'tensorboard'): sys.modules[name] = None\n"
+    code = "import sys\nfor name in ('wandb', 'mlflow', 'tensorboard', 'inspect_ai'): sys.modules[name] = None\n"
     code += "from cruijff_kit.train import main\nsys.exit(main())"
     command = [sys.executable, "-c", code, *options[:-1], "hydra.run.dir=plain", "seed=3"]
     plain = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
