@@ -100,9 +100,7 @@ def refuse_servers() -> None:
         scheme = value.partition(":")[0].lower() if ":" in value else ""
         remote = scheme not in _LOCAL_STORES or value.lower() in ("databricks", "databricks-uc", "uc")
         if remote or value.startswith("//") or value.lower().startswith("file://") and _host_of(value):
-            raise UserError(
-                f"the data is red, and {name} names a server ({scheme or value}); take it out: unset {name}"
-            )
+            raise UserError(f"the data is red, and {name} names a server ({scheme or value}); remove it: unset {name}")
     if os.environ.get("INSPECT_TELEMETRY"):
         raise UserError("the data is red, and INSPECT_TELEMETRY sends samples elsewhere; unset INSPECT_TELEMETRY")
 

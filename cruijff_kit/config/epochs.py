@@ -8,5 +8,5 @@ def saved_epochs(epochs_to_save: str | list[int], epochs: int) -> set[int]:
         epochs_to_save: "all", "none", "last" or a list of epochs.
         epochs: how many epochs there are.
     """
-    named = {"all": range(epochs), "none": (), "last": [epochs - 1]}
-    return set(named[epochs_to_save] if isinstance(epochs_to_save, str) else epochs_to_save)
+    epochs_by_name = {"all": range(epochs), "none": (), "last": [epochs - 1]}
+    return set(epochs_by_name[epochs_to_save] if isinstance(epochs_to_save, str) else epochs_to_save)

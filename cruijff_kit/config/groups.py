@@ -234,7 +234,7 @@ class EvalConfig:
 
     def arguments_of(self, name: TaskName) -> dict[str, Any]:
         """A task's arguments in `task_args`: those for all tasks, for its function (on any split), and for itself."""
-        named = {n for name in self.names for n in (name.label, name.task)}
-        own = {k: v for k, v in self.task_args.items() if k in named and isinstance(v, dict)}
-        shared = {k: v for k, v in self.task_args.items() if k not in own}
-        return shared | own.get(name.task, {}) | own.get(name.label, {})
+        task_keys = {n for name in self.names for n in (name.label, name.task)}
+        own_arguments = {k: v for k, v in self.task_args.items() if k in task_keys and isinstance(v, dict)}
+        shared_arguments = {k: v for k, v in self.task_args.items() if k not in own_arguments}
+        return shared_arguments | own_arguments.get(name.task, {}) | own_arguments.get(name.label, {})

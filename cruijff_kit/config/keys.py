@@ -41,8 +41,8 @@ def _dataclass_keys(cls: type, prefix: str) -> Iterator[str]:
         yield prefix + f.name
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             yield from _dataclass_keys(f.type, f"{prefix}{f.name}.")
-        elif f.default_factory is not dataclasses.MISSING and isinstance(made := f.default_factory(), dict):
-            yield from _tree_keys(made, f"{prefix}{f.name}.")
+        elif f.default_factory is not dataclasses.MISSING and isinstance(defaults := f.default_factory(), dict):
+            yield from _tree_keys(defaults, f"{prefix}{f.name}.")
 
 
 def _tree_keys(tree: dict[str, Any], prefix: str) -> Iterator[str]:

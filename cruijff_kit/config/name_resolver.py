@@ -21,10 +21,10 @@ def readable_name(overrides: Sequence[str], seed: int) -> str:
     from coolname.data import config as words
 
     # A sweeper may write a value in another way than the user: 0.001 for 1e-3.
-    said = sorted(
+    settings = sorted(
         str((o.key_or_group, o.value())) for o in map(parse_override, overrides) if not _is_ignored(o.key_or_group)
     )
-    return "_".join(coolname.RandomGenerator(words, random.Random(f"{seed} {said}")).generate(2))  # type: ignore[arg-type]
+    return "_".join(coolname.RandomGenerator(words, random.Random(f"{seed} {settings}")).generate(2))  # type: ignore[arg-type]
 
 
 def _is_ignored(key: str) -> bool:

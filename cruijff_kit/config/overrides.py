@@ -32,10 +32,10 @@ def order_arguments(arguments: list[str]) -> list[str]:
     settings = parser.parse_intermixed_args(arguments).overrides
     _refuse_added(settings)
     arguments, settings = add_pluses(arguments), add_pluses(settings)
-    flags, left = [], list(settings)
+    flags, remaining = [], list(settings)
     for argument in arguments:
-        if left and argument == left[0]:
-            left.pop(0)
+        if remaining and argument == remaining[0]:
+            remaining.pop(0)
         else:
             flags.append(argument)
     return flags + settings

@@ -153,10 +153,10 @@ class RunConfig:
         for name in self.trackers:
             one_of("trackers", name, TRACKERS)
         self._check_epochs_to_save()
-        asked = self.slurm.gpus if self.slurm.submit else None
+        slurm_gpus = self.slurm.gpus if self.slurm.submit else None
         require(
-            not self.gpus or not asked or self.gpus <= asked,
-            f"gpus={self.gpus}, but slurm.gpus={asked} is requested from the cluster; set slurm.gpus={self.gpus}",
+            not self.gpus or not slurm_gpus or self.gpus <= slurm_gpus,
+            f"gpus={self.gpus}, but slurm.gpus={slurm_gpus} is requested from the cluster; set slurm.gpus={self.gpus}",
         )
         require(
             not self.run_val_every_n_steps or self.dataset.validation_split is not None,
@@ -175,15 +175,15 @@ class RunConfig:
             self._check_eval_epochs()
 
     def _check_type(self) -> None:
-        kind, base, asked = self.dataset.type, self.model.kind == "base", self.model.name
+        kind, is_base, model_name = self.dataset.type, self.model.kind == "base", self.model.name
         require(
-            not base or kind in (None, "text"),
-            f"dataset.type={kind}, but {asked} is a base model, which has no chat template; "
+            not is_base or kind in (None, "text"),
+            f"dataset.type={kind}, but {model_name} is a base model, which has no chat template; "
             "set dataset.type=text, or use a chat model",
         )
         require(
-            base or kind != "text",
-            f"dataset.type=text, but {asked} is a chat model, which needs its chat template; "
+            is_base or kind != "text",
+            f"dataset.type=text, but {model_name} is a chat model, which needs its chat template; "
             "set dataset.type=chat, or use a base model (model.kind=base treats this one as such)",
         )
 
@@ -219,10 +219,10 @@ class RunConfig:
 
     def split_of(self, task: TaskName) -> str:
         """The role of a task's rows in this run: validation, train or test; test for the user's own task."""
-        asked = (task.split or self.dataset.test_split) if task.ships else None
-        if asked is not None and asked == self.dataset.validation_split:
+        split = (task.split or self.dataset.test_split) if task.ships else None
+        if split is not None and split == self.dataset.validation_split:
             return "validation"
-        return "train" if asked is not None and asked == self.dataset.train_split else "test"
+        return "train" if split is not None and split == self.dataset.train_split else "test"
 
     def _check_eval_epochs(self) -> None:
         chosen, saved = self.eval.epochs, saved_epochs(self.epochs_to_save, self.epochs)
@@ -244,16 +244,16 @@ class RunConfig:
             )
 
     def _check_epochs_to_save(self) -> None:
-        chosen = self.epochs_to_save
-        if isinstance(chosen, str):
-            one_of("epochs_to_save", chosen, ("all", "none", "last", "[0,2,...]"))
+        epochs = self.epochs_to_save
+        if isinstance(epochs, str):
+            one_of("epochs_to_save", epochs, ("all", "none", "last", "[0,2,...]"))
             return
         require(
-            isinstance(chosen, list) and all(isinstance(e, int) and not isinstance(e, bool) for e in chosen),
-            f"epochs_to_save={chosen} is not all, none, last or a list of epochs such as [0,2]",
+            isinstance(epochs, list) and all(isinstance(e, int) and not isinstance(e, bool) for e in epochs),
+            f"epochs_to_save={epochs} is not all, none, last or a list of epochs such as [0,2]",
         )
-        outside = [e for e in chosen if not 0 <= e < self.epochs]
-        require(not outside, f"epochs_to_save={chosen}: epochs are counted from 0, the last is {self.epochs - 1}")
+        outside = [e for e in epochs if not 0 <= e < self.epochs]
+        require(not outside, f"epochs_to_save={epochs}: epochs are counted from 0, the last is {self.epochs - 1}")
 
 
 def processes_of(gpus: int | None, submit: bool, slurm_gpus: int | None) -> int:

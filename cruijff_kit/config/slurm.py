@@ -113,5 +113,5 @@ class SlurmConfig:
         a, b, c = (p if p is not None else 0 for p in parts)
         if days is not None:  # D-HH, D-HH:MM, D-HH:MM:SS
             return days * 86400 + a * 3600 + b * 60 + c
-        given = sum(p is not None for p in parts)
-        return {1: a * 60, 2: a * 60 + b, 3: a * 3600 + b * 60 + c}[given]
+        num_parts = sum(p is not None for p in parts)
+        return {1: a * 60, 2: a * 60 + b, 3: a * 3600 + b * 60 + c}[num_parts]

@@ -28,26 +28,26 @@ def check_torchtune(run: dict[str, Any]) -> None:
     Raises:
         UserError: names the key, and what to set instead.
     """
-    template, given = torchtune_template(), run["torchtune"]
-    for key in given:
+    template, tree = torchtune_template(), run["torchtune"]
+    for key in tree:
         if key not in template:
             raise UserError(unknown_key(f"torchtune.{key}"))
     for key, ours in template.items():
-        if key not in given or isinstance(ours, dict) is not isinstance(given[key], dict):
+        if key not in tree or isinstance(ours, dict) is not isinstance(tree[key], dict):
             raise UserError(f"torchtune.{key} cannot be removed or replaced; set what is in it")
     for path, key in filled_keys():
         if path.partition(".")[0] in _FREE:
             continue
-        value = _value(given, path)
+        value = _value(tree, path)
         if value is _ABSENT and path in _OPTIONAL:
             continue
         if value is _ABSENT:
             raise UserError(f"torchtune.{path} cannot be removed; it is filled from {key}")
         if value != _value(run, key):
-            shown = value if isinstance(value, str) else json.dumps(value)
-            raise UserError(f"torchtune.{path} is filled from {key}; set {key}={shown} instead")
+            formatted = value if isinstance(value, str) else json.dumps(value)
+            raise UserError(f"torchtune.{path} is filled from {key}; set {key}={formatted} instead")
     for path, fixed in _FIXED.items():
-        if (value := _value(given, path)) != fixed and value is not _ABSENT:
+        if (value := _value(tree, path)) != fixed and value is not _ABSENT:
             raise UserError(f"torchtune.{path}={json.dumps(value)} has no effect here; leave it at {json.dumps(fixed)}")
 
 

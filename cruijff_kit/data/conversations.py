@@ -115,11 +115,11 @@ def _from_columns(
 ) -> Conversation:
     answer = cell_text(row, columns["output"], where)
     if not answer.strip():
-        raise UserError(f"{where}: column {columns['output']!r} is empty; there is nothing to learn")
+        raise UserError(f"{where}: column {columns['output']!r} is empty; it must hold the answer")
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     text, values = fill_prompt(prompt, row, columns, where)
-    others = _scalars(row, columns["input"], columns["output"])
-    return Conversation([*system, {"role": "user", "content": text}], answer, values, number, columns=others)
+    scalars = _scalars(row, columns["input"], columns["output"])
+    return Conversation([*system, {"role": "user", "content": text}], answer, values, number, columns=scalars)
 
 
 def _from_messages(row: Row, number: int, columns: dict[str, str], system_prompt: str, where: str) -> Conversation:
@@ -133,10 +133,10 @@ def _from_messages(row: Row, number: int, columns: dict[str, str], system_prompt
         messages = [{"role": "system", "content": system_prompt}, *rest]
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     if not turns:
-        raise UserError(f"{where}: no message of the assistant; there is nothing to learn")
+        raise UserError(f"{where}: no message of the assistant, so there is no answer to train on")
     for i in turns:
         if not messages[i]["content"].strip():
-            raise UserError(f"{where}, message {i}: the assistant's message is empty; there is nothing to learn")
+            raise UserError(f"{where}, message {i}: the assistant's message is empty; it must hold the answer")
     prompt = messages[: turns[-1]]
     if not any(m["role"] == "user" for m in messages[: turns[0]]):
         raise UserError(f"{where}: the conversation begins with the assistant; a message of the user must come first")

@@ -81,9 +81,7 @@ def find_files(path: DataPath, format: str | None = None) -> DatasetFiles:
     splits = _list_files(root, format) or _list_files(root / "data", format)
     if not splits:
         endings = ", ".join(e for ends in (FORMATS[f] for f in ([format] if format else FORMATS)) for e in ends)
-        raise UserError(
-            f"dataset.path: {root} holds no data; a file for each split is looked for, named SPLIT{endings}"
-        )
+        raise UserError(f"dataset.path: {root} holds no data; expected one file per split, named SPLIT{endings}")
     return DatasetFiles(None, splits)
 
 
@@ -98,8 +96,8 @@ def hash_data(path: DataPath, format: str | None = None) -> str:
     digests = [_hash_cached(f.path, *_stamp(f.path)) for f in files]
     if len(files) == 1:
         return digests[0][:16]
-    named = "".join(f"{f.path.parent.name}/{f.path.name} {d}\n" for f, d in zip(files, digests, strict=True))
-    return hashlib.sha256(named.encode()).hexdigest()[:16]
+    lines = "".join(f"{f.path.parent.name}/{f.path.name} {d}\n" for f, d in zip(files, digests, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def secret_digest(path: DataPath, format: str | None = None) -> bytes:
@@ -135,7 +133,7 @@ def _make_file(path: Path, format: str | None) -> DataFile:
     if format is None:
         format = next((f for f, endings in FORMATS.items() if path.suffix.lower() in endings), None)
     if format is None:
-        raise UserError(f"dataset.path: what is in {path} is not clear from its name; add dataset.format=json, "
+        raise UserError(f"dataset.path: the format of {path} cannot be told from its name; add dataset.format=json, "
                         "jsonl, csv, parquet or arrow")  # fmt: skip
     return DataFile(path, format)
 

@@ -59,17 +59,17 @@ class Leak:
     def __str__(self) -> str:
         where = f"{self.second} row {self.example[1]}, {self.first} row {self.example[0]}"
         example = f"for example {where}: {quote(self.prompt)}"
-        whose = f"prompts of {self.first!r}" if self.across else "the prompt of another of its rows"
+        source = f"prompts of {self.first!r}" if self.across else "the prompt of another of its rows"
         if self.kind == "unit":
             return (
                 f"{self.rows} of {self.of} rows of split {self.second!r} belong to units of {self.first!r} "
                 f"(dataset.unit_column={self.column}; {example})"
             )
-        how = "nearly " if self.kind == "near" else "" if self.folded else "exactly "
-        but = f" ({self.folded} of them but for case, blanks or final punctuation)" if self.folded else ""
+        adverb = "nearly " if self.kind == "near" else "" if self.folded else "exactly "
+        exception = f" ({self.folded} of them but for case, blanks or final punctuation)" if self.folded else ""
         return (
-            f"{self.rows} of {self.of} rows of split {self.second!r} {how}repeat {whose}{but}, {self.same_answer} with the "
-            f"same answer ({example})"
+            f"{self.rows} of {self.of} rows of split {self.second!r} {adverb}repeat {source}{exception}, "
+            f"{self.same_answer} with the same answer ({example})"
         )
 
     def advice(self) -> str:
@@ -123,12 +123,12 @@ def find_unit(row: Conversation, column: str, split: str) -> str:
     if isinstance(unit, float) and unit.is_integer():  # a column of numbers with a gap elsewhere
         unit = int(unit)
     if unit is None or str(unit).strip() == "":
-        there = quote_names(row.columns)
-        hint = did_you_mean(column, there) if there else "there is none beside the input and the output"
-        wrong = "" if column in row.columns else f" (where there is no such column: {hint})"
+        names = quote_names(row.columns)
+        hint = did_you_mean(column, names) if names else "there is none beside the input and the output"
+        missing_column = "" if column in row.columns else f" (where there is no such column: {hint})"
         raise UserError(
             f"dataset.unit_column={column}: row {row.row} of split {split!r} has no unit; fill it in, or leave the row "
-            f"out{wrong}"
+            f"out{missing_column}"
         )
     return str(unit).strip()
 
@@ -147,10 +147,10 @@ def find_targets_in_prompts(rows: list[Conversation]) -> list[int]:
 
 def _find_exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
     """(split, row, later split, row) with the same prompt; each row with the first one of each split before."""
-    seen: dict[str, dict[str, Conversation]] = {}
+    first_rows: dict[str, dict[str, Conversation]] = {}
     for split, rows in splits.items():
         for c in rows:
-            written, folded = (seen.setdefault(key, {}) for key in _prompt_keys(c))
+            written, folded = (first_rows.setdefault(key, {}) for key in _prompt_keys(c))
             yield from ((holder, earlier, split, c) for holder, earlier in (folded | written).items())
             for holders in (written, folded):
                 holders.setdefault(split, c)
@@ -172,10 +172,10 @@ def _join_prompt(c: Conversation) -> str:
 
 def _find_unit_pairs(splits: dict[str, list[Conversation]], column: str) -> Iterator[Pair]:
     """(split, row, later split, row) of the same unit; each row with the first one of each split before its own."""
-    seen: dict[str, dict[str, Conversation]] = {}
+    first_rows: dict[str, dict[str, Conversation]] = {}
     for split, rows in splits.items():
         for c in rows:
-            holders = seen.setdefault(find_unit(c, column, split), {})
+            holders = first_rows.setdefault(find_unit(c, column, split), {})
             yield from ((holder, earlier, split, c) for holder, earlier in holders.items() if holder != split)
             holders.setdefault(split, c)
 
@@ -198,11 +198,11 @@ def _count_leaks(
         examples.setdefault((first, second), (a, b))
     for (first, second), count in rows.items():
         a, b = examples[first, second]
-        told = b.messages[-1]["content"] if unit_column is None else find_unit(b, unit_column, second)
-        prompt = " ".join(told.split())
-        shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+        text = b.messages[-1]["content"] if unit_column is None else find_unit(b, unit_column, second)
+        prompt = " ".join(text.split())
+        excerpt = prompt if len(prompt) <= 60 else prompt[:57] + "..."
         yield Leak(
-            kind, first, second, count, len(splits[second]), alike[first, second], (a.row, b.row), shown,
+            kind, first, second, count, len(splits[second]), alike[first, second], (a.row, b.row), excerpt,
             folded[first, second], _copies(splits[first]), unit_column,
         )  # fmt: skip
 

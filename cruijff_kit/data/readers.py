@@ -51,7 +51,7 @@ def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
-        raise UserError(f"the key {quote(twice)} stands twice in one object; rename one of them")
+        raise UserError(f"the key {quote(twice)} occurs twice in one object; rename one of them")
     return content
 
 
@@ -62,8 +62,10 @@ def _parse_json(text: str) -> Any:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode-escape").decode()
-            shown = quote(half) if redaction.is_enabled() else half
-            raise UserError(f"{shown} stands alone, which is half a character; write the whole one") from error
+            quoted_half = quote(half) if redaction.is_enabled() else half
+            raise UserError(
+                f"{quoted_half} is half a character (an unpaired surrogate); write the whole one"
+            ) from error
     return content
 
 

@@ -31,18 +31,18 @@ def read_split(path: DataPath, split: str, format: str | None = None, split_colu
         UserError: the files are missing or malformed, or the split is missing or empty.
     """
     splits = read_splits(path, format, split_column, only=split)
-    shown = path if isinstance(path, str) else f"dataset.path={dict(path)}"
+    source = path if isinstance(path, str) else f"dataset.path={dict(path)}"
     if split not in splits:
         if len(splits) == 1 and not find_nearest(split, [*splits]):
             (single,) = splits
             raise UserError(
-                f"{shown} has no split {split!r}: all its rows are {_quote_split(single)}; "
+                f"{source} has no split {split!r}: all its rows are {_quote_split(single)}; "
                 f"{_advise_without(split)}give the others too, or a column that names each row's split "
                 "(dataset.split_column)"
             )
-        raise UserError(f"{shown} has no split {split!r}; {did_you_mean(split, quote_splits(splits))}")
+        raise UserError(f"{source} has no split {split!r}; {did_you_mean(split, quote_splits(splits))}")
     if not splits[split]:
-        raise UserError(f"{shown}: split {split!r} is empty")
+        raise UserError(f"{source}: split {split!r} is empty")
     return splits[split]
 
 
@@ -56,8 +56,8 @@ def read_splits(
     """
     files = find_files(path, format)
     if files.single is None:
-        chosen = {s: files.splits[s] if only in (None, s) else () for s in files.splits}
-        return {split: [row for file in shards for row in _read_rows(file)] for split, shards in chosen.items()}
+        selection = {s: files.splits[s] if only in (None, s) else () for s in files.splits}
+        return {split: [row for file in shards for row in _read_rows(file)] for split, shards in selection.items()}
     content = read_file(files.single)
     if isinstance(content, dict):
         return content

@@ -40,8 +40,8 @@ def find_tier(path: str | Path | Mapping[str, str], format: str | None = None) -
 
 
 def _find_tier_files(path: str | Path | Mapping[str, str], format: str | None) -> set[str]:
-    given = [*path.values()] if isinstance(path, Mapping) else [str(path)]
-    paths = {os.path.expanduser(str(p)) for p in given}
+    locations = [*path.values()] if isinstance(path, Mapping) else [str(path)]
+    paths = {os.path.expanduser(str(p)) for p in locations}
     with contextlib.suppress(UserError, OSError, KeyError):  # reading the data reports what is wrong with it
         paths |= {str(f.path) for f in find_files(path if isinstance(path, Mapping) else str(path), format).files}
     candidates = {file for each in paths for file in _candidate_files(each)}
@@ -50,8 +50,8 @@ def _find_tier_files(path: str | Path | Mapping[str, str], format: str | None) -
 
 def _candidate_files(path: str) -> Iterator[str]:
     # A parent folder may itself be a link, so the real path of each counts.
-    given = Path(os.path.abspath(path))
-    for start in {given, *(Path(os.path.realpath(p)) for p in (Path(path), *given.parents))}:
+    absolute_path = Path(os.path.abspath(path))
+    for start in {absolute_path, *(Path(os.path.realpath(p)) for p in (Path(path), *absolute_path.parents))}:
         yield from (os.path.join(folder, TIER_FILE) for folder in (start, *start.parents))
 
 

@@ -78,8 +78,8 @@ def read_decoding(log: str) -> dict[str, float | int | None]:
     These are the settings of task and command; what a solver sets for a single sample is not among them.
     """
     config = read_eval_log(log, header_only=True).plan.config
-    same = {name: getattr(config, name) for name in ("top_p", "top_k", "seed", "max_tokens")}
-    return {"temperature": temperature(config), **same}
+    options = {name: getattr(config, name) for name in ("top_p", "top_k", "seed", "max_tokens")}
+    return {"temperature": temperature(config), **options}
 
 
 def list_group_columns(log: str) -> list[str]:
@@ -189,11 +189,11 @@ def read_prompts_and_completions(log: str, each: int) -> list[dict[str, str | bo
     ]
     if all(value in (0, 0.5, 1) for _, value in scored):
         kinds = [(right, [s for s, value in scored if (value == 1) == right]) for right in (True, False)]
-        chosen = [(right, s) for right, own in kinds for s in _pick_evenly(own, each)]
+        samples = [(right, s) for right, own in kinds for s in _pick_evenly(own, each)]
     else:
         ordered = [s for s, _ in sorted(scored, key=lambda pair: pair[1])]
-        chosen = [(None, s) for s in _pick_evenly(ordered, 2 * each)]
-    return [{"right": right, **_read_in_full(log, s)} for right, s in chosen]
+        samples = [(None, s) for s in _pick_evenly(ordered, 2 * each)]
+    return [{"right": right, **_read_in_full(log, s)} for right, s in samples]
 
 
 def _pick_evenly(samples: list[EvalSampleSummary], number: int) -> list[EvalSampleSummary]:

@@ -88,6 +88,6 @@ def with_evaluation(evaluations: list[Evaluation], new: Evaluation) -> list[Eval
     """Add an evaluation, in the place of an older one of the same task and epoch. They are sorted by task, in the order in
     which tasks came, then by epoch.
     """
-    others = [e for e in evaluations if (e.task, e.epoch) != (new.task, new.epoch)]
+    kept_evaluations = [e for e in evaluations if (e.task, e.epoch) != (new.task, new.epoch)]
     order = list(dict.fromkeys([*(e.task for e in evaluations), new.task]))
-    return sorted([*others, new], key=lambda e: (order.index(e.task), e.epoch or 0))
+    return sorted([*kept_evaluations, new], key=lambda e: (order.index(e.task), e.epoch or 0))

@@ -147,10 +147,10 @@ def _find_installed(name: TaskName) -> Any:
         raise UserError(f"eval task {name} cannot be imported: {_describe_error(error, name)}") from error
     if function is None:
         installed = [registry_info(o).name for o in registry_find(lambda i: i.type == "task")]
-        others = [n.partition("/")[2] for n in installed if n.startswith(f"{package}/")]
-        if others:
+        tasks = [n.partition("/")[2] for n in installed if n.startswith(f"{package}/")]
+        if tasks:
             missing = name.task.partition("/")[2]
-            raise UserError(f"eval.tasks: {package} has no task {missing}; {did_you_mean(missing, others)}")
+            raise UserError(f"eval.tasks: {package} has no task {missing}; {did_you_mean(missing, tasks)}")
         raise UserError(
             f"eval.tasks: {name.task} is not installed: no package {package} with an entry point inspect_ai gives it; "
             "install it, or write FILE.py@TASK"

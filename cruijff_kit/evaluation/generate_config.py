@@ -106,9 +106,9 @@ def as_messages(chat: list[ChatMessage]) -> list[dict[str, str]]:
     for m in chat:
         if m.role == "tool" or getattr(m, "tool_calls", None):
             raise UserError("the model in memory cannot call tools; the task's messages have a tool call")
-        others = (
+        content_types = (
             [] if isinstance(m.content, str) else [c.type for c in m.content if c.type not in ("text", "reasoning")]
         )
-        if others:
-            raise UserError(f"the model in memory reads text only; a message of the task has {others[0]}")
+        if content_types:
+            raise UserError(f"the model in memory reads text only; a message of the task has {content_types[0]}")
     return [{"role": m.role, "content": m.text} for m in chat]

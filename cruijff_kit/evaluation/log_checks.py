@@ -58,13 +58,13 @@ def check_log(name: str, log: EvalLog, may_score_none: bool) -> dict[str, int]:
 
 def _none_answered(scores: list[dict[str, Score]], score: EvalScore) -> bool:
     """Whether all that a scorer gave is "N" (which inspect-ai's accuracy counts as wrong) or NaN."""
-    given = [own for s in scores if (own := s.get(score.name) or s.get(score.scorer)) is not None]
-    values = [g.value.get(score.name) if isinstance(g.value, dict) else g.value for g in given]
+    sample_scores = [own for s in scores if (own := s.get(score.name) or s.get(score.scorer)) is not None]
+    values = [g.value.get(score.name) if isinstance(g.value, dict) else g.value for g in sample_scores]
     return bool(values) and all(v == NOANSWER or v != v for v in values)  # NaN alone is not itself
 
 
 def _reason_unscored(scores: dict[str, Score], score: EvalScore) -> str:
     """Return why a scorer did not score a sample, in its own words, as the end of a message."""
-    given = scores.get(score.name) or scores.get(score.scorer)
-    reason = given and (given.explanation or given.reason)
+    sample_score = scores.get(score.name) or scores.get(score.scorer)
+    reason = sample_score and (sample_score.explanation or sample_score.reason)
     return f"; the first: {one_line(reason)}" if reason else ""

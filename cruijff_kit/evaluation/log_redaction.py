@@ -59,9 +59,9 @@ def kept_in_memory() -> Iterator[str]:
     Raises:
         UserError: an inspect-ai hook is installed, which would see each sample.
     """
-    if found := hooks():
+    if hook_names := hooks():
         raise UserError(
-            f"the data is red, and the inspect-ai hook {found[0]} would see each sample; uninstall its package"
+            f"the data is red, and the inspect-ai hook {hook_names[0]} would see each sample; uninstall its package"
         )
     folder = f"memory://cruijff_kit/{uuid.uuid4().hex}"
     try:
@@ -79,7 +79,7 @@ def _allow_in_process(generate: Callable[..., Any]) -> Callable[..., Any]:
         provider = str(model).partition("/")[0]
         if provider not in _IN_PROCESS:
             raise UserError(
-                f"the data is red, and the task asks {provider}, a model elsewhere; take a task that does not"
+                f"the data is red, and the task uses {provider}, an external model; choose a task without one"
             )
         return await generate(model, *arguments, **more)
 
@@ -164,7 +164,7 @@ class _Redaction:
             safe[self.unit_column] = self.hash(metadata[self.unit_column])
         if self.ships:
             safe |= {k: metadata[k] for k in ("split", "row")}
-        same = (
+        copied_fields = (
             "epoch",
             "model_usage",
             "role_usage",
@@ -182,7 +182,7 @@ class _Redaction:
             scores={name: _score(score) for name, score in (sample.scores or {}).items()},
             error=sample.error and _error(sample.error),
             turn_count=sample.turn_count,
-            **{name: getattr(sample, name) for name in same},
+            **{name: getattr(sample, name) for name in copied_fields},
         )
 
 
@@ -222,11 +222,13 @@ def _numbers(settings: dict[str, Any]) -> dict[str, bool | int | float]:
 
 def _spec(spec: EvalSpec, redaction: _Redaction, metadata: dict[str, Any]) -> EvalSpec:
     ids = spec.dataset.sample_ids
-    same = ("eval_id", "run_id", "created", "task", "task_id", "task_version", "task_file", "task_registry_name", "model",
-            "revision", "packages")  # fmt: skip
+    copied_fields = (
+        "eval_id", "run_id", "created", "task", "task_id", "task_version", "task_file", "task_registry_name", "model",
+        "revision", "packages",
+    )  # fmt: skip
     config = {k: v for k, v in _numbers(spec.config.model_dump()).items() if k != "sample_id" and k[:4] != "log_"}
     return EvalSpec(
-        **{name: getattr(spec, name) for name in same},
+        **{name: getattr(spec, name) for name in copied_fields},
         task_args=_numbers(spec.task_args),
         dataset=EvalDataset(samples=spec.dataset.samples, sample_ids=ids and [redaction.id(i) for i in ids]),
         config=InspectConfig(**config),
@@ -252,8 +254,8 @@ def _eval_score(score: EvalScore, names: set[str]) -> EvalScore:
             safe[name] = EvalMetric(name=name, group=m.group, value=m.value)
         else:
             numbered[f"{m.group}_{number}"] = EvalMetric(name=f"{m.group}_{number}", group=m.group, value=m.value)
-    same = ("name", "scorer", "reducer", "scored_samples", "unscored_samples")
+    copied_fields = ("name", "scorer", "reducer", "scored_samples", "unscored_samples")
     return EvalScore(
-        **{name: getattr(score, name) for name in same},
+        **{name: getattr(score, name) for name in copied_fields},
         metrics=safe or numbered,
     )

@@ -157,13 +157,13 @@ def _find_numbers(text: str, decimal_comma: bool) -> list[_Number]:
     every = [_read_number(text, m, decimal_comma) for m in digits]
     queue, numbers = deque(every), []
     while queue:
-        one = queue.popleft()
-        if queue and (joined := _join(text, one, queue[0])):
+        number = queue.popleft()
+        if queue and (joined := _join(text, number, queue[0])):
             queue.popleft()
             if joined is _SCALE:
                 continue
-            one = joined
-        numbers.append(_check_surroundings(text, one))
+            number = joined
+        numbers.append(_check_surroundings(text, number))
     return _apply_distant_units(text, every, numbers) if numbers else []
 
 
@@ -219,17 +219,15 @@ def _check_surroundings(text: str, number: _Number) -> _Number:
     opened, closed = _OPENED.search(before), _CLOSED.match(behind)
     enclosed = opened[0] if opened else ""
     before, behind = before[: len(before) - len(enclosed)], behind[closed.end() :]
-    written = text[number.begin : number.end]
-    is_item = (not before or before.endswith("\n")) and written.isdecimal() and _ITEM.match(closed[0] + behind)
+    digits = text[number.begin : number.end]
+    is_item = (not before or before.endswith("\n")) and digits.isdecimal() and _ITEM.match(closed[0] + behind)
     is_power = enclosed.strip("_") != enclosed.strip("*_") and "*" not in closed[0] + behind  # x *5
-    is_size = enclosed.endswith("|") and written.startswith("-")  # |-5|
+    is_size = enclosed.endswith("|") and digits.startswith("-")  # |-5|
     is_led = not (is_item or is_power or is_size) and _is_led(before, enclosed)
     unit = _is_followed(behind, number.is_percent) if is_led else None
     if unit is None:
         return replace(number, value=None, share=None)
-    is_counted = (
-        unit or any(mark in closed[0] for mark in "°€£¥₹") or "$" in closed[0] and "$" not in enclosed + written
-    )
+    is_counted = unit or any(mark in closed[0] for mark in "°€£¥₹") or "$" in closed[0] and "$" not in enclosed + digits
     return replace(number, share=None) if is_counted and not number.is_percent and number.value is not None else number
 
 

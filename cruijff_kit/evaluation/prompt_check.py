@@ -193,8 +193,8 @@ def _error_text(message: str, trace: str) -> str:
     """Return an error of a log in one line; one of ours without its type and quotes."""
     if redaction.is_enabled():
         return redaction.redact_log(message, trace)
-    ours = re.fullmatch(r"UserError\((.*)\)", one_line(message))
-    return str(ast.literal_eval(ours[1])) if ours else one_line(message)
+    user_error = re.fullmatch(r"UserError\((.*)\)", one_line(message))
+    return str(ast.literal_eval(user_error[1])) if user_error else one_line(message)
 
 
 def _find_longest(task: Task, config: RunConfig) -> list[Sample]:

@@ -200,8 +200,8 @@ class InMemoryAPI(ModelAPI):
         output = self._output(ids, completions, config)
         if options:
             first = completions[0].logprobs[0].token if completions[0].logprobs else None
-            chosen = next((text for text, token in options.items() if token == first), None)
-            output.metadata = {OPTION_LOGITS: self._first_logits(ids, options, completions[0]), OPTION_SAID: chosen}
+            answer = next((text for text, token in options.items() if token == first), None)
+            output.metadata = {OPTION_LOGITS: self._first_logits(ids, options, completions[0]), OPTION_SAID: answer}
         return output
 
     async def option_logits(self, input: list[ChatMessage], options: list[str]) -> dict[str, float]:

@@ -108,7 +108,7 @@ def evaluate(
         load_adapter_state(chat_model.model, trained)
     expected = len(config.eval.tasks) * len(config.evaluated_epochs)
     if not expected or len(evaluations) != expected:
-        raise EvaluationError(f"{len(evaluations)} evaluations were made, {expected} were asked for")
+        raise EvaluationError(f"{len(evaluations)} of {expected} evaluations are complete")
     return evaluations
 
 
@@ -167,8 +167,8 @@ def run_task(
     """
     started = time.monotonic()
     task, label = build_task(name, config), name.label
-    who = "base model" if epoch is None else f"epoch {epoch}"
-    with progress(f"{label}, {who}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
+    model_name = "base model" if epoch is None else f"epoch {epoch}"
+    with progress(f"{label}, {model_name}", min(len(task.dataset), config.eval.limit or len(task.dataset))) as bar:
         model = open_model(
             chat_model, config.model.name, config.eval.batch_size, bar.advance, options=option_tokens(task),
             num_requests=count_requests(task, config),
@@ -213,10 +213,10 @@ def evaluation_of(
 
 def report_scores(evaluation: Evaluation, begin: str = "") -> None:
     """Print a line with its scores."""
-    who = "base model" if evaluation.epoch is None else f"epoch {evaluation.epoch}"
+    model_name = "base model" if evaluation.epoch is None else f"epoch {evaluation.epoch}"
     first = next(iter(evaluation.metrics.values()), {})
     metrics = ", ".join(f"{m} {v:.3f}" for m, v in first.items())
-    say(f"{begin}{evaluation.task}, {who}: {metrics} ({evaluation.samples} samples, {evaluation.seconds} s)")
+    say(f"{begin}{evaluation.task}, {model_name}: {metrics} ({evaluation.samples} samples, {evaluation.seconds} s)")
     for scorer in (s for s, share in evaluation.coverage.items() if share == 0 and evaluation.epoch is not None):
         say(
             f"{begin}warning: {scorer} could score none of the {evaluation.samples} answers to {evaluation.task}; its "
@@ -234,12 +234,12 @@ def _write_red_log(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dic
     make_private(log_dir)
     path = log_dir / log_redaction.file_name(log)
     metadata = log_redaction.marked(metadata, config, withholds)
-    written = redacted = log_redaction.redacted(log, config, metadata, ships)
+    stored_log = redacted_log = log_redaction.redacted(log, config, metadata, ships)
     if not withholds:
-        written = log.model_copy(update={"eval": log.eval.model_copy(update={"metadata": metadata})})
-    call_outside_event_loop(lambda: write_eval_log(written, str(path)))
+        stored_log = log.model_copy(update={"eval": log.eval.model_copy(update={"metadata": metadata})})
+    call_outside_event_loop(lambda: write_eval_log(stored_log, str(path)))
     path.chmod(0o600)
-    return log.model_copy(update={"location": str(path), "results": redacted.results})
+    return log.model_copy(update={"location": str(path), "results": redacted_log.results})
 
 
 def _bayes_optimum(name: TaskName, config: RunConfig) -> dict[str, float]:

@@ -106,7 +106,7 @@ def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         label = _find_label(target.text, options)
-        logits, chosen = await _read_logits(state, options) or (None, None)
+        logits, answer = await _read_logits(state, options) or (None, None)
         if logits is None:
             first = _first_token(state)
             if first is None:
@@ -117,8 +117,8 @@ def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
             if missing := [o for o in options if o not in by_spelling]:
                 why = f"not among the {len(by_spelling)} likeliest tokens: {', '.join(missing)}"
                 return _unscored("missing_option", why, label=label, positive=options[-1])
-            logits, chosen = [by_spelling[o] for o in options], _spelling(first.token)
-        score = _risk_score(_softmax(logits), options, label, chosen)
+            logits, answer = [by_spelling[o] for o in options], _spelling(first.token)
+        score = _risk_score(_softmax(logits), options, label, answer)
         score.metadata["log_odds"] = logits[-1] - _logsumexp(logits[:-1])
         return score
 
@@ -167,9 +167,9 @@ def binary_scorer(options: Sequence[str] = ("0", "1")) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         label, text = _find_label(target.text, options), plain(state.output.completion)
-        chosen = next((o for o in options if plain(o) == text), "other")
-        metadata = {"scored": True, "label": label, "predicted": chosen, "positive": options[-1], "said": chosen}
-        return Score(value=CORRECT if chosen == label else INCORRECT, answer=text, metadata=metadata)
+        predicted = next((o for o in options if plain(o) == text), "other")
+        metadata = {"scored": True, "label": label, "predicted": predicted, "positive": options[-1], "said": predicted}
+        return Score(value=CORRECT if predicted == label else INCORRECT, answer=text, metadata=metadata)
 
     score.options, score.needs_whole_answer = tuple(options), True
     score.check_target = functools.partial(_find_label, options=options)

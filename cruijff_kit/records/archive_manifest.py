@@ -115,10 +115,10 @@ def find_archived_data(run: Path, hash: str | None) -> dict[str, str]:
 def reject_archived(run: Path, epochs: list[int] | None = None) -> None:
     """Raise UserError if an adapter of these epochs (None: any of the run's) was archived away."""
     gone = find_archived_epochs(run)
-    wanted = [e for e in (sorted(gone) if epochs is None else epochs) if e in gone]
-    if wanted:
-        where = gone[wanted[0]][1]
-        some = ", ".join(map(str, wanted))
+    archived = [e for e in (sorted(gone) if epochs is None else epochs) if e in gone]
+    if archived:
+        where = gone[archived[0]][1]
+        some = ", ".join(map(str, archived))
         raise UserError(
             f"the adapter of epoch {some} of {run} was deleted by archive (see {where}); train it again: "
             f"cruijff-kit reproduce {run}"

@@ -44,10 +44,10 @@ def write_environment(config: "RunConfig", machine: "Machine", name: str = NAME)
     path = config.model.path
     environment["model"] = {"path": path, "hash": fingerprint(path), "files": hash_files(path)}
     text = json.dumps(environment, indent=1, ensure_ascii=False) + "\n"
-    before = folder.path / name
-    if before.is_file() and before.read_text(encoding="utf-8") != text:
-        number = len([*folder.path.glob(f"{before.stem}_*.json")]) + 1
-        before.rename(before.with_name(f"{before.stem}_{number}.json"))
+    existing_file = folder.path / name
+    if existing_file.is_file() and existing_file.read_text(encoding="utf-8") != text:
+        number = len([*folder.path.glob(f"{existing_file.stem}_*.json")]) + 1
+        existing_file.rename(existing_file.with_name(f"{existing_file.stem}_{number}.json"))
     folder.write(name, text)
 
 

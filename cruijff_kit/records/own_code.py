@@ -150,8 +150,8 @@ def _find_commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
     for folder in {file.parent for file, _ in files}:
         names = [file.name for file, _ in files if file.parent == folder]
         commit = _git(folder, "rev-parse", "HEAD")
-        asked = ["status", "--porcelain", "-z", "--ignored", "--untracked-files=all", "--"]
-        status = _git(folder, "--literal-pathspecs", *asked, *names)
+        command = ["status", "--porcelain", "-z", "--ignored", "--untracked-files=all", "--"]
+        status = _git(folder, "--literal-pathspecs", *command, *names)
         if commit and status is not None:
             changed = {Path(entry[3:]).name for entry in status.split("\0")}
             commits |= {folder / name: commit.strip() for name in names if name not in changed}
@@ -160,10 +160,10 @@ def _find_commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+        process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None
 
 
 def _find_packages(files: list[Path]) -> list[str]:

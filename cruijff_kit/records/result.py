@@ -225,9 +225,9 @@ def _relocate_logs(result: RunResult, run: Path) -> None:
         result.paths["run"] = str(run)
     for evaluations, logs in ((result.baseline, run / "eval" / "base_model"), (result.evaluation, run / "eval")):
         for e in evaluations:
-            here = logs / Path(e.log).name
-            if not Path(e.log).is_file() and here.is_file():
-                e.log = str(here)
+            local_log = logs / Path(e.log).name
+            if not Path(e.log).is_file() and local_log.is_file():
+                e.log = str(local_log)
 
 
 def has_red_data(result: "RunResult") -> bool:

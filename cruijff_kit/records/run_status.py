@@ -130,36 +130,38 @@ def slurm_job_id() -> str | None:
 
 
 def mark_queued(
-    run: Path, reason: str | None = None, changes: dict[str, Any] | None = None, before: RunStatus | None = None
+    run: Path, reason: str | None = None, changes: dict[str, Any] | None = None, previous: RunStatus | None = None
 ) -> None:
-    """Mark a run as queued; its status before that goes into its history.
+    """Mark a run as queued; its previous status is added to its history.
 
     Args:
-        reason: why, unless it is the first time.
-        changes: settings that the next start changes, besides those that were changed before.
-        before: its status; read from its folder unless given.
+        run: the run's folder.
+        reason: why the run is queued; not recorded for its first start.
+        changes: settings that the next start changes, in addition to earlier changes.
+        previous: the run's status; None reads it from the folder.
     """
     clear_cancel_request(run)
-    before = before or read_status(run)
-    status = before if before and before.state == RunState.QUEUED and not before.started else _next(before)
-    status.state, status.reason = RunState.QUEUED, reason if before else None
+    previous = previous or read_status(run)
+    status = previous if previous and previous.state == RunState.QUEUED and not previous.started else _next(previous)
+    status.state, status.reason = RunState.QUEUED, reason if previous else None
     status.changes |= changes or {}
     write_status(run, status)
 
 
-def _next(before: RunStatus | None) -> RunStatus:
-    """Return the status of the start after `before`."""
-    if before is None or not before.started:
-        return dataclasses.replace(before, cause=None) if before else RunStatus(RunState.QUEUED)
+def _next(previous: RunStatus | None) -> RunStatus:
+    """Return the status of the start after `previous`."""
+    if previous is None or not previous.started:
+        return dataclasses.replace(previous, cause=None) if previous else RunStatus(RunState.QUEUED)
     names = ("step", "total_steps", "epoch", "epochs", "loss", "retries", "notes")
-    past = {k: getattr(before, k) for k in ("job_id", "started", "state", "reason", "cause", "step")}
-    past |= {"ended": before.heartbeat, "changes": dict(before.changes)}
+    past = {k: getattr(previous, k) for k in ("job_id", "started", "state", "reason", "cause", "step")}
+    past |= {"ended": previous.heartbeat, "changes": dict(previous.changes)}
     return RunStatus(
         RunState.QUEUED,
-        **{k: getattr(before, k) for k in names},
-        changes=dict(before.changes),
-        restarts=before.restarts + (before.state != RunState.DONE),  # what is done starts for a post-hoc evaluation
-        history=[*before.history, past],
+        **{k: getattr(previous, k) for k in names},
+        changes=dict(previous.changes),
+        restarts=previous.restarts
+        + (previous.state != RunState.DONE),  # a done run starts only for a post-hoc evaluation
+        history=[*previous.history, past],
     )
 
 
@@ -171,8 +173,8 @@ class Heartbeat:
 
     def __init__(self, run: str | Path) -> None:
         self.run = Path(run)
-        before = read_status(self.run)
-        self.status = before if before and before.state == RunState.QUEUED else _next(before)
+        previous = read_status(self.run)
+        self.status = previous if previous and previous.state == RunState.QUEUED else _next(previous)
         self.status.state, self.status.reason, self.status.cause = RunState.RUNNING, None, None
         self.status.job_id, self.status.pid = slurm_job_id(), os.getpid()
         self.status.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -205,14 +207,14 @@ class Heartbeat:
             write_status(self.run, self.status)
 
     def _beat(self) -> None:
-        shown = 0
+        written_bytes = 0
         last = time.monotonic()
         while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
             self.status.memory_bytes = max(self.status.memory_bytes or 0, MEMORY_METER.measure())
             # Growth is written at once: a process that is killed for its memory leaves no second chance.
-            grown = self.status.memory_bytes > 1.02 * shown
+            grown = self.status.memory_bytes > 1.02 * written_bytes
             if grown or time.monotonic() - last >= SECONDS_BETWEEN_BEATS:
-                shown, last = self.status.memory_bytes, time.monotonic()
+                written_bytes, last = self.status.memory_bytes, time.monotonic()
                 try:
                     self.set()
                 except OSError:  # a full or an absent disk for a moment; the run has its own complaint to make

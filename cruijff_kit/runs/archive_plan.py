@@ -79,15 +79,15 @@ def _find_best(runs: list[Path], keep: str) -> list[Path]:
     if keep != BEST:
         return []
     results = {run: read_result(run / "result.json") for run in runs if (run / "result.json").is_file()}
-    done: dict[Path, RunResult] = {run: r for run, r in results.items() if r.status == "done"}
-    analysis = analyse([*done.values()])
+    finished_results: dict[Path, RunResult] = {run: r for run, r in results.items() if r.status == "done"}
+    analysis = analyse([*finished_results.values()])
     best = analysis.ranking.leader if analysis.ranking else None
     if best is None and len(analysis.configurations) == 1:
         (best,) = analysis.configurations
     if best is None:
-        why = "they have no objective, or not the same one" if done else "no run is done"
+        why = "they have no objective, or not the same one" if finished_results else "no run is done"
         raise UserError(f"the best run is unknown ({why}); add --keep all or --keep none")
-    return [run for run, result in done.items() if any(result is r for r in best.runs)]
+    return [run for run, result in finished_results.items() if any(result is r for r in best.runs)]
 
 
 def refuse_unfinished(known: list[RunRef], root: Path) -> None:
@@ -115,14 +115,14 @@ def refuse_unfinished(known: list[RunRef], root: Path) -> None:
 def _find_kept_files(plan: ArchivePlan) -> None:
     """Find every file that is kept; symbolic links are not followed."""
     for place, below, files in os.walk(plan.root):
-        here = Path(place)
+        parent = Path(place)
         for name in sorted([*below, *files]):
-            path = here / name
+            path = parent / name
             if path.is_symlink():
                 plan.links.append(path.relative_to(plan.root))
             elif name in files and not name.endswith(".lock") and path not in (plan.root / NAME, plan.root / CRATE):
                 plan.files[path.relative_to(plan.root)] = path.stat().st_size
-        below[:] = [b for b in below if (here / b).relative_to(plan.root) not in plan.delete]
+        below[:] = [b for b in below if (parent / b).relative_to(plan.root) not in plan.delete]
 
 
 def _count_bytes(folder: Path) -> int:

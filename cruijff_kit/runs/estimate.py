@@ -100,11 +100,13 @@ def _read_finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
 
 def _is_similar(result: RunResult, config: RunConfig, plan: RunPlan) -> bool:
     device, threads = result.machine.get("device"), result.machine.get("threads")
-    same = (
+    is_comparable = (
         device == "cpu" and threads == plan.machine["threads"] if plan.machine["device"] == "cpu" else device != "cpu"
     )
-    same = same and (_is_dtype_unknown(config) or result.machine.get("dtype") == plan.machine["dtype"])
-    return same and result.model == config.model.name and result.settings.get("processes") == config.processes
+    is_comparable = is_comparable and (
+        _is_dtype_unknown(config) or result.machine.get("dtype") == plan.machine["dtype"]
+    )
+    return is_comparable and result.model == config.model.name and result.settings.get("processes") == config.processes
 
 
 def _is_dtype_unknown(config: RunConfig) -> bool:
@@ -152,10 +154,17 @@ def _seconds_by_formula(config: RunConfig, plan: RunPlan) -> float:
     rate = _GPU_RATE if gpu else _CPU_RATES[dtype] * plan.machine["threads"]
     rate *= config.processes if gpu else 1
     weights = plan.total_parameters
-    trained = (6 if config.enable_activation_checkpointing else 4) * weights * plan.tokens / rate
-    asked = sum(n * (2 * weights * plan.sample_tokens[t] / rate + _SAMPLE_SECONDS) for t, n in plan.samples.items())
-    fixed = _JOB_SECONDS if config.slurm.submit else _RUN_SECONDS
-    return trained + _STEP_SECONDS * plan.steps["total"] + asked * _count_evaluations(config) + fixed
+    training_seconds = (6 if config.enable_activation_checkpointing else 4) * weights * plan.tokens / rate
+    evaluation_seconds = sum(
+        n * (2 * weights * plan.sample_tokens[t] / rate + _SAMPLE_SECONDS) for t, n in plan.samples.items()
+    )
+    overhead_seconds = _JOB_SECONDS if config.slurm.submit else _RUN_SECONDS
+    return (
+        training_seconds
+        + _STEP_SECONDS * plan.steps["total"]
+        + evaluation_seconds * _count_evaluations(config)
+        + overhead_seconds
+    )
 
 
 def as_dict(estimate: Estimate) -> dict[str, Any]:

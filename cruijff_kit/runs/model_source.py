@@ -109,8 +109,8 @@ def _find_run(run: Path, overrides: list[str], epoch: int | None, base_model: bo
     saved = require_epochs(folder)
     if epoch is not None and epoch not in saved:
         reject_archived(folder.path, [epoch])
-        there = ", ".join(map(str, saved))
-        raise UserError(f"{folder.path} holds no adapter of epoch {epoch}; there: {there} (counted from 0)")
+        epochs = ", ".join(map(str, saved))
+        raise UserError(f"{folder.path} holds no adapter of epoch {epoch}; there: {epochs} (counted from 0)")
     epoch = saved[-1] if epoch is None else epoch
     return ModelRef(config, folder.epoch(epoch), epoch=epoch)
 
@@ -122,21 +122,21 @@ def _load_config(run: Path, overrides: list[str]) -> RunConfig:
     config = load_saved_config(run)
     with explain_errors():
         parsed = parse_overrides(overrides)
-    chosen: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
-    config.dataset.permission = chosen.pop("dataset.permission", config.dataset.permission)
-    if strange := [key for key in chosen if key not in (*_MACHINE, *_WHO)]:
-        raise UserError(f"{strange[0]}: the run's settings are fixed; only {', '.join(_MACHINE)} can differ")
+    values: dict[str, Any] = {o.key_or_group: o.value() for o in parsed}
+    config.dataset.permission = values.pop("dataset.permission", config.dataset.permission)
+    if fixed_keys := [key for key in values if key not in (*_MACHINE, *_WHO)]:
+        raise UserError(f"{fixed_keys[0]}: the run's settings are fixed; only {', '.join(_MACHINE)} can differ")
     for key in ("threads", "gpus"):
-        if not isinstance(chosen.get(key, 1), int):
-            raise UserError(f"{key}={chosen[key]} is not a whole number")
-    processes = {"nproc_per_node": chosen["gpus"]} if chosen.get("gpus") else {}
-    cfg = config.torchtune | {k: v for k, v in chosen.items() if k not in ("gpus", "agent")} | processes
-    return dataclasses.replace(config, **chosen, torchtune=cfg)
+        if not isinstance(values.get(key, 1), int):
+            raise UserError(f"{key}={values[key]} is not a whole number")
+    processes = {"nproc_per_node": values["gpus"]} if values.get("gpus") else {}
+    cfg = config.torchtune | {k: v for k, v in values.items() if k not in ("gpus", "agent")} | processes
+    return dataclasses.replace(config, **values, torchtune=cfg)
 
 
 def _find_adapter(adapter: Path, overrides: list[str], config_dir: str | None, base_model: bool) -> ModelRef:
-    named = [] if has_override(overrides, "run_name") else [f"run_name={repr_text(adapter.name)}"]
-    config = _compose([*adapter_overrides(adapter, overrides), *named, *overrides], config_dir)
+    name_override = [] if has_override(overrides, "run_name") else [f"run_name={repr_text(adapter.name)}"]
+    config = _compose([*adapter_overrides(adapter, overrides), *name_override, *overrides], config_dir)
     return ModelRef(config, None if base_model else adapter, is_peft=True)
 
 
@@ -154,24 +154,24 @@ def adapter_overrides(adapter: Path, overrides: list[str]) -> list[str]:
     """
     from cruijff_kit.models.external_adapter import base_model_name, lora_settings
 
-    if theirs := [o for o in overrides if o.lstrip("+").startswith("lora")]:
-        raise UserError(f"{theirs[0]}: rank, alpha and modules are the adapter's own; leave lora out")
+    if lora_overrides := [o for o in overrides if o.lstrip("+").startswith("lora")]:
+        raise UserError(f"{lora_overrides[0]}: rank, alpha and modules are the adapter's own; leave lora out")
     lora = [f"lora.{k}={json.dumps(v).replace(' ', '')}" for k, v in lora_settings(adapter).items()]
     if has_override(overrides, "model") or has_override(overrides, "model.path"):
         return lora
-    named = base_model_name(adapter)
-    if not Path(named).expanduser().is_dir():
+    base_name = base_model_name(adapter)
+    if not Path(base_name).expanduser().is_dir():
         raise UserError(
-            f"{adapter} names {named or 'no model'} as its base model, which is not a folder here; "
+            f"{adapter} names {base_name or 'no model'} as its base model, which is not a folder here; "
             "set model=NAME, or model=hf_llama model.path=DIR"
         )
-    return [*lora, *model_overrides(Path(named).expanduser(), overrides)]
+    return [*lora, *model_overrides(Path(base_name).expanduser(), overrides)]
 
 
 def model_overrides(folder: Path, overrides: list[str]) -> list[str]:
     """Return the overrides that choose the model in a folder."""
-    chosen = [] if has_override(overrides, "model") else ["model=hf_llama"]
-    return [*chosen, f"model.path={repr_text(str(folder.absolute()))}"]
+    model_override = [] if has_override(overrides, "model") else ["model=hf_llama"]
+    return [*model_override, f"model.path={repr_text(str(folder.absolute()))}"]
 
 
 def has_override(overrides: list[str], key: str) -> bool:

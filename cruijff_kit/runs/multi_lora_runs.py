@@ -79,8 +79,8 @@ def plan_groups(configs: Sequence[RunConfig], seconds: Sequence[float] | None = 
 def _plan_group(runs: list[int], config: RunConfig, why: str, parts: int) -> PlannedGroup:
     if len(runs) > 1:
         return PlannedGroup(runs, None if config.multi_lora == AUTO else min(config.multi_lora, len(runs)))
-    others = "no other run shares its base model and machine"
-    return PlannedGroup(runs, why=why or (others if parts == 1 else "the other runs fill their jobs"))
+    default_reason = "no other run shares its base model and machine"
+    return PlannedGroup(runs, why=why or (default_reason if parts == 1 else "the other runs fill their jobs"))
 
 
 def _split_into_jobs(runs: list[int], configs: Sequence[RunConfig], seconds: Sequence[float] | None) -> list[list[int]]:

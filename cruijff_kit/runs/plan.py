@@ -120,18 +120,18 @@ def _check_group_columns(config: RunConfig) -> None:
             name = f"dataset.group_columns: {column}"
             values = [str(row[column]) for row in rows if row.get(column) is not None]
             if not values:
-                there = quote_names(rows[0])
-                raise UserError(f"{name} is no column of split {split!r}; {did_you_mean(column, there)}")
+                columns = quote_names(rows[0])
+                raise UserError(f"{name} is no column of split {split!r}; {did_you_mean(column, columns)}")
             longest = max(range(len(values)), key=lambda i: len(values[i]))
             if len(values[longest]) > MAX_GROUP_LENGTH:
                 raise UserError(
                     f"{name} has values of more than {MAX_GROUP_LENGTH} letters (split {split!r}, row {longest}), which "
-                    "are texts and not groups; take it out"
+                    "are texts and not groups; remove it"
                 )
             if 2 * len({*values}) > len(values):
                 raise UserError(
                     f"{name} has {len({*values})} different values in {len(values)} rows of split {split!r}, so that it "
-                    "tells rows apart and not groups; take it out"
+                    "identifies rows, not groups; remove it"
                 )
 
 
@@ -149,10 +149,10 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan:
     from cruijff_kit.training import process_cache
 
     cfg = config.torchtune
-    chosen = _choose_machine(config)
-    _check_quantization(cfg, chosen.device.type)
+    machine = _choose_machine(config)
+    _check_quantization(cfg, machine.device.type)
     base_model.weight_files(cfg["checkpointer"])
-    context = process_cache.get_meta_model(cfg["model"], chosen.dtype).max_seq_len
+    context = process_cache.get_meta_model(cfg["model"], machine.dtype).max_seq_len
     checks = _check_prompts(config, data_hash, context)
     for warning in (w for r in checks.values() for w in r.warnings):
         say(f"warning: {warning}")
@@ -203,10 +203,10 @@ def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
 
     cfg = config.torchtune
     check_components(cfg)
-    chosen = _choose_machine(config)
-    _check_memory_options(cfg, chosen.device.type)
-    _check_quantization(cfg, chosen.device.type)
-    model = process_cache.get_meta_model(cfg["model"], chosen.dtype)
+    planned_machine = _choose_machine(config)
+    _check_memory_options(cfg, planned_machine.device.type)
+    _check_quantization(cfg, planned_machine.device.type)
+    model = process_cache.get_meta_model(cfg["model"], planned_machine.dtype)
     files = base_model.weight_files(cfg["checkpointer"])
     examples = list(process_cache.get_dataset(cfg["dataset"], cfg["tokenizer"]))
     held_out = (
@@ -233,7 +233,7 @@ def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
         cut_rows=sum(e.cut > 0 for e in rows),
         trainable_parameters=trainable,
         total_parameters=total,
-        memory_bytes=estimate_memory(model, total, trainable, chosen, cfg, lengths, files),
+        memory_bytes=estimate_memory(model, total, trainable, planned_machine, cfg, lengths, files),
         disk_bytes=estimate_disk(cfg, trainable, files),
         prompts_checked={name: r.num_compared for name, r in checks.items()},
         packed_rows=len(rows) if config.dataset.packed else None,
@@ -241,7 +241,11 @@ def _make_plan(config: RunConfig, data_hash: str) -> RunPlan:
         sample_tokens={name: r.longest + r.max_tokens for name, r in checks.items()},
         accuracy_tasks=_tasks_with("accuracy", checks),
         error_tasks=_tasks_with("mae", checks),
-        machine={"device": chosen.device.type, "dtype": short_name(chosen.dtype), "threads": chosen.threads},
+        machine={
+            "device": planned_machine.device.type,
+            "dtype": short_name(planned_machine.dtype),
+            "threads": planned_machine.threads,
+        },
         leaks=leaks.counts(),
         conversations=leaks.conversations,
         warnings=[
@@ -280,9 +284,9 @@ def _choose_machine(config: RunConfig) -> Any:
 
     cfg, slurm = config.torchtune, config.slurm
     if not slurm.submit:
-        chosen = device.choose_machine(cfg["device"], cfg["dtype"], cfg["threads"])
-        device.check_devices(chosen.device, config.processes)
-        return chosen
+        machine = device.choose_machine(cfg["device"], cfg["dtype"], cfg["threads"])
+        device.check_devices(machine.device, config.processes)
+        return machine
     gpu = bool(slurm.gpus) or "gpu" in (slurm.gres or "") or any("gpu" in k for k in slurm.additional_parameters)
     if cfg["device"].startswith("cuda") and not gpu:
         raise UserError(f"device={cfg['device']} needs a GPU, and none is requested; add slurm.gpus=1")
@@ -310,11 +314,11 @@ def _check_quantization(cfg: dict[str, Any], device: str) -> None:
 def _check_lengths(config: RunConfig, longest: int, model: Any) -> None:
     context = model.max_seq_len
     if longest > context:
-        what = "pack" if config.dataset.packed else "row"
+        unit = "pack" if config.dataset.packed else "row"
         why = " (from there on its sliding window takes effect, which torchtune does not have)"
         why = why if getattr(model, "window", None) == context else ""
         raise UserError(
-            f"the longest {what} has {longest} tokens, {config.model.name} reads at most {context}{why}; "
+            f"the longest {unit} has {longest} tokens, {config.model.name} reads at most {context}{why}; "
             f"set dataset.max_seq_len={context}"
         )
 

@@ -96,8 +96,8 @@ def collect_provenance(run: Path, result: RunResult) -> Provenance:
     _tasks(provenance, result, config)
     _machine(provenance, result, config, then)
     if result.changes:
-        shown = ", ".join(f"{k}={v}" for k, v in result.changes.items())
-        provenance.add("changed by retries", shown, "as configured", DIFFERS)
+        changes = ", ".join(f"{k}={v}" for k, v in result.changes.items())
+        provenance.add("changed by retries", changes, "as configured", DIFFERS)
     return provenance
 
 
@@ -124,8 +124,12 @@ def find_original_cwd(run: Path, manifest: SweepManifest | None = None) -> Path 
 
 def resolve_path(path: str, original_cwd: Path | None) -> str:
     """A path, or where it led when the run was made, if it leads nowhere here."""
-    there = original_cwd / path if original_cwd else None
-    return str(there) if there and not Path(path).expanduser().exists() and there.exists() else path
+    original_path = original_cwd / path if original_cwd else None
+    return (
+        str(original_path)
+        if original_path and not Path(path).expanduser().exists() and original_path.exists()
+        else path
+    )
 
 
 def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
@@ -162,18 +166,20 @@ def _packages(provenance: Provenance, result: RunResult, then: dict[str, Any]) -
     now, used = list_packages(), then.get("own_code", {}).get("packages", [])
     # A package that is here and was not there counts where all were written down.
     names = {*recorded, *(now if "packages" in then else ())}
-    apart = sorted(name for name in names if recorded.get(name) != now.get(name))
-    weighty = [name for name in apart if can_change_results(name) or name in used]
-    for name in weighty:
+    differing = sorted(name for name in names if recorded.get(name) != now.get(name))
+    relevant = [name for name in differing if can_change_results(name) or name in used]
+    for name in relevant:
         then_version, now_version = (v.get(name, "not installed") for v in (recorded, now))
         provenance.add(f"package {name}", then_version, now_version, DIFFERS)
-    rest = [name for name in apart if name not in weighty]
+    rest = [name for name in differing if name not in relevant]
     if rest:
-        shown = rest[:_SHOWN] + [f"{len(rest) - _SHOWN} more"] * (len(rest) > _SHOWN)
-        before, after = (", ".join(f"{n} {v.get(n, '-')}" if n in apart else n for n in shown) for v in (recorded, now))
+        listed = rest[:_SHOWN] + [f"{len(rest) - _SHOWN} more"] * (len(rest) > _SHOWN)
+        before, after = (
+            ", ".join(f"{n} {v.get(n, '-')}" if n in differing else n for n in listed) for v in (recorded, now)
+        )
         provenance.add("packages that compute nothing", before, after, DIFFERS, matters=False)
-    same = len(names) - len(apart)
-    provenance.add("packages", f"{same} versions", f"{same} versions")
+    num_equal = len(names) - len(differing)
+    provenance.add("packages", f"{num_equal} versions", f"{num_equal} versions")
 
 
 def can_change_results(package: str) -> bool:
@@ -200,10 +206,10 @@ def _hardware(provenance: Provenance, then: dict[str, Any], now: dict[str, Any])
     rows = [("processor", "model", not gpu), ("processor", "instructions", not gpu), ("torch_build", "cuda", gpu)]
     rows += [("gpu", "compute_capability", True), ("torch_build", "cudnn", True)] if gpu else []
     for part, key, matters in rows:
-        before, here = (v.get(part) or {} for v in (then, now))
-        if before.get(key) is not None or here.get(key) is not None:
+        recorded, current = (v.get(part) or {} for v in (then, now))
+        if recorded.get(key) is not None or current.get(key) is not None:
             name = f"{part.replace('_build', ', built for')} {key}".replace("_", " ")
-            provenance.add(name, before.get(key), here.get(key), matters=matters)
+            provenance.add(name, recorded.get(key), current.get(key), matters=matters)
     if then.get("nvidia_driver") or now["nvidia_driver"]:
         provenance.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
 

@@ -112,12 +112,12 @@ def _add_run(
         "error": result.error and f"{result.error.type}: {result.error.message}",
         "description": ", ".join(f"{k}={v}" for k, v in result.settings.items() if v is not None),
     }
-    made = [entity for file in files if (entity := crate.dereference(quote(file))) is not None]
+    outputs = [entity for file in files if (entity := crate.dereference(quote(file))) is not None]
     entity = crate.add_action(
         software[_find_version(result)],
         identifier=action.pop("@id"),
         object=used,
-        result=made,
+        result=outputs,
         properties={k: v for k, v in action.items() if v},
     )
     crate.root_dataset.append_to("mentions", entity)

@@ -48,24 +48,26 @@ def call(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | None =
 
 def call_both(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | None = None) -> str:
     """As call, with stderr appended: `sbatch --test-only` answers there."""
-    done = _run(command, seconds, stdin)
-    return done.stdout + done.stderr
+    process = _run(command, seconds, stdin)
+    return process.stdout + process.stderr
 
 
 def _run(command: tuple[str, ...], seconds: float, stdin: str | None) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, input=stdin, env=_environment())
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, input=stdin, env=_environment()
+        )
     except FileNotFoundError:
         raise ClusterError(
-            f"there is no {command[0]} on this machine; go where SLURM's commands are (a login node), or run here: "
-            "slurm=local"
+            f"there is no {command[0]} on this machine; use a machine with SLURM's commands (a login node), "
+            "or run locally: slurm=local"
         ) from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} s", fix="try again later") from None
-    if done.returncode != 0:
-        words = own_words(command[0], done.stderr or done.stdout) or f"{command[0]} failed"
+    if process.returncode != 0:
+        words = own_words(command[0], process.stderr or process.stdout) or f"{command[0]} failed"
         raise ClusterError(words, fix="cruijff-kit doctor shows what this cluster has")
-    return done
+    return process
 
 
 def _environment() -> dict[str, str]:
@@ -86,12 +88,12 @@ def job_infos(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     Raises:
         ClusterError: SLURM does not answer.
     """
-    wanted = set(job_ids)
-    if not wanted:
+    ids = set(job_ids)
+    if not ids:
         return {}
-    infos = {i: info for i, info in _squeue(wanted).items() if i in wanted}
+    infos = {i: info for i, info in _squeue(ids).items() if i in ids}
     for query in (_sacct, _scontrol):
-        missing = wanted - set(infos)
+        missing = ids - set(infos)
         if missing:
             # Just after a job's end accounting may still call it running, and squeue has said that it is not.
             answers = query(missing)
@@ -132,8 +134,8 @@ def _sacct(job_ids: set[str]) -> dict[str, JobInfo]:
         job_id, state, exit_code, node = line.split("|")
         word, _, by = state.partition(" ")
         base, _, tasks = job_id.partition("_")
-        for one in _array_ids(base, tasks):
-            infos[one] = JobInfo(one, word, by or None, node or None, _exit_code(exit_code))
+        for array_id in _array_ids(base, tasks):
+            infos[array_id] = JobInfo(array_id, word, by or None, node or None, _exit_code(exit_code))
     return infos
 
 
@@ -149,9 +151,9 @@ def _scontrol(job_ids: set[str]) -> dict[str, JobInfo]:
         for fields in map(key_values, text.splitlines()):
             reason = fields.get("Reason")
             array = fields.get("ArrayJobId", fields["JobId"])
-            for one in [fields["JobId"], *_array_ids(array, fields.get("ArrayTaskId", ""))]:
-                infos[one] = JobInfo(
-                    one,
+            for job_id in [fields["JobId"], *_array_ids(array, fields.get("ArrayTaskId", ""))]:
+                infos[job_id] = JobInfo(
+                    job_id,
                     fields["JobState"],
                     None if reason == "None" else reason,
                     fields.get("NodeList"),

@@ -63,10 +63,10 @@ def diagnose(site: Site, choice: Choice) -> list[Finding]:
 def _partition(site: Site, choice: Choice) -> _Lines:
     names = ", ".join(p.name for p in site.partitions)
     for name in (choice.options.partition or "").split(","):
-        named = site.partition(name)
-        if name and named is None:
+        partition = site.partition(name)
+        if name and partition is None:
             yield PROBLEM, f"there is no partition {name}; there are {names}"
-        elif named and (why := named.refuses(choice.account)):
+        elif partition and (why := partition.refuses(choice.account)):
             yield PROBLEM, f"partition {name} {why}; there are {names}"
     p = choice.partition
     if p is None:
@@ -115,8 +115,8 @@ def _account(site: Site, choice: Choice) -> _Lines:
         have = ", ".join(accounts) or "none; ask the cluster's administrators"
         yield PROBLEM, f"{site.user} may not charge {choice.account or 'any account'}; accounts: {have}"
     elif len(accounts) > 1 and not choice.options.account:
-        others = ", ".join(a for a in accounts if a != choice.account)
-        yield OK, f"jobs are charged to {choice.account}; others ({others}): slurm.account=A"
+        other_accounts = ", ".join(a for a in accounts if a != choice.account)
+        yield OK, f"jobs are charged to {choice.account}; others ({other_accounts}): slurm.account=A"
     allowed = choice.association.qos if choice.association else []
     if "qos" in site.enforced and allowed and choice.options.qos not in (None, *allowed):
         yield PROBLEM, f"{choice.account} may not use qos {choice.options.qos}; it may use {', '.join(allowed)}"
@@ -173,8 +173,8 @@ def _node(site: Site, choice: Choice) -> _Lines:
 
 def _node_details(node: NodeReport, gpus: int) -> _Lines:
     if node.package:
-        level, which = (OK, "cruijff_kit") if node.same_package else (PROBLEM, "another cruijff_kit,")
-        yield level, f"{node.hostname} imports {which} from {node.package}"
+        level, package = (OK, "cruijff_kit") if node.same_package else (PROBLEM, "another cruijff_kit,")
+        yield level, f"{node.hostname} imports {package} from {node.package}"
     if node.cache_shared:
         yield OK, f"{node.hostname} shares the cache"
     else:

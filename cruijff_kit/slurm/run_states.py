@@ -264,7 +264,7 @@ def _alive(pid: int) -> bool:
 def _info(ref: RunRef, status: RunStatus, job_id: str | None, job: JobInfo | None) -> RunInfo:
     under_way = status.state in UNDER_WAY
     end = None if under_way else seconds_since(status.heartbeat)
-    begun = seconds_since(status.started)
+    age = seconds_since(status.started)
     return RunInfo(
         name=ref.name,
         folder=str(ref.folder),
@@ -276,7 +276,7 @@ def _info(ref: RunRef, status: RunStatus, job_id: str | None, job: JobInfo | Non
         epoch=status.epoch,
         epochs=status.epochs,
         loss=status.loss,
-        elapsed=None if begun is None or status.state == RunState.QUEUED else round(begun - (end or 0)),
+        elapsed=None if age is None or status.state == RunState.QUEUED else round(age - (end or 0)),
         left=_left(status) if status.state == RunState.RUNNING else None,
         silent=seconds_since(status.heartbeat) if under_way else None,
         node=(job.node if job and under_way else None) or (None if status.state == RunState.QUEUED else status.host),

@@ -182,7 +182,7 @@ def _check_time(array: Array) -> None:
     if limits and all((most := client.seconds(limit)) is not None and most < requested for limit in limits.values()):
         text = ", ".join(f"{name} {limit}" for name, limit in limits.items())
         raise ClusterError(
-            f"slurm.time={array.options['time']} is more than the partition gives ({text})",
+            f"slurm.time={array.options['time']} exceeds the partition's limit ({text})",
             fix="override slurm.time or slurm.partition",
         )
 
@@ -323,8 +323,8 @@ def _script(array: Array, sweep_dir: Path, runs_file: Path) -> str:
     options["setup"] = ["rc=0", *options["setup"]]
     options["teardown"] = [*options["teardown"], f"[ $rc = 0 ] || {job} --ended $rc", "exit $rc"]
     if array.after is not None:
-        before = array.after.job_id or "THE_ARRAY_BEFORE"
-        options["dependency"] = ",".join(filter(None, [options.get("dependency"), f"afterany:{before}"]))
+        previous_job = array.after.job_id or "THE_ARRAY_BEFORE"
+        options["dependency"] = ",".join(filter(None, [options.get("dependency"), f"afterany:{previous_job}"]))
     executor = submitit.SlurmExecutor(sweep_dir / ".submitit")
     executor.update_parameters(**options)
     if len(array.jobs) > 1:

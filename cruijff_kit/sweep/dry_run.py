@@ -157,15 +157,15 @@ def _print(
         console.print(f"each configuration has one seed, so runs are compared; seed=1,2,3 would take {more} more")
     for group in groups:
         names = [runs[n].config.run_name for n in group.runs]
-        together = f"{group.summary(len(runs))}: {'; '.join(names)}"
-        console.print(f"{names[0]} trains alone: {group.why}" if group.why else together, markup=False, soft_wrap=True)
+        summary = f"{group.summary(len(runs))}: {'; '.join(names)}"
+        console.print(f"{names[0]} trains alone: {group.why}" if group.why else summary, markup=False, soft_wrap=True)
     first = dict(_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):
         differs = ", where it differs" if number else ""
         console.print(f"\n# torchtune config of {run.config.run_name}{differs}", markup=False)
-        whole = run.config.torchtune
-        shown = {k: v for k, v in _leaves(whole) if first.get(k) != v} if number else whole
-        console.print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip(), markup=False, soft_wrap=True)
+        config = run.config.torchtune
+        settings = {k: v for k, v in _leaves(config) if first.get(k) != v} if number else config
+        console.print(OmegaConf.to_yaml(OmegaConf.create(settings)).rstrip(), markup=False, soft_wrap=True)
     for number, array in enumerate(arrays, 1):
         console.print(f"\n# array {number} of {len(arrays)}: {array.what}", markup=False, soft_wrap=True)
         console.print(array.script.rstrip(), markup=False, soft_wrap=True)

@@ -115,10 +115,10 @@ def _listed(runs: Any, fixed: set[str]) -> list[Run]:
     """The runs of the list without what the shell sets; those that this makes equal once."""
     if runs is not None and not isinstance(runs, list):
         raise UserError("hydra.sweeper.runs is a list of runs such as [{lora.rank: 8}, {lora.rank: 64, lr: 1e-5}]")
-    found = [_run(run, number) for number, run in enumerate(runs or [], 1)]
+    listed_runs = [_run(run, number) for number, run in enumerate(runs or [], 1)]
     names = {_bare(key) for key in fixed}
-    kept = [{k: v for k, v in run.items() if _bare(k) not in names} for run in found]
-    return [run for number, run in enumerate(kept) if run not in kept[:number]]
+    remaining_runs = [{k: v for k, v in run.items() if _bare(k) not in names} for run in listed_runs]
+    return [run for number, run in enumerate(remaining_runs) if run not in remaining_runs[:number]]
 
 
 def _run(run: Any, number: int) -> Run:
@@ -147,9 +147,9 @@ def _groups(paired: Any, grid: Mapping[str, list[str]]) -> list[list[str]]:
     for key in itertools.chain.from_iterable(groups):
         if key not in spelled:
             raise UserError(f"hydra.sweeper.paired: {key} has no values in this sweep; {did_you_mean(key, [*spelled])}")
-    named = [*itertools.chain.from_iterable(groups)]
-    if twice := [key for key in named if named.count(key) > 1]:
-        raise UserError(f"hydra.sweeper.paired: {twice[0]} is listed twice; list it once")
+    paired_keys = [*itertools.chain.from_iterable(groups)]
+    if duplicates := [key for key in paired_keys if paired_keys.count(key) > 1]:
+        raise UserError(f"hydra.sweeper.paired: {duplicates[0]} is listed twice; list it once")
     return [[spelled[key] for key in group] for group in groups]
 
 

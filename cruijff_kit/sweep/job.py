@@ -132,23 +132,23 @@ def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSign
         at_once: most runs that train at the same time; None: as many as measuring finds best.
         code: hash of the code that submitted them.
     """
-    left = [run for run in runs if not (is_done(run) or _has_ended(run) or _is_elsewhere(run))]
+    pending = [run for run in runs if not (is_done(run) or _has_ended(run) or _is_elsewhere(run))]
     use_granted_processors()
-    outcome = JobOutcome(left)
+    outcome = JobOutcome(pending)
     _exit_on_signal(stop, outcome)
-    for run in left:
+    for run in pending:
         _wait_for_slot(run, code)
     group = [
         GroupRun(
             load_saved_config(run, agent=False),
             load_swept(run),
-            f"[{n}/{len(left)}] ",
+            f"[{n}/{len(pending)}] ",
             functools.partial(_refuse_cancelled, run),
         )
-        for n, run in enumerate(left, 1)
+        for n, run in enumerate(pending, 1)
     ]
     try:
-        ended = run_group(group, at_once and min(at_once, len(left)), stop, outcome.heartbeats) if left else []
+        ended = run_group(group, at_once and min(at_once, len(pending)), stop, outcome.heartbeats) if pending else []
     except KeyboardInterrupt:
         return outcome.on_signal(stop.received or signal.SIGINT)
     failed = sum(isinstance(result, Exception) for result in ended)
@@ -176,11 +176,11 @@ def evaluate(runs: list[Path], stop: StopSignals) -> int:
 
 def _is_elsewhere(run: Path) -> bool:
     """Whether another job trains this run now."""
-    other = read_status(run)
-    is_elsewhere = other is not None and other.state in UNDER_WAY and other.job_id != slurm_job_id()
-    if not is_elsewhere or (seconds_since(other.heartbeat) or 0) >= HEARTBEAT_TIMEOUT:
+    status = read_status(run)
+    is_elsewhere = status is not None and status.state in UNDER_WAY and status.job_id != slurm_job_id()
+    if not is_elsewhere or (seconds_since(status.heartbeat) or 0) >= HEARTBEAT_TIMEOUT:
         return False
-    say(f"{run} is already active, as job {other.job_id} on {other.host}")
+    say(f"{run} is already active, as job {status.job_id} on {status.host}")
     return True
 
 
@@ -203,7 +203,7 @@ def _note_changed_code(status: RunStatus, code: str) -> None:
 def _wait_for_slot(run: Path, code: str) -> None:
     status = read_status(run) or RunStatus(RunState.QUEUED)
     if status.state != RunState.QUEUED:  # SLURM started the job again
-        mark_queued(run, before=status)
+        mark_queued(run, previous=status)
         status = read_status(run)
     _note_changed_code(status, code)
     status.job_id, status.reason = slurm_job_id(), "waiting for a slot in its group"

@@ -103,7 +103,7 @@ class JobOutcome:
         if is_early and max(s.retries for s in statuses.values()) < self._max_retries(statuses) and can_requeue():
             for run, status in statuses.items():
                 status.retries += 1
-                mark_queued(run, f"{exit_text} before it started; retrying", before=status)
+                mark_queued(run, f"{exit_text} before it started; retrying", previous=status)
             client.requeue(os.environ["SLURM_JOB_ID"])
             return
         for run, status in statuses.items():

@@ -47,11 +47,12 @@ def run_here(launcher, runs: list[SweepRun]) -> dict[int, float | None]:
 
 def _plan_groups(runs: list[SweepRun]) -> list[PlannedGroup]:
     """As plan_groups; a run for which Hydra itself has something to do runs alone."""
-    own = [n for n, run in enumerate(runs) if _needs_hydra(run.composed.hydra)]
-    others = [n for n in range(len(runs)) if n not in own]
-    groups = plan_groups([runs[n].config for n in others])
-    return [PlannedGroup([others[n] for n in g.runs], g.at_once, g.why) for g in groups] + [
-        PlannedGroup([n], why="Hydra changes its folder or environment, or calls a callback for it") for n in own
+    single_runs = [n for n, run in enumerate(runs) if _needs_hydra(run.composed.hydra)]
+    grouped_runs = [n for n in range(len(runs)) if n not in single_runs]
+    groups = plan_groups([runs[n].config for n in grouped_runs])
+    return [PlannedGroup([grouped_runs[n] for n in g.runs], g.at_once, g.why) for g in groups] + [
+        PlannedGroup([n], why="Hydra changes its folder or environment, or calls a callback for it")
+        for n in single_runs
     ]
 
 

@@ -142,12 +142,12 @@ def _compose(launcher, job_overrides, initial_job_idx: int, sweep_dir: Path) -> 
     keys = find_swept_keys(job_overrides, typed)
     composer = Composer(launcher.hydra_context.config_loader, launcher.config)
     composed = [_compose_run(composer, overrides, keys) for overrides in job_overrides]
-    taken = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
+    used_names = {p.name.lower() for p in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
     runs = []
     for number, run in enumerate(composed, initial_job_idx):
         config = run.config
         namesakes = [other for other in composed if other.given_name == run.given_name]
-        name = make_run_name(run.shown_values(namesakes), taken).lstrip("=")
+        name = make_run_name(run.shown_values(namesakes), used_names).lstrip("=")
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
             config.run_name = name
@@ -182,11 +182,11 @@ def find_existing(runs: list[SweepRun], sweep_dir: Path) -> None:
     that is neither done nor on its way goes on in its folder.
     """
     scope = find_experiment_folder(sweep_dir, runs[0].config.experiment.name) or sweep_dir.absolute()
-    wanted = [run for run in runs if not run.config.force]
-    if not scope.is_dir() or not wanted:
+    candidates_to_reuse = [run for run in runs if not run.config.force]
+    if not scope.is_dir() or not candidates_to_reuse:
         return
-    candidates = _find_identical(scope, {run.identity() for run in wanted})
-    for run in wanted:
+    candidates = _find_identical(scope, {run.identity() for run in candidates_to_reuse})
+    for run in candidates_to_reuse:
         for info in sorted(candidates.get(run.identity(), []), key=lambda v: v.state != RunState.DONE):
             folder = Path(info.folder)
             if _shows_samples(run, folder):
@@ -199,7 +199,7 @@ def find_existing(runs: list[SweepRun], sweep_dir: Path) -> None:
             if folder.is_relative_to(sweep_dir.absolute()):
                 run.continue_in(folder)
                 break
-    _report_existing([run for run in wanted if run.existing], len(runs))
+    _report_existing([run for run in candidates_to_reuse if run.existing], len(runs))
 
 
 def _shows_samples(run: SweepRun, folder: Path) -> bool:
@@ -229,8 +229,10 @@ def _find_identical(
 def _report_existing(runs: list[SweepRun], total: int) -> None:
     if not runs:
         return
-    done = sum(run.existing_state == RunState.DONE for run in runs)
-    parts = [f"{done} done"] * (done > 0) + [f"{len(runs) - done} queued or running"] * (done < len(runs))
+    num_done = sum(run.existing_state == RunState.DONE for run in runs)
+    parts = [f"{num_done} done"] * (num_done > 0) + [f"{len(runs) - num_done} queued or running"] * (
+        num_done < len(runs)
+    )
     sweeps = sorted({str(run.existing.parent) for run in runs})
     where = sweeps[0] if len(sweeps) == 1 else f"{len(sweeps)} sweeps"
     say(f"{len(runs)} of {total} runs exist already ({', '.join(parts)}) in {where}; force=true repeats them")
@@ -250,8 +252,8 @@ def estimate(runs: list[SweepRun], sweep_dir: Path) -> None:
         run.estimate = one
     manifest = read_sweep_manifest(sweep_dir)
     folders = {run.folder.absolute() for run in new}
-    others = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in folders] if manifest else []
-    check_budget(new[0].config, of_new, sum(e.estimate.get("gpu_hours", 0) for e in others if not e.reused))
+    earlier_entries = [e for e in manifest.runs if resolve_folder(sweep_dir, e) not in folders] if manifest else []
+    check_budget(new[0].config, of_new, sum(e.estimate.get("gpu_hours", 0) for e in earlier_entries if not e.reused))
     say(summarise_estimates(of_new))
 
 

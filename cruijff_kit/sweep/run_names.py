@@ -24,8 +24,8 @@ def find_swept_keys(job_overrides: Sequence[Sequence[str]], typed: Sequence[str]
         varying = [parse_override(t) for overrides in job_overrides for t in overrides if t not in fixed]
     else:  # the sweeper may write a value in another way than the user: False for false
         as_typed = {str((o.key_or_group, o.value())) for o in map(parse_override, typed)}
-        ours = map(parse_override, job_overrides[0])
-        varying = [o for o in ours if str((o.key_or_group, o.value())) not in as_typed]
+        job_settings = map(parse_override, job_overrides[0])
+        varying = [o for o in job_settings if str((o.key_or_group, o.value())) not in as_typed]
     return [k for k in dict.fromkeys(o.key_or_group for o in varying) if not k.startswith("hydra.") and k != "run_name"]
 
 
@@ -53,8 +53,8 @@ def make_run_name(values: dict[str, Any], taken: set[str]) -> str:
     systems refuse become "-"; long names are cut and end in a hash. Names that differ in case only count as the same.
     """
     last = [k.rpartition(".")[2] for k in values]
-    shown = {k: (s if last.count(s) == 1 else k) for k, s in zip(values, last, strict=True)}
-    full = ",".join(f"{shown[k]}={_value(v)}" for k, v in values.items()) or "run"
+    short_keys = {k: (s if last.count(s) == 1 else k) for k, s in zip(values, last, strict=True)}
+    full = ",".join(f"{short_keys[k]}={_value(v)}" for k, v in values.items()) or "run"
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", full).strip("-. ") or "run"
     if len(name) > _LONGEST:
         name = name[:_LONGEST].rstrip("-. ") + "-" + hashlib.sha256(full.encode()).hexdigest()[:8]

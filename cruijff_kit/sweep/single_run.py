@@ -65,8 +65,10 @@ def _refuse_sweep_without_flag(cfg: DictConfig) -> None:
     typed = {o.lstrip("+~").partition("=")[0] for o in OmegaConf.to_container(cfg.hydra.overrides.task)}
     keys = [key for key in sweeper.get("params") or {} if key not in typed]
     if keys or sweeper.get("runs"):
-        what = f"sweeps over {', '.join(keys)}" if keys else f"lists {len(sweeper['runs'])} runs"
-        raise UserError(f"experiment={experiment} {what}; add -m" + (f", or set {keys[0]}=VALUE" if keys else ""))
+        description = f"sweeps over {', '.join(keys)}" if keys else f"lists {len(sweeper['runs'])} runs"
+        raise UserError(
+            f"experiment={experiment} {description}; add -m" + (f", or set {keys[0]}=VALUE" if keys else "")
+        )
 
 
 def run_task(cfg: DictConfig) -> float | None:

@@ -16,8 +16,8 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
     Raises:
         KeyboardInterrupt: on Ctrl-C. At a terminal it asks whether to cancel the jobs; without one they go on.
     """
-    wanted = set(folders)
-    runs = [ref for ref in find_runs(sweep_dir) if ref.folder in wanted]
+    folder_set = set(folders)
+    runs = [ref for ref in find_runs(sweep_dir) if ref.folder in folder_set]
     try:
         watch(str(sweep_dir), runs, have_ended)
     except KeyboardInterrupt:

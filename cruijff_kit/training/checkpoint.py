@@ -30,9 +30,9 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    for file in folder.glob("*step_*.pt*"):
-        if file != path:
-            file.unlink(missing_ok=True)
+    for candidate in folder.glob("*step_*.pt*"):
+        if candidate != path:
+            candidate.unlink(missing_ok=True)
     return path
 
 

@@ -22,9 +22,9 @@ def detect_agent(chosen: bool | None = None, environment: Mapping[str, str] | No
     if chosen is not None:
         return "agent=true" if chosen else None
     variables = os.environ if environment is None else environment
-    named = next((name for name in VARIABLES if variables.get(name, "").strip().lower() not in _UNSET), None)
+    variable = next((name for name in VARIABLES if variables.get(name, "").strip().lower() not in _UNSET), None)
     # Every terminal in Cursor has a trace; its agent's also has a pager that does not wait for a key.
     cursor = variables.get("CURSOR_TRACE_ID") and variables.get("PAGER", "").endswith("| cat")
     role = variables.get("CURSOR_EXTENSION_HOST_ROLE") == "agent-exec"
-    named = named or ("CURSOR_TRACE_ID" if cursor else "CURSOR_EXTENSION_HOST_ROLE" if role else None)
-    return f"{named} is set" if named else None
+    variable = variable or ("CURSOR_TRACE_ID" if cursor else "CURSOR_EXTENSION_HOST_ROLE" if role else None)
+    return f"{variable} is set" if variable else None

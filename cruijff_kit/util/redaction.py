@@ -100,10 +100,10 @@ def format_traceback(error: BaseException) -> str:
     """Format a traceback; if data is red, only each exception's type and frames, without messages and source lines."""
     if not is_enabled():
         return "".join(traceback.format_exception(error))
-    lines, seen = [], set()
+    lines, visited = [], set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in visited:
+        visited.add(id(current))
         frames = [
             f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
             for frame, line in traceback.walk_tb(current.__traceback__)

@@ -250,7 +250,7 @@ def test_no_slurm_is_the_cluster(call, monkeypatch, tmp_path):
     ):
         monkeypatch.setenv("PATH", str(tmp_path))
         error = checked_error(call(module, *line), 3, "cluster")
-        assert "on this machine" in error["message"] and error["fix"].startswith("go where SLURM's commands are")
+        assert "on this machine" in error["message"] and error["fix"].startswith("use a machine with SLURM's commands")
     assert not (call.cwd / "gone").exists()
 
 

@@ -65,7 +65,7 @@ def test_prompt_and_completion_as_text(tmp_path):
         ({"messages": "hello"}, "must be a list of messages"),
         (
             {"messages": [{"role": "user", "content": "x"}]},
-            "row 0: no message of the assistant; there is nothing to learn",
+            "row 0: no message of the assistant, so there is no answer to train on",
         ),
         ({"messages": CHAT[2:]}, "the conversation begins with the assistant"),
         (

@@ -174,7 +174,7 @@ BROKEN = [
     ("train.csv", "input,output\na,b\n".encode("utf-16"), "is not UTF-8 but UTF-16; save it as UTF-8"),
     ("train.jsonl", b'{"input": "a"\n', "row 0 (line 1) is not JSON: Expecting ',' delimiter at column 14"),
     ("train.jsonl", b'{"input": "a", "output": "b"}\n\n[1]\n', "row 1 (line 3): a list, not an object"),
-    ("train.jsonl", b'{"a": 1, "a": 2}\n', "row 0 (line 1): the key 'a' stands twice"),
+    ("train.jsonl", b'{"a": 1, "a": 2}\n', "row 0 (line 1): the key 'a' occurs twice"),
     ("train.jsonl", b"\n", "split 'train' is empty"),
     ("train.json", b'{"train": [{"input": "a", "output": "b"}]}', "holds an object where a list of this split's rows"),
     ("train.parquet", b"PAR1 no", "is not Parquet: "),
@@ -183,9 +183,9 @@ BROKEN = [
     (
         "train.jsonl",
         b'{"input": "\\ud83d", "output": "b"}',
-        "row 0 (line 1): \\ud83d stands alone, which is half a char",
+        "row 0 (line 1): \\ud83d is half a char",
     ),
-    ("train.json", b'[{"input": "\\ud83d\\ude00 \\uDE00", "output": "b"}]', "\\ude00 stands alone"),
+    ("train.json", b'[{"input": "\\ud83d\\ude00 \\uDE00", "output": "b"}]', "\\ude00 is half a character"),
 ]
 
 
@@ -240,7 +240,7 @@ def test_unclear_folders(tmp_path):
     assert "holds both train.jsonl and train.parquet" in refused(str(tmp_path))
     assert read_split(str(tmp_path), "train", format="parquet") == ROWS["train"]
     (tmp_path / "rows.dat").write_text(jsonl(ROWS["train"]))
-    assert "is not clear from its name; add dataset.format=json, jsonl" in refused(str(tmp_path / "rows.dat"))
+    assert "cannot be told from its name; add dataset.format=json, jsonl" in refused(str(tmp_path / "rows.dat"))
     assert read_split(str(tmp_path / "rows.dat"), "train", format="jsonl") == ROWS["train"]
     (shards := tmp_path / "shards").mkdir()
     parquet(ROWS["train"], shards / "train-00000-of-00002.parquet")

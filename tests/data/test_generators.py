@@ -303,7 +303,7 @@ def test_the_logistic_rule_of_the_census():
         ("model_organisms", {"alphabet": "digits"}, "rule=parity takes alphabet=bits"),
         ("model_organisms", {"rule": "min"}, "take alphabet=digits or letters"),
         ("model_organisms", {"rule": "length"}, "set k_min below it"),
-        ("model_organisms", {"rule": "nth", "n": 9}, "n=9 is no place in sequences of 8 symbols"),
+        ("model_organisms", {"rule": "nth", "n": 9}, "n=9 is no position in sequences of 8 symbols"),
         ("model_organisms", {"rule": "weighted_sum", "alphabet": "letters"}, "letters have no values"),
         ("model_organisms", {"rule": "weighted_sum", "noise": 1.0}, "weighted_sum_binary has"),
         ("model_organisms", {"rule": "weighted_sum", "intercept": "half"}, "neither balanced nor a whole number"),

@@ -48,7 +48,7 @@ def test_good_data(tmp_path, encoding):
             b'{"input": "a", "output": "b"}\n{"input": "a"}',
             "if each line is a row of its own, add dataset.format=jsonl",
         ),
-        (b'{"train": [{"input": "a", "input": "b"}]}', "the key 'input' stands twice"),
+        (b'{"train": [{"input": "a", "input": "b"}]}', "the key 'input' occurs twice"),
         ("text", "holds a str"),
         ({"train": {"input": "a"}}, "split 'train' is a dict, not a list of rows"),
         ({"train": ["a"]}, "split 'train', row 0: a str, not an object"),
@@ -73,7 +73,7 @@ def test_malformed_data(tmp_path, content, says):
 
 def test_missing_file_and_folder(tmp_path):
     assert "no such file" in refused(tmp_path / "none.json")
-    assert "holds no data; a file for each split is looked for, named SPLIT.json, " in refused(tmp_path)
+    assert "holds no data; expected one file per split, named SPLIT.json, " in refused(tmp_path)
 
 
 def test_deeply_nested_json(tmp_path):

@@ -377,7 +377,7 @@ def test_no_model_elsewhere_grades_red_answers():
         return f"asked {model}"
 
     assert asyncio.run(_allow_in_process(answer)(get_model("mockllm/model"))) == "asked mockllm/model"
-    with pytest.raises(UserError, match="asks openai, a model elsewhere"):
+    with pytest.raises(UserError, match="uses openai, an external model"):
         asyncio.run(_allow_in_process(answer)(Elsewhere()))
     before = Model.generate
     with kept_in_memory() as folder:
@@ -470,9 +470,9 @@ def test_group_columns_are_groups(tmp_path, tiny):
     place = f"dataset.path={tmp_path / 'data' / 'rows.json'}"
     typed = ["model=hf_llama", f"model.path={tiny}", "dataset=files", place, "device=cpu", "dataset.tier=red"]
     for column, why in (
-        ("person", "tells rows apart"),
+        ("person", "identifies rows"),
         ("persn", "did you mean person"),
-        ("input", "tells rows apart"),
+        ("input", "identifies rows"),
     ):
         with pytest.raises(UserError, match=why) as refusal:
             plan_run(cruijff_kit.compose([*typed, f"dataset.group_columns=[{column}]"]))

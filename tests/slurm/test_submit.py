@@ -139,7 +139,7 @@ def test_dry_run_shows_and_submits_nothing(shell):
         ("slurm.gpus=4 num_warmup_steps=0", "override slurm.mem, slurm.cpus, slurm.gpus"),
         ("slurm.constraint=h100", "override slurm.constraint"),
         ("slurm.dependency=afterok", "override slurm.dependency"),
-        ("slurm.time=9-00:00:00", "slurm.time=9-00:00:00 is more than the partition gives (cpu 1-00:00:00)"),
+        ("slurm.time=9-00:00:00", "slurm.time=9-00:00:00 exceeds the partition's limit (cpu 1-00:00:00)"),
         ("slurm.nodelist=c99", "override slurm.nodelist"),
         ("slurm.additional_parameters.no_such_option=1", "unrecognized option '--no-such-option=1'"),
     ],

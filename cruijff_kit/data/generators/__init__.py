@@ -86,17 +86,17 @@ def generate(generator: str, arguments: dict) -> Path:
     path = generated_path(generator, arguments)
     if path.exists():
         return path
-    drawn = GENERATORS[generator].draw(**arguments)
-    _check_disjoint(drawn)
+    data = GENERATORS[generator].draw(**arguments)
+    _check_disjoint(data)
     meta = {
         "generator": generator,
         "arguments": _all_arguments(generator, arguments),
-        "rows": {split: len(rows) for split, rows in drawn.splits.items()},
-        "bayes_optimum": drawn.bayes_optimum,
-        "facts": drawn.facts,
+        "rows": {split: len(rows) for split, rows in data.splits.items()},
+        "bayes_optimum": data.bayes_optimum,
+        "facts": data.facts,
     }
     write_text(_meta(path), json.dumps(meta, indent=1))  # first: where the data is, this is
-    return write_text(path, json.dumps(drawn.splits, indent=1))
+    return write_text(path, json.dumps(data.splits, indent=1))
 
 
 def fitting_task(generator: str | None, arguments: dict) -> str:
@@ -123,13 +123,13 @@ def _meta(path: Path) -> Path:
     return path.with_suffix(".meta.json")
 
 
-def _check_disjoint(drawn: GeneratedData) -> None:
-    seen: set[str] = set()
-    for rows in drawn.splits.values():
+def _check_disjoint(data: GeneratedData) -> None:
+    earlier_inputs: set[str] = set()
+    for rows in data.splits.values():
         inputs = {row["input"] for row in rows}
         assert len(inputs) == len(rows), "a generator's split holds an input twice"
-        assert drawn.repeats or not inputs & seen, "a generator's splits overlap"
-        seen |= inputs
+        assert data.repeats or not inputs & earlier_inputs, "a generator's splits overlap"
+        earlier_inputs |= inputs
 
 
 def _all_arguments(generator: str, arguments: dict) -> dict[str, Any]:
@@ -142,19 +142,23 @@ def _all_arguments(generator: str, arguments: dict) -> dict[str, Any]:
     for name, value in arguments.items():
         if name not in known:
             raise UserError(f"unknown key dataset.arguments.{name}; {did_you_mean(name, [*known])}")
-        wanted = known[name].annotation
-        if not _fits(value, wanted):
-            shown = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else wanted
-            raise UserError(f"dataset.arguments.{name} must be of type {shown}, not {value!r}")
+        expected_type = known[name].annotation
+        if not _fits(value, expected_type):
+            type_name = (
+                expected_type.__name__
+                if isinstance(expected_type, type) and not typing.get_args(expected_type)
+                else expected_type
+            )
+            raise UserError(f"dataset.arguments.{name} must be of type {type_name}, not {value!r}")
     return {n: arguments.get(n, p.default) for n, p in known.items()}
 
 
-def _fits(value: Any, wanted: Any) -> bool:
+def _fits(value: Any, expected_type: Any) -> bool:
     """Whether a value is of a parameter's type; a whole number is a number too, true and false are none."""
-    if isinstance(wanted, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(wanted))
-    if typing.get_origin(wanted) is list:
-        return isinstance(value, list) and all(_fits(v, typing.get_args(wanted)[0]) for v in value)
+    if isinstance(expected_type, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(expected_type))
+    if typing.get_origin(expected_type) is list:
+        return isinstance(value, list) and all(_fits(v, typing.get_args(expected_type)[0]) for v in value)
     if isinstance(value, bool):
-        return wanted is bool
-    return isinstance(value, (int, float) if wanted is float else wanted)
+        return expected_type is bool
+    return isinstance(value, (int, float) if expected_type is float else expected_type)

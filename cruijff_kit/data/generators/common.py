@@ -68,8 +68,8 @@ def draw_distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any]
     for _ in range(20 * count + 1000):
         if len(draws) == count:
             break
-        one = draw()
-        draws.setdefault(key(one), one)
+        item = draw()
+        draws.setdefault(key(item), item)
     require(len(draws) == count, f"{what}={count} is too many: {len(draws)} different rows were found")
     return [*draws.values()]
 

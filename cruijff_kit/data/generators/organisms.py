@@ -60,7 +60,7 @@ def draw_model_organisms(
     k_min = k if k_min is None else k_min
     require(1 <= k_min <= k <= 1000, f"k={k}, k_min={k_min}: 1 <= k_min <= k <= 1000 must hold")
     _check_ood(design, rule, n, k_min, k, [*ood_lengths])
-    made = RULES[rule](RuleArguments(alphabet, k, k_min, n, value, p, weight_max, noise, intercept, seed,
+    generated_rule = RULES[rule](RuleArguments(alphabet, k, k_min, n, value, p, weight_max, noise, intercept, seed,
                                seed if weight_seed is None else weight_seed))  # fmt: skip
     rng, symbols = random.Random(f"sequences {seed}"), ALPHABETS[alphabet]
     sequences = _sequences(rng, len(symbols), range(k_min, k + 1), num_rows, "num_rows")
@@ -70,18 +70,21 @@ def draw_model_organisms(
         parts = split_rows(sequences, train_fraction)
         for i, length in enumerate(ood_lengths):
             parts[f"validation_ood_{i}"] = _sequences(rng, len(symbols), [length], ood_rows, "ood_rows")
-    splits = {split: _rows(part, made, symbols, FORMATS[format]) for split, part in parts.items()}
+    splits = {split: _rows(part, generated_rule, symbols, FORMATS[format]) for split, part in parts.items()}
     # What is trained on can be known by heart, also where the rule draws lots.
-    best = {s: 1.0 if design == "memorization" else mean([made.chance(x) for x in part]) for s, part in parts.items()}
-    facts = made.facts | _bayes_over_all(made, len(symbols), range(k_min, k + 1))
+    best = {
+        s: 1.0 if design == "memorization" else mean([generated_rule.chance(x) for x in part])
+        for s, part in parts.items()
+    }
+    facts = generated_rule.facts | _bayes_over_all(generated_rule, len(symbols), range(k_min, k + 1))
     return GeneratedData(splits, {s: {"accuracy": a} for s, a in best.items()}, facts, repeats=design == "memorization")
 
 
 def task_of_model_organisms(rule: str, alphabet: str, p: float, **_: object) -> str:
     """risk where the answers are 0 and 1."""
-    drawn = rule == "coin" and 0 < p < 1
-    symbol = rule in ("majority", "first", "last", "nth") and alphabet == "bits"
-    return "risk" if rule in ("parity", "weighted_sum_binary") or drawn or symbol else "match"
+    has_random_answers = rule == "coin" and 0 < p < 1
+    is_position_of_bits = rule in ("majority", "first", "last", "nth") and alphabet == "bits"
+    return "risk" if rule in ("parity", "weighted_sum_binary") or has_random_answers or is_position_of_bits else "match"
 
 
 def _check_ood(design: str, rule: str, n: int, k_min: int, k: int, lengths: list[int]) -> None:
@@ -103,13 +106,13 @@ def _sequences(rng: random.Random, size: int, lengths, count: int, name: str) ->
     require(count <= sum(room.values()),
             f"{name}={count} is too many: there are {sum(room.values())} sequences of {'/'.join(map(str, room))} symbols; "
             "raise k, or lower it")  # fmt: skip
-    drawn, left = [], count
-    for i, (length, there) in enumerate(sorted(room.items())):
-        quota = min(there, left // (len(room) - i))
-        drawn += [_decode(number, size, length) for number in _numbers(rng, there, quota)]
-        left -= quota
-    rng.shuffle(drawn)
-    return drawn
+    sequences, remaining = [], count
+    for i, (length, available) in enumerate(sorted(room.items())):
+        quota = min(available, remaining // (len(room) - i))
+        sequences += [_decode(number, size, length) for number in _numbers(rng, available, quota)]
+        remaining -= quota
+    rng.shuffle(sequences)
+    return sequences
 
 
 def _numbers(rng: random.Random, below: int, count: int) -> list[int]:

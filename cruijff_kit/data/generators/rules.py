@@ -63,7 +63,7 @@ def _majority(c: RuleArguments) -> Rule:
 
 
 def _nth(c: RuleArguments) -> Rule:
-    require(1 <= c.n <= c.k_min, f"n={c.n} is no place in sequences of {c.k_min} symbols; count from 1")
+    require(1 <= c.n <= c.k_min, f"n={c.n} is no position in sequences of {c.k_min} symbols; count from 1")
     return Rule(lambda s: c.symbols[s[c.n - 1]])
 
 

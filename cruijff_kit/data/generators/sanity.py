@@ -39,8 +39,8 @@ def draw_bit_sequences(
     numbers = rng.sample(range(2**length), num_rows)
     rows = []
     for number in numbers:
-        one = number.bit_count() % 2 if label == "parity" else rng.random() < p
-        rows.append({"input": " ".join(f"{number:0{length}b}"), "output": str(int(one))})
+        bit = number.bit_count() % 2 if label == "parity" else rng.random() < p
+        rows.append({"input": " ".join(f"{number:0{length}b}"), "output": str(int(bit))})
     splits = split_rows(rows, train_fraction)
     best = 1.0 if label == "parity" else max(p, 1 - p)
     return GeneratedData(splits, {split: {"accuracy": best} for split in splits})

@@ -60,8 +60,8 @@ def _pair(rng: random.Random, traits: int, r_identical: float, r_fraternal: floa
     r = r_identical if identical else r_fraternal
     values = []
     for _ in range(traits):
-        a, other = rng.gauss(0, 1), rng.gauss(0, 1)
-        values.append((round(a, 2), round(r * a + math.sqrt(1 - r * r) * other, 2)))
+        a, noise = rng.gauss(0, 1), rng.gauss(0, 1)
+        values.append((round(a, 2), round(r * a + math.sqrt(1 - r * r) * noise, 2)))
     return "1" if identical else "0", values
 
 

@@ -151,14 +151,14 @@ class Rows(Attention):
         """Drop all rows but these; the last ones take the places of those that leave. Returns the new order."""
         if not staying:
             self.cache = [None] * len(self.cache)
-        left = sorted(set(range(len(staying))) - set(staying))
-        movers = [row for row in staying if row >= len(staying)]
+        free_rows = sorted(set(range(len(staying))) - set(staying))
+        moved_rows = [row for row in staying if row >= len(staying)]
         order = list(range(len(staying)))
-        for place, row in zip(left, movers, strict=True):
+        for place, row in zip(free_rows, moved_rows, strict=True):
             order[place] = row
-        if movers:
+        if moved_rows:
             for cache in (c for pair in self.cache for c in pair):
-                cache[left] = cache[movers]
+                cache[free_rows] = cache[moved_rows]
         self.lengths = [self.lengths[row] for row in order]
         return order
 
@@ -172,19 +172,19 @@ class Rows(Attention):
         self.lengths = [n + 1 for n in self.lengths]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        rows, at, seen = self._index(q.device)
+        rows, at, mask = self._index(q.device)
         n, columns = len(self.lengths), max(self.lengths) + 1
         keys, values = self.cache[layer]
         keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
         prefix = self.prefix[layer] if self.prefix else None
-        return _attend_short(q, keys[:n, :, :columns], values[:n, :, :columns], prefix, seen)
+        return _attend_short(q, keys[:n, :, :columns], values[:n, :, :columns], prefix, mask)
 
     def _index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if device not in self._on_device:
             at = torch.tensor(self.lengths, device=device)
             columns = torch.arange(max(self.lengths) + 1, device=device)
-            seen = (columns <= at[:, None])[:, None, None, None]
-            self._on_device[device] = torch.arange(len(at), device=device), at, seen
+            mask = (columns <= at[:, None])[:, None, None, None]
+            self._on_device[device] = torch.arange(len(at), device=device), at, mask
         return self._on_device[device]
 
 
@@ -204,10 +204,10 @@ def _attend_short(
     if prefix is None:
         return (scores.float().softmax(-1).to(v.dtype) @ v).view(rows, heads, n, dim)
     queries = q.transpose(0, 1).reshape(kv_heads, -1, dim)
-    before = (queries @ prefix[0].transpose(-1, -2)).view(kv_heads, rows, -1, prefix[0].shape[1]).transpose(0, 1)
-    weights = torch.cat([before, scores], -1).float().softmax(-1).to(v.dtype)
-    on_prefix, own = weights.split([before.shape[-1], m], -1)
-    out = on_prefix.transpose(0, 1).reshape(kv_heads, -1, before.shape[-1]) @ prefix[1]
+    prefix_scores = (queries @ prefix[0].transpose(-1, -2)).view(kv_heads, rows, -1, prefix[0].shape[1]).transpose(0, 1)
+    weights = torch.cat([prefix_scores, scores], -1).float().softmax(-1).to(v.dtype)
+    on_prefix, own = weights.split([prefix_scores.shape[-1], m], -1)
+    out = on_prefix.transpose(0, 1).reshape(kv_heads, -1, prefix_scores.shape[-1]) @ prefix[1]
     out = out.view(kv_heads, rows, -1, dim).transpose(0, 1) + own @ v
     return out.reshape(rows, heads, n, dim)
 
@@ -223,5 +223,5 @@ def _attend_long(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: Keys
         torch.cat([before.expand(rows, -1, -1, -1), x], 2).repeat_interleave(each, 1)
         for before, x in zip(prefix, (k, v), strict=True)
     )
-    seen = torch.ones(n, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - n)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    mask = torch.ones(n, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - n)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -173,11 +173,11 @@ class ChatModel:
         """
         prefix = self._prefix if self._prefix and self._prefix.weights == self._identify_weights() else None
         shortest = min(map(len, prompts)) - own
-        before = [self._last_prompt] if len(prompts) == 1 and self._last_prompt else []
-        common = min(_count_common(prompts + before), shortest)
+        previous_prompts = [self._last_prompt] if len(prompts) == 1 and self._last_prompt else []
+        common = min(_count_common(prompts + previous_prompts), shortest)
         reused = min(_count_common([*prompts, prefix.ids]), shortest) if prefix else 0
         self._last_prompt = prompts[0]
-        if len(prompts) + len(before) > 1 and common >= reused + _WORTH_EXTENDING:
+        if len(prompts) + len(previous_prompts) > 1 and common >= reused + _WORTH_EXTENDING:
             return self._extend_prefix(prefix, reused, prompts[0][:common], then)
         return then(reused, prefix.first(reused)) if reused > 0 else then(0, None)
 

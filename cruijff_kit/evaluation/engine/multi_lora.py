@@ -55,13 +55,19 @@ def base_of(chat_model: ChatModel) -> tuple | int:
     base = {name: p for name, p in chat_model.model.named_parameters(remove_duplicate=False) if name not in adapters}
     if any(isinstance(p.data, NF4Tensor) or p.device != chat_model.machine.device for p in base.values()):
         return id(chat_model)
-    others = tuple(
+    other_modules = tuple(
         (name, type(module))
         for name, module in chat_model.model.named_modules()
         if not any(name == n or name.startswith(f"{n}.") for n in _parents(name) if n in linears)
     )
     tensors = tuple(sorted((name, p.data_ptr(), p.shape) for name, p in base.items()))
-    return tensors, others, isinstance(chat_model.model.output, TiedLinear), chat_model.machine, chat_model.cache_dtype
+    return (
+        tensors,
+        other_modules,
+        isinstance(chat_model.model.output, TiedLinear),
+        chat_model.machine,
+        chat_model.cache_dtype,
+    )
 
 
 def _parents(name: str) -> list[str]:

@@ -28,17 +28,17 @@ def sample_next_tokens(
         logits: [rows, vocabulary], fp32.
         requests, completions, rngs: of each row: its settings, its tokens so far, and its random numbers.
     """
-    chosen = _choose(logits, [r.sampling for r in requests], completions, rngs)
-    most = min(max(r.top_logprobs for r in requests), logits.shape[1])
-    picked, ids, values = [], [], []
+    sampled = _choose(logits, [r.sampling for r in requests], completions, rngs)
+    num_alternatives = min(max(r.top_logprobs for r in requests), logits.shape[1])
+    sampled_logprobs, ids, values = [], [], []
     rows = max(1, _AT_ONCE // logits.shape[1])
-    for part, tokens in zip(logits.split(rows), chosen.split(rows), strict=True):
+    for part, tokens in zip(logits.split(rows), sampled.split(rows), strict=True):
         logprobs = part.log_softmax(-1)
-        likeliest = logprobs.topk(most, -1)
-        picked.append(logprobs.gather(1, tokens[:, None])[:, 0])
+        likeliest = logprobs.topk(num_alternatives, -1)
+        sampled_logprobs.append(logprobs.gather(1, tokens[:, None])[:, 0])
         ids.append(likeliest.indices)
         values.append(likeliest.values)
-    columns = (x.tolist() for x in (chosen, torch.cat(picked), torch.cat(ids), torch.cat(values)))
+    columns = (x.tolist() for x in (sampled, torch.cat(sampled_logprobs), torch.cat(ids), torch.cat(values)))
     return [
         TokenLogprob(token, logprob, list(zip(*top, strict=True))[: request.top_logprobs])
         for token, logprob, *top, request in zip(*columns, requests, strict=True)
@@ -53,13 +53,15 @@ def _choose(
         logits = logits.clone()
         for row in adjusted:
             _adjust(logits[row], settings[row], completions[row])
-    chosen = logits.argmax(-1)
-    sampled = [row for row, s in enumerate(settings) if s.temperature]
-    if sampled:
-        at = torch.tensor(sampled, device=logits.device)
-        numbers = torch.tensor([rngs[row].random() for row in sampled], dtype=torch.float64)
-        chosen[at] = _draw(logits[at], [settings[row] for row in sampled], numbers.to(**_wide_dtype(logits.device)))
-    return chosen
+    tokens = logits.argmax(-1)
+    sampled_rows = [row for row, s in enumerate(settings) if s.temperature]
+    if sampled_rows:
+        at = torch.tensor(sampled_rows, device=logits.device)
+        numbers = torch.tensor([rngs[row].random() for row in sampled_rows], dtype=torch.float64)
+        tokens[at] = _draw(
+            logits[at], [settings[row] for row in sampled_rows], numbers.to(**_wide_dtype(logits.device))
+        )
+    return tokens
 
 
 def _adjust(logits: torch.Tensor, settings: Sampling, completion: Completion) -> None:
@@ -87,14 +89,14 @@ def _lowest_score(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tenso
     vocabulary = scores.shape[1]
     k = torch.tensor([[min(s.top_k or vocabulary, vocabulary)] for s in settings], device=scores.device)
     p = torch.tensor([[1.0 if s.top_p is None else s.top_p] for s in settings], device=scores.device)
-    wanted = [min(s.top_k or (_CANDIDATES if s.top_p is not None else 1), vocabulary) for s in settings]
-    ordered, mass = _top_scores(scores, max(wanted), k)
+    counts = [min(s.top_k or (_CANDIDATES if s.top_p is not None else 1), vocabulary) for s in settings]
+    ordered, mass = _top_scores(scores, max(counts), k)
     reached = (mass[:, -1:] >= p) | (k <= ordered.shape[1]) | (p >= 1)
     if not reached.all():
         ordered, mass = _top_scores(scores, vocabulary, k)
     kth = ordered.gather(1, k.clamp(max=ordered.shape[1]) - 1)
-    before = torch.cat([torch.zeros_like(p), mass[:, :-1]], 1)
-    inside = (before < p) & (ordered >= kth)
+    mass_before = torch.cat([torch.zeros_like(p), mass[:, :-1]], 1)
+    inside = (mass_before < p) & (ordered >= kth)
     inside[:, 0] = True
     least = ordered.masked_fill(~inside, float("inf")).amin(-1, keepdim=True)
     return least.masked_fill((k == vocabulary) & (p >= 1), float("-inf"))

@@ -104,7 +104,7 @@ class Scheduler:
         context = self.chat_model.model.max_seq_len
         if len(request.ids) >= context + (request.max_tokens == 0):
             raise UserError(
-                f"a prompt of {len(request.ids)} tokens leaves nothing of the model's context of {context} for an answer"
+                f"a prompt of {len(request.ids)} tokens leaves no room for an answer in the model's context of {context}"
             )
         max_tokens = min(request.max_tokens, context - len(request.ids))
         self.waiting.append(_Row(request, on_done, is_wanted, max_tokens, random.Random(request.sampling.key)))
@@ -262,13 +262,13 @@ class Scheduler:
         sets = [options for options in sets if options]
         if not sets:
             return self._choose_first_tokens(prompts)
-        options, *others = sets
+        options, *other_sets = sets
         rows = [row for row in prompts.rows if row.request.options == options]
 
         def read(logits: torch.Tensor) -> EngineRequest | None:
             for row, values in zip(rows, logits.tolist(), strict=True):
                 row.completion.option_logits = values
-            return self._read_options(prompts, others)
+            return self._read_options(prompts, other_sets)
 
         return OptionLogitsRequest(prompts.last_hidden(rows), torch.tensor(options), read)
 

@@ -28,8 +28,8 @@ class Sweeper(basic_sweeper.BasicSweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """All runs, in batches; what comes from `params` stands before what was typed."""
-        ours = len(self.params)
-        runs = expand(overrides[:ours], overrides[ours:], self.paired, self.runs)
+        num_params = len(self.params)
+        runs = expand(overrides[:num_params], overrides[num_params:], self.paired, self.runs)
         return list(self.split_overrides_to_chunks(runs, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
