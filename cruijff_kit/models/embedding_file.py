@@ -41,7 +41,7 @@ def check_target(file: Path, force: bool) -> None:
         UserError: the file exists, its suffix is unknown, or a package is missing.
     """
     if file.suffix not in (*HDF5, *PARQUET):
-        raise UserError(f"--to {file}: unknown format; end the name with .h5, .hdf5 or .parquet")
+        raise UserError(f"--to {file}: unknown format; write .h5, .hdf5 or .parquet")
     if file.is_dir():
         raise UserError(f"--to {file} is a folder; name a file in it")
     if file.exists() and not force:
