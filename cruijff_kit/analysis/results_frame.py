@@ -10,7 +10,7 @@ from cruijff_kit.analysis.comparisons import make_csv_columns
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.records.result import Evaluation, RunResult, read_result
 from cruijff_kit.records.run_folder import find_folders
-from cruijff_kit.records.sweep_manifest import find_sweep_manifests, read_sweep_manifest, resolve_folder
+from cruijff_kit.records.sweep_manifest import RunEntry, find_sweep_manifests, read_sweep_manifest, resolve_folder
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.files import require_folder, write_text
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def read_results(folder: str | Path) -> list[RunResult]:
-    """Every run below a folder (or the run that the folder is), in order of start.
+    """Read the results of every run in or below a folder, in order of start.
 
     Raises:
-        UserError: no such folder, no results in it, or one that cannot be read.
+        UserError: there is no such folder, it has no results, or one cannot be read.
     """
     folder = Path(folder)
     require_folder(folder)
@@ -36,63 +36,69 @@ def read_results(folder: str | Path) -> list[RunResult]:
 
 
 def find_results(folder: Path) -> list[Path]:
-    """Every result.json below a folder, and of the runs that a sweep there took over from an earlier one."""
-    reused = (
-        resolve_folder(d, e) for d in find_sweep_manifests(folder) for e in read_sweep_manifest(d).runs if e.reused
-    )
+    """Return every result.json below a folder, and those of the runs that a sweep there reused from an earlier one."""
+    reused = (resolve_folder(d, e) for d, e in _list_entries(folder) if e.reused)
     runs = dict.fromkeys([*find_folders(folder, "result.json"), *reused])
     return [run / "result.json" for run in runs if (run / "result.json").exists()]
 
 
 def list_unfinished_runs(folder: Path) -> list[str]:
-    """Names of the runs of a sweep that have no result yet."""
-    entries = ((d, e) for d in find_sweep_manifests(folder) for e in read_sweep_manifest(d).runs)
-    return [e.name for d, e in entries if not (resolve_folder(d, e) / "result.json").exists()]
+    """List the names of the runs of a sweep that have no result yet."""
+    return [e.name for d, e in _list_entries(folder) if not (resolve_folder(d, e) / "result.json").exists()]
+
+
+def _list_entries(folder: Path) -> list[tuple[Path, RunEntry]]:
+    """Return the folder and the runs of every sweep manifest below a folder."""
+    manifests = ((d, read_sweep_manifest(d)) for d in find_sweep_manifests(folder))
+    return [(d, e) for d, manifest in manifests if manifest is not None for e in manifest.runs]
 
 
 def read_sweep(folder: str | os.PathLike[str]) -> "pandas.DataFrame":
-    """One row per run: columns of v1's summary, what varies, losses, and each task's metrics before and after.
+    """Read one row per run: columns of v1's summary, swept settings, losses, and metrics before and after training.
 
     Metric columns are named TASK/SCORER/METRIC, those of the base model "base model TASK/SCORER/METRIC", the known best
     "bayes_optimum TASK/METRIC", the constant baseline "chance TASK/SCORER/METRIC", comparisons of the run's configuration
     "versus base model TASK/SCORER/METRIC difference" (low, high, p, p_holm, items), "versus chance ..." and "versus best
-    ...". "best" says whether the configuration is among the best.
+    ...". "best" is true for the runs of the best configurations.
 
-    Of several evaluated epochs the last one; `to_frame(split_by_epoch(read_results(...)))` has all.
+    Scores are those of the last evaluated epoch; `to_frame(split_by_epoch(read_results(...)))` has all epochs.
 
     Raises:
-        UserError: as read_results.
+        UserError: as for read_results.
     """
     return to_frame(read_results(Path(folder)))
 
 
 def to_frame(results: list[RunResult]) -> "pandas.DataFrame":
-    """The rows of `read_sweep` for results that are read already."""
+    """Return the rows of `read_sweep` for results."""
     import pandas
 
     analysis = analyse(results)
-    return pandas.DataFrame([_row(r, analysis) for r in results])
+    return pandas.DataFrame([_make_row(r, analysis) for r in results])
 
 
 def split_by_epoch(results: list[RunResult]) -> list[RunResult]:
-    """Each result once for each epoch that was evaluated, with what is known of that epoch, and "epoch" as what varies."""
-    return [_at(r, epoch) for r in results for epoch in dict.fromkeys(e.epoch for e in r.evaluation)] or results
+    """Return a result for each evaluated epoch of each run, with that epoch's scores, and "epoch" as a swept setting."""
+    epochs = ((r, dict.fromkeys(e.epoch for e in r.evaluation)) for r in results)
+    return [_select_epoch(r, epoch) for r, own in epochs for epoch in own] or results
 
 
-def _at(result: RunResult, epoch: int) -> RunResult:
-    own = [e for e in result.evaluation if e.epoch == epoch]
-    if epoch == result.evaluation[-1].epoch:
+def _select_epoch(result: RunResult, epoch: int | None) -> RunResult:
+    evaluation = [e for e in result.evaluation if e.epoch == epoch]
+    if epoch is None or epoch == result.evaluation[-1].epoch:
         training = result.training
-    else:  # a loss of the last update says nothing of an earlier epoch
+    else:  # the loss of the last update is not that of an earlier epoch
         losses = result.training.get("validation_losses") or []
         training = {"validation_loss": losses[epoch] if epoch < len(losses) else None}
     hashes: dict[str, Any] = {"configuration_hash": f"{result.configuration_hash or result.config_hash} {epoch}"}
-    at = replace(result, swept=result.swept | {"epoch": epoch}, evaluation=own, training=training, **hashes)
-    at.objective = at.metrics().get(at.objective_name)
-    return at
+    swept = result.swept | {"epoch": epoch}
+    selection = replace(result, swept=swept, evaluation=evaluation, training=training, **hashes)
+    name = selection.objective_name
+    selection.objective = None if name is None else selection.metrics().get(name)
+    return selection
 
 
-def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
+def _make_row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
     training, settings = result.training, result.settings
     return {
         "Run Name": result.name,
@@ -106,8 +112,8 @@ def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
         **result.swept,
         "loss": training.get("loss"),
         "validation_loss": training.get("validation_loss"),
-        **dict(_metrics(result.baseline, "base model ")),
-        **dict(_metrics(result.evaluation, "")),
+        **dict(_list_metrics(result.baseline, "base model ")),
+        **dict(_list_metrics(result.evaluation, "")),
         **make_csv_columns(analysis.list_comparisons(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,
         "seconds": result.seconds.get("total"),
@@ -119,7 +125,8 @@ def _row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, float]]:
+def _list_metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, float]]:
+    """Yield (column, value) of the metrics; without a prefix also of Bayes optima and chance."""
     for e in evaluations:
         for scorer, values in e.metrics.items():
             for metric, value in values.items():
@@ -133,26 +140,23 @@ def _metrics(evaluations: list[Evaluation], prefix: str) -> Iterator[tuple[str, 
 
 
 def write_csv(sweep_dir: Path, results: list[RunResult]) -> None:
-    """results.csv: a line a run, for programs."""
+    """Write results.csv: a line for each run, for programs."""
     write_text(sweep_dir / "results.csv", to_frame(results).to_csv(index=False))
 
 
 def make_empty_dict() -> dict[str, Any]:
-    """As `to_dict`, while there are no results."""
+    """Return the value of `to_dict` without results."""
     return {"runs": [], "best": None, "configurations": [], "detectable_difference": {}}
 
 
 def to_dict(results: list[RunResult]) -> dict[str, Any]:
-    """What --json prints: every result as its result.json has it, with the comparisons of its configuration; the best; the
-    configurations; and what could be found.
+    """Return the JSON output: every result as in its result.json, with the name and the comparisons of its configuration;
+    the best; the configurations; and the detectable differences.
     """
     analysis = analyse(results)
     runs = []
     for r in results:
         c = analysis.find_configuration(r)
-        more = {
-            "configuration": c.name if c else None,
-            "comparisons": [x.to_dict() for x in analysis.list_comparisons(r)],
-        }
-        runs.append(asdict(r) | more)
+        comparisons = [comparison.to_dict() for comparison in analysis.list_comparisons(r)]
+        runs.append(asdict(r) | {"configuration": c.name if c else None, "comparisons": comparisons})
     return {"runs": runs} | analysis.to_dict()

@@ -1,4 +1,4 @@
-"""The state of runs as a table, once or until they end."""
+"""The states of runs as a table, printed once or updated until the runs end."""
 
 import sys
 import time
@@ -22,30 +22,33 @@ _COLOURS = {"done": "green", "failed": "red", "cancelled": "red", "running": "cy
 POLL_SECONDS = 3.0
 
 
-_WIDE = 130  # columns in which the reasons have room
+_WIDE = 130  # terminal width from which on the reasons fit into the table
 
 
 def make_status_table(title: str, infos: list[RunInfo], trouble: str | None, width: int) -> "RenderableType":
-    """The rows as people see them, and how many runs are in which state.
+    """Make the table of the states of runs, with the number of runs in each state.
 
     Args:
-        width: of the terminal; in a narrow one reasons stand below the table, and columns without content are left out.
+        title: of the table.
+        infos: a row each.
+        trouble: why SLURM does not answer; None: it does.
+        width: of the terminal; in a narrow one reasons are below the table, and empty columns are omitted.
     """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    narrow = width < _WIDE
-    rows = [_cells(v) for v in infos]
-    heads = [h for h in rows[0] if not narrow or (h != "reason" and any(row[h] for row in rows))]
+    is_narrow = width < _WIDE
+    rows = [_make_cells(v) for v in infos]
+    columns = [c for c in rows[0] if not is_narrow or (c != "reason" and any(row[c] for row in rows))]
     table = Table(title=title, title_justify="left")
-    for head in heads:
-        justify: Literal["left", "right"] = "right" if head in ("step", "loss", "elapsed", "left") else "left"
-        table.add_column(head, overflow="fold", justify=justify, no_wrap=head not in ("run", "reason"))
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in ("step", "loss", "elapsed", "left") else "left"
+        table.add_column(column, overflow="fold", justify=justify, no_wrap=column not in ("run", "reason"))
     for info, row in zip(infos, rows, strict=True):
-        table.add_row(*(Text(row[h]) for h in heads), style=_COLOURS.get(info.state))
+        table.add_row(*(Text(row[c]) for c in columns), style=_COLOURS.get(info.state))
     counts = Counter(v.state for v in infos)
-    lines = [Text(f"{row['run']}: {row['reason']}") for row in rows if narrow and row["reason"]]
+    lines = [Text(f"{row['run']}: {row['reason']}") for row in rows if is_narrow and row["reason"]]
     lines.append(
         Text(f"{len(infos)} run{'s' * (len(infos) != 1)}: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
     )
@@ -54,37 +57,44 @@ def make_status_table(title: str, infos: list[RunInfo], trouble: str | None, wid
     return Group(table, *lines)
 
 
-def _cells(v: RunInfo) -> dict[str, str]:
+def _make_cells(v: RunInfo) -> dict[str, str]:
     return {
         "run": v.name,
         "state": v.state,
-        "epoch": _of(v.epoch, v.epochs, 1),
-        "step": _of(v.step, v.total_steps),
+        "epoch": _format_progress(v.epoch, v.epochs, 1),
+        "step": _format_progress(v.step, v.total_steps),
         "loss": "" if v.loss is None else f"{v.loss:.4g}",
-        "elapsed": _clock(v.elapsed),
-        "left": _clock(v.left),
+        "elapsed": _format_seconds(v.elapsed),
+        "left": _format_seconds(v.left),
         "node": v.node or "",
         "job": v.job_id or "",
-        "reason": _reason(v),
+        "reason": _format_reason(v),
     }
 
 
-def _of(number: int | None, total: int | None, first: int = 0) -> str:
+def _format_progress(number: int | None, total: int | None, first: int = 0) -> str:
     return "" if number is None else f"{min(number + first, total or number + first)}/{total or '?'}"
 
 
-def _clock(seconds: float | None) -> str:
+def _format_seconds(seconds: float | None) -> str:
     return "" if seconds is None else format_clock(int(seconds))
 
 
-def _reason(info: RunInfo) -> str:
+def _format_reason(info: RunInfo) -> str:
     restarts = f"restarted {info.restarts} time{'s' * (info.restarts > 1)}" if info.restarts else None
     changes = ", ".join(f"{k}={v}" for k, v in info.changes.items()) or None
     return "; ".join(filter(None, [info.reason, restarts, changes, *info.notes]))
 
 
 def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]) -> list[RunInfo]:
-    """Show the table every few seconds until a condition holds: in place in a terminal, else when the counts change.
+    """Show the states every few seconds until a condition holds.
+
+    In a terminal the table is updated in place; otherwise the counts are printed whenever they change.
+
+    Args:
+        title: of the table.
+        runs: the runs to watch.
+        until: whether to stop, given the states.
 
     Returns:
         The last states.
@@ -99,12 +109,12 @@ def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]
                 if until(infos):
                     return infos
                 time.sleep(POLL_SECONDS)
-    shown = None
+    last_counts = None
     while True:
         infos, trouble = collect_states(runs)
         counts = Counter(v.state for v in infos)
-        if counts != shown:
-            shown = counts
+        if counts != last_counts:
+            last_counts = counts
             say(", ".join(f"{n} {state}" for state, n in counts.items()) + (f" ({trouble})" if trouble else ""))
         if until(infos):
             return infos

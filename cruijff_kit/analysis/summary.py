@@ -1,13 +1,12 @@
-"""experiment_summary.md: a sweep for people, from its plan to its findings.
+"""experiment_summary.md: a summary of a sweep for people, from its plan to its findings.
 
-Written again whenever a run ends, never read back. Everything comes from the manifest and the runs' status.json and
+It is rewritten whenever a run ends, and never read. Its content comes from the manifest and the runs' status.json and
 result.json.
 """
 
 import contextlib
 import shlex
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from cruijff_kit.analysis.sweep import Analysis, analyse, analyse_briefly
 from cruijff_kit.analysis.table_cells import (
     SEEDS,
     VERSUS,
-    cell,
-    lines_below,
-    seed_cells,
-    table_cells,
-    versus_cells,
+    format_cell,
+    list_table_notes,
+    make_comparison_cells,
+    make_result_cells,
+    make_seed_cells,
 )
 from cruijff_kit.records.result import RunResult, read_result, red_data_notice
 from cruijff_kit.records.run_status import ACTIVE, RunState
@@ -34,7 +33,7 @@ from cruijff_kit.records.sweep_manifest import (
     lock_path,
     read_sweep_manifest,
 )
-from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states, find_runs
+from cruijff_kit.slurm.run_states import RunInfo, collect_states, find_runs
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import write_text
 from cruijff_kit.util.format import format_duration, now
@@ -51,21 +50,22 @@ _SETTINGS = {
 
 
 def write_summary(sweep_dir: Path, ask_slurm: bool = True) -> None:
-    """Write a sweep's summary as things stand now; under a launcher that is not ours it has no manifest, and no plan.
+    """Write the summary of a sweep's current state; without the plan for another launcher's sweep, which has no manifest.
 
     Args:
-        ask_slurm: False where a job writes it, which would trouble the cluster each time.
+        sweep_dir: folder of the sweep.
+        ask_slurm: whether to query SLURM; False in a job, since the jobs of a sweep would query it too often.
     """
     manifest = read_sweep_manifest(sweep_dir)
-    # Who writes last has read last: two runs that end together would else leave the older view.
+    # The lock covers reading: of two runs that end together, the later writer has also read later.
     with FileLock(lock_path(sweep_dir)) if manifest else contextlib.nullcontext():
-        write_text(sweep_dir / NAME, _summary(sweep_dir, manifest, ask_slurm))
+        write_text(sweep_dir / NAME, _format_summary(sweep_dir, manifest, ask_slurm))
 
 
 def write_overviews(folder: Path) -> list[RunResult]:
-    """Write results.csv and experiment_summary.md of a sweep's folder, or of one above, as its runs stand now.
+    """Write results.csv and experiment_summary.md into a sweep's folder, or a folder of sweeps, for its current results.
 
-    A run's own folder has neither, nor has one without results.
+    A run's own folder gets neither, nor does a folder without results.
 
     Returns:
         The results, in order of start.
@@ -77,81 +77,88 @@ def write_overviews(folder: Path) -> list[RunResult]:
     return results
 
 
-def _summary(sweep_dir: Path, manifest: SweepManifest | None, ask_slurm: bool) -> str:
+def _format_summary(sweep_dir: Path, manifest: SweepManifest | None, ask_slurm: bool) -> str:
     runs = find_runs(sweep_dir)
     infos, _ = collect_states(runs, ask_slurm)
-    runs = [k if k.entry else replace(k, entry=RunEntry(k.folder.name, str(k.folder), "", None)) for k in runs]
-    results = {k.folder: read_result(k.folder / "result.json") for k in runs if (k.folder / "result.json").exists()}
+    entries = {r.folder: r.entry or RunEntry(r.folder.name, str(r.folder), "", None) for r in runs}
+    results = {r.folder: read_result(r.folder / "result.json") for r in runs if (r.folder / "result.json").exists()}
     name = next((r.experiment for r in results.values()), sweep_dir.absolute().parent.name)
     manifest = manifest or SweepManifest(name, [], "")
-    made = [*results.values()]
     is_final = not any(v.state in ACTIVE for v in infos)
-    analysis = (analyse if is_final else analyse_briefly)(made)
-    parts = [_head(manifest, infos, made), _runs(runs, infos, results, analysis), _findings(made, analysis, is_final)]
-    parts.append(_failures(infos))
-    return "\n".join(filter(None, [*parts, _resources(runs, results), _again(manifest, sweep_dir, infos)]))
+    analysis = (analyse if is_final else analyse_briefly)([*results.values()])
+    parts = [
+        _format_head(manifest, infos, [*results.values()]),
+        _format_runs(entries, infos, results, analysis),
+        _format_findings([*results.values()], analysis, is_final),
+        _format_failures(infos),
+        _format_resources(entries, results),
+        _format_commands(manifest, sweep_dir, infos),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def refresh_sweep_summary(run: Path) -> None:
-    """Bring the summary of the sweep that a run belongs to up to date; what goes wrong is said, and changes nothing."""
-    above = find_sweep_above(run)
+    """Rewrite the summary of a run's sweep; a failure is printed and otherwise ignored."""
+    sweep_dir = find_sweep_above(run)
     try:
-        if above is not None:
-            write_summary(above, ask_slurm=False)
+        if sweep_dir is not None:
+            write_summary(sweep_dir, ask_slurm=False)
     except (OSError, UserError) as error:
         say(f"{NAME} could not be written: {one_line(error)}")
 
 
-def _head(manifest: SweepManifest, infos: list[RunInfo], results: list[RunResult]) -> str:
-    told = {"Question": manifest.question, "Hypothesis": manifest.hypothesis, "Evaluation plan": manifest.evaluation}
-    about = "".join(f"**{title}.** {' '.join(text.split())}\n\n" for title, text in told.items() if text)
+def _format_head(manifest: SweepManifest, infos: list[RunInfo], results: list[RunResult]) -> str:
+    plan = {"Question": manifest.question, "Hypothesis": manifest.hypothesis, "Evaluation plan": manifest.evaluation}
+    text = "".join(f"**{title}.** {' '.join(words.split())}\n\n" for title, words in plan.items() if words)
     counts = ", ".join(f"{n} {state}" for state, n in Counter(v.state for v in infos).items())
-    line = red_data_notice(results)
-    said = f"\n{line[0].upper()}{line[1:]}.\n" if line else ""
-    return f"# {manifest.experiment}\n\n{about}{len(infos)} run{'s' * (len(infos) != 1)}: {counts} ({now()}).\n{said}"
+    notice = red_data_notice(results)
+    notice = f"\n{notice[0].upper()}{notice[1:]}.\n" if notice else ""
+    return f"# {manifest.experiment}\n\n{text}{len(infos)} run{'s' * (len(infos) != 1)}: {counts} ({now()}).\n{notice}"
 
 
-def _runs(runs: list[RunRef], infos: list[RunInfo], results: dict[Path, RunResult], analysis: Analysis) -> str:
-    """Every run with its settings and status, and of those that have ended what they came to."""
-    made = list(results.values())
-    header, rows = table_cells(made, analysis) if made else ([], [])
-    told = {"run", "status", *_SETTINGS.values()}
-    extra = [i for i, name in enumerate(header) if name not in told]
-    ended = dict(zip(results, rows, strict=True))
-    swept = [] if made else [k for k in dict.fromkeys(k for r in runs for k in r.entry.swept) if k not in told]
+def _format_runs(
+    entries: dict[Path, RunEntry], infos: list[RunInfo], results: dict[Path, RunResult], analysis: Analysis
+) -> str:
+    """Return the table of runs: settings and status, and scores where a run has a result."""
+    header, rows = make_result_cells([*results.values()], analysis) if results else ([], [])
+    base_columns = {"run", "status", *_SETTINGS.values()}
+    extra = [i for i, name in enumerate(header) if name not in base_columns]
+    result_cells = dict(zip(results, rows, strict=True))
+    keys = dict.fromkeys(k for e in entries.values() for k in e.swept)
+    swept = [] if results else [k for k in keys if k not in base_columns]
     body = []
-    for known, info in zip(runs, infos, strict=True):
-        result, cells = results.get(known.folder), ended.get(known.folder)
-        settings = result.settings if result else known.entry.settings
+    for (folder, entry), info in zip(entries.items(), infos, strict=True):
+        result, cells = results.get(folder), result_cells.get(folder)
+        settings = result.settings if result else entry.settings
         name = f"**{info.name}**" if result is not None and analysis.is_best(result) else info.name
-        shown = [name, *(cell(settings.get(key)) for key in _SETTINGS.values()), _state(info)]
-        shown += [cell(known.entry.swept.get(k)) for k in swept]
-        body.append([*shown, *(cells[i] if cells else "" for i in extra)])
-    head = ["Run Name", *_SETTINGS, "Status", *swept, *(header[i] for i in extra)]
-    return f"## Runs\n\n{markdown(head, body)}"
+        row = [name, *(format_cell(settings.get(key)) for key in _SETTINGS.values()), _format_state(info)]
+        row += [format_cell(entry.swept.get(k)) for k in swept]
+        body.append([*row, *(cells[i] if cells else "" for i in extra)])
+    columns = ["Run Name", *_SETTINGS, "Status", *swept, *(header[i] for i in extra)]
+    return f"## Runs\n\n{format_markdown(columns, body)}"
 
 
-def _state(info: RunInfo) -> str:
-    at = f" (step {info.step} of {info.total_steps})" if info.state in ACTIVE and info.step and info.total_steps else ""
-    return info.state + at
+def _format_state(info: RunInfo) -> str:
+    has_step = info.state in ACTIVE and info.step and info.total_steps
+    return info.state + (f" (step {info.step} of {info.total_steps})" if has_step else "")
 
 
-def _findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> str:
-    """What the runs that are done come to; comparisons when all have ended."""
+def _format_findings(results: list[RunResult], analysis: Analysis, is_final: bool) -> str:
+    """Return the notes on the runs that are done, and the comparisons when all runs have ended."""
     if not any(r.status == RunState.DONE for r in results):
         return ""
-    lines = [line.removeprefix("* ") for line in lines_below(results, analysis)]
+    lines = [line.removeprefix("* ") for line in list_table_notes(results, analysis)]
     text = "\n\n".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in lines) + "\n" * bool(lines)
     if not is_final:
         return text + "\nComparisons follow when all runs have ended.\n"
-    if versus := versus_cells(analysis):
-        text += f"\n{VERSUS}\n\n{markdown(*versus)}"
-    if seeds := seed_cells(analysis):
-        text += f"\n{SEEDS}\n\n{markdown(*seeds)}"
+    if comparisons := make_comparison_cells(analysis):
+        text += f"\n{VERSUS}\n\n{format_markdown(*comparisons)}"
+    if seeds := make_seed_cells(analysis):
+        text += f"\n{SEEDS}\n\n{format_markdown(*seeds)}"
     return text
 
 
-def _failures(infos: list[RunInfo]) -> str:
+def _format_failures(infos: list[RunInfo]) -> str:
     lines = [
         f"- {v.name}: {v.state}{f', {v.reason}' if v.reason else ''}"
         for v in infos
@@ -160,13 +167,12 @@ def _failures(infos: list[RunInfo]) -> str:
     return "\n".join(["## What did not go as planned", "", *lines, ""]) if lines else ""
 
 
-def _resources(runs: list[RunRef], results: dict[Path, RunResult]) -> str:
-    """Estimate and fact side by side, for each run and in all."""
+def _format_resources(entries: dict[Path, RunEntry], results: dict[Path, RunResult]) -> str:
+    """Return the table of estimated and used resources, for each run and in all."""
     rows: list[list[str]] = []
     sums: Counter[str] = Counter()
-    for known in runs:
-        row = _spent(known.entry, results.get(known.folder), sums)
-        rows.append([known.entry.name, *row])
+    for folder, entry in entries.items():
+        rows.append([entry.name, *_add_resources(entry, results.get(folder), sums)])
     header = [
         "Run Name",
         "Estimated time",
@@ -179,13 +185,13 @@ def _resources(runs: list[RunRef], results: dict[Path, RunResult]) -> str:
     sums_row = [format_duration(sums[n]) if sums[n] else "" for n in ("estimated", "took")]
     hours_row = [f"{sums[n]:.3g}" for n in ("estimated_hours", "hours")]
     rows.append(["in all", *sums_row, "", "", *hours_row])
-    bases = dict.fromkeys(k.entry.estimate["basis"] for k in runs if k.entry.estimate)
+    bases = dict.fromkeys(e.estimate["basis"] for e in entries.values() if e.estimate)
     basis = f"Estimated {'; '.join(bases)}.\n\n" if bases else ""
-    return f"## Resources\n\n{basis}{markdown(header, rows)}"
+    return f"## Resources\n\n{basis}{format_markdown(header, rows)}"
 
 
-def _spent(entry: RunEntry, result: RunResult | None, sums: Any) -> list[str]:
-    """The cells of a run; adds to the sums."""
+def _add_resources(entry: RunEntry, result: RunResult | None, sums: Any) -> list[str]:
+    """Return the cells of a run, and add its resources to the sums."""
     estimate, took = entry.estimate, result.seconds.get("total") if result else None
     hours = result.gpu_hours() if result else None
     sums["estimated"] += estimate.get("seconds", 0)
@@ -196,18 +202,19 @@ def _spent(entry: RunEntry, result: RunResult | None, sums: Any) -> list[str]:
     return [
         format_duration(estimate["seconds"]) if estimate else "",
         "" if took is None else format_duration(took),
-        _gigabytes(estimate.get("memory_bytes")),
-        _gigabytes(peak),
+        _format_gigabytes(estimate.get("memory_bytes")),
+        _format_gigabytes(peak),
         f"{estimate['gpu_hours']:.3g}" if estimate else "",
         "" if hours is None else f"{hours:.3g}",
     ]
 
 
-def _gigabytes(size: float | None) -> str:
+def _format_gigabytes(size: float | None) -> str:
     return f"{size / 1e9:.2f} GB" if size else ""
 
 
-def _again(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> str:
+def _format_commands(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> str:
+    """Return the commands that repeat the sweep; empty without a manifest."""
     if not manifest.cwd:
         return ""
     folder = shlex.quote(str(sweep_dir.absolute()))
@@ -221,8 +228,8 @@ def _again(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> st
     )
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown; a bar inside a cell stays inside it."""
+def format_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(
         f"| {' | '.join(c.replace('|', chr(92) + '|').replace(chr(10), ' ') for c in row)} |\n" for row in lines

@@ -18,7 +18,7 @@ from cruijff_kit.analysis.measures import Samples, is_computable
 from cruijff_kit.analysis.samples import load_constant_samples, load_item_scores, load_samples
 from cruijff_kit.analysis.summary import write_summary
 from cruijff_kit.analysis.sweep import analyse
-from cruijff_kit.analysis.table_cells import best_line
+from cruijff_kit.analysis.table_cells import describe_best
 from cruijff_kit.analysis.validation import read_row_losses
 from cruijff_kit.commands import table
 from cruijff_kit.records.result import higher_is_better, to_json
@@ -170,7 +170,7 @@ def test_the_best_is_a_set(evaluated, finished, base_model):
     assert [c.swept["lora.rank"] for c in found.ranking.best] == [2, 3, 4, 5]
     data = found.to_dict()["best"]
     assert data["runs"] == [r.name for r in runs[:4]] and (data["chosen_by"], data["split"]) == ("accuracy", "test")
-    line = best_line(found.ranking)
+    line = describe_best(found.ranking)
     assert "scores are too good" in line and "indistinguishable from it: rank=3" in line
     leader, other = found.configurations[0], found.configurations[1]
     measured = ("count", "match", "accuracy")
@@ -190,7 +190,7 @@ def test_chosen_by_the_validation_loss(six, evaluated, finished, base_model):
     worse = finished(32, 1, evaluated(answers(0.6, 3), LABELS, TRAINED_ON), base_model, 0.1)
     found = analyse([*six, worse])
     assert found.ranking.leader.runs == [worse]
-    line = best_line(found.ranking)
+    line = describe_best(found.ranking)
     assert line.startswith("* best by validation_loss on the validation split: rank=32") and "too good" not in line
     assert found.interval_level(found.ranking.leader) == 0.95
     assert of(found, "rank=4", BEST).difference > 0
@@ -206,7 +206,7 @@ def test_numbers_of_the_split_that_chose_are_flattered(six):
     assert found.interval_level(found.ranking.leader, ("count", "match", "accuracy")) == pytest.approx(
         1 - 0.05 / len(found.configurations)
     )
-    assert "the validation split chose it, so that its scores are too good" in best_line(found.ranking)
+    assert "the validation split chose it, so that its scores are too good" in describe_best(found.ranking)
 
 
 def test_validation_rows_tell_what_is_better(finished, base_model, tmp_path, evaluated):
