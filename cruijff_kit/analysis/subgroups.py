@@ -86,7 +86,8 @@ class Group:
     name: str
     samples: int
     units: int | None = None
-    accuracy: float | None = None
+    accuracy: float = math.nan
+    """Share of right samples; always known."""
     auc: float | None = None
     share_positive: float | None = None
     mean_risk: float | None = None

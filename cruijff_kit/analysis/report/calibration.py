@@ -9,7 +9,7 @@ from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_evaluati
 from cruijff_kit.analysis.intervals import LEVEL, wilson
 from cruijff_kit.analysis.report.document import Chart, Section, Table, format_value
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, add_legend_below, make_chart, open_figure, shorten
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import Runs, RunWithResult
 from cruijff_kit.analysis.report.wording import SAMPLES, describe_selection, name_units
 from cruijff_kit.analysis.table_cells import format_estimate
 from cruijff_kit.records.result import Evaluation
@@ -248,7 +248,7 @@ def _list_values(risks: list[Risks], metric: str) -> str:
     return "; ".join(f"{label} {format_value(e.value) if e else 'undefined'}" for label, e in values)
 
 
-def best_configuration_runs(runs: Runs) -> list[list[Run]]:
+def best_configuration_runs(runs: Runs) -> list[list[RunWithResult]]:
     """Return the runs of each family's best configuration, if evaluated, for at most four families.
 
     Returns:

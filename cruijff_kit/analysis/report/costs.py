@@ -7,7 +7,7 @@ from typing import Any
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.analysis.report.document import Chart, Section, Table, format_count, format_value
 from cruijff_kit.analysis.report.figures import PALETTE, make_chart, open_figure, shorten
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import Runs, RunWithResult
 from cruijff_kit.records.run_status import read_status
 
 _PHASES = ("setup", "baseline", "train", "evaluate", "posthoc_evaluation")
@@ -59,16 +59,17 @@ def format_digits(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
-def is_on_gpu(run: Run) -> bool:
+def is_on_gpu(run: RunWithResult) -> bool:
     """Return whether a run computed on a GPU; machine.device is "cpu" or the GPU's name."""
-    return run.result.machine.get("device", "cpu") != "cpu"
+    device: str = run.result.machine.get("device", "cpu")
+    return device != "cpu"
 
 
-def _device_hours(run: Run) -> float:
+def _device_hours(run: RunWithResult) -> float:
     return run.result.seconds["total"] / 3600 * (run.result.settings.get("processes") or 1)
 
 
-def _earlier_seconds(run: Run) -> float:
+def _earlier_seconds(run: RunWithResult) -> float:
     """Return the seconds of all attempts before the last one, from status.json."""
     status = read_status(run.folder)
     seconds = 0.0
@@ -82,17 +83,17 @@ def _earlier_seconds(run: Run) -> float:
     return seconds
 
 
-def _list_phases(runs: list[Run]) -> list[str]:
+def _list_phases(runs: list[RunWithResult]) -> list[str]:
     phases = dict.fromkeys(p for r in runs for p in r.result.seconds if p != "total")
     return [*(p for p in _PHASES if p in phases), *(p for p in phases if p not in _PHASES)]
 
 
-def _peak_memory(run: Run) -> float | None:
+def _peak_memory(run: RunWithResult) -> float | None:
     peak = run.result.training.get("peak_memory_bytes")
     return peak / _GB if peak else None
 
 
-def _make_table(runs: list[Run]) -> Table:
+def _make_table(runs: list[RunWithResult]) -> Table:
     phases = _list_phases(runs)
     header = ["run", *(f"{p} (s)" for p in phases), "total (s)", "peak memory (GB)", "device", "processes", "restarts"]
     header += ["GPU-hours", "CPU-hours"]
@@ -105,7 +106,7 @@ def _make_table(runs: list[Run]) -> Table:
     return Table("costs", "Time and memory of every run that has ended", header, rows)
 
 
-def _draw_chart(runs: list[Run]) -> Chart:
+def _draw_chart(runs: list[RunWithResult]) -> Chart:
     phases = _list_phases(runs)
     sorted_runs = runs if len(runs) <= _MAX_NAMED else sorted(runs, key=lambda r: -r.result.seconds["total"])
     rows: list[list[Any]] = [

@@ -9,12 +9,13 @@ from typing import Any
 from cruijff_kit.analysis.report.calibration import best_configuration_runs
 from cruijff_kit.analysis.report.document import Chart, Section, Table, format_count, format_value, join_words
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, make_chart, open_figure, shorten
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import Runs, RunWithResult
 from cruijff_kit.analysis.subgroup_samples import are_shares, read_logs
 from cruijff_kit.analysis.subgroups import (
     DECISIONS,
     MOST_GROUPS,
     WORDS,
+    Difference,
     Group,
     Row,
     SubgroupReport,
@@ -79,13 +80,16 @@ def _add_group_blocks(section: Section, report: SubgroupReport, label: str) -> N
     ]
 
 
-def _read_task(runs: Sequence[Run], task: str) -> _Task:
+def _read_task(runs: Sequence[RunWithResult], task: str) -> _Task:
     """Read the samples of a task from the logs of one configuration's runs (one for each seed)."""
     from cruijff_kit.evaluation.eval_logs import reported_groups  # inspect-ai
 
     seeds = f" and {format_count(len(runs) - 1, 'more seed')}" if len(runs) > 1 else ""
     result = _Task(f"Task {task}, {runs[0].label}{seeds}", {}, [])
-    logs = [Path(run.last_evaluation(task).log) for run in runs]
+    evaluations = [e for run in runs if (e := run.last_evaluation(task))]
+    if len(evaluations) < len(runs):  # a seed was not evaluated on the task
+        return result
+    logs = [Path(e.log) for e in evaluations]
     try:
         # If the data became red after the run, nobody has decided which groups may be reported.
         if any(
@@ -148,7 +152,7 @@ def _make_row(group: Group, figures: dict[str, str]) -> dict[str, Any]:
 
 
 def _make_difference_table(report: SubgroupReport, name: str) -> Table:
-    differences = [(WORDS[d.metric], d) for d in report.differences]
+    differences: list[tuple[str, Difference | None]] = [(WORDS[d.metric], d) for d in report.differences]
     differences += [("demographic parity difference", report.demographic_parity)]
     differences += [("equalised odds difference", report.equalized_odds)]
     rows = [[label, d.difference, d.low, d.high, d.p, d.highest, d.lowest] for label, d in differences if d is not None]

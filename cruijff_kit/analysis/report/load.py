@@ -73,12 +73,19 @@ class Run:
 
 
 @dataclass(eq=False)
+class RunWithResult(Run):
+    """A run, finished or failed, whose result.json could be read."""
+
+    result: RunResult
+
+
+@dataclass(eq=False)
 class Family:
     """Finished runs with the same objective (task, scorer and metric), by configuration."""
 
     ranking: Ranking
     """The configurations, the best first."""
-    runs: list[Run]
+    runs: list[RunWithResult]
     """The runs of the configurations, in the order of the ranking and by seed."""
 
     @property
@@ -92,7 +99,7 @@ class Family:
         return self.ranking.source
 
     @property
-    def best_run(self) -> Run:
+    def best_run(self) -> RunWithResult:
         """Return the run of the best configuration's first seed."""
         return self.runs[0]
 
@@ -113,9 +120,9 @@ class Runs:
     """Why SLURM did not give the states of the runs."""
 
     @cached_property
-    def runs_with_results(self) -> list[Run]:
+    def runs_with_results(self) -> list[RunWithResult]:
         """Return the runs with a result.json, finished or failed."""
-        return [r for r in self.all_runs if r.result is not None]
+        return [r for r in self.all_runs if isinstance(r, RunWithResult)]
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -127,20 +134,20 @@ class Runs:
         """Return the finished runs by objective, the largest family first."""
         return [Family(r, [run for c in r.configurations for run in self.runs_of(c)]) for r in self.analysis.rankings]
 
-    def runs_of(self, configuration: Configuration) -> list[Run]:
+    def runs_of(self, configuration: Configuration) -> list[RunWithResult]:
         """Return the runs of a configuration, by seed."""
-        return [next(r for r in self.all_runs if r.result is result) for result in configuration.runs]
+        return [next(r for r in self.runs_with_results if r.result is result) for result in configuration.runs]
 
     @cached_property
-    def best_runs(self) -> list[Run]:
+    def best_runs(self) -> list[RunWithResult]:
         """Return the runs of the best configurations of each family with several configurations."""
         rankings = [f.ranking for f in self.families if len(f.ranking.configurations) > 1]
         return [run for ranking in rankings for c in ranking.best for run in self.runs_of(c)]
 
-    def interval_level(self, run: Run, evaluation: Evaluation, metric_key: MetricKey) -> float:
+    def interval_level(self, run: RunWithResult, evaluation: Evaluation, metric_key: MetricKey) -> float:
         """Return the level of an interval of one run: higher where its samples chose the run's configuration."""
         c = self.analysis.find_configuration(run.result)
-        is_last = evaluation is not None and evaluation is run.last_evaluation(evaluation.task)
+        is_last = evaluation is run.last_evaluation(evaluation.task)
         return self.analysis.interval_level(c, metric_key) if c is not None and is_last else LEVEL
 
     @cached_property
@@ -186,19 +193,17 @@ def _relative_label(run: Path, folder: Path) -> str:
 
 def _read_run(ref: RunRef, info: RunInfo) -> Run:
     path = RunFolder(ref.folder).result
-    run = Run(info.name, ref.folder, info, entry=ref.entry)
-    if path.exists():
-        try:
-            run.result = read_result(path)
-        except (UserError, OSError) as error:
-            run.result_error = str(error)
-    if run.result:
-        run.label = run.result.name
-        for e in run.result.evaluation:
-            e.log = _find_log(ref.folder / "eval", e.log)
-        for e in run.result.baseline:
-            e.log = _find_log(ref.folder / "eval" / "base_model", e.log)
-    return run
+    if not path.exists():
+        return Run(info.name, ref.folder, info, entry=ref.entry)
+    try:
+        result = read_result(path)
+    except (UserError, OSError) as error:
+        return Run(info.name, ref.folder, info, entry=ref.entry, result_error=str(error))
+    for e in result.evaluation:
+        e.log = _find_log(ref.folder / "eval", e.log)
+    for e in result.baseline:
+        e.log = _find_log(ref.folder / "eval" / "base_model", e.log)
+    return RunWithResult(result.name, ref.folder, info, result, ref.entry)
 
 
 def _find_log(folder: Path, log: str) -> str:

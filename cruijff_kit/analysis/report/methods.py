@@ -13,7 +13,7 @@ from cruijff_kit.analysis.comparisons import VALIDATION, Comparison
 from cruijff_kit.analysis.configurations import SEED, is_finite
 from cruijff_kit.analysis.report.costs import describe_hours
 from cruijff_kit.analysis.report.document import Section, format_count, join_words
-from cruijff_kit.analysis.report.load import Family, Run, Runs
+from cruijff_kit.analysis.report.load import Family, Run, Runs, RunWithResult
 from cruijff_kit.analysis.report.methods_data import describe_data, describe_prompts
 from cruijff_kit.analysis.report.phrases import distinct_values, format_values, read_first_setting, read_setting
 from cruijff_kit.analysis.report.wording import (
@@ -55,7 +55,7 @@ def _describe_setting(runs: Runs, name: str, *paths: str) -> list[str]:
 
 
 def _describe_training(runs: Runs) -> str:
-    trained_runs = [r for r in runs.all_runs if r.result and r.result.training.get("trainable_parameters")]
+    trained_runs = [r for r in runs.runs_with_results if r.result.training.get("trainable_parameters")]
     if not trained_runs:
         return ""
     total = distinct_values(trained_runs, lambda r: r.result.training.get("total_parameters"))
@@ -86,12 +86,12 @@ def _describe_training(runs: Runs) -> str:
     return " ".join(s for s in sentences if s)
 
 
-def _describe_fingerprint(runs: list[Run]) -> list[str]:
+def _describe_fingerprint(runs: list[RunWithResult]) -> list[str]:
     hashes = distinct_values(runs, lambda r: r.result.model_hash)
     return [f"SHA-256 fingerprint of the base model's files {join_words(hashes)}"] if 0 < len(hashes) <= 3 else []
 
 
-def _describe_initialisation(runs: list[Run]) -> str:
+def _describe_initialisation(runs: list[RunWithResult]) -> str:
     """Describe the initial adapters (torchtune's modules/peft; PEFT's init_lora_weights=True is the same)."""
     text = (
         "At the start of training, the matrices A were drawn from Kaiming's uniform distribution (He et al. 2015, with "
@@ -115,7 +115,7 @@ def _describe_states(runs: Runs) -> str:
     return f"Of {len(runs.all_runs)} runs, {states['done']} finished ({join_words(unfinished)})."
 
 
-def _describe_modules(runs: list[Run]) -> list[str]:
+def _describe_modules(runs: list[RunWithResult]) -> list[str]:
     def describe(run: Run) -> str | None:
         names = read_first_setting(run, "lora.attn_modules", "torchtune.model.lora_attn_modules")
         if names is None:
@@ -148,7 +148,7 @@ def _describe_optimiser(runs: Runs) -> str:
     return f"The optimiser was {format_values([str(n).rpartition('.')[2] for n in name])} ({', '.join(details)})."
 
 
-def _describe_schedule(runs: Runs, trained_runs: list[Run]) -> str:
+def _describe_schedule(runs: Runs, trained_runs: list[RunWithResult]) -> str:
     shape = distinct_values(runs.all_runs, lambda r: read_setting(r, "lr_scheduler"))
     if not shape:
         component = distinct_values(runs.all_runs, lambda r: read_setting(r, "torchtune.lr_scheduler._component_"))
@@ -169,10 +169,10 @@ def _describe_schedule(runs: Runs, trained_runs: list[Run]) -> str:
     return text[:1].upper() + text[1:] + "." if text else ""
 
 
-def _describe_batch(trained_runs: list[Run]) -> str:
+def _describe_batch(trained_runs: list[RunWithResult]) -> str:
     """Describe the batches of an update if they are the same in all runs."""
 
-    def read(name: str) -> Callable[[Run], Any]:
+    def read(name: str) -> Callable[[RunWithResult], Any]:
         return lambda r: r.result.changes.get(name, r.result.settings.get(name))
 
     names = ("batch_size", "gradient_accumulation_steps", "processes")
@@ -184,7 +184,7 @@ def _describe_batch(trained_runs: list[Run]) -> str:
     return f" ({', '.join(parts)}, {processes} {'process' if processes == 1 else 'processes'})"
 
 
-def _describe_seeds(trained_runs: list[Run]) -> str:
+def _describe_seeds(trained_runs: list[RunWithResult]) -> str:
     seeds = distinct_values(trained_runs, lambda r: r.result.seeds.get(SEED))
     if not seeds:
         return ""
@@ -194,7 +194,7 @@ def _describe_seeds(trained_runs: list[Run]) -> str:
     return f"The runs used {text}." if len(trained_runs) > 1 else f"The run used {text}."
 
 
-def _describe_changes(trained_runs: list[Run]) -> str:
+def _describe_changes(trained_runs: list[RunWithResult]) -> str:
     runs = [r for r in trained_runs if r.result.changes]
     names = sorted({k for r in runs for k in r.result.changes})
     return f"In {format_count(len(runs), 'run')}, retries changed {join_words(names)}." if runs else ""

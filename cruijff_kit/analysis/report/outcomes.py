@@ -13,7 +13,7 @@ from cruijff_kit.analysis.effects import draw_noise
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_loss
 from cruijff_kit.analysis.intervals import LEVEL
 from cruijff_kit.analysis.measures import BOUNDS, is_computable
-from cruijff_kit.analysis.report.load import Run, Runs, name_objective
+from cruijff_kit.analysis.report.load import Runs, RunWithResult, name_objective
 from cruijff_kit.analysis.report.wording import name_units
 from cruijff_kit.analysis.samples import align, load_samples
 from cruijff_kit.analysis.sweep import Analysis
@@ -30,7 +30,7 @@ class ConfiguredRuns:
     """A configuration with the report's runs, and a number of each run."""
 
     configuration: Configuration
-    runs: list[Run]
+    runs: list[RunWithResult]
     """One for each seed."""
     values: list[float]
     """The outcome of each run."""
@@ -89,9 +89,10 @@ class Outcome:
         import numpy as np
 
         estimates = [self.estimate(c) for c in group]
-        is_known = all(e.low is not None for e in estimates)
+        intervals = [(e.low, e.high) for e in estimates if e.low is not None and e.high is not None]
+        is_known = len(intervals) == len(estimates)
         if len(group) == 1 and is_known:
-            return estimates[0].low, estimates[0].high
+            return intervals[0]
         mean, half_width = sum(c.value for c in group) / len(group), 0.0
         if self._noise is not None:
             indices = [self.configurations.index(c) for c in group]
@@ -99,7 +100,7 @@ class Outcome:
         if half_width <= 1e-12:  # nothing varies between runs: only the intervals over each one's items are known
             if not is_known:
                 return None
-            return sum(e.low for e in estimates) / len(group), sum(e.high for e in estimates) / len(group)
+            return sum(low for low, _ in intervals) / len(group), sum(high for _, high in intervals) / len(group)
         name = self.objective if self.source is None else self.source[2]
         minimum, maximum = BOUNDS.get(name, (-math.inf, math.inf))
         return max(minimum, mean - half_width), min(maximum, mean + half_width)
@@ -120,16 +121,17 @@ class Outcome:
 
     def chance(self, c: ConfiguredRuns) -> float | None:
         """Return the constant baseline's value on the configuration's test items."""
-        return self._read_evaluation(c, lambda e: e.chance.get(self.source[1], {}).get(self.source[2]))
+        if self.source is None:
+            return None
+        task, scorer, metric = self.source
+        return _read_evaluation(c, task, lambda e: e.chance.get(scorer, {}).get(metric))
 
     def bayes_optimum(self, c: ConfiguredRuns) -> float | None:
         """Return the Bayes optimum, if known."""
-        return self._read_evaluation(c, lambda e: e.bayes_optimum.get(self.source[2]))
-
-    def _read_evaluation(self, c: ConfiguredRuns, read: Callable[[Evaluation], Any]) -> float | None:
-        evaluations = c.configuration.evaluations(self.source[0]) if self.source else []
-        value = read(evaluations[0]) if evaluations else None
-        return value if is_finite(value) else None
+        if self.source is None:
+            return None
+        task, _, metric = self.source
+        return _read_evaluation(c, task, lambda e: e.bayes_optimum.get(metric))
 
     def item_values(self) -> "np.ndarray | None":
         """Return an array [runs, items] whose means over items are the runs' values; None if the items are unknown.
@@ -150,6 +152,13 @@ class Outcome:
         if samples is None or len(evaluations) != len(results) or not all(is_computable(metric, s) for s in samples):
             return None
         return np.stack([item_values(metric, s) for s in samples])
+
+
+def _read_evaluation(c: ConfiguredRuns, task: str, read: Callable[[Evaluation], Any]) -> float | None:
+    """Return a number of the first run's evaluation of a task; None if it is missing or not finite."""
+    evaluations = c.configuration.evaluations(task)
+    value = read(evaluations[0]) if evaluations else None
+    return value if is_finite(value) else None
 
 
 def collect_outcomes(runs: Runs) -> list[Outcome]:

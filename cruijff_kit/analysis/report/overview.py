@@ -9,7 +9,7 @@ from cruijff_kit.analysis.configurations import Configuration, last_evaluation
 from cruijff_kit.analysis.estimates import estimate_evaluation, estimate_loss
 from cruijff_kit.analysis.rankings import find_source
 from cruijff_kit.analysis.report.document import Section, Table, format_count, join_words, plain_value
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import Run, Runs, RunWithResult
 from cruijff_kit.analysis.report.wording import format_interval, format_percent
 from cruijff_kit.config.overrides import typed_arguments
 from cruijff_kit.records.sweep_manifest import format_command
@@ -87,13 +87,14 @@ def find_swept_keys(runs: list[Run]) -> list[str]:
 
 def _outcome_cells(runs: Runs, run: Run) -> list[Any]:
     """Return objective, losses, start and folder; intervals are over validation rows, or over test units for a score."""
-    r = run.result
-    if r is None:
+    if not isinstance(run, RunWithResult):
         return [None, None, None, run.info.loss, None, None, None, str(run.folder)]
+    r = run.result
     validation = estimate_loss(Configuration(r.name, {}, [r]), "validation_loss")
     source, score = find_source(r), None
     if source is not None:
         evaluation = last_evaluation(r, source[0])
+        assert evaluation is not None, "the source is a metric of the run's evaluation"
         score = estimate_evaluation(evaluation, *source[1:], runs.interval_level(run, evaluation, source))
     elif r.objective_name == "validation_loss":
         score = validation

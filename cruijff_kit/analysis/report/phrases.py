@@ -1,16 +1,17 @@
 """Settings and other values of all runs, in words. Called by methods."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.analysis.report.document import format_value, join_words
 from cruijff_kit.analysis.report.load import Run
 
 _FEW = 6  # values that are listed; more numbers are given as a range
+_AnyRun = TypeVar("_AnyRun", bound=Run)
 
 
-def distinct_values(runs: Iterable[Run], read: Callable[[Run], Any]) -> list[Any]:
+def distinct_values(runs: Iterable[_AnyRun], read: Callable[[_AnyRun], Any]) -> list[Any]:
     """Return the distinct values that `read` finds in the runs, numbers sorted; None and "" are dropped."""
     value_by_text: dict[str, Any] = {}
     for run in runs:

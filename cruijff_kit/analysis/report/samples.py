@@ -7,7 +7,7 @@ from typing import Any
 
 from cruijff_kit.analysis.report.calibration import best_configuration_runs, describe_choice
 from cruijff_kit.analysis.report.document import Sample, Section
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import Runs, RunWithResult
 from cruijff_kit.records.result import has_red_data
 
 SAMPLES_PER_OUTCOME = 3  # of correct answers, and of incorrect ones
@@ -31,14 +31,16 @@ def build_samples(runs: Runs) -> Section:
     return section
 
 
-def read_samples(run: Run, task: str) -> tuple[list[Sample], str]:
+def read_samples(run: RunWithResult, task: str) -> tuple[list[Sample], str]:
     """Return some samples of a run, correct ones first, or the reason why there are none; never any of red data."""
     if has_red_data(run.result):
         return [], WITHHELD
     from cruijff_kit.evaluation.eval_logs import read_prompts_and_completions  # inspect-ai
 
+    evaluation = run.last_evaluation(task)
+    assert evaluation is not None, "the task is one of the run's"
     try:
-        answers: list[dict[str, Any]] = read_prompts_and_completions(run.last_evaluation(task).log, SAMPLES_PER_OUTCOME)
+        answers: list[dict[str, Any]] = read_prompts_and_completions(evaluation.log, SAMPLES_PER_OUTCOME)
     except Exception as error:  # the log is missing or broken
         return [], f"the log of {run.label}, task {task}, cannot be read ({type(error).__name__})"
     texts = ("prompt", "target", "answer", "score")

@@ -8,7 +8,7 @@ from cruijff_kit.analysis.estimates import estimate_evaluation
 from cruijff_kit.analysis.headlines import pick_headline
 from cruijff_kit.analysis.report.document import Chart, Section, Table, format_value
 from cruijff_kit.analysis.report.figures import GREY, PALETTE, add_legend_below, make_chart, open_figure, shorten
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import Runs, RunWithResult
 from cruijff_kit.analysis.report.wording import describe_selection, format_interval, name_units
 from cruijff_kit.records.result import Evaluation
 
@@ -47,7 +47,7 @@ def _make_file_name(task: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in task)[:40]
 
 
-def _make_table(runs: Runs, task: str, evaluations: list[tuple[Run, Any]], name: str) -> Table:
+def _make_table(runs: Runs, task: str, evaluations: list[tuple[RunWithResult, Any]], name: str) -> Table:
     columns = list(dict.fromkeys((s, m) for _, e in evaluations for s, values in e.metrics.items() for m in values))
     shares = list(dict.fromkeys(s for _, e in evaluations for s, share in e.coverage.items() if share < 1))
     has_several_scorers = len({s for s, _ in columns}) > 1
@@ -79,7 +79,7 @@ def _make_table(runs: Runs, task: str, evaluations: list[tuple[Run, Any]], name:
     return Table(name, f"Task {task}: all metrics", [header[i] for i in indices], table)
 
 
-def _format_interval(runs: Runs, run: Run, e: Evaluation, metric_key: MetricKey) -> str | None:
+def _format_interval(runs: Runs, run: RunWithResult, e: Evaluation, metric_key: MetricKey) -> str | None:
     return format_interval(estimate_evaluation(e, *metric_key[1:], runs.interval_level(run, e, metric_key)))
 
 

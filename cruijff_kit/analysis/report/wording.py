@@ -26,9 +26,10 @@ def name_units(results: Iterable[RunResult], is_validation: bool = False) -> str
         is_validation: for validation losses: "respondents of the validation split", or "validation rows".
     """
     columns = {r.unit_column for r in results}
-    if columns <= {None}:
+    names = [column for column in columns if column is not None]
+    if not names:
         return ROWS if is_validation else SAMPLES
-    name = _plural(columns.pop()) if len(columns) == 1 else "units"
+    name = _plural(names[0]) if len(columns) == 1 else "units"
     return f"{name} of the validation split" if is_validation else name
 
 
@@ -48,7 +49,9 @@ def name_population(population: str, units: str) -> str:
 
 def format_interval(e: Estimate | None) -> str | None:
     """Format an interval: "[0.756, 0.899]"; None without an interval."""
-    return None if e is None or e.low is None else f"[{format_number(e.low)}, {format_number(e.high)}]"
+    return (
+        None if e is None or e.low is None or e.high is None else f"[{format_number(e.low)}, {format_number(e.high)}]"
+    )
 
 
 def describe_test(method: str, units: str) -> str:

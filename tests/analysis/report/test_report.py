@@ -26,7 +26,7 @@ from cruijff_kit.analysis.report.curves import downsample, read_curve
 from cruijff_kit.analysis.report.document import Section
 from cruijff_kit.analysis.report.effect_sizes import read_design
 from cruijff_kit.analysis.report.effects import build_effects
-from cruijff_kit.analysis.report.load import Run, Runs, read_runs
+from cruijff_kit.analysis.report.load import Runs, RunWithResult, read_runs
 from cruijff_kit.analysis.report.methods import compose_methods
 from cruijff_kit.analysis.report.outcomes import Outcome, collect_outcomes
 from cruijff_kit.analysis.report.samples import WITHHELD, build_samples
@@ -448,7 +448,7 @@ def runs_with(scores: dict[tuple, float], names: tuple[str, ...] = ("a", "b")) -
             name, "done", "e", "m", swept, settings | {"seed": 1234 if seed is None else seed}, name, repr(settings),
             objective=score, objective_name="accuracy",
         )  # fmt: skip
-        runs.append(Run(name, Path(name), RunInfo(name, name, "done"), result))
+        runs.append(RunWithResult(name, Path(name), RunInfo(name, name, "done"), result))
     return Runs(Path("x"), runs, [])
 
 
@@ -491,7 +491,7 @@ def test_settings_that_vary_together_are_one():
     design = read_design(family(scores_with_dropout, ("lr", "lora.rank", "dropout")))
     assert [e.name for e in design.effects] == ["dropout", "lr with lora.rank"]
     assert design.decomposition.overlapping == [] and design.decomposition.shares[0].share > 0.95
-    cells = section_of(family(scores, ("lr", "lora.rank", "dropout"))).charts[0].data
+    cells = section_of(family(scores_with_dropout, ("lr", "lora.rank", "dropout"))).charts[0].data
     assert len(cells.rows) == 8 and {"0.0001 with 8"} < {row[1] for row in cells.rows}
 
 
