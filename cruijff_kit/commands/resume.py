@@ -17,7 +17,7 @@ from cruijff_kit.analysis.summary import refresh_sweep_summary, write_overviews,
 from cruijff_kit.commands.base import Parser
 from cruijff_kit.config import data_policy
 from cruijff_kit.config.explain import explain_errors
-from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.config.keys import describe_unknown_key, valid_keys
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records import failures
@@ -106,7 +106,7 @@ def _parse(overrides: list[str]) -> _Changes:
             if not key.startswith("slurm."):
                 raise UserError(f"{key} cannot change in a run that has begun, only slurm.* can; start a new run")
             if key not in valid and not key.startswith("slurm.additional_parameters."):
-                raise UserError(unknown_key(key))
+                raise UserError(describe_unknown_key(key))
             changes.slurm[key.removeprefix("slurm.")] = override.value()
     return changes
 

@@ -18,7 +18,7 @@ from omegaconf.errors import (
 )
 
 from cruijff_kit.config.hydra_messages import SEARCH_PATH, Message, file_of, match_message, strip_details
-from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.config.keys import describe_unknown_key, valid_keys
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.util import redaction
 from cruijff_kit.util.errors import UserError, one_line
@@ -76,7 +76,7 @@ def _composition(error: BaseException) -> str:
     where = f" in {file}.yaml" if file else ""
     full_key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and full_key:
-        return unknown_key(full_key, where)
+        return describe_unknown_key(full_key, where)
     if isinstance(error, ValidationError) and full_key and (kind := _kind(full_key)):
         return f"{full_key}={getattr(error, 'value', None)}{where} is not {kind}"
     if match := match_message(error, Message.MISSING_VALUE):

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from cruijff_kit.config.checks import above_zero, at_least, one_of, require
-from cruijff_kit.config.task_names import TaskName, task_names
+from cruijff_kit.config.task_names import TaskName, parse_task_names
 from cruijff_kit.data.dataset_files import FORMATS
 from cruijff_kit.data.tiers import TIERS
 
@@ -225,12 +225,12 @@ class EvalConfig:
         at_least(1, eval__max_tokens=self.max_tokens, eval__limit=self.limit, eval__batch_size=self.batch_size)
         at_least(1, eval__top_logprobs=self.top_logprobs)
         # A run that continues elsewhere must find a task's file again.
-        self.tasks = [str(name) for name in task_names(self.tasks)]
+        self.tasks = [str(name) for name in parse_task_names(self.tasks)]
 
     @property
     def names(self) -> list[TaskName]:
         """The parsed tasks."""
-        return task_names(self.tasks)
+        return parse_task_names(self.tasks)
 
     def arguments_of(self, name: TaskName) -> dict[str, Any]:
         """A task's arguments in `task_args`: those for all tasks, for its function (on any split), and for itself."""

@@ -1,4 +1,4 @@
-"""What makes two runs the same run."""
+"""Hash the settings that identify a run."""
 
 import dataclasses
 import hashlib
@@ -11,17 +11,17 @@ from cruijff_kit.config.torchtune_template import filled_keys
 
 
 def config_hash(config: RunConfig) -> str:
-    """Identity of what a run computes: 16 hex digits; where it runs and what it is called do not count."""
+    """Hash everything that a run computes from, in 16 hex digits; where it runs and its name do not count."""
     return _hash(config, {*unidentifying_keys(RunConfig)})
 
 
 def configuration_hash(config: RunConfig) -> str:
-    """As `config_hash`, the seed left aside: the same for all runs of one configuration."""
+    """Hash as `config_hash` does, without the seed: the same for all runs of one configuration."""
     return _hash(config, {*unidentifying_keys(RunConfig), "seed"})
 
 
 def unidentifying_keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """The dotted settings that do not belong to a run's identity: those whose field says ``"identity": False``."""
+    """Yield the dotted settings that are not part of a run's identity (field metadata ``"identity": False``)."""
     for field in dataclasses.fields(cls):
         if not field.metadata.get("identity", True):
             yield prefix + field.name
@@ -29,15 +29,15 @@ def unidentifying_keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield from unidentifying_keys(field.type, f"{prefix}{field.name}.")
 
 
-def _hash(config: RunConfig, without: set[str]) -> str:
+def _hash(config: RunConfig, ignored_keys: set[str]) -> str:
     tree = dataclasses.asdict(config)
-    for key in without:
+    for key in ignored_keys:
         _remove(tree, key)
     for key, setting in filled_keys():
-        if setting in without and setting != "output_dir":  # which stands in other keys too, and is replaced below
+        if setting in ignored_keys and setting != "output_dir":  # other keys contain output_dir; it is replaced below
             _remove(tree, f"torchtune.{key}")
     _remove(tree, "torchtune.trackers")
-    # A task that was edited is another one.
+    # An edited task file makes another run.
     files = [name.file for name in config.eval.names if name.file is not None and name.file.is_file()]
     tree["eval"]["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     text = json.dumps(tree, sort_keys=True, default=str).replace(config.output_dir, "<output_dir>")

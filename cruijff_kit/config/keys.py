@@ -1,4 +1,4 @@
-"""Every key of a run's configuration, and what to say of one that does not exist."""
+"""List every key of a run's configuration, and explain unknown keys."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,29 +7,29 @@ from typing import Any
 from cruijff_kit.util.suggest import find_nearest
 
 
-def unknown_key(full_key: str, where: str = "") -> str:
-    """Say that a key does not exist, with the nearest one that does, else with its neighbours.
+def describe_unknown_key(full_key: str, location: str = "") -> str:
+    """Return the message for an unknown key: it suggests the nearest key, else lists the keys of the same group.
 
     Args:
-        full_key: dotted.
-        where: " in FILE", if it stands in a file.
+        full_key: the dotted key.
+        location: " in FILE" for a key of a file.
     """
     parent, _, name = full_key.rpartition(".")
     known = valid_keys()
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     near = siblings.get(find_nearest(name, [*siblings]) or "") or _same_last_name(full_key, known)
     near = near or (None if siblings else find_nearest(full_key, known))
-    if where and parent and near == name:
-        return f"unknown key {full_key}{where}; for {name} itself the file must open with '# @package _global_'"
+    if location and parent and near == name:
+        return f"unknown key {full_key}{location}; for {name} itself the file must open with '# @package _global_'"
     if near:
-        return f"unknown key {full_key}{where}; did you mean {near}?"
+        return f"unknown key {full_key}{location}; did you mean {near}?"
     if siblings:
-        return f"unknown key {full_key}{where}; valid: {', '.join(sorted(siblings.values()))}"
-    return f"unknown key {full_key}{where}; `--cfg job` prints every key"
+        return f"unknown key {full_key}{location}; valid: {', '.join(sorted(siblings.values()))}"
+    return f"unknown key {full_key}{location}; `--cfg job` prints every key"
 
 
 def valid_keys() -> list[str]:
-    """Every key of a run, dotted, groups included."""
+    """Return every dotted key of a run, groups included."""
     from cruijff_kit.config.run import RunConfig
     from cruijff_kit.config.torchtune_template import torchtune_template
 

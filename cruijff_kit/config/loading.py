@@ -1,4 +1,4 @@
-"""From what Hydra composed to a RunConfig: the schema and the resolvers of conf/, and the strict merge."""
+"""Convert a composed Hydra config to a RunConfig: schema and resolvers of conf/, and the strict merge."""
 
 import datetime
 import functools
@@ -44,14 +44,14 @@ def _safetensors(folder: str) -> ListConfig:
 
 
 def _readable_name(seed: int, *, _root_: DictConfig) -> str:
-    # Hydra takes its own node out of what it gives to the run.
-    known = HydraConfig.get() if HydraConfig.initialized() else None
-    hydra = _root_.hydra if "hydra" in _root_ else known
+    # Hydra removes its own node from the config that it passes to the run.
+    hydra_config = HydraConfig.get() if HydraConfig.initialized() else None
+    hydra = _root_.hydra if "hydra" in _root_ else hydra_config
     return readable_name([] if hydra is None else OmegaConf.to_container(hydra.overrides.task), seed)
 
 
 def _lr_scheduler_component(name: str) -> str:
-    # An unknown name passes here and is refused by RunConfig, which says what is valid.
+    # RunConfig refuses an unknown name and lists the valid ones.
     return LR_SCHEDULERS.get(name, name)
 
 
@@ -67,12 +67,12 @@ _RESOLVERS: dict[str, Callable[..., Any]] = {
     "lr_scheduler_component": _lr_scheduler_component,
     "nproc": processes_of,
     "readable_name": _readable_name,
-    "newline": lambda: "\n",  # Hydra's grammar has no way to write one
+    "newline": lambda: "\n",  # Hydra's grammar cannot express one
 }
 
 
 def register() -> None:
-    """Make the schema and the resolvers of conf/ known to Hydra. Safe to call again."""
+    """Register the schema and the resolvers of conf/ with Hydra. Safe to call again."""
     silence_notices()
     for name, resolver in _RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -83,25 +83,25 @@ def load(cfg: DictConfig) -> RunConfig:
     """Turn a composed config into a RunConfig, resolved and checked.
 
     Args:
-        cfg: what Hydra composed; its ``hydra`` node is left out.
+        cfg: the composed config; its ``hydra`` node is ignored.
     Raises:
         UserError: an unknown key (also one added with ``+``), a wrong type, a missing or an impossible value, or a wrong
             TIER file beside the data.
     """
     with explain_errors():
-        tree = {k: _resolved(cfg, k) for k in cfg if k != "hydra"}
-        # What is free needs no schema, and takes most of the time. A fresh schema refuses what Hydra let through with `+`.
+        tree = {k: _resolve(cfg, k) for k in cfg if k != "hydra"}
+        # The torchtune node has no schema, and merging it takes most of the time. The schema refuses keys added with `+`.
         torchtune = tree.pop("torchtune")
         strict = OmegaConf.merge(_schema(), escape_interpolations(tree))
         config: RunConfig = OmegaConf.to_object(strict)
         config.torchtune = torchtune
         check_torchtune(OmegaConf.to_container(strict) | {"torchtune": torchtune})
-        raise_tier(config)  # before anybody can read a row
+        raise_tier(config)  # before any row is read
         return config
 
 
 def escape_interpolations(tree: Any) -> Any:
-    """A tree whose strings OmegaConf takes as they are: a shell's ${HOME} is no interpolation."""
+    """Escape a tree's strings, so that OmegaConf does not interpolate a shell's ${HOME}."""
     if isinstance(tree, dict):
         return {k: escape_interpolations(v) for k, v in tree.items()}
     if isinstance(tree, list):
@@ -109,7 +109,7 @@ def escape_interpolations(tree: Any) -> Any:
     return tree.replace("${", "\\${") if isinstance(tree, str) else tree
 
 
-def _resolved(cfg: DictConfig, key: str) -> Any:
+def _resolve(cfg: DictConfig, key: str) -> Any:
     value = MISSING if OmegaConf.is_missing(cfg, key) else cfg[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.config.keys import describe_unknown_key, valid_keys
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.suggest import suggest_flag
 
@@ -93,7 +93,7 @@ def _refuse_added(settings: list[str]) -> None:
         # Arguments of generators, tasks, torchtune's components and sbatch are known to those alone; groups have no dot.
         elsewhere = ("torchtune", "dataset.arguments", "eval.task_args", "slurm.additional_parameters")
         if key not in known and parent in known and not parent.startswith(elsewhere):
-            raise UserError(unknown_key(key))
+            raise UserError(describe_unknown_key(key))
 
 
 @functools.lru_cache(maxsize=4096)

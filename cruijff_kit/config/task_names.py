@@ -1,8 +1,8 @@
-"""What the entries of eval.tasks mean. Imported at start-up: no inspect-ai.
+"""Parse the entries of eval.tasks. Imported at start-up: no inspect-ai.
 
-match               a task that ships, on the dataset's test split
-match@SPLIT         the same on another split
-sums.py@sums        a task in a file of the user's
+match               a task of cruijff_kit, on the dataset's test split
+match@SPLIT         the same task on another split
+sums.py@sums        a task in a user's file
 package/task        a task of an installed package (its entry point in the group inspect_ai)
 """
 
@@ -17,51 +17,51 @@ class TaskName:
     """An entry of eval.tasks."""
 
     label: str
-    """Its name in results."""
+    """Name of the task in results."""
     task: str
-    """The name of the function (package/task for an installed one)."""
+    """Name of the task's function; package/task for an installed task."""
     split: str | None = None
-    """Of a task that ships; None for dataset.test_split."""
+    """Split that a task of cruijff_kit evaluates; None: dataset.test_split."""
     file: Path | None = None
-    """Of a task in a file."""
+    """File of a user's task; None for other tasks."""
 
     @property
     def ships(self) -> bool:
-        """Whether it is one of ours, which asks the run's own data set."""
+        """Return whether this is a task of cruijff_kit, which evaluates the run's own data set."""
         return self.file is None and "/" not in self.task
 
     def __str__(self) -> str:
         return f"{self.file}@{self.task}" if self.file else self.label if self.ships else self.task
 
 
-def task_name(entry: str) -> TaskName:
-    """Read an entry of eval.tasks.
+def parse_task_name(entry: str) -> TaskName:
+    """Parse an entry of eval.tasks.
 
     Raises:
-        UserError: it is none.
+        UserError: the entry is malformed.
     """
-    left, at, right = entry.rpartition("@")
+    head, at_sign, tail = entry.rpartition("@")
     if entry.endswith(".py"):
         raise UserError(f"eval.tasks: {entry} is a file; name the task in it: {entry}@TASK")
-    if at and not (left and right):
+    if at_sign and not (head and tail):
         raise UserError(f"eval.tasks: {entry} is not a task; write NAME, NAME@SPLIT, FILE.py@TASK or PACKAGE/TASK")
-    if left.endswith(".py"):
-        return TaskName(right, right, file=Path(left).expanduser().absolute())
-    name = (left or right).removeprefix("cruijff_kit/")
+    if head.endswith(".py"):
+        return TaskName(tail, tail, file=Path(head).expanduser().absolute())
+    name = (head or tail).removeprefix("cruijff_kit/")
     if "/" in name:
-        if at:
+        if at_sign:
             raise UserError(f"eval.tasks: {entry}: @SPLIT works for shipped tasks; for a file write FILE.py@TASK")
         return TaskName(name.rpartition("/")[2], name)
-    return TaskName(f"{name}@{right}" if at else name, name, split=right if at else None)
+    return TaskName(f"{name}@{tail}" if at_sign else name, name, split=tail if at_sign else None)
 
 
-def task_names(entries: list[str]) -> list[TaskName]:
-    """The entries of eval.tasks.
+def parse_task_names(entries: list[str]) -> list[TaskName]:
+    """Parse the entries of eval.tasks.
 
     Raises:
-        UserError: one that is none, or two that results would call the same.
+        UserError: an entry is malformed, or two tasks have the same name in results.
     """
-    names = [task_name(entry) for entry in entries]
+    names = [parse_task_name(entry) for entry in entries]
     for i, name in enumerate(names):
         if name.label in [earlier.label for earlier in names[:i]]:
             raise UserError(f"eval.tasks names two tasks that are called {name.label}; rename one of them")

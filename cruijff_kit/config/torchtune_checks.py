@@ -7,7 +7,7 @@ config.load; no torch. (What a component takes is checked by training.components
 import json
 from typing import Any
 
-from cruijff_kit.config.keys import unknown_key
+from cruijff_kit.config.keys import describe_unknown_key
 from cruijff_kit.config.torchtune_template import filled_keys, torchtune_template
 from cruijff_kit.util.errors import UserError
 
@@ -31,7 +31,7 @@ def check_torchtune(run: dict[str, Any]) -> None:
     template, tree = torchtune_template(), run["torchtune"]
     for key in tree:
         if key not in template:
-            raise UserError(unknown_key(f"torchtune.{key}"))
+            raise UserError(describe_unknown_key(f"torchtune.{key}"))
     for key, ours in template.items():
         if key not in tree or isinstance(ours, dict) is not isinstance(tree[key], dict):
             raise UserError(f"torchtune.{key} cannot be removed or replaced; set what is in it")

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from cruijff_kit.config.compose import compose_unresolved
 from cruijff_kit.config.explain import explain_errors
 from cruijff_kit.config.groups import EvalConfig
-from cruijff_kit.config.keys import unknown_key, valid_keys
+from cruijff_kit.config.keys import describe_unknown_key, valid_keys
 from cruijff_kit.config.loading import escape_interpolations
 from cruijff_kit.config.overrides import parse_overrides
 from cruijff_kit.config.run import RunConfig
@@ -36,7 +36,7 @@ class EvaluationOverrides:
                 )
             is_free = key.startswith(("slurm.additional_parameters.", "eval.task_args."))
             if key not in (*valid, *_CHANGEABLE) and not is_free:
-                raise UserError(unknown_key(key))
+                raise UserError(describe_unknown_key(key))
         self.groups = {o.key_or_group: o.input_line for o in parsed if o.key_or_group in ("eval", "slurm")}
         self.values: dict[str, Any] = {o.key_or_group: o.value() for o in parsed if o.key_or_group not in self.groups}
         self.is_dry_run, self.replaces = bool(self.values.get("dry_run")), bool(self.values.get("force"))

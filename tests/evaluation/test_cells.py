@@ -10,7 +10,7 @@ import torch
 from inspect_ai.log import read_eval_log
 
 import cruijff_kit
-from cruijff_kit.config.task_names import TaskName, task_name
+from cruijff_kit.config.task_names import TaskName, parse_task_name
 from cruijff_kit.evaluation.log_checks import EvaluationError
 from cruijff_kit.records.result import read_result
 from cruijff_kit.util.errors import UserError
@@ -81,13 +81,13 @@ def failed(config) -> dict:
 
 def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert task_name("match") == TaskName("match", "match") == task_name("cruijff_kit/match")
-    assert task_name("match@validation") == TaskName("match@validation", "match", split="validation")
-    assert task_name("a/b.py@c") == TaskName("c", "c", file=tmp_path / "a" / "b.py")
-    assert task_name("some_evals/hard") == TaskName("hard", "some_evals/hard")
+    assert parse_task_name("match") == TaskName("match", "match") == parse_task_name("cruijff_kit/match")
+    assert parse_task_name("match@validation") == TaskName("match@validation", "match", split="validation")
+    assert parse_task_name("a/b.py@c") == TaskName("c", "c", file=tmp_path / "a" / "b.py")
+    assert parse_task_name("some_evals/hard") == TaskName("hard", "some_evals/hard")
     for entry in ("match", "match@validation", "a/b.py@c", "some_evals/hard"):
-        assert task_name(str(task_name(entry))) == task_name(entry)
-    assert [task_name(e).ships for e in ("match@x", "b.py@c", "p/q")] == [True, False, False]
+        assert parse_task_name(str(parse_task_name(entry))) == parse_task_name(entry)
+    assert [parse_task_name(e).ships for e in ("match@x", "b.py@c", "p/q")] == [True, False, False]
 
 
 def test_tasks_of_ones_own_beside_ours(compose, sums):

@@ -361,7 +361,7 @@ def test_base_model_results_are_kept_per_day_where_the_template_asks_for_it(save
     from types import SimpleNamespace
 
     import cruijff_kit
-    from cruijff_kit.config.task_names import task_name
+    from cruijff_kit.config.task_names import parse_task_name
     from cruijff_kit.evaluation.baseline import _key
 
     folder = save(family)
@@ -371,7 +371,7 @@ def test_base_model_results_are_kept_per_day_where_the_template_asks_for_it(save
         chat_model = SimpleNamespace(
             tokenizer=ChatTokenizer(str(folder), date=date), describe=lambda: {"device": "cpu"}
         )
-        return _key(task_name("match"), chat_model, config, SimpleNamespace(data_hash="0"))
+        return _key(parse_task_name("match"), chat_model, config, SimpleNamespace(data_hash="0"))
 
     assert (key("2024-02-29") != key("2024-03-01")) == counts
     assert key("2024-02-29") == key("2024-02-29", "lora.rank=2", "lora.use_dora=true")
