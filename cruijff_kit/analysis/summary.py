@@ -36,7 +36,7 @@ from cruijff_kit.records.sweep_manifest import (
 from cruijff_kit.slurm.run_states import RunInfo, collect_states, find_runs
 from cruijff_kit.util.errors import UserError, one_line
 from cruijff_kit.util.files import write_text
-from cruijff_kit.util.format import format_duration, now
+from cruijff_kit.util.format import format_duration, format_size, now
 from cruijff_kit.util.progress import say
 
 NAME = "experiment_summary.md"
@@ -202,15 +202,11 @@ def _add_resources(entry: RunEntry, result: RunResult | None, sums: Any) -> list
     return [
         format_duration(estimate["seconds"]) if estimate else "",
         "" if took is None else format_duration(took),
-        _format_gigabytes(estimate.get("memory_bytes")),
-        _format_gigabytes(peak),
+        format_size(estimate["memory_bytes"]) if estimate.get("memory_bytes") else "",
+        format_size(peak) if peak else "",
         f"{estimate['gpu_hours']:.3g}" if estimate else "",
         "" if hours is None else f"{hours:.3g}",
     ]
-
-
-def _format_gigabytes(size: float | None) -> str:
-    return f"{size / 1e9:.2f} GB" if size else ""
 
 
 def _format_commands(manifest: SweepManifest, sweep_dir: Path, infos: list[RunInfo]) -> str:
