@@ -14,10 +14,10 @@ from cruijff_kit.records.result import Evaluation, RunResult
 
 
 @pytest.fixture(scope="session")
-def evaluated(tmp_path_factory):
+def evaluate(tmp_path_factory):
     """A function: answers, targets, training outputs, ... -> the Evaluation, with its log."""
 
-    def made(
+    def evaluate(
         answers: list[str], targets: list[str], trained_on: list[str], epoch: int | None = 0, numbers: bool = False
     ) -> Evaluation:
         samples = [Sample(id=i, input="?", target=t) for i, t in enumerate(targets)]
@@ -38,25 +38,25 @@ def evaluated(tmp_path_factory):
             constant_answer=is_constant(log.samples), coverage=coverage,
         )  # fmt: skip
 
-    return made
+    return evaluate
 
 
 @pytest.fixture(scope="session")
-def finished():
+def make_result():
     """A function: rank, seed, evaluations, ... -> the RunResult."""
 
-    def made(
+    def make_result(
         rank: int,
         seed: int,
-        cell: Evaluation,
+        evaluation: Evaluation,
         base_model: Evaluation,
         validation_loss: float = 0.5,
-        swept_seed: bool = True,
-        **more: Any,
+        is_seed_swept: bool = True,
+        **fields: Any,
     ) -> RunResult:
-        swept = {"lora.rank": rank} | ({"seed": seed} if swept_seed else {})
+        swept = {"lora.rank": rank} | ({"seed": seed} if is_seed_swept else {})
         name = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in swept.items())
-        given = {
+        defaults = {
             "objective_name": "validation_loss",
             "objective": validation_loss,
             "paths": {},
@@ -65,9 +65,9 @@ def finished():
         return RunResult(
             name, "done", "counting", "tiny", swept,
             {"lora.rank": rank, "lr": 1e-3, "batch_size": 4, "epochs": 1, "seed": seed}, f"{rank} {seed}", f"{rank}",
-            started=f"2026-01-01T00:00:{rank:02}+00:00", baseline=[base_model], evaluation=[cell],
+            started=f"2026-01-01T00:00:{rank:02}+00:00", baseline=[base_model], evaluation=[evaluation],
             training={"loss": 0.1, "validation_loss": validation_loss, "validation_losses": [validation_loss]},
-            **given | more,
+            **defaults | fields,
         )  # fmt: skip
 
-    return made
+    return make_result

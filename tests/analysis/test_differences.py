@@ -18,7 +18,7 @@ from cruijff_kit.analysis.differences import (
 )
 from cruijff_kit.analysis.measures import Samples, compute_metric
 
-from .test_intervals import options
+from .test_intervals import draw_options
 
 SPREAD = 1.5  # standard deviation of the items' difficulty, in standard deviations of the residual
 
@@ -221,7 +221,7 @@ def test_simultaneous_intervals_cover_together():
 @pytest.mark.parametrize("name", ["auc", "rmse", "balanced_accuracy", "f1", "r_squared", "accuracy"])
 def test_pseudo_values_have_the_error_of_the_metric(name):
     """Their mean is the metric; their standard error is that of the metric over other samples of items."""
-    samples = [options(120, seed) for seed in range(120)]
+    samples = [draw_options(120, seed) for seed in range(120)]
     metrics = [float(compute_metric(name, s, np.ones(120))) for s in samples]
     pseudo = [item_values(name, s) for s in samples]
     assert [v.mean() for v in pseudo] == pytest.approx(metrics)
@@ -230,7 +230,7 @@ def test_pseudo_values_have_the_error_of_the_metric(name):
 
 def test_units_are_one_item():
     unit = np.repeat(np.arange(30), 4)
-    s = options(120)
+    s = draw_options(120)
     clustered = Samples(**{**vars(s), "unit": unit})
     for name in ("accuracy", "auc", "mae"):
         values = item_values(name, clustered)
