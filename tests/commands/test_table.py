@@ -32,7 +32,7 @@ def shown(tmp_path, monkeypatch, capsys):
     """A function: results, options -> what the command prints, in 100 columns."""
 
     def made(*results: RunResult, options: tuple[str, ...] = (), columns: int = 100) -> str:
-        monkeypatch.setattr(results_table, "_width", lambda: columns)
+        monkeypatch.setattr(results_table, "_console_width", lambda: columns)
         for i, r in enumerate(results):
             r.started = f"2026-01-01T00:00:{i:02}"
             (tmp_path / r.name).mkdir(exist_ok=True)
