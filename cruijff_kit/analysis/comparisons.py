@@ -67,12 +67,12 @@ class Comparison:
 
     @property
     def is_different(self) -> bool:
-        """Whether the difference is significant at 5%."""
+        """Return whether the difference is significant at 5%."""
         return self.p_holm < 0.05
 
     @property
     def metric_key(self) -> MetricKey:
-        """Task, scorer and metric."""
+        """Return task, scorer and metric."""
         return self.task, self.scorer, self.metric
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _correct_contrasts(configurations: list[Configuration], contrasts: list[_Con
                        low, high, p, p_holm, method)
         )  # fmt: skip
     order = (BASE_MODEL, CHANCE, BEST)
-    return {name: sorted(own, key=lambda c: order.index(c.against)) for name, own in comparisons.items()}
+    return {name: sorted(group, key=lambda c: order.index(c.against)) for name, group in comparisons.items()}
 
 
 def _compare_with_baselines(
@@ -149,12 +149,12 @@ def _compare_with_baselines(
     if not evaluations or scorer not in evaluations[0].metrics:
         return
     reason = SAME_ANSWER if _is_constant(c, metric_key) else ""
-    own = [load_samples(e.log, scorer) for e in evaluations]
+    tables = [load_samples(e.log, scorer) for e in evaluations]
     constant = [load_constant_samples(evaluations[0].log, scorer, metric)]
     base_model = [load_samples(e.log, scorer) for e in c.evaluations(task, base_model=True)[:1]]
     is_above_chance = True  # where there is no constant
     for against, reference in ((CHANCE, constant), (BASE_MODEL, base_model)):
-        samples = align([*own, *reference]) if reference else None
+        samples = align([*tables, *reference]) if reference else None
         if samples is None or not all(is_computable(metric, s) for s in samples):
             continue
         # With one seed the comparison is one of this run, whatever other seeds would do.
@@ -170,7 +170,7 @@ def _compare_with_baselines(
 
 
 def _is_constant(c: Configuration, metric_key: MetricKey) -> bool:
-    """Whether each run gives every item the same answer, so that the metric does not depend on the items."""
+    """Return whether each run gives every item the same answer, so that the metric does not depend on the items."""
     task, _, metric = metric_key
     return metric not in _RISK_METRICS and all(e.constant_answer for e in c.evaluations(task))
 
@@ -179,11 +179,11 @@ def _compare_with_best(
     c: Configuration, best: Configuration, metric_key: MetricKey, seed_variance: SeedVariance | None
 ) -> Iterator[_Contrast]:
     task, scorer, metric = metric_key
-    own, reference = ([load_samples(e.log, scorer) for e in side.evaluations(task)] for side in (c, best))
-    samples = align([*own, *reference]) if own and reference else None
+    tables, reference = ([load_samples(e.log, scorer) for e in side.evaluations(task)] for side in (c, best))
+    samples = align([*tables, *reference]) if tables and reference else None
     if samples is None or not all(is_computable(metric, s) for s in samples):
         return
-    rows, reference_rows = _stack_values(metric, samples[: len(own)]), _stack_values(metric, samples[len(own) :])
+    rows, reference_rows = _stack_values(metric, samples[: len(tables)]), _stack_values(metric, samples[len(tables) :])
     reason = SAME_ANSWER if _is_constant(c, metric_key) and _is_constant(best, metric_key) else ""
     yield _Contrast(c, BEST, metric_key, compare(rows, reference_rows, seed_variance), reason)
 

@@ -21,7 +21,7 @@ class Configuration:
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each run."""
+        """Return the seed of each run."""
         return [get_seed(r) for r in self.runs]
 
     def evaluations(self, task: str, base_model: bool = False) -> list[Evaluation]:
@@ -53,7 +53,7 @@ def last_evaluation(result: RunResult, task: str, base_model: bool = False) -> E
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

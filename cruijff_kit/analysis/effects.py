@@ -43,7 +43,7 @@ class Decomposition:
 
 
 def are_one_to_one(first: Sequence[object], second: Sequence[object]) -> bool:
-    """Whether each value of one setting always comes with the same value of the other."""
+    """Return whether each value of one setting always comes with the same value of the other."""
     pairs = {*zip(first, second, strict=True)}
     return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 

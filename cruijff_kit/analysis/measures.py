@@ -72,7 +72,7 @@ NEEDS = {
 
 
 def is_computable(name: str, samples: Samples) -> bool:
-    """Whether a metric is known here, the samples have the arrays that it needs, and it is defined for them."""
+    """Return whether a metric is known here, the samples have the arrays that it needs, and it is defined for them."""
     if name not in _MEASURES or any(getattr(samples, need) is None for need in NEEDS.get(name, ())):
         return False
     if name == "auc":
@@ -95,7 +95,7 @@ def compute_metric(name: str, samples: Samples, weights: "np.ndarray") -> "np.nd
 
 
 def is_mean(name: str) -> bool:
-    """Whether a metric is a mean of one number for each sample."""
+    """Return whether a metric is a mean of one number for each sample."""
     return name in _TERMS
 
 
@@ -114,7 +114,7 @@ def _mean_of_terms(name: str) -> Measure:
 
 
 def _auc(s: Samples, weights: "np.ndarray") -> "np.ndarray":
-    """P(a positive sample ranks above a negative one), ties counted half (Mann and Whitney 1947). One class: 0.5."""
+    """Return P(a positive sample ranks above a negative one), ties counted half (Mann and Whitney 1947); one class: 0.5."""
     import numpy as np
 
     order, is_positive = require(s.order), require(s.positive)
@@ -134,9 +134,9 @@ def _balanced_accuracy(s: Samples, weights: "np.ndarray") -> "np.ndarray":
 
     labels, predicted, recalls = require(s.label), require(s.predicted), []
     for label in np.unique(labels):
-        own = weights * (labels == label)
-        total = own.sum(-1)
-        hits = own @ (predicted == label).astype(float)
+        class_weights = weights * (labels == label)
+        total = class_weights.sum(-1)
+        hits = class_weights @ (predicted == label).astype(float)
         recalls.append(np.where(total > 0, hits / np.where(total > 0, total, 1), np.nan))
     mean: np.ndarray = np.nanmean(recalls, axis=0)
     return mean

@@ -41,14 +41,14 @@ class Grouping:
 
     @property
     def sizes(self) -> "np.ndarray":
-        """[G] number of movers of each group."""
+        """Return [G] the number of movers of each group."""
         import numpy as np
 
         return np.bincount(self.group)
 
     @property
     def observed_order(self) -> "np.ndarray":
-        """[1, movers] the movers, sorted by their groups."""
+        """Return [1, movers] the movers, sorted by their groups."""
         import numpy as np
 
         return np.argsort(self.group, kind="stable")[None]
@@ -442,10 +442,10 @@ def _make_comparison(test: _MetricTest, p: float, critical: float) -> Comparison
     metric, is_defined = test.metric, test.observed.weight[0] > 0
     groups = np.flatnonzero(is_defined)
     null = _set_null_variance(test.observed, metric, test.sample_variance)._replace(value=test.centred)
-    own = Estimate(*(a[0, is_defined] for a in _shrink_variance(test.observed, test.sample_variance)))
+    estimates = Estimate(*(a[0, is_defined] for a in _shrink_variance(test.observed, test.sample_variance)))
     centred = Estimate(*(a[0, is_defined] for a in null))
-    others, centred_others = _average_others(own), _average_others(centred)
-    lower, upper = _compute_margins(own, critical, metric.is_share)
+    others, centred_others = _average_others(estimates), _average_others(centred)
+    lower, upper = _compute_margins(estimates, critical, metric.is_share)
     others_lower, others_upper = _compute_margins(others, critical, metric.is_share)
 
     def make_difference(difference: Any, lower: Any, upper: Any, contrast: Estimate) -> Any:
@@ -457,19 +457,19 @@ def _make_comparison(test: _MetricTest, p: float, critical: float) -> Comparison
 
     a, b = np.triu_indices(len(groups), 1)
     pairs = make_difference(
-        own.value[a] - own.value[b], np.hypot(lower[a], upper[b]), np.hypot(upper[a], lower[b]),
+        estimates.value[a] - estimates.value[b], np.hypot(lower[a], upper[b]), np.hypot(upper[a], lower[b]),
         Estimate(centred.value[a] - centred.value[b], centred.variance[a] + centred.variance[b], centred.weight[a]),
     )  # fmt: skip
     versus = make_difference(
-        own.value - others.value, np.hypot(lower, others_upper), np.hypot(upper, others_lower),
+        estimates.value - others.value, np.hypot(lower, others_upper), np.hypot(upper, others_lower),
         Estimate(centred.value - centred_others.value, centred.variance + centred_others.variance, centred.weight),
     )  # fmt: skip
     gap = Difference(
-        float(np.ptp(own.value)),
+        float(np.ptp(estimates.value)),
         float(max(0, np.max(pairs.low), np.max(-pairs.high))),
         float(max(np.max(pairs.high), np.max(-pairs.low))),
     )
-    highest, lowest = (int(groups[pick(own.value)]) for pick in (np.argmax, np.argmin))
+    highest, lowest = (int(groups[pick(estimates.value)]) for pick in (np.argmax, np.argmin))
     versus_others = {int(g): Difference(*map(float, d)) for g, *d in zip(groups, *versus, strict=True)}
     return Comparison(metric.name, p, gap, highest, lowest, versus_others)
 

@@ -54,15 +54,15 @@ class DetectableDifference:
             size += f", as good as {self.items / self.design_effect:.0f} independent ones"
         if self.accuracy is None:
             amount = f"{self.difference:.3g} {self.unit}".removesuffix(" as scored")
-            power = f"a difference of {amount} or more is found with 80% power"
-            return f"{size}: {power} ({source}: correlation {self.correlation:.2f})"
+            finding = f"a difference of {amount} or more is found with 80% power"
+            return f"{size}: {finding} ({source}: correlation {self.correlation:.2f})"
         if self.difference is None:
-            power = "no difference can be found"
+            finding = "no difference can be found"
         else:
-            power = f"a difference of {100 * self.difference:.1f} points or more is found with 80% power"
+            finding = f"a difference of {100 * self.difference:.1f} points or more is found with 80% power"
         items = "over a million" if self.items_for_5_points is None else f"{self.items_for_5_points:,}"
         assumptions = f"{source}: accuracy {self.accuracy:.2f}, correlation {self.correlation:.2f}"
-        return f"{size}: {power} ({assumptions}); 5 points would need {items} items"
+        return f"{size}: {finding} ({assumptions}); 5 points would need {items} items"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON value, with the sentence as `text`."""

@@ -36,22 +36,22 @@ class Ranking:
 
     @property
     def leader(self) -> Configuration:
-        """The configuration with the best objective."""
+        """Return the configuration with the best objective."""
         return self.configurations[0]
 
     @property
     def is_higher_better(self) -> bool:
-        """Whether the objective is to be maximised."""
+        """Return whether the objective is to be maximised."""
         return higher_is_better(self.chosen_by)
 
     @property
     def is_optimistic(self) -> bool:
-        """Whether the best is reported on the rows that chose it: then its scores are too good."""
+        """Return whether the best is reported on the rows that chose it: then its scores are too good."""
         return self.is_reported and len(self.configurations) > 1
 
     @property
     def level(self) -> float:
-        """Level of the best one's intervals on the split that chose it: 95% for all candidates (Bonferroni)."""
+        """Return the level of the best one's intervals on the split that chose it: 95% for all candidates (Bonferroni)."""
         return 1 - (1 - LEVEL) / len(self.configurations)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def _make_sort_key(ranking: Ranking) -> Callable[[Configuration], tuple[bool, fl
 
 
 def has_no_answers(c: Configuration, source: MetricKey | None) -> bool:
-    """Whether a scorer could read no answer of a run: then its scores are the constant baseline's, and it is ranked last.
+    """Return whether a scorer could read no answer of a run.
+
+    Such a run has the constant baseline's scores, and is ranked last.
 
     Args:
         c: the configuration.

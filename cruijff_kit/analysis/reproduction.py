@@ -45,7 +45,7 @@ class ReproductionReport:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of all checks; checks without a comparison do not count."""
+        """Return the worst verdict of all checks; checks without a comparison do not count."""
         verdicts = {check.verdict for check in self.checks}
         return next((a for a in (DIFFERENT, ROUNDING) if a in verdicts), IDENTICAL)
 

@@ -49,12 +49,12 @@ def load_constant_samples(log: str, scorer: str, metric: str) -> SampleTable | N
         return columns["id"], replace(samples, order=samples.value * 0)
     if any(c is None for c in columns.get("chance", [None])):
         return None
-    kept = {name: columns[name] for name in _SAMPLE_COLUMNS if name in columns}
+    sample_columns = {name: columns[name] for name in _SAMPLE_COLUMNS if name in columns}
     constants = [c or {} for c in columns.get("constant", [None] * len(columns["id"]))]
     answers = {name: [c.get(name) for c in constants] for name in ("predicted", "risk", "confidence")}
     answers = {name: values for name, values in answers.items() if None not in values}
-    scores = {"value": columns["chance"], "scored": ["target" not in kept] * len(constants)}
-    return columns["id"], _make_samples(kept | answers | scores)
+    scores = {"value": columns["chance"], "scored": ["target" not in sample_columns] * len(constants)}
+    return columns["id"], _make_samples(sample_columns | answers | scores)
 
 
 def load_item_scores(log: str) -> dict[str, dict[str, float]]:

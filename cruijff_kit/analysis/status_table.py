@@ -122,5 +122,5 @@ def watch(title: str, runs: list[RunRef], until: Callable[[list[RunInfo]], bool]
 
 
 def have_ended(infos: list[RunInfo]) -> bool:
-    """Whether every run has ended."""
+    """Return whether every run has ended."""
     return not any(v.state in ACTIVE for v in infos)

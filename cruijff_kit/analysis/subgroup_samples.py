@@ -92,7 +92,7 @@ def read_logs(logs: Sequence[Path], groups: list[str] | None = None, unit: str |
 
 
 def are_shares(columns: Mapping[str, Sequence[Row]]) -> bool:
-    """Whether all scores are between 0 (wrong) and 1 (right); other scores are distances, which have no accuracy."""
+    """Return whether all scores are between 0 (wrong) and 1 (right); other scores are distances, which have no accuracy."""
     return all(0 <= row.correct <= 1 for rows in columns.values() for row in rows)
 
 

@@ -408,7 +408,7 @@ def _list_flags(report: SubgroupReport, p_holm: float) -> list[str]:
 
 
 def is_different(group: Group) -> bool:
-    """Whether accuracy, AUC or calibration of a group differs from that of all other groups: an interval excludes 0."""
+    """Return whether an interval of the group's difference from all others in accuracy, AUC or calibration excludes 0."""
     differences = [group.versus_others[name] for name in QUALITY if name in group.versus_others]
     return any(not low <= 0 <= high for _, low, high in differences)
 

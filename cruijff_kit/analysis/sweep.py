@@ -37,7 +37,7 @@ class Analysis:
 
     @property
     def ranking(self) -> Ranking | None:
-        """The ranking of all configurations with an objective; None if there are several, or one configuration."""
+        """Return the ranking of all configurations with an objective; None if there are several, or one configuration."""
         return self.rankings[0] if len(self.rankings) == 1 and len(self.rankings[0].configurations) > 1 else None
 
     def find_configuration(self, result: RunResult) -> Configuration | None:
@@ -50,7 +50,7 @@ class Analysis:
         return self.comparisons[c.name] if c else []
 
     def is_best(self, result: RunResult) -> bool:
-        """Whether a run is of a configuration that is among the best."""
+        """Return whether a run is of a configuration that is among the best."""
         c = self.find_configuration(result)
         return self.ranking is not None and c in self.ranking.best
 
@@ -62,7 +62,7 @@ class Analysis:
 
     @property
     def no_best_reason(self) -> str:
-        """Why no configuration is the best, and which setting chooses one; empty if one is, or if there is no choice."""
+        """Return why no configuration is the best, and the setting that chooses one; empty if not needed."""
         if self.rankings or len(self.configurations) < 2:
             return ""
         results = [r for c in self.configurations for r in c.runs]
@@ -77,7 +77,7 @@ class Analysis:
 
     @property
     def one_seed_notice(self) -> str:
-        """A notice if several configurations have one seed each; otherwise empty."""
+        """Return a notice if several configurations have one seed each; otherwise empty."""
         configurations = [c for c in self.configurations if c.runs[0].training]
         if len(configurations) < 2 or any(len(c.runs) > 1 for c in configurations):
             return ""
