@@ -1,6 +1,7 @@
 """Our commands on a machine that is part of a SLURM cluster, and runs for them to submit."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,11 +17,14 @@ from cruijff_kit.slurm.run_states import collect_states, find_runs
 
 TINY_LLAMA = Path(__file__).parents[1] / "tiny" / "llama"
 
-# Small enough to train in seconds, long enough to be caught in the middle.
+# Trains in a second.
 TINY = ("model=hf_llama", f"model.path={TINY_LLAMA}", "device=cpu", "dtype=fp32",
         "dataset.max_samples=16", "num_warmup_steps=1", "eval.limit=4", "eval.baseline=false", "epochs_to_save=last",
         "slurm.mem=2G", "slurm.cpus=1")  # fmt: skip
-LONG = ("eval=none", *TINY, "dataset.max_samples=200", "batch_size=2", "epochs=30")
+# A tenth of a second for each step, in which the processors are free: what is to be caught in the middle.
+SLOW = "torchtune.loss._component_=slow_loss.SlowCrossEntropy"
+FAST = {"SLOW_LOSS_SECONDS": "0"}  # in the environment: the same numbers without the wait
+LONG = ("eval=none", SLOW, *TINY, "dataset.max_samples=200", "batch_size=2", "epochs=30")
 
 
 class Shell:
@@ -30,6 +34,9 @@ class Shell:
         self.cluster, self.cwd = cluster, cwd
         self.environment = {k: v for k, v in environment.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         self.environment |= cluster.environment
+        # Where jobs find slow_loss.py.
+        paths = [str(Path(__file__).parent), self.environment.get("PYTHONPATH", "")]
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.patience = 2
         self._hurried: set[tuple[str, int]] = set()
 

@@ -173,7 +173,7 @@ def test_preemption(shell):
 
 
 def test_slurmctld_restarts(shell):
-    folder = shell.submit("restart", *LONG, "epochs=10", "seed=1")
+    folder = shell.submit("restart", *LONG, "epochs=3", "seed=1")
     (run,) = shell.wait(folder, lambda v: (next(iter(v.values()))["step"] or 0) > 5)
     shell.cluster.kill_daemon("slurmctld")
     blind = time.monotonic()

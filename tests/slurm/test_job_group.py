@@ -6,13 +6,13 @@ import signal
 
 import pytest
 from exactness import assert_same_adapters
-from slurm_shell import LONG, TINY
+from slurm_shell import LONG, SLOW, TINY
 
 from cruijff_kit.records.result import read_result
 from cruijff_kit.records.run_status import read_status
 
-STEPS = [*TINY, "eval=none", "dataset.max_samples=60", "batch_size=2", "epochs=15"]
-TOTAL, LAST = 450, "epoch_14"
+STEPS = [SLOW, *TINY, "eval=none", "dataset.max_samples=60", "batch_size=2", "epochs=5"]
+TOTAL, LAST = 150, "epoch_4"
 
 
 def steps_of(run) -> list[int]:
@@ -59,7 +59,7 @@ def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
 
 
 def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
-    folder = shell.submit("out", *LONG, "epochs=6", "seed=1,2,3", "multi_lora=3")
+    folder = shell.submit("out", *LONG, "epochs=1", "seed=1,2,3", "multi_lora=3")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
     done = shell.run("cancel", folder, "seed=2", "--yes")
     assert done.returncode == 0 and "1 run cancelled" in done.stdout
@@ -74,9 +74,8 @@ def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
 
 
 def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
-    folder = shell.submit(
-        "out", *LONG, "epochs=4", "seed=1,2", "multi_lora=2", "slurm.additional_parameters.begin=now+1hour"
-    )
+    later = "slurm.additional_parameters.begin=now+1hour"
+    folder = shell.submit("out", *TINY, "eval=none", "seed=1,2", "multi_lora=2", later)
     done = shell.run("cancel", folder, "seed=2", "--yes")
     assert done.returncode == 0, done.stderr
     views = shell.wait(folder, lambda v: v["seed=2"]["state"] == "cancelled")

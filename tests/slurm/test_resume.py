@@ -7,12 +7,12 @@ import signal
 import time
 
 import torch
-from slurm_shell import LONG, TINY
+from slurm_shell import FAST, LONG, SLOW, TINY
 
 from cruijff_kit.records.result import read_result
 
-STEPS = [*TINY, "dataset.max_samples=120", "batch_size=2", "epochs=15"]
-TOTAL, ADAPTER = 900, "epoch_14/adapter_model.safetensors"
+STEPS = [SLOW, *TINY, "dataset.max_samples=120", "batch_size=2", "epochs=5"]
+TOTAL, ADAPTER = 300, "epoch_4/adapter_model.safetensors"
 
 
 def kill(shell, run) -> bool:
@@ -53,7 +53,7 @@ def test_requeued_three_times_is_never_interrupted(shell):
         shell.wait(folder, lambda v: v["one"]["state"] == "queued")
         left -= 1
     shell.wait_all(folder, "done")
-    alone = shell.run("train", *STEPS, "hydra.run.dir=alone")
+    alone = shell.run("train", *STEPS, "hydra.run.dir=alone", **FAST)
     assert alone.returncode == 0, alone.stderr
     run = folder / "one"
     assert (run / ADAPTER).read_bytes() == (shell.cwd / "alone" / ADAPTER).read_bytes()
@@ -66,7 +66,7 @@ def test_requeued_three_times_is_never_interrupted(shell):
 def test_killed_at_ten_moments(shell):
     """kill -9 whenever, ten times: at most the steps since the last checkpoint are made again."""
     draw, trained = random.Random(7), [*STEPS, "eval=none"]
-    alone = shell.run("train", *trained, "hydra.run.dir=alone")
+    alone = shell.run("train", *trained, "hydra.run.dir=alone", **FAST)
     assert alone.returncode == 0, alone.stderr
     folder = shell.submit("out", *trained, "run_name=one", "checkpoint_every_n_steps=4")
     run, kills, saved = folder / "one", 0, 0
