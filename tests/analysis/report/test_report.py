@@ -587,6 +587,17 @@ def test_without_a_best_all_are_shown(respondents, sweep, tmp_path):
     assert not sections_of_many["groups"]["absent"]
 
 
+def test_a_seed_that_was_not_evaluated(sweep, tmp_path):
+    """Groups are compared where every seed of the best configuration was evaluated."""
+    result = json.loads((sorted(sweep.glob("*/result.json"))[0]).read_text())
+    seeds = [{"configuration_hash": "c", "settings": result["settings"] | {"seed": n}} for n in (1, 2)]
+    both = write_report(copies(sweep, tmp_path / "both", seeds)).data["sections"]["groups"]
+    assert not both["absent"]
+    seeds[1] |= {"evaluation": []}
+    first = write_report(copies(sweep, tmp_path / "first", seeds)).data["sections"]["groups"]
+    assert first["absent"] == "no column of the test samples names groups that can be compared"
+
+
 def test_red_data_have_curves(run_cli, tiny, tmp_path):
     """Red logs keep the risks and whether the label is the positive option, so there are curves, but no samples."""
     overrides = ["model=hf_llama", f"model.path={tiny}", "device=cpu", "dtype=fp32", "num_warmup_steps=0", "lr=1e-2"]
