@@ -172,4 +172,4 @@ def test_refused_in_one_line_and_nothing_written(run, embed, tmp_path, arguments
 
 
 def test_the_ending_selects_the_format(run, embed):
-    assert "end the name with .h5, .hdf5 or .parquet" in embed(run, "--text", "a", "--to", "x.npz")[2]
+    assert "unknown format; write .h5, .hdf5 or .parquet" in embed(run, "--text", "a", "--to", "x.npz")[2]
