@@ -1,12 +1,14 @@
 """`cruijff-kit evaluate`: cells that runs lack, adapters from elsewhere, base models alone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from inspect_ai.log import read_eval_log
+from safetensors.torch import load_file, save_file
 
 from cruijff_kit import train_then_eval
 from cruijff_kit.commands.base import ExitCode
@@ -409,17 +411,17 @@ def test_adapters_that_are_refused(trained, model, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "multirun").exists()
 
 
-def test_an_adapter_of_another_model(trained, smollm2, tmp_path, monkeypatch, capsys):
+def test_an_adapter_of_another_model(trained, tiny, tmp_path, monkeypatch, capsys):
+    """Of one with more layers."""
     monkeypatch.chdir(tmp_path)
+    smaller = shutil.copytree(tiny, tmp_path / "smaller")
+    config = json.loads((smaller / "config.json").read_text())
+    (smaller / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    tensors = {n: t for n, t in load_file(smaller / "model.safetensors").items() if not re.search(r"layers\.[2-9]", n)}
+    save_file(tensors, smaller / "model.safetensors")
     adapter = trained / "four" / "epoch_1"
-    asked = [
-        "model=smollm2_135m",
-        f"model.path={smollm2}",
-        "eval=capitalization",
-        "eval.limit=2",
-        "eval.baseline=false",
-    ]
-    assert main([str(adapter), *asked]) == ExitCode.USER_ERROR
+    options = ["model=hf_llama", f"model.path={smaller}", "eval=capitalization", "eval.limit=2", "eval.baseline=false"]
+    assert main([str(adapter), *options]) == ExitCode.USER_ERROR
     assert "does not fit the base model" in capsys.readouterr().err
     assert not (tmp_path / "multirun").exists()
 

@@ -126,15 +126,6 @@ def test_what_is_learnt(tmp_path, tiny):
     check_turns(tiny, write(tmp_path, ROWS["messages"]))
 
 
-@pytest.mark.real_model
-def test_what_is_learnt_with_a_large_vocabulary(tmp_path, smollm2):
-    """There, a newline at the beginning of an answer could be one token with the newline before it."""
-    messages = [m | {"content": m["content"].strip()} for m in CHAT]
-    tokenizer = ChatTokenizer(str(smollm2))
-    (every,) = dataset(tokenizer, write(tmp_path, {"messages": messages}))
-    assert learnt(tokenizer, every) == ["4<|im_end|>", "6 ü<|im_end|>"]
-
-
 def test_a_cut_conversation(tmp_path, tiny):
     path = write(tmp_path, ROWS["messages"])
     (whole,) = dataset(ChatTokenizer(str(tiny)), path)

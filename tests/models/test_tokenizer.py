@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from cruijff_kit.data.examples import IGNORE
+from cruijff_kit.data.instruct import InstructDataset
 from cruijff_kit.models.tokenizer import ChatTokenizer
 from cruijff_kit.util.errors import UserError
 
@@ -45,8 +47,17 @@ def test_tiny(tiny):
 
 
 @pytest.mark.real_model
-def test_smollm2(smollm2):
+def test_smollm2(smollm2, tmp_path):
+    """Its ids; and in a conversation the answers alone are targets, though some tokens are several newlines."""
     assert_equal_to_transformers(smollm2, 300)
+    chat = [("system", "Be brief."), ("user", "2+2?"), ("assistant", "4"), ("user", "And 3+3?"), ("assistant", "6 ü")]
+    row = json.dumps({"messages": [{"role": role, "content": text} for role, text in chat]})
+    (tmp_path / "train.jsonl").write_text(row + "\n")
+    tokenizer = ChatTokenizer(str(smollm2))
+    (example,) = InstructDataset(tokenizer, data_files=str(tmp_path), split="train", column_map={})
+    targets = [(t, label) for t, label in zip(example.tokens, example.labels, strict=True) if label != IGNORE]
+    assert all(token == label for token, label in targets)
+    assert tokenizer.decode([t for t, _ in targets], skip_special_tokens=False) == "4<|im_end|>6 ü<|im_end|>"
 
 
 def test_an_example_is_its_prompt_and_the_answer_up_to_the_end_token(tiny):

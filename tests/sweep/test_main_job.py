@@ -12,21 +12,16 @@ from cruijff_kit.models.adapter import load_adapter
 from cruijff_kit.records.result import read_result
 
 
-@pytest.fixture(scope="module")
-def sweep(smollm2, environment, tmp_path_factory):
-    cwd = tmp_path_factory.mktemp("main")
+@pytest.mark.real_model
+def test_the_main_job(smollm2, environment, set_up_recipe, tmp_path):
+    """The model learns the task, the table names the best run, all is there as data, and peft loads an adapter."""
     done = subprocess.run(
         [sys.executable, "-m", "cruijff_kit.train", "-m", "lora.rank=8,16", "lr=1e-3,5e-4"],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=900,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (folder,) = (cwd / "multirun" / "capitalization").iterdir()
-    return done, folder
+    (folder,) = (tmp_path / "multirun" / "capitalization").iterdir()
 
-
-@pytest.mark.real_model
-def test_the_model_learns_the_task(sweep):
-    _, folder = sweep
     results = [read_result(p) for p in folder.glob("*/result.json")]
     assert sorted(r.name for r in results) == [
         "rank=16,lr=0.0005", "rank=16,lr=0.001", "rank=8,lr=0.0005", "rank=8,lr=0.001",
@@ -37,10 +32,6 @@ def test_the_model_learns_the_task(sweep):
         assert r.training["validation_loss"] < 0.5
     assert max(r.evaluation[0].metrics["match"]["accuracy"] for r in results) >= 0.80
 
-
-@pytest.mark.real_model
-def test_the_table_names_the_best_run(sweep):
-    done, folder = sweep
     frame = cruijff_kit.read_sweep(folder)
     best = frame.loc[frame["best"]]
     leader = frame.loc[frame["validation_loss"].idxmin()]
@@ -49,19 +40,12 @@ def test_the_table_names_the_best_run(sweep):
     for column in ("lora.rank", "lr", "loss", "validation loss", "accuracy before", "accuracy after", "seconds"):
         assert column in done.stdout
 
-
-@pytest.mark.real_model
-def test_everything_is_there_as_data(sweep):
-    _, folder = sweep
     for run in folder.glob("rank=*"):
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [s["step"] for s in steps if "loss" in s] == list(range(1, 51))
         assert (run / "epoch_0" / "adapter_config.json").exists() and len(list((run / "eval").rglob("*.eval"))) == 2
 
-
-@pytest.mark.real_model
-def test_peft_loads_an_adapter(sweep, smollm2, set_up_recipe, tmp_path):
-    adapter = sweep[1] / "rank=8,lr=0.001" / "epoch_0"
-    recipe = set_up_recipe(f"model.path={smollm2}", "dtype=fp32", "lora.rank=8", f"output_dir={tmp_path}")
+    adapter = folder / "rank=8,lr=0.001" / "epoch_0"
+    recipe = set_up_recipe(f"model.path={smollm2}", "dtype=fp32", "lora.rank=8", f"output_dir={tmp_path / 'recipe'}")
     load_adapter(recipe.model, adapter)
     assert_peft_agrees(recipe, adapter)
