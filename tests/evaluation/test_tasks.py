@@ -253,7 +253,7 @@ def test_only_long_targets_are_tokenised(compose, file, monkeypatch):
     with pytest.raises(UserError, match=r"has 70 tokens \(row 539\); set eval.max_tokens=70"):
         check_room(TaskName("match", "match"), task, dataclasses.replace(
             config, eval=dataclasses.replace(config.eval, max_tokens=32)), Counted())  # fmt: skip
-    assert Counter(encoded) == {"encode": 40, "example": 8}
+    assert Counter(encoded) == {"encode": 40, "encode_example": 8}
 
 
 OWN = """
