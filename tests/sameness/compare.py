@@ -16,7 +16,29 @@ from pathlib import Path
 from typing import Any
 
 # What was renamed: regular expression -> replacement (re.sub), applied in this order to each key and text of OLD.
-RENAMES: dict[str, str] = {}
+RENAMES: dict[str, str] = {
+    r"\bpack=": "multi_lora=",
+    r"^pack$": "multi_lora",
+    r"^packs$": "groups",
+    r"(?m)^pack:": "multi_lora:",
+    r"\beval/untrained\b": "eval/base_model",
+    r"^untrained/": "base_model/",
+    r"\buntrained model\b": "base model",
+    r", untrained\b": " (base model)",
+    r"\buntrained\b": "base model",
+    r"^ceiling": "bayes_optimum",
+    r"^late_error$": "posthoc_error",
+    r"^late$": "posthoc_evaluation",
+    r"^attempts$": "submissions",
+    r"^on_their_way$": "active",
+    r"^conditions$": "provenance",
+    r"^agreement$": "verdict",
+    r"^verdicts$": "findings",
+    r"^learnt_tokens$": "target_tokens",
+    r"^learnt$": "target",
+    r"python -m cruijff_kit\.(?!train\b)(\w+)": r"cruijff-kit \1",
+    r"cruijff_kit\.cluster\.job": "cruijff_kit.sweep.job",
+}
 
 Difference = tuple[tuple[str, ...], str, list[str]]
 
