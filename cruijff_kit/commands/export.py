@@ -63,7 +63,7 @@ def export(run: str | Path, to: str | Path, epoch: int | None = None, merged: bo
     if merged:
         if not Path(base).is_dir():
             raise UserError(
-                f"the base model of {adapter} was {base}, which is missing; restore it, or its new place into "
+                f"the base model of {adapter} was {base}, which is missing; restore it, or write its new place into "
                 f"base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
             )
         from cruijff_kit.models.merge import merge  # torch

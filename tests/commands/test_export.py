@@ -109,7 +109,7 @@ def test_a_base_model_that_is_gone_or_another(run, export, tmp_path):
     settings = json.loads(config.read_text())
     config.write_text(json.dumps(settings | {"base_model_name_or_path": "/models/gone"}))
     code, _, err = export(moved, "--merged", "--to", tmp_path / "to")
-    assert code == 2 and "was /models/gone, which is missing; restore it, or its new place into" in err
+    assert code == 2 and "was /models/gone, which is missing; restore it, or write its new place into" in err
     other = shutil.copytree(run.parent / "base", tmp_path / "other")
     (other / "model.safetensors").unlink()
     config.write_text(json.dumps(settings | {"base_model_name_or_path": str(other)}))
