@@ -12,7 +12,7 @@ sweep: $(VENV)/.installed
 	$(BIN)/python -m cruijff_kit.train -m lora.rank=8,16 lr=1e-3,5e-4
 
 test: slurm browser $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 4
 
 slurm:
 	@sh tests/helpers/slurm.sh
