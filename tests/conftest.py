@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers (`-n 3`): the tests of a file stay together, in the order above."""
+    """With several workers (`-n 4`): the tests of a file stay together, in the order above."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
