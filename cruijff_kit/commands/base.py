@@ -104,15 +104,15 @@ def run_command(command: Callable[[], object], as_json: bool = False) -> int:
     """
     collect_garbage_rarely()
     if not as_json:
-        return _ended(command)[0]
+        return _execute_command(command)[0]
     with json_output.capture() as facts:
-        code, data = _ended(command)
+        code, data = _execute_command(command)
     json_output.emit(facts if data is None else {**facts, **data} if isinstance(data, dict) else data)
     return code
 
 
-def _ended(command: Callable[[], object]) -> tuple[int, Any]:
-    """The exit code, and what the command returned or why it did not."""
+def _execute_command(command: Callable[[], object]) -> tuple[int, Any]:
+    """Return the exit code, and what the command returned or why it did not."""
     # Hydra would print its own, longer report; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

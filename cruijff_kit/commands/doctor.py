@@ -62,15 +62,15 @@ def format_yaml(site: Site, choice: Choice) -> str:
     name += "_site" * (name in ("cluster", "local", "site_example"))  # options that we have
     p, options, qos = choice.partition, choice.options, choice.association.qos if choice.association else []
     others = [x.name for x in site.partitions if x is not p]
-    longest = _longest_time(choice)
+    longest = _find_longest_time(choice)
     short = longest and (client.seconds(longest) or _SHORT_S) < _SHORT_S
     accounts = [a for a in dict.fromkeys(a.name for a in site.accounts) if a != choice.account]
     lines = [
-        _line("account", choice.account, "others: ", accounts),
-        _line("partition", options.partition or (p.name if p else None), "others: ", others),
-        _line("qos", options.qos, "one of ", qos),
-        _line("constraint", options.constraint, "one of ", p.features if p else []),
-        _line("time", longest if short else None, "at most ", [longest] if longest else []),
+        _format_line("account", choice.account, "others: ", accounts),
+        _format_line("partition", options.partition or (p.name if p else None), "others: ", others),
+        _format_line("qos", options.qos, "one of ", qos),
+        _format_line("constraint", options.constraint, "one of ", p.features if p else []),
+        _format_line("time", longest if short else None, "at most ", [longest] if longest else []),
     ]
     if p:
         lines += [f"# gres: gpu:{kind}:1    # this type of GPU; then gpus: 0" for kind in p.gpus if kind]
@@ -88,13 +88,13 @@ defaults:
 """
 
 
-def _line(key: str, value: str | None, about: str, choices: list[str]) -> str:
+def _format_line(key: str, value: str | None, about: str, choices: list[str]) -> str:
     """Format a key with its value; without one, as a comment with the choices."""
     text = f"{key}: {json.dumps(value)}" if value else f"# {key}:"
     return f"{text:<34}# {about}{', '.join(choices)}" if choices else text if value else ""
 
 
-def _longest_time(choice: Choice) -> str | None:
+def _find_longest_time(choice: Choice) -> str | None:
     """Return the longest time that a job may ask for: the least of the limits."""
     limits = [value for name, value, _ in choice.limits if name == "MaxWall"]
     limits += [choice.partition.max_time] if choice.partition else []
@@ -107,27 +107,27 @@ def print_report(site: Site, findings: list[Finding], yaml: str) -> None:
     from rich.markup import escape
 
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    _table(console, f"{site.name}: SLURM {site.version}", [_partition_row(p) for p in site.partitions])
+    _print_table(console, f"{site.name}: SLURM {site.version}", [_build_partition_row(p) for p in site.partitions])
     if site.accounts:
-        _table(console, f"accounts of {site.user}", [_account_row(site, a) for a in site.accounts])
+        _print_table(console, f"accounts of {site.user}", [_build_account_row(site, a) for a in site.accounts])
     for finding in findings:
         label = f"[{_COLOURS[finding.level]}]{finding.level:<8}[/]"
         console.print(f"{label} {escape(finding.text)}", soft_wrap=True)
     print("", yaml, sep="\n", end="")
 
 
-def _partition_row(p: Partition) -> dict[str, object]:
+def _build_partition_row(p: Partition) -> dict[str, object]:
     row = {"partition": p.name + "*" * p.default, "state": p.state, "time limit": p.max_time, "nodes": p.nodes}
-    row |= {"up": p.nodes_up, "idle": p.nodes_idle, "CPUs": _range(p.cpus)}
-    row["memory GB"] = _range([round(mb / 1000) for mb in p.memory_mb])
+    row |= {"up": p.nodes_up, "idle": p.nodes_idle, "CPUs": _format_range(p.cpus)}
+    row["memory GB"] = _format_range([round(mb / 1000) for mb in p.memory_mb])
     return row | {"GPUs": gpu_text(p), "features": ",".join(p.features)}
 
 
-def _range(values: list[int]) -> str:
+def _format_range(values: list[int]) -> str:
     return "-".join(map(str, dict.fromkeys((values[0], values[-1])))) if values else ""
 
 
-def _account_row(site: Site, a: Account) -> dict[str, object]:
+def _build_account_row(site: Site, a: Account) -> dict[str, object]:
     limits = [f"{k}={v}" for k, v in a.limits.items()]
     limits += [f"{q}: {k}={v}" for q in a.qos for k, v in site.qos.get(q, {}).items()]
     qos = ",".join(q + "*" * (q == a.default_qos) for q in a.qos)
@@ -135,7 +135,7 @@ def _account_row(site: Site, a: Account) -> dict[str, object]:
     return {"account": name, "partition": a.partition or "all", "qos": qos, "limits": "  ".join(limits)}
 
 
-def _table(console, title: str, rows: list[dict[str, object]]) -> None:
+def _print_table(console, title: str, rows: list[dict[str, object]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 

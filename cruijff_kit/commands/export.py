@@ -79,7 +79,7 @@ def _copy(adapter: Path, to: Path) -> None:
         shutil.copytree(adapter, draft)
 
 
-def _as_data(done: Exported) -> dict[str, Any]:
+def _to_dict(done: Exported) -> dict[str, Any]:
     paths = [p for p in sorted(Path(done.to).rglob("*")) if p.is_file()]
     files: list[dict[str, Any]] = [{"path": str(p), "bytes": p.stat().st_size} for p in paths]
     return asdict(done) | {"files": files, "bytes": sum(f["bytes"] for f in files)}
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options.json:
             what = "base model and adapter, merged," if done.merged else "adapter"
             print(f"{what} of epoch {done.epoch} written to {done.to}")
-        return _as_data(done)
+        return _to_dict(done)
 
     return parser.run(argv, command)
 

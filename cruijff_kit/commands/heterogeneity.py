@@ -57,12 +57,12 @@ def draw(reports: list[SubgroupReport], path: Path) -> None:
             axes.scatter(*zip(*known, strict=True), marker="D", color="black", zorder=3, label="AUC (95%)")
         axes.axvline(report.all.accuracy, linestyle="--", color="grey", label="accuracy, all")
         names = [f"{g.name} (n={g.samples})" for g in groups]
-        axes.set(yticks=range(len(groups)), yticklabels=names, xlim=(0, 1.05), title=_verdict(report))
+        axes.set(yticks=range(len(groups)), yticklabels=names, xlim=(0, 1.05), title=_format_verdict(report))
     panels[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _verdict(report: SubgroupReport) -> str:
+def _format_verdict(report: SubgroupReport) -> str:
     if report.p is None:
         return f"{report.column}: nothing varies"
     text = f"{report.column}: no difference between groups found ({format_p(report)})"
@@ -70,30 +70,30 @@ def _verdict(report: SubgroupReport) -> str:
     return (report.flags[0] if report.flags else text) + of_units
 
 
-def _text(report: SubgroupReport) -> str:
-    """The groups of a column as a table, or two, then the largest differences between them."""
-    cells = [_cells(g) for g in [*report.groups, report.all]]
+def _format_report(report: SubgroupReport) -> str:
+    """Format the groups of a column as a table, or two, then the largest differences between them."""
+    cells = [_format_cells(g) for g in [*report.groups, report.all]]
     kept = [column for column in cells[0] if any(row[column] for row in cells)]
     names = [g.name for g in report.groups] + ["all"]
-    room = _WIDTH - sum(2 + _width(cells, column) for column in kept)
+    room = _WIDTH - sum(2 + _measure_width(cells, column) for column in kept)
     parts = [kept]
     if room < min(20, max(5, *map(len, names))):
         parts = [[c for c in kept if c in _FIRST], [c for c in kept if c not in _FIRST]]
-    lines = [_verdict(report)]
+    lines = [_format_verdict(report)]
     for part in filter(None, parts):
-        lines += _table(names, cells, part)
+        lines += _format_table(names, cells, part)
     lines += [f"{column}: {_LEGEND[column]}" for column in kept if column in _LEGEND]
     found = [(WORDS[d.metric], d) for d in report.differences]
     found += [("demographic parity", report.demographic_parity), ("equalised odds", report.equalized_odds)]
     of_all = "" if report.level == 1 - MAX_P else " (95% for all columns together)"
     lines.append(f"largest differences between two groups, with {100 * report.level:.4g}% intervals{of_all}")
-    lines += [_difference(name, d) for name, d in found if d is not None]
+    lines += [_format_difference(name, d) for name, d in found if d is not None]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
-def _table(names: list[str], cells: list[dict[str, str]], columns: list[str]) -> list[str]:
-    """Lines of at most _WIDTH letters: of the header, then of each group."""
-    widths = {column: _width(cells, column) for column in columns}
+def _format_table(names: list[str], cells: list[dict[str, str]], columns: list[str]) -> list[str]:
+    """Return lines of at most _WIDTH letters: of the header, then of each group."""
+    widths = {column: _measure_width(cells, column) for column in columns}
     room = max(8, _WIDTH - sum(widths.values()) - 2 * len(widths))
     width = min(room, max(5, *map(len, names)))
     lines = []
@@ -103,12 +103,12 @@ def _table(names: list[str], cells: list[dict[str, str]], columns: list[str]) ->
     return lines
 
 
-def _width(cells: list[dict[str, str]], column: str) -> int:
+def _measure_width(cells: list[dict[str, str]], column: str) -> int:
     return max(len(column), *(len(row[column]) for row in cells))
 
 
-def _cells(group: Group) -> dict[str, str]:
-    """Each figure with its 95% interval, "" where there is none."""
+def _format_cells(group: Group) -> dict[str, str]:
+    """Format each figure with its 95% interval, "" where there is none."""
 
     def value(number: float | None, name: str, sign: str = "") -> str:
         if number is None:
@@ -126,7 +126,7 @@ def _cells(group: Group) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _difference(name: str, d: Difference) -> str:
+def _format_difference(name: str, d: Difference) -> str:
     who = "all alike" if d.highest == d.lowest else f"{_cut(d.highest, 18)} over {_cut(d.lowest, 18)}"
     return f"  {name:18}  {d.difference:.3f} [{d.low:.3f}, {d.high:.3f}]  {format_p(d):9}  {who}"
 
@@ -149,7 +149,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
     if not options.json:
         left_out = [f"left out: {', '.join(samples.left_out)}"] if samples.left_out else []
         told = [*left_out, *(tree["flags"] or ["nothing flagged"]), f"written to {to / REPORT}"]
-        print("\n\n".join([*map(_text, reports), "\n".join(told)]))
+        print("\n\n".join([*map(_format_report, reports), "\n".join(told)]))
     files: dict[str, str | None] = {"report": str(to / REPORT), "picture": None}
     try:
         draw(reports, to / PICTURE)

@@ -71,8 +71,8 @@ def _about(argv: list[str]) -> None:
     flags = [a for a in argv if a != "--json"]
     if flags and flags[0] in _HELP:
         _list([*COMMANDS])
-    elif flags[1:] and flags[1] in _HELP and (below := _below(flags[0])):
-        _list(below)
+    elif flags[1:] and flags[1] in _HELP and (subcommands := _find_subcommands(flags[0])):
+        _list(subcommands)
     elif flags and flags[0] in ("-V", "--version"):
         json_output.record(version=__version__)
         print(f"cruijff-kit {__version__}")
@@ -90,8 +90,8 @@ def _list(names: list[str]) -> None:
     print("exit codes: 0 done, 1 a run failed, 2 your input, 3 the cluster, 130 interrupted")
 
 
-def _below(first: str) -> list[str]:
-    """The commands of two words that begin with this one."""
+def _find_subcommands(first: str) -> list[str]:
+    """Return the commands of two words that begin with this one."""
     return [name for name in COMMANDS if name.startswith(f"{first} ")]
 
 
@@ -102,12 +102,12 @@ def _refusal(argv: list[str]) -> str:
     first, two = argv[0], " ".join(argv[:2])
     if first.startswith("-") or "=" in first:
         return f"{first} is not a command; cruijff-kit train {first} ..., or another of cruijff-kit --help"
-    below = _below(first)
-    near = find_nearest(two, below or [*COMMANDS]) or find_nearest(first, [*COMMANDS])
+    subcommands = _find_subcommands(first)
+    near = find_nearest(two, subcommands or [*COMMANDS]) or find_nearest(first, [*COMMANDS])
     if near:
-        return f"there is no command {two if below else first}; did you mean cruijff-kit {near}?"
-    choices = " or ".join(f"cruijff-kit {name}" for name in below)
-    return f"there is no command {two if below else first}; {choices or 'cruijff-kit --help lists them'}"
+        return f"there is no command {two if subcommands else first}; did you mean cruijff-kit {near}?"
+    choices = " or ".join(f"cruijff-kit {name}" for name in subcommands)
+    return f"there is no command {two if subcommands else first}; {choices or 'cruijff-kit --help lists them'}"
 
 
 if __name__ == "__main__":

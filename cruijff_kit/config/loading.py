@@ -21,7 +21,7 @@ from cruijff_kit.data.generators import fitting_task, generated_path
 from cruijff_kit.util.cache import cache_dir
 
 
-def _generated(generator: str | None, arguments: DictConfig) -> str:
+def _resolve_generated(generator: str | None, arguments: DictConfig) -> str:
     return str(generated_path(generator, OmegaConf.to_container(arguments)))
 
 
@@ -61,7 +61,7 @@ _RESOLVERS: dict[str, Callable[..., Any]] = {
     "cached": lambda name: str(cache_dir() / name),
     "models": _models,
     "today": lambda: datetime.date.today().isoformat(),
-    "generated": _generated,
+    "generated": _resolve_generated,
     "fitting_task": _fitting_task,
     "safetensors": _safetensors,
     "lr_scheduler_component": _lr_scheduler_component,

@@ -91,7 +91,7 @@ def file_name(log: EvalLog) -> str:
     return f"{PurePosixPath(log.location).stem}.eval"
 
 
-def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: bool) -> EvalLog:
+def redact_eval_log(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: bool) -> EvalLog:
     """Redact a log.
 
     Args:
@@ -122,7 +122,7 @@ def redacted(log: EvalLog, config: RunConfig, metadata: dict[str, Any], ships: b
     )
 
 
-def marked(metadata: dict[str, Any], config: RunConfig, redacted: bool) -> dict[str, Any]:
+def add_tier_metadata(metadata: dict[str, Any], config: RunConfig, redacted: bool) -> dict[str, Any]:
     """Add to a log's metadata its tier, which columns may name groups, and whether samples are withheld."""
     groups = ",".join(config.dataset.group_columns)
     note = "red data: samples are withheld" if redacted else None

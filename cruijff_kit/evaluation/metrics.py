@@ -96,7 +96,7 @@ def constant_of_numbers(values: Sequence[float]) -> Case:
     return {"median": statistics.median(values), "mean": statistics.fmean(values)}
 
 
-def _undefined(name: str, why: str) -> float:
+def _warn_undefined(name: str, why: str) -> float:
     _log.warning(f"{name} is not defined: {why}")
     return math.nan
 
@@ -193,7 +193,7 @@ def auc() -> Metric:
 
         actual = _positive(cases)
         if len(set(actual)) < 2:
-            return _undefined("auc", f"all {len(actual)} samples are of one class")
+            return _warn_undefined("auc", f"all {len(actual)} samples are of one class")
         ranks = np.unique(_order(cases), return_inverse=True)[1]  # scikit-learn takes no infinite log-odds
         return roc_auc_score(actual, ranks)
 
@@ -277,7 +277,7 @@ def _over_numbers(function: str, constant: str) -> Metric:
 
         targets = _column(cases, "target")
         if function == "r2_score" and len(set(targets)) < 2:
-            return _undefined("r_squared", f"the {len(targets)} targets do not vary")
+            return _warn_undefined("r_squared", f"the {len(targets)} targets do not vary")
         filled = _fill_unscored(cases, lambda: constant_of_numbers(targets.tolist()))
         predictions = [c["prediction"] if c.get("scored") else c[constant] for c in filled]
         return getattr(sklearn.metrics, function)(targets, predictions)

@@ -233,8 +233,8 @@ def _write_red_log(log: EvalLog, config: RunConfig, log_dir: Path, metadata: dic
     withholds = withholds_samples(config)
     make_private(log_dir)
     path = log_dir / log_redaction.file_name(log)
-    metadata = log_redaction.marked(metadata, config, withholds)
-    stored_log = redacted_log = log_redaction.redacted(log, config, metadata, ships)
+    metadata = log_redaction.add_tier_metadata(metadata, config, withholds)
+    stored_log = redacted_log = log_redaction.redact_eval_log(log, config, metadata, ships)
     if not withholds:
         stored_log = log.model_copy(update={"eval": log.eval.model_copy(update={"metadata": metadata})})
     call_outside_event_loop(lambda: write_eval_log(stored_log, str(path)))

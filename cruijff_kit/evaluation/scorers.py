@@ -110,13 +110,13 @@ def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
         if logits is None:
             first = _first_token(state)
             if first is None:
-                return _unscored("no_response", "nothing was generated", label=label, positive=options[-1])
+                return _make_no_answer_score("no_response", "nothing was generated", label=label, positive=options[-1])
             by_spelling = {
                 _spelling(t.token): t.logprob for t in [*first.top_logprobs, first] if math.isfinite(t.logprob)
             }
             if missing := [o for o in options if o not in by_spelling]:
                 why = f"not among the {len(by_spelling)} likeliest tokens: {', '.join(missing)}"
-                return _unscored("missing_option", why, label=label, positive=options[-1])
+                return _make_no_answer_score("missing_option", why, label=label, positive=options[-1])
             logits, answer = [by_spelling[o] for o in options], _spelling(first.token)
         score = _risk_score(_softmax(logits), options, label, answer)
         score.metadata["log_odds"] = logits[-1] - _logsumexp(logits[:-1])
@@ -146,7 +146,7 @@ def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 
         risk = find_risk(state.output.completion)
         if risk is None:
             why = "no number in [0, 1] in the answer, or several"
-            return _unscored("invalid_response_format", why, label=label, positive=options[-1])
+            return _make_no_answer_score("invalid_response_format", why, label=label, positive=options[-1])
         predicted = options[risk >= threshold]
         return _risk_score([1 - risk, risk], options, label, predicted, predicted)
 
@@ -194,7 +194,9 @@ def continuous_scorer(decimal_comma: bool = False) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         wanted, number = read_target(target.text), find_number(state.output.completion, decimal_comma)
         if number is None:
-            return _unscored("invalid_response_format", "no number in the answer, or several", target=wanted)
+            return _make_no_answer_score(
+                "invalid_response_format", "no number in the answer, or several", target=wanted
+            )
         metadata = {"scored": True, "prediction": number, "target": wanted}
         return Score(value=abs(number - wanted), answer=str(number), metadata=metadata)
 
@@ -281,5 +283,5 @@ def _risk_score(
     return Score(value=CORRECT if predicted == label else INCORRECT, answer=predicted, metadata=metadata)
 
 
-def _unscored(reason: str, explanation: str, **metadata: Any) -> Score:
+def _make_no_answer_score(reason: str, explanation: str, **metadata: Any) -> Score:
     return Score(value=NOANSWER, reason=reason, explanation=explanation, metadata={"scored": False} | metadata)

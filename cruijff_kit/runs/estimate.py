@@ -167,6 +167,6 @@ def _seconds_by_formula(config: RunConfig, plan: RunPlan) -> float:
     )
 
 
-def as_dict(estimate: Estimate) -> dict[str, Any]:
+def to_dict(estimate: Estimate) -> dict[str, Any]:
     """For JSON and the manifest."""
     return asdict(estimate)

@@ -83,25 +83,25 @@ def collect_provenance(run: Path, result: RunResult) -> Provenance:
         UserError: the run's config cannot be read.
     """
     config, provenance = load_saved_config(run), Provenance()
-    manifest = _sweep_manifest(run)
+    manifest = _find_sweep_manifest(run)
     then = read_environment(run) or {}
-    _code(provenance, result, manifest)
-    _own_code(provenance, then)
-    _packages(provenance, result, then)
-    _system(provenance, result, then)
+    _compare_code(provenance, result, manifest)
+    _compare_own_code(provenance, then)
+    _compare_packages(provenance, result, then)
+    _compare_system(provenance, result, then)
     provenance.add("configuration", result.config_hash, config_hash(config))
     began = find_original_cwd(run, manifest)
-    _data(provenance, run, result, config, began)
-    _model(provenance, result, config, began)
-    _tasks(provenance, result, config)
-    _machine(provenance, result, config, then)
+    _compare_data(provenance, run, result, config, began)
+    _compare_model(provenance, result, config, began)
+    _compare_tasks(provenance, result, config)
+    _compare_machine(provenance, result, config, then)
     if result.changes:
         changes = ", ".join(f"{k}={v}" for k, v in result.changes.items())
         provenance.add("changed by retries", changes, "as configured", DIFFERS)
     return provenance
 
 
-def _sweep_manifest(run: Path) -> SweepManifest | None:
+def _find_sweep_manifest(run: Path) -> SweepManifest | None:
     ref = next((ref for ref in find_runs(run) if ref.folder == run.absolute()), None)
     sweep_dir = find_origin(ref).sweep_dir if ref else None
     return read_sweep_manifest(sweep_dir) if sweep_dir else None
@@ -113,7 +113,7 @@ def find_original_cwd(run: Path, manifest: SweepManifest | None = None) -> Path 
     Args:
         manifest: of its sweep; None: looked for.
     """
-    manifest = manifest or _sweep_manifest(run)
+    manifest = manifest or _find_sweep_manifest(run)
     if manifest is not None:
         return Path(manifest.cwd)
     try:
@@ -137,7 +137,7 @@ def _in_archive(path: str, typed: str, kept: dict[str, str]) -> str:
     return path if Path(path).expanduser().exists() else kept.get(typed, path)
 
 
-def _code(provenance: Provenance, result: RunResult, manifest: SweepManifest | None) -> None:
+def _compare_code(provenance: Provenance, result: RunResult, manifest: SweepManifest | None) -> None:
     then, now = result.git_commit, git_commit()
     hashed = result.code_hash or (manifest.code if manifest else None)
     edited = "+changes" in f"{then}{now}"
@@ -146,8 +146,8 @@ def _code(provenance: Provenance, result: RunResult, manifest: SweepManifest | N
     provenance.add("code, hash of the files", hashed, code_hash())
 
 
-def _own_code(provenance: Provenance, then: dict[str, Any]) -> None:
-    """The user's Python files, a row each."""
+def _compare_own_code(provenance: Provenance, then: dict[str, Any]) -> None:
+    """Compare the user's Python files, a row each."""
     files = then.get("own_code", {}).get("files", [])
     names = Counter(Path(file["path"]).name for file in files)
     for file in files:
@@ -160,8 +160,8 @@ def _own_code(provenance: Provenance, then: dict[str, Any]) -> None:
         provenance.add(f"own code {name}", digest[:16] if now == digest else where, (now or "no such file")[:16], state)
 
 
-def _packages(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> None:
-    """A row for each package that differs and can matter, one for all others, one for those that are the same."""
+def _compare_packages(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> None:
+    """Add a row for each package that differs and can matter, one for all others, one for those that are the same."""
     recorded = {normalise_name(n): v for n, v in result.versions.items() if n != "python"} | then.get("packages", {})
     now, used = list_packages(), then.get("own_code", {}).get("packages", [])
     # A package that is here and was not there counts where all were written down.
@@ -189,8 +189,8 @@ def can_change_results(package: str) -> bool:
     return package in _COMPUTING or package.startswith(_COMPUTING_FAMILIES)
 
 
-def _system(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> None:
-    """Python, the operating system and its C library (whose functions round)."""
+def _compare_system(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> None:
+    """Compare Python, the operating system and its C library (whose functions round)."""
     was, is_now = then.get("python", {}).get("version") or result.versions.get("python"), platform.python_version()
     same_minor = was is not None and was.split(".")[:2] == is_now.split(".")[:2]
     provenance.add("Python", was, is_now, matters=not same_minor)
@@ -200,8 +200,8 @@ def _system(provenance: Provenance, result: RunResult, then: dict[str, Any]) -> 
             provenance.add(f"system, {key}", before.get(key), now[key], matters=matters)
 
 
-def _hardware(provenance: Provenance, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Processor, GPU, driver, and what torch was built for. On a GPU the processor only feeds it."""
+def _compare_hardware(provenance: Provenance, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare processor, GPU, driver, and what torch was built for. On a GPU the processor only feeds it."""
     gpu = now["gpu"] is not None
     rows = [("processor", "model", not gpu), ("processor", "instructions", not gpu), ("torch_build", "cuda", gpu)]
     rows += [("gpu", "compute_capability", True), ("torch_build", "cudnn", True)] if gpu else []
@@ -214,7 +214,9 @@ def _hardware(provenance: Provenance, then: dict[str, Any], now: dict[str, Any])
         provenance.add("NVIDIA driver", then.get("nvidia_driver"), now["nvidia_driver"], matters=gpu)
 
 
-def _data(provenance: Provenance, run: Path, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
+def _compare_data(
+    provenance: Provenance, run: Path, result: RunResult, config: RunConfig, original_cwd: Path | None
+) -> None:
     data, fix = config.dataset, f"restore the data at {config.dataset.path}"
     path: Any = data.path
     if data.generator is not None:  # in this machine's cache
@@ -235,7 +237,7 @@ def _data(provenance: Provenance, run: Path, result: RunResult, config: RunConfi
         provenance.add("data", result.data_hash, now, fix=fix)
 
 
-def _model(provenance: Provenance, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
+def _compare_model(provenance: Provenance, result: RunResult, config: RunConfig, original_cwd: Path | None) -> None:
     model, place = config.model, resolve_path(config.model.path, original_cwd)
     if place != model.path:
         provenance.places[model.path] = place
@@ -252,7 +254,7 @@ def _model(provenance: Provenance, result: RunResult, config: RunConfig, origina
         provenance.add("base model", then, now, fix=fix if then is not None else None)
 
 
-def _tasks(provenance: Provenance, result: RunResult, config: RunConfig) -> None:
+def _compare_tasks(provenance: Provenance, result: RunResult, config: RunConfig) -> None:
     keys = {e.task: e.key for e in result.evaluation}
     for name in config.eval.names:
         if name.file is not None and not name.file.is_file():
@@ -261,7 +263,7 @@ def _tasks(provenance: Provenance, result: RunResult, config: RunConfig) -> None
             provenance.add(f"task {name.label}", keys[name.label], item_key(name, config))
 
 
-def _machine(provenance: Provenance, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
+def _compare_machine(provenance: Provenance, result: RunResult, config: RunConfig, made_with: dict[str, Any]) -> None:
     """Precision, threads and processes are those of then, whatever this machine would choose."""
     from cruijff_kit.models.device import check_devices, choose_machine, describe_hardware, describe_machine
 
@@ -286,4 +288,4 @@ def _machine(provenance: Provenance, result: RunResult, config: RunConfig, made_
     now = describe_machine(machine)
     for key in ("device", "dtype", "threads"):
         provenance.add(key, then.get(key), now[key])
-    _hardware(provenance, made_with, describe_hardware(machine))
+    _compare_hardware(provenance, made_with, describe_hardware(machine))

@@ -55,7 +55,7 @@ def call_both(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | N
 def _run(command: tuple[str, ...], seconds: float, stdin: str | None) -> subprocess.CompletedProcess[str]:
     try:
         process = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, input=stdin, env=_environment()
+            command, capture_output=True, text=True, timeout=seconds, input=stdin, env=_make_environment()
         )
     except FileNotFoundError:
         raise ClusterError(
@@ -70,7 +70,7 @@ def _run(command: tuple[str, ...], seconds: float, stdin: str | None) -> subproc
     return process
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     # Users set formats for their own eyes; ours are parsed.
     formats = ("SQUEUE_FORMAT", "SQUEUE_FORMAT2", "SQUEUE_STATES", "SQUEUE_SORT", "SACCT_FORMAT", "SINFO_FORMAT")
     return {k: v for k, v in os.environ.items() if k not in formats} | {"SLURM_TIME_FORMAT": "standard"}
@@ -91,8 +91,8 @@ def job_infos(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     ids = set(job_ids)
     if not ids:
         return {}
-    infos = {i: info for i, info in _squeue(ids).items() if i in ids}
-    for query in (_sacct, _scontrol):
+    infos = {i: info for i, info in _query_squeue(ids).items() if i in ids}
+    for query in (_query_sacct, _query_scontrol):
         missing = ids - set(infos)
         if missing:
             # Just after a job's end accounting may still call it running, and squeue has said that it is not.
@@ -107,7 +107,7 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
     return sorted({i.partition("_")[0] for i in job_ids}, key=int)
 
 
-def _squeue(job_ids: set[str]) -> dict[str, JobInfo]:
+def _query_squeue(job_ids: set[str]) -> dict[str, JobInfo]:
     command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(_bases(job_ids))]
     try:
         text = call(*command)
@@ -123,7 +123,7 @@ def _squeue(job_ids: set[str]) -> dict[str, JobInfo]:
     return infos
 
 
-def _sacct(job_ids: set[str]) -> dict[str, JobInfo]:
+def _query_sacct(job_ids: set[str]) -> dict[str, JobInfo]:
     command = ["sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(_bases(job_ids))]
     try:
         text = call(*command)
@@ -139,7 +139,7 @@ def _sacct(job_ids: set[str]) -> dict[str, JobInfo]:
     return infos
 
 
-def _scontrol(job_ids: set[str]) -> dict[str, JobInfo]:
+def _query_scontrol(job_ids: set[str]) -> dict[str, JobInfo]:
     infos = {}
     for base in _bases(job_ids):
         try:

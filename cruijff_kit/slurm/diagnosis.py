@@ -56,11 +56,20 @@ def pick_partition(site: Site, options: argparse.Namespace) -> Choice:
 
 def diagnose(site: Site, choice: Choice) -> list[Finding]:
     """Return what matters for our runs, in the order of the report."""
-    parts = (_partition, _gpus, _accounting, _account, _limits, _preemption, _folder, _node)
+    parts = (
+        _check_partition,
+        _check_gpus,
+        _check_accounting,
+        _check_account,
+        _check_limits,
+        _check_preemption,
+        _check_folder,
+        _check_node,
+    )
     return [Finding(*line) for part in parts for line in part(site, choice)]
 
 
-def _partition(site: Site, choice: Choice) -> _Lines:
+def _check_partition(site: Site, choice: Choice) -> _Lines:
     names = ", ".join(p.name for p in site.partitions)
     for name in (choice.options.partition or "").split(","):
         partition = site.partition(name)
@@ -79,7 +88,7 @@ def _partition(site: Site, choice: Choice) -> _Lines:
         yield OK, f"partition {p.name}: {p.nodes_up} of {p.nodes} nodes up, {p.nodes_idle} idle"
 
 
-def _gpus(site: Site, choice: Choice) -> _Lines:
+def _check_gpus(site: Site, choice: Choice) -> _Lines:
     p, level = choice.partition, PROBLEM if choice.options.gpus else WARNING
     names = [x.name for x in site.partitions if x.gpus]
     default = next((x for x in site.partitions if x.default), None)
@@ -98,7 +107,7 @@ def gpu_text(p: Partition) -> str:
     return ", ".join(f"{n} {kind}".rstrip() for kind, n in p.gpus.items())
 
 
-def _accounting(site: Site, choice: Choice) -> _Lines:
+def _check_accounting(site: Site, choice: Choice) -> _Lines:
     if not site.accounting:
         yield WARNING, f"no accounting ({site.accounting_error}): SLURM soon forgets how a job ended (MinJobAge)"
     elif site.accounting_error:
@@ -107,7 +116,7 @@ def _accounting(site: Site, choice: Choice) -> _Lines:
         yield OK, "accounting: SLURM remembers how jobs ended"
 
 
-def _account(site: Site, choice: Choice) -> _Lines:
+def _check_account(site: Site, choice: Choice) -> _Lines:
     if site.accounting_error:
         return
     accounts = list(dict.fromkeys(a.name for a in site.accounts))
@@ -122,7 +131,7 @@ def _account(site: Site, choice: Choice) -> _Lines:
         yield PROBLEM, f"{choice.account} may not use qos {choice.options.qos}; it may use {', '.join(allowed)}"
 
 
-def _limits(site: Site, choice: Choice) -> _Lines:
+def _check_limits(site: Site, choice: Choice) -> _Lines:
     for name, value, whose in choice.limits:
         from_ = f"({name} of {whose})"
         if "Submit" in name:
@@ -137,7 +146,7 @@ def _limits(site: Site, choice: Choice) -> _Lines:
     yield OK, f"MaxArraySize={site.max_array_size}: sweeps of more runs are submitted in parts"
 
 
-def _preemption(site: Site, choice: Choice) -> _Lines:
+def _check_preemption(site: Site, choice: Choice) -> _Lines:
     p, grace = choice.partition, None
     if site.preempt_type == "preempt/qos":
         grace = site.preempted_qos.get(choice.qos or "")
@@ -149,7 +158,7 @@ def _preemption(site: Site, choice: Choice) -> _Lines:
         yield WARNING, "jobs may be preempted at once (GraceTime=0): save on the way, checkpoint_every_n_steps=50"
 
 
-def _folder(site: Site, choice: Choice) -> _Lines:
+def _check_folder(site: Site, choice: Choice) -> _Lines:
     folder = site.folder
     if not folder.writable:
         yield PROBLEM, f"{folder.path} cannot be written: name another folder, hydra.sweep.dir=DIR"
@@ -162,16 +171,16 @@ def _folder(site: Site, choice: Choice) -> _Lines:
         yield WARNING, f"{folder.path} is on a file system that is {only}"
 
 
-def _node(site: Site, choice: Choice) -> _Lines:
+def _check_node(site: Site, choice: Choice) -> _Lines:
     node = site.node
     if node and node.error:
         yield PROBLEM, node.error
     if node and node.python:  # it ran
         yield OK, f"{node.hostname} sees {site.folder.path} and {node.python}"
-        yield from _node_details(node, choice.options.gpus)
+        yield from _check_node_details(node, choice.options.gpus)
 
 
-def _node_details(node: NodeReport, gpus: int) -> _Lines:
+def _check_node_details(node: NodeReport, gpus: int) -> _Lines:
     if node.package:
         level, package = (OK, "cruijff_kit") if node.same_package else (PROBLEM, "another cruijff_kit,")
         yield level, f"{node.hostname} imports {package} from {node.package}"

@@ -238,7 +238,7 @@ def _without_slurm(status: RunStatus, job_id: str | None) -> RunStatus:
     """Correct what a run says without SLURM: a run of this machine, or any run while SLURM does not answer."""
     if status.state not in (RunState.QUEUED, *UNDER_WAY) or job_id is not None:
         return status
-    if status.host == socket.gethostname() and status.pid is not None and not _alive(status.pid):
+    if status.host == socket.gethostname() and status.pid is not None and not _is_alive(status.pid):
         if status.state == RunState.QUEUED:
             return dataclasses.replace(
                 status, state=RunState.INTERRUPTED, reason="the sweep ended before the run started"
@@ -251,7 +251,7 @@ def _without_slurm(status: RunStatus, job_id: str | None) -> RunStatus:
     return status
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -277,7 +277,7 @@ def _info(ref: RunRef, status: RunStatus, job_id: str | None, job: JobInfo | Non
         epochs=status.epochs,
         loss=status.loss,
         elapsed=None if age is None or status.state == RunState.QUEUED else round(age - (end or 0)),
-        left=_left(status) if status.state == RunState.RUNNING else None,
+        left=_estimate_remaining_seconds(status) if status.state == RunState.RUNNING else None,
         silent=seconds_since(status.heartbeat) if under_way else None,
         node=(job.node if job and under_way else None) or (None if status.state == RunState.QUEUED else status.host),
         job_id=job_id,
@@ -289,7 +289,7 @@ def _info(ref: RunRef, status: RunStatus, job_id: str | None, job: JobInfo | Non
     )
 
 
-def _left(status: RunStatus) -> float | None:
+def _estimate_remaining_seconds(status: RunStatus) -> float | None:
     if status.training_since is None or not status.total_steps or (status.step or 0) <= status.first_step:
         return None
     spent = seconds_since(status.training_since) - seconds_since(status.heartbeat)

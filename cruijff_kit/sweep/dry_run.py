@@ -82,7 +82,9 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
     if json_output.is_enabled():
         json_output.record(detectable_difference={task: d.to_dict() for task, d in detectable.items()})
         json_output.record(
-            dry_run=True, folder=str(folder.absolute()), estimate=sum_estimates(of_runs) | budget(runs[0][0], of_runs)
+            dry_run=True,
+            folder=str(folder.absolute()),
+            estimate=sum_estimates(of_runs) | describe_budget(runs[0][0], of_runs),
         )
         json_output.append(runs=[run.to_dict() for run in planned], arrays=[array.to_dict() for array in arrays])
         names = [run.config.run_name for run in planned]
@@ -130,7 +132,7 @@ def detectable_differences(runs: list[PlannedRun]) -> dict[str, DetectableDiffer
     return differences
 
 
-def budget(config: RunConfig, of_runs: list[Estimate]) -> dict[str, Any]:
+def describe_budget(config: RunConfig, of_runs: list[Estimate]) -> dict[str, Any]:
     """Return max_gpu_hours, and whether it would stop these runs."""
     try:
         check_budget(config, of_runs)
@@ -159,12 +161,12 @@ def _print(
         names = [runs[n].config.run_name for n in group.runs]
         summary = f"{group.summary(len(runs))}: {'; '.join(names)}"
         console.print(f"{names[0]} trains alone: {group.why}" if group.why else summary, markup=False, soft_wrap=True)
-    first = dict(_leaves(runs[0].config.torchtune))
+    first = dict(_iterate_leaves(runs[0].config.torchtune))
     for number, run in enumerate(runs):
         differs = ", where it differs" if number else ""
         console.print(f"\n# torchtune config of {run.config.run_name}{differs}", markup=False)
         config = run.config.torchtune
-        settings = {k: v for k, v in _leaves(config) if first.get(k) != v} if number else config
+        settings = {k: v for k, v in _iterate_leaves(config) if first.get(k) != v} if number else config
         console.print(OmegaConf.to_yaml(OmegaConf.create(settings)).rstrip(), markup=False, soft_wrap=True)
     for number, array in enumerate(arrays, 1):
         console.print(f"\n# array {number} of {len(arrays)}: {array.what}", markup=False, soft_wrap=True)
@@ -180,27 +182,27 @@ def _print_runs(runs: list[PlannedRun], console: "Console") -> None:
     for column in ["run", *runs[0].swept, *of_plan]:
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for run in runs:
-        table.add_row(run.config.run_name, *map(str, run.swept.values()), *_cells(run))
+        table.add_row(run.config.run_name, *map(str, run.swept.values()), *_format_cells(run))
     console.print(table)
     of_runs = [run.estimate for run in runs]
     console.print(summarise_estimates(of_runs), markup=False, soft_wrap=True)
-    if budget(runs[0].config, of_runs)["stopped"]:
+    if describe_budget(runs[0].config, of_runs)["stopped"]:
         console.print("above max_gpu_hours: nothing starts without approved=true", markup=False, soft_wrap=True)
     for run in runs:
-        for note in _notes(run.plan):
+        for note in _collect_notes(run.plan):
             console.print(f"{run.config.run_name}: {note}", markup=False, soft_wrap=True)
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _iterate_leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and the value of every leaf of a tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _iterate_leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
-def _cells(run: PlannedRun) -> list[str]:
+def _format_cells(run: PlannedRun) -> list[str]:
     plan, steps = run.plan, run.plan.steps
     return [
         f"{plan.rows}",
@@ -216,7 +218,7 @@ def _cells(run: PlannedRun) -> list[str]:
     ]
 
 
-def _notes(plan: RunPlan) -> list[str]:
+def _collect_notes(plan: RunPlan) -> list[str]:
     notes = list(plan.warnings)
     for leak, count in plan.leaks.items():
         if leak.startswith("target "):

@@ -19,13 +19,13 @@ from cruijff_kit.config.overrides import escape_line_breaks, parse_override
 from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.suggest import did_you_mean
 
-Run = dict[str, str]
+RunOverrides = dict[str, str]
 """Key, with its plus where there is one -> the override that sets it."""
 
 
 def as_override(key: str, value: Any) -> str:
     """An override that gives a key this value, as plain YAML has it; text is text, whatever stands in it."""
-    return escape_line_breaks(f"{key}={write_value(_quoted(value))}")
+    return escape_line_breaks(f"{key}={write_value(_quote(value))}")
 
 
 def as_params(params: Mapping[str, Any]) -> list[str]:
@@ -42,11 +42,11 @@ def as_params(params: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _quoted(value: Any) -> Any:
+def _quote(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_quoted(v) for v in value]
+        return [_quote(v) for v in value]
     if isinstance(value, dict):
-        return {k: _quoted(v) for k, v in value.items()}
+        return {k: _quote(v) for k, v in value.items()}
     return QuotedString(value, Quote.double) if isinstance(value, str) else value
 
 
@@ -65,22 +65,22 @@ def expand(
     by_hand = {_name(o): _values(o) for o in typed}
     if len(by_hand.get("experiment", [])) > 1:
         raise UserError("an experiment has its own sweep; use one command for each")
-    listed = _listed(runs, {*by_hand})
-    of_runs = {_bare(key) for run in listed for key in run}
+    listed = _read_listed_runs(runs, {*by_hand})
+    of_runs = {_strip_prefix(key) for run in listed for key in run}
     grid = {_name(o): _values(o) for o in swept} | by_hand
     for key in grid:
-        if _bare(key) in of_runs:
-            raise UserError(f"{_bare(key)} is in hydra.sweeper.params and in hydra.sweeper.runs; keep one")
-    axes: list[list[Run]] = [listed] if listed else []
+        if _strip_prefix(key) in of_runs:
+            raise UserError(f"{_strip_prefix(key)} is in hydra.sweeper.params and in hydra.sweeper.runs; keep one")
+    axes: list[list[RunOverrides]] = [listed] if listed else []
     for keys in _groups(paired, grid):
-        axes.append(_side_by_side({key: grid[key] for key in keys}))
+        axes.append(_pair_values({key: grid[key] for key in keys}))
         grid = {key: values for key, values in grid.items() if key not in keys}
     axes += [[{key: value} for value in values] for key, values in grid.items()]
     combined = ({k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes))
     return [list(run.values()) for run in combined]
 
 
-def _bare(key: str) -> str:
+def _strip_prefix(key: str) -> str:
     return key.lstrip("+~")
 
 
@@ -96,13 +96,14 @@ def _values(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         kind = override.value_type.name.lower().removesuffix("_sweep")
         raise UserError(
-            f"{_bare(key)}: {kind}() has no list of values; give some, {_bare(key)}=1,2, or take hydra/sweeper=optuna"
+            f"{_strip_prefix(key)}: {kind}() has no list of values; give some, {_strip_prefix(key)}=1,2, "
+            "or take hydra/sweeper=optuna"
         )
-    return [_readable(key, value) for value in override.sweep_iterator()]
+    return [_write_override(key, value) for value in override.sweep_iterator()]
 
 
-def _readable(key: str, value: Any) -> str:
-    """One value of a list as an override. choice() drops the quotes of its texts, and may then not be read again."""
+def _write_override(key: str, value: Any) -> str:
+    """Write one value of a list as an override. choice() drops the quotes of its texts, and may then not be read again."""
     text = f"{key}={write_value(value)}"
     try:
         parse_override(text)
@@ -111,17 +112,17 @@ def _readable(key: str, value: Any) -> str:
     return text
 
 
-def _listed(runs: Any, fixed: set[str]) -> list[Run]:
-    """The runs of the list without what the shell sets; those that this makes equal once."""
+def _read_listed_runs(runs: Any, fixed: set[str]) -> list[RunOverrides]:
+    """Return the runs of the list without what the shell sets; those that this makes equal once."""
     if runs is not None and not isinstance(runs, list):
         raise UserError("hydra.sweeper.runs is a list of runs such as [{lora.rank: 8}, {lora.rank: 64, lr: 1e-5}]")
     listed_runs = [_run(run, number) for number, run in enumerate(runs or [], 1)]
-    names = {_bare(key) for key in fixed}
-    remaining_runs = [{k: v for k, v in run.items() if _bare(k) not in names} for run in listed_runs]
+    names = {_strip_prefix(key) for key in fixed}
+    remaining_runs = [{k: v for k, v in run.items() if _strip_prefix(k) not in names} for run in listed_runs]
     return [run for number, run in enumerate(remaining_runs) if run not in remaining_runs[:number]]
 
 
-def _run(run: Any, number: int) -> Run:
+def _run(run: Any, number: int) -> RunOverrides:
     if isinstance(run, Mapping):
         texts: Iterable[str] = [as_override(str(key), value) for key, value in run.items()]
     elif isinstance(run, list) and all(isinstance(text, str) for text in run):
@@ -143,7 +144,7 @@ def _groups(paired: Any, grid: Mapping[str, list[str]]) -> list[list[str]]:
     groups = [paired] if paired and all(isinstance(key, str) for key in paired) else paired or []
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
         raise UserError("hydra.sweeper.paired is a list of keys such as [lora.rank,lr], or several such lists")
-    spelled = {_bare(key): key for key in grid}
+    spelled = {_strip_prefix(key): key for key in grid}
     for key in itertools.chain.from_iterable(groups):
         if key not in spelled:
             raise UserError(f"hydra.sweeper.paired: {key} has no values in this sweep; {did_you_mean(key, [*spelled])}")
@@ -153,11 +154,11 @@ def _groups(paired: Any, grid: Mapping[str, list[str]]) -> list[list[str]]:
     return [[spelled[key] for key in group] for group in groups]
 
 
-def _side_by_side(values: dict[str, list[str]]) -> list[Run]:
-    """The first of each, the second of each, ...; one value goes with all."""
+def _pair_values(values: dict[str, list[str]]) -> list[RunOverrides]:
+    """Pair the first of each, the second of each, ...; one value goes with all."""
     lengths = {len(v) for v in values.values()} - {1}
     if len(lengths) > 1:
-        counts = ", ".join(f"{_bare(key)} has {len(v)} values" for key, v in values.items())
+        counts = ", ".join(f"{_strip_prefix(key)} has {len(v)} values" for key, v in values.items())
         raise UserError(f"hydra.sweeper.paired: {counts}; give each the same number, or one value for all")
     count = max(lengths, default=1)
     return [{key: v[i if len(v) > 1 else 0] for key, v in values.items()} for i in range(count)]

@@ -161,17 +161,17 @@ def evaluate(runs: list[Path], stop: StopSignals) -> int:
     use_granted_processors()
     outcome = EvaluationOutcome(runs)
     _exit_on_signal(stop, outcome)
-    waiting = outcome.waiting()
-    for number, run in enumerate(waiting, 1):
-        label = f"[{number}/{len(waiting)}] {run.name}"
+    unevaluated_runs = outcome.find_unevaluated_runs()
+    for number, run in enumerate(unevaluated_runs, 1):
+        label = f"[{number}/{len(unevaluated_runs)}] {run.name}"
         say(label)
         try:
             evaluate_pending(run, RunContext(Heartbeat(run), stop), agent=False)
             outcome.num_evaluated += 1
         except Exception as error:
             say(f"{label} failed: {one_line(error)}")
-    say(f"{outcome.num_evaluated} of {len(waiting)} runs evaluated")
-    return int(outcome.num_evaluated < len(waiting))
+    say(f"{outcome.num_evaluated} of {len(unevaluated_runs)} runs evaluated")
+    return int(outcome.num_evaluated < len(unevaluated_runs))
 
 
 def _is_elsewhere(run: Path) -> bool:

@@ -51,7 +51,7 @@ class JobOutcome:
         """
         for heartbeat in self.heartbeats:
             heartbeat.__exit__()
-        statuses = self.unfinished()
+        statuses = self.find_unfinished_runs()
         has_progress = self.has_progress(statuses)
         for run, status in statuses.items():
             status.retries = 0 if has_progress else status.retries + 1
@@ -90,7 +90,9 @@ class JobOutcome:
         Args:
             code: exit code of the process; 128 + N stands for signal N.
         """
-        statuses = {run: status for run, status in self.unfinished().items() if status.state != RunState.INTERRUPTED}
+        statuses = {
+            run: status for run, status in self.find_unfinished_runs().items() if status.state != RunState.INTERRUPTED
+        }
         started = {run: status for run, status in statuses.items() if status.state in UNDER_WAY}
         if not statuses or (not started and not can_requeue()):  # the job is on its way back into the queue
             return
@@ -144,8 +146,8 @@ class JobOutcome:
     def _max_retries(self, statuses: Statuses) -> int:
         return min(self.max_retries_of(run) for run in statuses)
 
-    def unfinished(self) -> Statuses:
-        """The runs of this job that are queued, under way or stopped; a run that was cancelled alone is marked so."""
+    def find_unfinished_runs(self) -> Statuses:
+        """Return the runs of this job that are queued, under way or stopped; mark a run that was cancelled alone."""
         statuses = {}
         for run in self.runs:
             status = read_status(run)
@@ -203,13 +205,13 @@ class EvaluationOutcome(JobOutcome):
         self.num_evaluated = 0
         """Runs that this start has evaluated."""
 
-    def waiting(self) -> list[Path]:
-        """The runs whose evaluation is not complete."""
+    def find_unevaluated_runs(self) -> list[Path]:
+        """Return the runs whose evaluation is not complete."""
         return [run for run in self.runs if (run / EVALUATION_REQUEST).exists()]
 
-    def unfinished(self) -> Statuses:
-        """As of training; a run that failed in this start is left as it is."""
-        statuses = {run: read_status(run) for run in self.waiting()}
+    def find_unfinished_runs(self) -> Statuses:
+        """Return them as of training; a run that failed in this start is left as it is."""
+        statuses = {run: read_status(run) for run in self.find_unevaluated_runs()}
         return {run: s for run, s in statuses.items() if s is not None and s.state in (RunState.QUEUED, *UNDER_WAY)}
 
     def retry_with_more_memory(self, statuses: Statuses) -> None:

@@ -105,7 +105,7 @@ def test_every_figure_of_a_group_is_printed_with_its_interval(table, tmp_path, c
 def test_few_figures_have_one_table():
     """Without risks there is no legend of them either."""
     (report,) = compare_columns(("x", [replace(row, risk=None, predicted=None) for row in ODD]))
-    lines = heterogeneity._text(report).splitlines()
+    lines = heterogeneity._format_report(report).splitlines()
     assert [line.split() for line in lines if line.startswith("group ")] == [["group", "n", "accuracy"]]
     assert not any(line.startswith(("bias", "ECE")) for line in lines)
 

@@ -15,7 +15,7 @@ from inspect_ai.solver import multiple_choice
 
 import cruijff_kit
 from cruijff_kit.evaluation.chance import TEST, TRAIN, chance_of, constants_of, is_constant, targets_of, with_chance
-from cruijff_kit.evaluation.log_redaction import redacted
+from cruijff_kit.evaluation.log_redaction import redact_eval_log
 from cruijff_kit.evaluation.scorers import binary_scorer, exact, risk_scorer
 from cruijff_kit.evaluation.tasks import TASKS
 from cruijff_kit.runs.run import train_then_eval
@@ -300,13 +300,13 @@ def test_red_data_keeps_the_number_alone(tmp_path, file, answered):
     built = TASKS["numeric_risk"](data=file(LABELS, ["y", "n", "n", "y"]), train_split="train")
     log = answered(built, ["0.2", "?", "0.7", "0.9"])
     config = cruijff_kit.compose(["dataset=files", f"dataset.path={tmp_path / 'mine.json'}", "output_dir=out"])
-    kept = [s.scores["numeric_risk_scorer"].metadata for s in redacted(log, config, {}, ships=True).samples]
+    kept = [s.scores["numeric_risk_scorer"].metadata for s in redact_eval_log(log, config, {}, ships=True).samples]
     assert [k["chance"] for k in kept] == [1, 0, 0, 1] and [k["scored"] for k in kept] == [True, False, True, True]
     assert [k["is_positive"] for k in kept] == [True, False, False, True] and "risk" not in kept[1]
     assert set().union(*kept) == {"chance", "scored", "is_positive", "risk", "confidence"}
     numbers = TASKS["number"](data=file(NUMBERS, ["5", "7"]), train_split="train")
     log = answered(numbers, ["6", "none"])
-    kept = [s.scores["continuous_scorer"].metadata for s in redacted(log, config, {}, ships=True).samples]
+    kept = [s.scores["continuous_scorer"].metadata for s in redact_eval_log(log, config, {}, ships=True).samples]
     assert kept == [{"chance": 1.0, "scored": True}, {"chance": 1.0, "scored": False}]
 
 

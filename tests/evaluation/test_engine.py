@@ -438,7 +438,7 @@ def test_products_are_those_of_the_layers(dtype, disabled):
         products = PreparedWeights(model, copied=True)
         for layer in (model.adapted, model.plain, model.embeddings):
             layer.weight.zero_()
-        with products.installed():
+        with products.install():
             found = model(x)
         assert not model(x).any(), "outside, the layers multiply by their own weights"
     torch.testing.assert_close(found, expected, atol=close, rtol=close)

@@ -38,8 +38,8 @@ class Attention:
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def installed(self, model: TransformerDecoder) -> Iterator[None]:
-        """Within this context, one pass, the model's layers attend by it."""
+    def install(self, model: TransformerDecoder) -> Iterator[None]:
+        """Let the model's layers attend by it within this context, one pass."""
         self.begin()
         calls = [layer.attn._attention_call for layer in model.layers]
         for n, layer in enumerate(model.layers):

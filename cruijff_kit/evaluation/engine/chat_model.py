@@ -136,7 +136,7 @@ class ChatModel:
             return option_logits(self.model.output, request.hidden, request.ids)
         if not isinstance(request, ForwardRequest):
             return self.logits(request.hidden)
-        with request.attention.installed(self.model):
+        with request.attention.install(self.model):
             return self.forward(request.ids, request.positions)
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ class ChatModel:
             return self.model.output(hidden).float()
 
     def _installed_weights(self) -> contextlib.AbstractContextManager:
-        return self._prepared.installed() if self._prepared else contextlib.nullcontext()
+        return self._prepared.install() if self._prepared else contextlib.nullcontext()
 
     def find_prefix(
         self,

@@ -236,7 +236,7 @@ class MultiLoraEngine(Engine):
         )
         h = self._model.tok_embeddings(ids)
         attention = _PerAdapterAttention(self.chat_models[0].cache_dtype, group)
-        with attention.installed(self._model), self._installed_maps():
+        with attention.install(self._model), self._install_maps():
             for layer in self._model.layers:
                 h = layer(h, mask=None, input_pos=positions)
         hidden = self._model.norm(h)[0]
@@ -248,7 +248,7 @@ class MultiLoraEngine(Engine):
         return [logits[s.begin : s.end] for s in spans]
 
     @contextlib.contextmanager
-    def _installed_maps(self) -> Iterator[None]:
+    def _install_maps(self) -> Iterator[None]:
         """Within this context the linear maps of the layers are the common ones."""
         modules = [(module, self._maps[name]) for name, module in _linears(self._model).items() if name != _OUTPUT]
         for module, common in modules:

@@ -33,8 +33,8 @@ class PreparedWeights:
         self._forwards = [(module, forward) for module, forward in forwards if forward is not None]
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Within this context the model computes with them."""
+    def install(self) -> Iterator[None]:
+        """Let the model compute with them within this context."""
         for module, forward in self._forwards:
             module.__dict__["forward"] = forward
         try:
