@@ -29,8 +29,7 @@ def read_results(folder: str | Path) -> list[RunResult]:
     paths = find_results(folder)
     if not paths:
         raise UserError(
-            f"{folder} holds no results (no result.json below it); cruijff-kit status {folder} shows what is "
-            "under way there"
+            f"{folder} holds no results (no result.json below it); cruijff-kit status {folder} shows active runs"
         )
     return sorted(map(read_result, paths), key=lambda r: (r.started, r.name))
 

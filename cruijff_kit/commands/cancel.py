@@ -1,6 +1,6 @@
 """Cancel submitted runs: `cruijff-kit cancel DIR [RUN ...] [--yes] [--json]`.
 
-A run that is training saves its state first; `cruijff-kit resume DIR` goes on from there. At a terminal it asks for
+A run that is training saves its state first; `cruijff-kit resume DIR` continues from it. At a terminal it asks for
 confirmation, with --json never. --json: {"cancelled": [{"name", "folder", "job_id"}]}.
 """
 

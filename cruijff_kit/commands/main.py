@@ -96,7 +96,7 @@ def _find_subcommands(first: str) -> list[str]:
 
 
 def _refusal(argv: list[str]) -> str:
-    """Why what was typed is no command, and what to type instead."""
+    """Return a message that the words are not a command, with a suggestion."""
     if not argv:
         return "a command is missing; cruijff-kit --help lists them"
     first, two = argv[0], " ".join(argv[:2])

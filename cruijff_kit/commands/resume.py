@@ -174,7 +174,7 @@ def _memory_change(info: RunInfo, config: RunConfig) -> dict[str, Any]:
 
 
 def _more_memory(info: RunInfo, mem: str | None) -> str | None:
-    """The memory that a run asks for now if it failed for want of it; None for any other run."""
+    """Return twice the memory for a run that failed out of memory; None for any other run."""
     return double_memory(mem, None) if info.cause == failures.OUT_OF_MEMORY else None
 
 

@@ -1,4 +1,4 @@
-"""What the tier of a run's data forbids and demands (data/tiers.py says what a tier is)."""
+"""Enforce the rules for the tier of a run's data (data/tiers.py defines the tiers)."""
 
 import os
 from typing import TYPE_CHECKING
@@ -16,7 +16,11 @@ _LOCAL_STORES = ("", "file", "sqlite")
 
 
 def tier_of(config: "RunConfig") -> str:
-    """The strictest tier that a run's settings or files beside its data name. Raises UserError as `find_tier`."""
+    """Return the strictest tier among a run's settings and the TIER files beside its data.
+
+    Raises:
+        UserError: as `find_tier`.
+    """
     data = config.dataset
     files = [str(n.file) for n in config.eval.names if n.file is not None]  # a task's samples lie where it does
     beside = [find_tier(f) for f in files] + ([find_tier(data.path, data.format)] if data.generator is None else [])

@@ -59,10 +59,9 @@ class ModelConfig:
     checkpoint_files: list[str] = MISSING
     """The safetensors files inside path."""
     model_type: str = "LLAMA3_2"
-    """torchtune's ModelType; only torchtune's own checkpointer asks for it."""
+    """torchtune's ModelType; only torchtune's own checkpointer uses it."""
     date: str = field(default="${today:}", metadata={"identity": False})
-    """YYYY-MM-DD: the day that a chat template is told if it asks (Llama 3's writes it into each prompt). Today's, and kept
-    when a run is resumed."""
+    """Date that the chat template writes into prompts (Llama 3), YYYY-MM-DD. Default: today; a resumed run keeps it."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig, metadata={"identity": False})
     """What a run of this model requests from a cluster unless slurm.* sets it."""
 

@@ -1,17 +1,17 @@
-"""A name that people can read and say for a run that nobody named: adjective_noun, drawn from the command and its seed."""
+"""Draw a readable name, adjective_noun, for a run without one, from its command and its seed."""
 
 import random
 from collections.abc import Sequence
 
 from cruijff_kit.config.overrides import parse_override
 
-# Where a run goes, whether it is shown or made, and what is told of it: the name does not change with these.
+# The name does not depend on these: they set where and how the run is executed and reported, not what it computes.
 _IGNORED = ("hydra", "run_name", "output_dir", "slurm", "agent", "report", "dry_run", "scaffold", "approved",
           "max_gpu_hours", "force", "multi_lora", "resume_from_checkpoint", "trackers")  # fmt: skip
 
 
 def readable_name(overrides: Sequence[str], seed: int) -> str:
-    """A name such as ``juicy_polecat``; the same settings, in any order, and the same seed give the same name.
+    """Return a name such as ``juicy_polecat``; the same settings in any order and the same seed give the same name.
 
     Args:
         overrides: as they were typed.

@@ -98,18 +98,18 @@ def _refuse_added(settings: list[str]) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def parse_override(text: str) -> "Override":
-    """An override as Hydra reads it; parsed once, because the runs of a sweep share most of theirs. Not to be changed."""
+    """Parse an override as Hydra does. Cached, because runs of a sweep share most: do not change the result."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(text)
 
 
 def parse_overrides(texts: Iterable[str]) -> "list[Override]":
-    """As `parse_override`, of several."""
+    """Parse several overrides with `parse_override`."""
     return [parse_override(text) for text in texts]
 
 
-# Where the runs lie, and what showed or planned them instead of making them.
+# Settings of the folder of the runs, and those that show or plan runs instead of running them.
 _NOT_AGAIN = (
     "hydra.mode",
     "hydra.run.dir",

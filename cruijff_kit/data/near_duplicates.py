@@ -190,7 +190,10 @@ def _weights(word: "numpy.ndarray", text: "numpy.ndarray", texts: int) -> "numpy
 
 
 def _similarity(one: set[str], other: set[str]) -> float:
-    """Of two texts of which a word or two are other words: those that are the same word, misspelt, count as shared."""
+    """Return the Jaccard similarity of two sets of words; misspelt words count as shared.
+
+    Return 0 if nothing is misspelt, or if more than _FEWEST words of one set are not in the other.
+    """
     left, right = one - other, other - one
     if max(len(left), len(right)) > _FEWEST:
         return 0.0

@@ -1,4 +1,4 @@
-"""inspect-ai's own work for several runs, in processes beside the one that has the model.
+"""Run inspect-ai's own work for several runs in processes beside the one that has the model.
 
 A sample costs inspect-ai milliseconds of Python, and one process spends them on one sample at a time: with a model that is
 small or fast, most of an evaluation. Two workers make the evaluation of 16 runs of the tiny model 1.40 times as fast
@@ -42,7 +42,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """What a worker sends when it waits."""
+    """Message of a worker that waits for completions."""
 
     requests: list[tuple[int, int, CompletionRequest]]
     """(id, number of the model, request)."""
@@ -54,18 +54,18 @@ class WorkerRequest:
 
 @dataclass(frozen=True)
 class WorkerDone:
-    """The last that a worker sends."""
+    """Last message of a worker."""
 
     result: Any
-    """What its job returned."""
+    """Return value of its job; None if it failed."""
     error: BaseException | None
-    """What its job raised."""
+    """Exception of its job; None if it did not fail."""
     num_finished: int
     """As in WorkerRequest."""
 
 
 class RemoteModel(AnsweringModel):
-    """Stands for model `number` in a worker."""
+    """Placeholder in a worker for model `number`."""
 
     def __init__(self, number: int, chat_model: ChatModel) -> None:
         self.number, self.tokenizer = number, chat_model.tokenizer
@@ -79,10 +79,13 @@ class _RemoteScheduler(RequestScheduler):
     """Sends requests to the scheduler of model `number`."""
 
     number: int
+    """Number of the model in the process that has the models."""
     engine: "RemoteEngine"
+    """Engine of this worker."""
     open: dict[int, tuple[Callable[[Completion], object], Callable[[], bool]]] = field(default_factory=dict)
     """id of an unfinished request -> its on_done and is_wanted."""
-    num_tokens: int = 0  # the other process counts them
+    num_tokens: int = 0
+    """Always 0: the process that has the models counts tokens."""
 
     def add(
         self,
@@ -104,7 +107,7 @@ class _RemoteScheduler(RequestScheduler):
 
 
 class RemoteEngine(Engine):
-    """Has the process that has the models do the steps, and waits for it."""
+    """Engine of a worker: the process that has the models computes the steps."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection, self.ids = connection, itertools.count()
@@ -113,7 +116,7 @@ class RemoteEngine(Engine):
         self._num_finished = 0
 
     def open_scheduler(self, chat_model: RemoteModel, max_rows: int | None = None) -> _RemoteScheduler:
-        """As Engine.open_scheduler; the other process knows `max_rows`."""
+        """Open a scheduler as Engine.open_scheduler does; the process that has the models sets `max_rows`."""
         return _RemoteScheduler(chat_model.number, self)
 
     def count_finished(self) -> None:
@@ -121,7 +124,7 @@ class RemoteEngine(Engine):
         self._num_finished += 1
 
     def step(self, schedulers: list[_RemoteScheduler]) -> dict[_RemoteScheduler, Exception]:
-        """As Engine.step, or several steps: until a completion is there."""
+        """Send the requests and wait until a completion arrives, which may take several steps of Engine.step."""
         for scheduler in schedulers:
             for id in [id for id, (_, is_wanted) in scheduler.open.items() if not is_wanted()]:
                 del scheduler.open[id]
@@ -158,7 +161,7 @@ class _Worker:
     open: dict[int, int] = field(default_factory=dict)
     """id of a request that it waits for -> number of the model."""
     replies: list[tuple[int, Completion | BaseException]] = field(default_factory=list)
-    """That are still to be sent."""
+    """(id, reply) that are not yet sent."""
 
     def receive(self) -> WorkerRequest | WorkerDone:
         try:

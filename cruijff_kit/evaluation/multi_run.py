@@ -114,10 +114,11 @@ def _evaluate(items: dict[int, EvaluationItem], tasks: dict[int, Task]) -> dict[
 
 
 def _share_out(items: dict[int, EvaluationItem], samples: int) -> list[list[int]]:
-    """Share items out among worker processes; one share: there are none.
+    """Distribute items over worker processes; one share means that there are no workers.
 
-    There are as many workers as the run has threads, which rest while inspect-ai works. An external task may use what does
-    not survive a fork: threads, connections, the GPU; so may what is hooked into inspect-ai.
+    The number of workers is at most that of the threads of the run (which are idle while inspect-ai works), that of the
+    items, one per _SAMPLES_PER_WORKER samples, and _MAX_WORKERS. There are none with an external task or with hooks of
+    inspect-ai: they may use threads, connections or the GPU, which do not survive a fork.
     """
     is_alone = not CAN_FORK or log_redaction.hooks() or not all(item.name.ships for item in items.values())
     threads = min(item.chat_model.machine.threads for item in items.values())

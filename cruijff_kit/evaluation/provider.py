@@ -52,8 +52,8 @@ from cruijff_kit.util.errors import UserError
 from cruijff_kit.util.redaction import quote
 
 PROVIDER = "cruijff_kit"
-# Where it is not known how often samples ask: a sample comes from one request to the next in about as many iterations of
-# the event loop. An idle iteration takes 10 us.
+# If the number of requests is unknown: a sample needs about this many iterations of the event loop from one request
+# to the next. An idle iteration takes 10 us.
 _IDLE_ITERATIONS = 25
 
 
@@ -73,9 +73,9 @@ def open_model(
         name: what logs call it.
         batch_size: most prompts decoded at once.
         on_done: called each time an answer is complete.
-        collector: that it shares with other models; None: its own.
-        options: texts of one token each; every answer comes with their logits (`scorers.OPTION_LOGITS`).
-        num_requests: how often the task's samples will ask in all; None: not known.
+        collector: shared with other models; None: its own.
+        options: texts of one token each, whose logits every answer includes (`scorers.OPTION_LOGITS`).
+        num_requests: number of requests of all samples of the task; None: unknown.
     """
     model = get_model(
         f"{PROVIDER}/{name}",
@@ -175,7 +175,7 @@ class InMemoryAPI(ModelAPI):
         self._scheduler: RequestScheduler | None = None
         self._open: set[asyncio.Future[Completion]] = set()
         self._waiting: set[_Ask] = set()
-        self._num_left = num_requests  # how often samples will yet ask, those that wait included
+        self._num_left = num_requests  # requests that are not answered yet, including those that wait
         self._num_requests: Counter[str] = Counter()
 
     async def generate(
@@ -343,13 +343,13 @@ class InMemoryAPI(ModelAPI):
         return f"{PROVIDER}-{id(self)}"
 
     def should_retry(self, ex: Exception) -> bool:
-        """A failure in this process would only fail again."""
+        """Return False: a failure in this process would recur."""
         return False
 
 
 @dataclass(eq=False)
 class _Ask:
-    """What a sample asks for at once."""
+    """Simultaneous requests of one sample."""
 
     num_open: int
     """Requests that are not complete."""

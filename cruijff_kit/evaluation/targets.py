@@ -71,7 +71,7 @@ def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) ->
     mend = f"set {setting}={needed}{place}"
     if needed - 1 > limit:
         raise UserError(f"{longest}; {mend}")
-    return (f"{longest}, the last of them its end, so that an answer which would go on counts as right; {mend}",)
+    return (f"{longest}, the last of them its end, so that a longer answer counts as right; {mend}",)
 
 
 def _count_tokens(target: str, sample: Sample, tokenizer: Any, is_trained: bool) -> int:

@@ -42,17 +42,27 @@ class Architecture:
     """Hyperparameters of a decoder, under the names that torchtune's builders use."""
 
     family: str
+    """One of FAMILIES (model_type of config.json)."""
     vocab_size: int
+    """Number of rows of the embedding."""
     num_layers: int
+    """Number of decoder layers."""
     num_heads: int
+    """Number of query heads per layer."""
     num_kv_heads: int
+    """Number of key and value heads per layer."""
     head_dim: int
+    """Dimension of a head."""
     embed_dim: int
+    """Dimension of the hidden states."""
     intermediate_dim: int
+    """Dimension inside the MLP."""
     max_seq_len: int
     """Maximum number of tokens; at most the sliding window, so that the window never takes effect."""
     norm_eps: float
+    """Epsilon of the RMS norms."""
     rope_base: float
+    """Base of the rotary frequencies (rope_theta)."""
     rope_scaling: dict[str, Any]
     """rope_type and its parameters, named as in transformers (ROPE_TYPES)."""
     attention_bias: bool
@@ -60,7 +70,9 @@ class Architecture:
     output_bias: bool
     """Whether attention's output projection has a bias."""
     mlp_bias: bool
+    """Whether the MLP's projections have a bias."""
     tie_word_embeddings: bool
+    """Whether the output projection is the embedding."""
     window: int | None
     """Length of the sliding window in tokens; None for full attention."""
 

@@ -117,7 +117,7 @@ def _write_patch(run: Path, red: bool) -> dict[str, str | None]:
 
 @functools.cache
 def _diff_checkout() -> bytes:
-    """What `git apply` makes of the commit what is here: edited and new files of the code; empty without a checkout."""
+    """Return the diff from the commit to the present code, with new files, for `git apply`; empty without a checkout."""
     if not (git_commit() or "").endswith("+changes"):
         return b""
 

@@ -106,7 +106,7 @@ def _find_files(dotted: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _find_imports(file: Path) -> Iterator[tuple[int, str]]:
-    """What a file imports: (leading dots, dotted name); of `from a import b` both a and a.b. Nothing of a broken file."""
+    """Return the imports of a file: (leading dots, dotted name); `from a import b` gives a and a.b. Empty if invalid."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
@@ -141,10 +141,10 @@ def _module_files(root: Path, dotted: str) -> Iterator[Path]:
 
 @functools.cache
 def _find_commits(files: tuple[tuple[Path, int], ...]) -> list[str | None]:
-    """Of each file the commit of the repository that holds it as it is; None where none does.
+    """Return for each file the commit of its repository if the commit holds the file unchanged, else None.
 
     Args:
-        files: with the times of their writing, so that an edit is looked at anew. (A sweep asks once.)
+        files: with their modification times, so that the cache is not used for an edited file.
     """
     commits: dict[Path, str] = {}
     for folder in {file.parent for file, _ in files}:

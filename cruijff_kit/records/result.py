@@ -1,4 +1,4 @@
-"""What a run came to: RunResult is the schema of result.json, and the only thing that tables and reports read.
+"""Define RunResult, the schema of result.json and the only input of tables and reports.
 
 Imports nothing heavy: no torch, no inspect-ai.
 """
@@ -22,7 +22,7 @@ class Evaluation:
 
     task: str
     epoch: int | None
-    """Of the adapter, counted from 0; None for the base model."""
+    """Epoch of the adapter, counted from 0; None for the base model."""
     samples: int
     """Number of samples that were answered."""
     metrics: dict[str, dict[str, float]]
@@ -49,7 +49,7 @@ class Evaluation:
     key: str = ""
     """Identity of the task, its arguments and the decoding (`item_key` of evaluation/evaluation_grid.py)."""
     split: str = "test"
-    """What its rows are in the run: test, validation or train."""
+    """Split of its rows: test, validation or train."""
 
 
 @dataclass
@@ -57,13 +57,13 @@ class Failure:
     """Why a run failed."""
 
     type: str
-    """Of the exception."""
+    """Type of the exception."""
     message: str
-    """In one line."""
+    """Message in one line."""
     phase: str
-    """setup, baseline, train or evaluate."""
+    """Phase of the run: setup, baseline, train or evaluate."""
     traceback: str
-    """As text."""
+    """Traceback as text."""
     cause: str = "error"
     """One of records.failures.CAUSES."""
 
@@ -73,25 +73,33 @@ class RunResult:
     """One run, finished or not; times in seconds, losses per labelled token."""
 
     name: str
+    """Name of the run."""
     status: str
     """done, failed or interrupted (running while it runs)."""
     experiment: str
+    """Name of the experiment (experiment.name)."""
     model: str
+    """Name of the model (model.name)."""
     swept: dict[str, Any]
-    """What varies in the sweep: key -> value; empty for a single run."""
+    """Settings that vary in the sweep: key -> value; empty for a single run."""
     settings: dict[str, Any]
     """The settings that tables show: lora.rank, lr, batch_size, epochs, seed, ..."""
     config_hash: str
-    """Identity of what it computes."""
+    """Hash of all settings that change numbers."""
     configuration_hash: str = ""
-    """Identity of what it computes, the seed left aside: runs that share it are one configuration."""
+    """config_hash without the seed: runs that share it are one configuration."""
     data_hash: str | None = None
+    """Hash of the data that the run reads; None before setup is done."""
     started: str = ""
+    """Start of the run: UTC, ISO 8601 with milliseconds."""
     finished: str | None = None
+    """End of the run: UTC, ISO 8601; None while it runs."""
     error: Failure | None = None
+    """Why the run failed; None if it did not."""
     objective_name: str | None = None
-    """What the best is chosen by: validation_loss, or what the user named; None: neither."""
+    """Metric that ranks the runs: validation_loss, or the one that the user named; None: neither."""
     objective: float | None = None
+    """Value of the objective; None without one."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> seconds: setup, baseline, train, evaluate, total. Of what a group's runs computed together, a run has its
     share by tokens."""
@@ -110,15 +118,17 @@ class RunResult:
     evaluation: list[Evaluation] = field(default_factory=list)
     """The trained model, one entry per task and evaluated epoch; of a task, in the order of epochs."""
     posthoc_error: Failure | None = None
-    """Why cells that were asked for after the run (cruijff-kit evaluate) are not there."""
+    """Why an evaluation after the run (cruijff-kit evaluate) failed; None if it did not."""
     machine: dict[str, Any] = field(default_factory=dict)
     """host, device, dtype, threads, processor; environment.json has more."""
     seeds: dict[str, int] = field(default_factory=dict)
+    """Setting (seed, dataset.arguments.seed) -> its value."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Python and packages that results depend on -> version."""
     resumed_at_step: int | None = None
-    """Step that training went on from, if the run was resumed."""
+    """Step at which training continued, if the run was resumed."""
     restarts: int = 0
-    """How often the run was started again, by itself or by `resume`."""
+    """Number of times that the run was started again, by a retry or by `resume`."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Settings that retries changed, such as batch_size and gradient_accumulation_steps (their product stays)."""
     effective_batch: int | None = None
@@ -131,24 +141,25 @@ class RunResult:
     model_hash: str | None = None
     """Over every byte of the base model's files (models/fingerprint.py)."""
     paths: dict[str, str] = field(default_factory=dict)
+    """run, data, model (and adapter after `evaluate` of one) -> path."""
     conversations: bool = False
     """Whether the rows are whole conversations, which dataset.prompt does not word."""
     leaks: dict[str, int] = field(default_factory=dict)
-    """What stands in two splits: "exact train test" -> rows of test; also near, unit, and "target train" (the answer stands
-    in the prompt). cruijff_kit/data/leaks.py"""
+    """Leaks: "exact train test" -> rows of test that train holds too; also near, unit, and "target train" -> rows whose
+    prompt contains the answer (cruijff_kit/data/leaks.py)."""
     allowed_leaks: list[str] = field(default_factory=list)
-    """Kinds of them that dataset.allow_leaks let pass: exact, near, unit."""
+    """Kinds of leaks that dataset.allow_leaks permits: exact, near, unit."""
     unit_column: str | None = None
-    """Column that names the unit each row is of (dataset.unit_column). Samples in the logs have it in their metadata."""
+    """Column with the unit of each row (dataset.unit_column). Samples in the logs have it in their metadata."""
     tier: str = "green"
-    """Of the data: green, yellow or red (cruijff_kit/data/tiers.py)."""
+    """Tier of the data: green, yellow or red (cruijff_kit/data/tiers.py)."""
     redacted: bool = False
-    """Whether the logs go without their samples, because the data is red."""
+    """Whether the logs omit the samples because the data is red."""
     permission: str | None = None
     """Who allowed a coding agent to use the data, and when."""
 
     def gpu_hours(self) -> float:
-        """Hours that its GPUs were held, all of them together; 0 on a CPU."""
+        """Return GPU hours: hours of the run times its number of GPUs; 0 on a CPU."""
         gpus = 0 if self.machine.get("device", "cpu") == "cpu" else self.settings.get("processes", 1)
         return self.seconds.get("total", 0) / 3600 * gpus
 
@@ -160,7 +171,7 @@ class RunResult:
         return "evaluated" if value is None else f"{name} {value:.4g}"
 
     def metrics(self) -> dict[str, float]:
-        """All numbers that can be an objective, by name: losses, custom metrics, and flat_metrics' names.
+        """Return all numbers that can be an objective, by name: losses, custom metrics, and the names of `flatten_metrics`.
 
         Of several evaluated epochs the last one counts.
         """
@@ -170,7 +181,7 @@ class RunResult:
 
 
 def flatten_metrics(tasks: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Values of task -> scorer -> metric under TASK/SCORER/METRIC, and under SCORER/METRIC and METRIC for the first."""
+    """Flatten task -> scorer -> metric to TASK/SCORER/METRIC; SCORER/METRIC and METRIC are those of the first task."""
     flat: dict[str, float] = {}
     for task, scorers in tasks.items():
         for scorer, values in scorers.items():
@@ -185,11 +196,11 @@ LOWER_IS_BETTER = {
     "loss", "losses", "error", "errors", "mae", "mse", "rmse", "brier", "ece", "stderr", "perplexity", "ppl", "nll",
     "distance", "deviation", "wer", "cer", "fpr", "fnr",
 }  # fmt: skip
-"""Words of a metric's name that say that it is to be minimised."""
+"""Words in the name of a metric that is to be minimised."""
 
 
 def higher_is_better(objective: str) -> bool:
-    """Whether an objective is to be maximised: everything but what a word of its name says is a loss or an error."""
+    """Return whether an objective is to be maximised: True unless its name contains a word of LOWER_IS_BETTER."""
     return not LOWER_IS_BETTER & {*objective.rpartition("/")[2].lower().split("_")}
 
 
@@ -220,7 +231,7 @@ def read_result(path: Path) -> RunResult:
 
 
 def _relocate_logs(result: RunResult, run: Path) -> None:
-    """Let it name its folder and its logs where they lie now; its folder may have been moved or copied."""
+    """Replace the paths of the folder and the logs by the present ones, for a folder that was moved or copied."""
     if "run" in result.paths and not Path(result.paths["run"]).is_dir():
         result.paths["run"] = str(run)
     for evaluations, logs in ((result.baseline, run / "eval" / "base_model"), (result.evaluation, run / "eval")):
@@ -231,7 +242,7 @@ def _relocate_logs(result: RunResult, run: Path) -> None:
 
 
 def has_red_data(result: "RunResult") -> bool:
-    """Whether reports must not show the samples of a run: its data is red, or has been marked so since."""
+    """Return whether reports must withhold the samples of a run: its data is red, or was marked red after the run."""
     if getattr(result, "tier", GREEN) == RED:
         return True
     data = getattr(result, "paths", {}).get("data")
@@ -245,7 +256,7 @@ def has_red_data(result: "RunResult") -> bool:
 
 
 def red_data_notice(results: Iterable["RunResult"]) -> str:
-    """A line for tables and summaries about red data among the results; empty where there is none."""
+    """Return a line about red data among the results, for tables and summaries; empty if there is none."""
     red = [r for r in results if has_red_data(r)]
     if not red:
         return ""

@@ -1,7 +1,7 @@
 """status.json: what a run is doing, written by the run itself every few seconds. RunStatus is its schema.
 
     planned (there is no file yet) -> queued -> running -> evaluating -> done
-    and from any of them: failed, cancelled, interrupted (its state is saved; it goes on when it is started again)
+    and from any of them: failed, cancelled, interrupted (its state is saved; the next start continues from it)
 
 Imports nothing heavy: commands that look at a thousand runs read it.
 """
@@ -25,7 +25,7 @@ from cruijff_kit.util.process import MEMORY_METER
 
 
 class RunState(StrEnum):
-    """What a run is doing, or how it ended."""
+    """State of a run."""
 
     PLANNED = "planned"
     QUEUED = "queued"
@@ -57,28 +57,28 @@ class RunStatus:
     cause: str | None = None
     """The reason as one of cruijff_kit.records.failures.CAUSES."""
     job_id: str | None = None
-    """SLURM's, such as 17_3; None for a run outside a cluster."""
+    """Id of the SLURM job, such as 17_3; None for a run outside a cluster."""
     host: str | None = None
     pid: int | None = None
     step: int | None = None
-    """Updates made."""
+    """Number of updates that are done."""
     total_steps: int | None = None
     epoch: int | None = None
-    """Under way, counted from 0."""
+    """Current epoch, counted from 0."""
     epochs: int | None = None
     loss: float | None = None
-    """Of the last update."""
+    """Loss of the last update, per labelled token."""
     first_step: int = 0
-    """Step that this start went on from."""
+    """Step at which this start continued."""
     started: str | None = None
     """When this start began."""
     training_since: str | None = None
     heartbeat: str = ""
     """When this file was last written."""
     restarts: int = 0
-    """How often the run was started again."""
+    """Number of times that the run was started again."""
     retries: int = 0
-    """Of those, by itself and without getting further: what slurm.max_retries limits."""
+    """Number of automatic restarts without progress; slurm.max_retries limits it."""
     memory_bytes: int | None = None
     """Most host memory that the process and its workers held in this start."""
     changes: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class RunStatus:
 
 
 def read_status(run: Path) -> RunStatus | None:
-    """What a run's folder says; None if it has no readable status.json."""
+    """Return the status in a run's folder; None if it has no readable status.json."""
     try:
         return RunStatus(**json.loads(RunFolder(run).status.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -104,17 +104,17 @@ def write_status(run: Path, status: RunStatus) -> None:
 
 
 def request_cancel(run: Path) -> None:
-    """Ask a run that shares its process with others to stop by itself, its state saved."""
+    """Request that a run which shares its process with others saves its state and stops."""
     (run / _CANCEL).touch()
 
 
 def is_cancel_requested(run: Path) -> bool:
-    """Whether somebody asked for it."""
+    """Return whether a cancellation of the run was requested."""
     return (run / _CANCEL).exists()
 
 
 def clear_cancel_request(run: Path) -> None:
-    """Forget the request: the run has stopped, or starts again."""
+    """Remove the request, because the run has stopped or starts again."""
     (run / _CANCEL).unlink(missing_ok=True)
 
 
@@ -166,7 +166,7 @@ def _next(previous: RunStatus | None) -> RunStatus:
 
 
 class Heartbeat:
-    """Keeps a run's status.json true while the run goes on; use as a context.
+    """Context that keeps a run's status.json up to date while the run is active.
 
     A thread writes the file every few seconds, so that a reader can tell a long step from a dead process.
     """

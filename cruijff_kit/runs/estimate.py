@@ -26,7 +26,7 @@ _STEP_SECONDS, _SAMPLE_SECONDS, _RUN_SECONDS, _JOB_SECONDS = 0.01, 0.004, 1.0, 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """Estimated resources of a run."""
 
     seconds: float
     """From its start to its result."""
@@ -110,7 +110,7 @@ def _is_similar(result: RunResult, config: RunConfig, plan: RunPlan) -> bool:
 
 
 def _is_dtype_unknown(config: RunConfig) -> bool:
-    """What a node's processor computes in shows only there."""
+    """Return whether the node's processor decides the dtype: dtype=auto in a job that runs elsewhere."""
     return config.slurm.submit and config.dtype == "auto"
 
 
@@ -134,7 +134,7 @@ def _count_processors(config: RunConfig, plan: RunPlan) -> tuple[int, int]:
 
 
 def _count_evaluations(config: RunConfig) -> int:
-    """How often each task is answered; the base model's answers count too, though they may be there already."""
+    """Return how often each task is answered. Counts the base model too, whose answers may be in the cache."""
     return len(config.evaluated_epochs) + config.eval.baseline if config.eval.tasks else 0
 
 

@@ -45,14 +45,14 @@ class EvaluationJobError(RuntimeError):
 
 
 def evaluate_pending(run: Path, context: RunContext | None = None, agent: bool | None = None) -> RunResult:
-    """Evaluate what a run's evaluate.json lists; remove the file when everything is there.
+    """Evaluate the items in a run's evaluate.json; remove the file when all are evaluated.
 
     An item that fails does not stop the others.
 
     Args:
         run: the folder.
         context: of a SLURM job, which has started the run already.
-        agent: as of `frozen`.
+        agent: as in `load_saved_config`.
     Raises:
         EvaluationJobError: an item failed; the result says why.
         KeyboardInterrupt: on Ctrl-C; what is finished is kept.

@@ -61,18 +61,18 @@ def train_then_eval(config: RunConfig, swept: dict | None = None, context: "RunC
 
 @dataclasses.dataclass
 class RunContext:
-    """What a run gets from whoever starts it."""
+    """Objects that the caller passes to a run."""
 
     heartbeat: Heartbeat
-    """Keeps its status.json."""
+    """Writes its status.json."""
     stop: StopSignals
-    """The signals that ask it to stop."""
+    """Signals that request it to stop."""
     slot: "Slot | None" = None
-    """Its place in a group of runs on one base model, which share the signals; None: it trains alone."""
+    """Slot in a group of runs that share a base model and the signals; None: it trains alone."""
 
 
 class Run:
-    """The phases of a run, and what they share."""
+    """Phases of a run and their shared state."""
 
     def __init__(self, config: RunConfig, swept: dict[str, Any], context: RunContext | None) -> None:
         self.folder = RunFolder(config.output_dir)
@@ -143,20 +143,19 @@ class Run:
             write_environment(config, recipe.machine)
 
     def evaluate_base_model(self) -> None:
-        """Evaluate the model as it is without the adapter, or read what an earlier run found."""
+        """Evaluate the base model without the adapter, or read the results of an earlier run."""
         config = self.config
         with self.clock("baseline"):
             if config.eval.baseline and config.eval.tasks:
-                from cruijff_kit.evaluation import (
-                    baseline,
-                )  # a run without tasks does not load inspect-ai: a second less
+                # A run without tasks does not load inspect-ai, which takes a second.
+                from cruijff_kit.evaluation import baseline
 
                 self.result.baseline = baseline.evaluate_base_model(
                     config.eval.names, self._make_chat_model(), config, self.plan, self.folder
                 )
 
     def train(self) -> None:
-        """Train the adapter; a checkpoint is left for a run that is stopped in training or in evaluation."""
+        """Train the adapter; keep a checkpoint if the run is stopped in training or in evaluation."""
         from cruijff_kit.recipes.lora_single_device import TrainingInterrupted
 
         recipe, result, stop, heartbeat = self.recipe, self.result, self.context.stop, self.context.heartbeat
@@ -297,7 +296,7 @@ def record_objective(result: RunResult, config: RunConfig) -> None:
 
 
 def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
-    """What status.json says of a recipe that trains."""
+    """Return the progress of a recipe for status.json."""
     position = {"step": recipe.global_step, "epoch": recipe.epoch, "loss": recipe.summary.loss}
     return position | {"changes": result.changes | recipe.changes}
 

@@ -9,9 +9,9 @@ from cruijff_kit.slurm.run_states import RunInfo, RunRef
 
 
 def cancel_jobs(submitted: list[tuple[RunRef, RunInfo]]) -> None:
-    """Cancel the jobs of runs with scancel, and mark those that had not begun, which cannot do it themselves.
+    """Cancel the jobs of runs with scancel, and mark queued runs as cancelled.
 
-    A run whose job goes on for other runs is asked to stop alone.
+    If other runs of a job continue, the job is not cancelled: the run gets a request to stop.
     """
     cancelled = {ref.folder for ref, _ in submitted}
     shared = {info.job_id for ref, info in submitted if not _job_mates(ref) <= cancelled}

@@ -69,14 +69,23 @@ class RunInfo:
     """One row of `status`."""
 
     name: str
+    """The run's name."""
     folder: str
+    """The run's folder."""
     state: str
+    """A RunState: planned, queued, running, evaluating, done, failed, cancelled or interrupted."""
     reason: str | None = None
+    """Why it is in that state, in one line."""
     cause: str | None = None
+    """The reason as one of cruijff_kit.records.failures.CAUSES."""
     step: int | None = None
+    """Number of updates that are done."""
     total_steps: int | None = None
+    """Number of updates in all epochs."""
     epoch: int | None = None
+    """Current epoch, counted from 0."""
     epochs: int | None = None
+    """Number of epochs."""
     loss: float | None = None
     """Per labelled token."""
     elapsed: float | None = None
@@ -86,13 +95,19 @@ class RunInfo:
     silent: float | None = None
     """Seconds since the last heartbeat, of a run that is under way."""
     node: str | None = None
+    """Host of the run; None while it is queued."""
     job_id: str | None = None
+    """Id of its newest SLURM job, such as 17_3; None outside SLURM."""
     slurm_state: str | None = None
     """SLURM's own word."""
     restarts: int = 0
+    """Number of times that the run was started again."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings that retries changed: batch_size, gradient_accumulation_steps, slurm.mem."""
     notes: list[str] = dataclasses.field(default_factory=list)
+    """Warnings, for example that the code changed after submission."""
     log: str | None = None
+    """File of the job's output; None for a run that was not submitted."""
 
 
 def find_runs(folder: Path) -> list[RunRef]:

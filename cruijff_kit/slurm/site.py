@@ -32,12 +32,19 @@ class Partition:
     """A partition; its nodes may differ."""
 
     name: str
+    """Name of the partition."""
     default: bool
+    """Whether jobs without a partition run in it."""
     state: str
+    """SLURM's word: up, down, drain or inact."""
     max_time: str
+    """Longest time limit in SLURM's format (1-00:00:00, infinite)."""
     nodes: int = 0
+    """Number of nodes."""
     nodes_up: int = 0
+    """Number of nodes that are allocated or idle."""
     nodes_idle: int = 0
+    """Number of idle nodes."""
     cpus: list[int] = field(default_factory=list)
     """The numbers that its nodes have."""
     memory_mb: list[int] = field(default_factory=list)
@@ -45,14 +52,19 @@ class Partition:
     gpus: dict[str, int] = field(default_factory=dict)
     """Type ("" where it has no name) -> number."""
     features: list[str] = field(default_factory=list)
+    """Features of its nodes, for --constraint."""
     preempt_mode: str | None = None
+    """What SLURM does with its preempted jobs (PreemptMode): OFF, REQUEUE, CANCEL, ..."""
     priority: int = 0
+    """PriorityTier; with preempt/partition_prio, jobs of a higher tier preempt those of a lower one."""
     grace_s: int = 0
+    """Seconds between the signal to a preempted job and its end (GraceTime)."""
     qos: str | None = None
     """The qos whose limits its jobs have too."""
     allow_accounts: list[str] | None = None
     """None: all."""
     deny_accounts: list[str] = field(default_factory=list)
+    """Accounts whose jobs it refuses."""
 
     def refuses(self, account: str | None) -> str | None:
         """Return why jobs of this account may not run here; None if they may."""
@@ -78,11 +90,15 @@ class Folder:
     """A folder as this machine sees it."""
 
     path: str
+    """Absolute path."""
     file_system: str
+    """Type of the file system, as `df` names it."""
     shared: bool
     """Whether its file system is of a kind that other machines see."""
     writable: bool
+    """Whether this process can create files in it."""
     locks: bool
+    """Whether flock works in it."""
 
 
 @dataclass
@@ -90,24 +106,35 @@ class Site:
     """A cluster as one user sees it."""
 
     name: str
+    """ClusterName."""
     version: str
+    """SLURM's version."""
     user: str
+    """Login name of the user."""
     max_array_size: int
+    """MaxArraySize: limit on the number of jobs in one array; 0 if SLURM does not give it."""
     preempt_type: str
+    """PreemptType: preempt/none, preempt/qos or preempt/partition_prio."""
     accounting: bool
     """Whether sacct answers."""
     accounting_error: str | None
     """The error of sacct, or else of sacctmgr."""
     enforced: list[str]
+    """AccountingStorageEnforce: the limits that SLURM enforces (associations, limits, qos, ...)."""
     partitions: list[Partition]
+    """Partitions that the user sees."""
     folder: Folder
+    """Folder of the runs."""
     default_account: str | None = None
+    """Account of jobs that name none; None if there is none."""
     accounts: list[Account] = field(default_factory=list)
+    """Accounts that the user may charge."""
     qos: dict[str, dict[str, str]] = field(default_factory=dict)
     """Limits of each qos that matters here, by sacctmgr's names."""
     preempted_qos: dict[str, int] = field(default_factory=dict)
     """qos whose jobs others may preempt -> seconds of grace."""
     node: NodeReport | None = None
+    """Report of the probe job; None without one."""
 
     def partition(self, name: str | None) -> Partition | None:
         """The partition of that name."""

@@ -1,1 +1,1 @@
-"""Starting runs: the launcher that Hydra calls for a sweep, and what is said when a sweep ends. Called by Hydra."""
+"""Start the runs of a sweep and print its summary; Hydra calls this package."""

@@ -1,8 +1,7 @@
-"""What becomes of the runs of a SLURM job that is stopped or dies: retries and their limits, states and reasons.
+"""Handle a SLURM job that is stopped or dies: retry its runs within the limits, and set their states and reasons.
 
-Retries, by cause: a job over its host memory is requeued with twice the memory; a job that a signal stopped is requeued and
-goes on from its checkpoints; everything else is left as it is. (Out of GPU memory is the recipe's to mend: smaller
-micro-batches.)
+A job that exceeds its host memory is requeued with twice the memory. A job that a signal stopped is requeued and continues
+from its checkpoints. Other failures are not retried. (The recipe handles a lack of GPU memory with smaller micro-batches.)
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What SLURM grants the job of this process: processors, host memory, another start."""
+"""Read the resources of this process's SLURM job: processors, host memory, whether it may requeue itself."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,14 @@ from cruijff_kit.slurm import client
 
 
 def use_granted_processors() -> None:
-    """As many threads as SLURM granted, unless the user says otherwise."""
+    """Return the number of threads that SLURM granted, unless the user sets another."""
     granted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
     if granted:
         os.environ.setdefault("OMP_NUM_THREADS", granted)
 
 
 def granted_mb() -> int | None:
-    """Host memory of this job, MB; None: the whole node's, or SLURM does not say."""
+    """Return the host memory of this job in MB; None: the whole node's, or unknown."""
     per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE"), os.environ.get("SLURM_MEM_PER_CPU")
     if per_node:
         return int(per_node) or None  # 0: the whole node
@@ -22,7 +22,7 @@ def granted_mb() -> int | None:
 
 
 def was_over_memory(used: int | None) -> bool:
-    """Whether the kernel killed in this job's cgroup, or the process held as much as the job was granted.
+    """Return whether the kernel killed a process of the job for its memory, or the process used all memory of the job.
 
     Args:
         used: most host memory of the process and its workers, bytes.
@@ -49,9 +49,9 @@ def _cgroup_kills() -> int:
 
 
 def can_requeue() -> bool:
-    """Whether the job still runs (somebody only sent it a signal), or ends for its time limit.
+    """Return whether the job may requeue itself: it still runs (it only received a signal), or reached its time limit.
 
-    Otherwise somebody cancelled it, or SLURM requeues it already.
+    Otherwise it was cancelled, or SLURM requeues it already.
 
     Raises:
         ClusterError: SLURM does not answer.

@@ -167,7 +167,7 @@ def train(words: list[str], tiny: Path) -> tuple[int, str]:
     settings = [w for w in words[1:] if "=" in w]
     if {"--help", "--cfg"} & {*words}:
         return call(words)
-    if any("some_evals" in s or "optuna" in s for s in settings):  # a package that is not there; tested in launch/
+    if any("some_evals" in s or "optuna" in s for s in settings):  # a package that is not there; tested in tests/sweep
         cruijff_kit.compose([s for s in settings if not s.startswith("hydra") and "interval" not in s])
         return 0, ""
     more = [] if any(s.startswith("model=my_llama") for s in settings) else ["model=hf_llama", f"model.path={tiny}"]

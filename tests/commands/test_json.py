@@ -195,7 +195,7 @@ def test_data_and_groups(tiny, call, documented):
     [
         ("table", [], "cruijff-kit table --help lists its arguments"),
         ("table", ["nowhere"], "give the folder of a run or a sweep (multirun/EXPERIMENT/TIME), or one above them"),
-        ("table", ["empty"], "cruijff-kit status empty shows what is under way there"),
+        ("table", ["empty"], "cruijff-kit status empty shows active runs"),
         ("status", ["empty"], "give a run's or a sweep's folder"),
         ("status", ["emty"], "did you mean empty?"),
         (

@@ -221,9 +221,7 @@ def test_a_target_that_is_longer_than_an_answer_may_be(compose, file, tmp_path, 
         assert plan_run(config).warnings == []
     elif limit == needed - 1:
         (warning,) = plan_run(config).warnings
-        assert warning.startswith(
-            f"{says}, the last of them its end, so that an answer which would go on counts as right;"
-        )
+        assert warning.startswith(f"{says}, the last of them its end, so that a longer answer counts as right;")
     else:
         with pytest.raises(UserError) as refused:
             cruijff_kit.train_then_eval(config)

@@ -1,4 +1,4 @@
-"""Data sets that are drawn from a seed and written once: one module a data set, `drawing` is what they share.
+"""Generated data sets, one module each; `common` holds shared code.
 
 A generator's file lies in the cache in a folder named by its arguments, so that the same arguments are the same file.
 Beside it lies NAME.meta.json: the arguments, what was drawn besides the rows, and each split's Bayes optimum.

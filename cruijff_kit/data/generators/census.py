@@ -128,7 +128,7 @@ def _answer(rng: random.Random, person: Person, target: str, noise: float) -> st
 
 
 def _bayes_optimum(people: list[Person], answers: list[str], target: str, noise: float) -> dict[str, float]:
-    """binary: Bayes accuracy. continuous: errors of whoever answers with the rule's own income, without the draw."""
+    """Return metric -> Bayes-optimal value: Bayes accuracy (binary), or errors of the expected income (continuous)."""
     if target == "binary":
         return {"accuracy": bayes_accuracy([_chance(p, noise) for p in people])}
     incomes = [float(a) for a in answers]

@@ -1,4 +1,4 @@
-"""What every generator is made of: what it returns, rows that are all different, splits, refusals with the numbers."""
+"""Shared code of the generators: their return type, distinct draws, splits, and checks of arguments."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from cruijff_kit.util.errors import UserError
 Rows = list[dict[str, str]]
 Splits = dict[str, Rows]
 BayesOptimum = dict[str, float]
-"""Metric -> the best value that any model can expect; the accuracy of whoever knows the rule is the Bayes accuracy."""
+"""Metric -> its expectation under the best possible model; for accuracy this is the Bayes accuracy."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class GeneratedData:
     bayes_optimum: dict[str, BayesOptimum] = field(default_factory=dict)
     """Split -> its Bayes optimum; a split that has none is left out."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What was drawn besides the rows, weights for example."""
+    """Random quantities besides the rows, for example weights."""
     repeats: bool = False
     """Whether splits share rows on purpose."""
 
@@ -55,7 +55,7 @@ def split_rows(rows: list, train_fraction: float, counted: str = "num_rows") -> 
 
 
 def draw_distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any], what: str) -> list:
-    """`count` draws that all have another key.
+    """Draw `count` items with different keys.
 
     Args:
         draw: one draw.
@@ -75,15 +75,15 @@ def draw_distinct(draw: Callable[[], Any], count: int, key: Callable[[Any], Any]
 
 
 def mean(values: list[float]) -> float:
-    """Their mean, rounded to 6 digits."""
+    """Return the mean, rounded to 6 digits."""
     return round(sum(values) / len(values), 6)
 
 
 def bayes_accuracy(probabilities: list[float]) -> float:
-    """Accuracy that whoever knows each row's P(label = 1) expects: the mean of max(p, 1 - p)."""
+    """Return the Bayes accuracy for the rows' P(label = 1): the mean of max(p, 1 - p)."""
     return mean([max(p, 1 - p) for p in probabilities])
 
 
 def sigmoid(z: float) -> float:
-    """1 / (1 + exp(-z)), without overflow."""
+    """Return 1 / (1 + exp(-z)) without overflow."""
     return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))

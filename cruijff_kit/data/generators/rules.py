@@ -17,19 +17,30 @@ Sequence = tuple[int, ...]
 
 @dataclass(frozen=True)
 class RuleArguments:
-    """What a rule may ask for; see `organisms.draw_model_organisms`."""
+    """Arguments of all rules; each rule reads those that it needs."""
 
     alphabet: str
+    """Name of the alphabet: bits, digits or letters."""
     k: int
+    """Maximum number of symbols in a sequence."""
     k_min: int
+    """Minimum number of symbols in a sequence."""
     n: int
+    """Position of the symbol that rule=nth returns, counted from 1."""
     value: str
+    """Answer of rule=constant."""
     p: float
+    """P(answer = 1) of rule=coin."""
     weight_max: int
+    """Largest absolute value of a weight of the weighted sums."""
     noise: float
+    """Scale of the noise of rule=weighted_sum_binary: P(answer = 1) = sigmoid(sum / noise); 0: no noise."""
     intercept: str | int
+    """Intercept of the weighted sums: a whole number, or balanced: half of all sums are positive."""
     seed: int
+    """Seed of the answers of rule=coin."""
     weight_seed: int
+    """Seed of the weights and of the noise."""
 
     @property
     def symbols(self) -> str:
@@ -46,7 +57,7 @@ class Rule:
     chance: Callable[[Sequence], float] = lambda s: 1.0
     """sequence -> P(the likeliest output); 1 if it is certain."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What was drawn for the rule."""
+    """Random quantities of the rule: weights, intercept."""
 
 
 def _parity(c: RuleArguments) -> Rule:
@@ -126,7 +137,7 @@ def _weighted_sum_binary(c: RuleArguments) -> Rule:
 
 
 def _uniform(seed: int, s: Sequence) -> float:
-    """A number in [0, 1) that a sequence keeps, whatever else is drawn."""
+    """Return a number in [0, 1) that depends on the seed and the sequence alone."""
     return random.Random(f"{seed} {s}").random()
 
 

@@ -1,4 +1,4 @@
-"""What a scheduler requests of a model: forward passes, logits, and logits of options."""
+"""Define the requests of a scheduler to a model: forward passes, logits, and logits of options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ EngineRequest = ForwardRequest | LogitsRequest | OptionLogitsRequest
 
 
 class DecodingModel(Protocol):
-    """What the scheduler needs of a model; engine.chat_model.ChatModel is one."""
+    """Interface of a model that a scheduler uses; implemented by engine.chat_model.ChatModel."""
 
     model: torch.nn.Module
     """The decoder: has `layers` and `max_seq_len`."""

@@ -38,9 +38,9 @@ from cruijff_kit.models.multi_lora_layout import (
 from cruijff_kit.training.out_of_memory import free_exception_frames, is_out_of_memory
 from cruijff_kit.util.progress import say
 
-_ROWS = 512  # whose logits are held at once, unless one session alone has more
-# On a CPU in fp32 many tokens of one adapter take less time by themselves, on weights with the adapter added: from so many
-# in a pass on, if so many are pending that making those weights pays.
+_ROWS = 512  # rows of logits in memory at once; a single session may exceed it
+# On a CPU in fp32, weights with the adapter added are faster for a pass with at least _MANY tokens of one adapter, if at
+# least _PENDING tokens are pending, which repay the time to add it.
 _MANY, _PENDING = 40, 2000
 _SHORT = 64  # tokens of a span, up to which a CPU multiplies all adapters in one batched product
 _PADDED = 2  # times the tokens, with padding, that one product of all adapters may take
