@@ -35,25 +35,25 @@ class Leak:
     first: str
     second: str
     rows: int
-    """How many there are."""
+    """Number of leaked rows of `second`."""
     of: int
     """Rows of `second`."""
     same_answer: int
-    """How many of them want the same answer as the row of `first` that was found for them."""
+    """Number of them with the same answer as their match in `first`."""
     example: tuple[int, int]
     """Numbers of a row of `first` and one of `second`."""
     prompt: str
-    """What that row of `second` asks; of a unit, its name."""
+    """Beginning of the prompt of the example in `second`; for a unit, its name."""
     folded: int = 0
-    """Of exact ones, how many are the same only without case, blanks and final punctuation."""
+    """Number of exact leaks that differ in case, blanks or final punctuation."""
     copies: float = 1.0
-    """How often a prompt of `first` stands there, on average."""
+    """Mean number of copies of a prompt in `first`."""
     column: str | None = None
-    """Of a unit, the column that names it."""
+    """Column of the unit; None for other kinds."""
 
     @property
     def across(self) -> bool:
-        """Whether two splits are concerned."""
+        """Whether the leak is between two splits."""
         return self.first != self.second
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Leak:
 
     @property
     def repeats_by_nature(self) -> bool:
-        """Whether rows share few prompts, as those of a survey with few profiles do."""
+        """Whether rows share few prompts, as in a survey with few profiles."""
         return self.copies >= _BY_NATURE or 2 * self.rows > self.of and self.copies > 1
 
 
@@ -157,7 +157,7 @@ def _find_exact_pairs(splits: dict[str, list[Conversation]]) -> Iterator[Pair]:
 
 
 def _prompt_keys(c: Conversation) -> tuple[str, str]:
-    """What two rows are compared by: the prompt as it stands; and what is the row's own in it, folded.
+    """Return the keys that compare two rows: the whole prompt, and the row's own values in it, folded.
 
     The words of a template may stand behind the row's own, whose end would then not be the prompt's.
     """
@@ -208,5 +208,5 @@ def _count_leaks(
 
 
 def _copies(rows: list[Conversation]) -> float:
-    """How often each different prompt stands in some rows, on average."""
+    """Return the mean number of rows per distinct prompt."""
     return len(rows) / max(1, len({_prompt_keys(c)[1] for c in rows}))

@@ -88,7 +88,7 @@ def chance_of(task: Task, samples: list[EvalSample]) -> tuple[dict[str, dict[str
 
 
 def is_constant(samples: list[EvalSample]) -> bool:
-    """Whether all answers, two at least, are the same text, or every scorer reads the same in all of them."""
+    """Return whether all answers (at least two) are the same text, or every scorer reads the same from all of them."""
     if len(samples) < 2:
         return False
     if len({s.output.completion.strip() for s in samples}) == 1:

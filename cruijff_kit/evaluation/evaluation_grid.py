@@ -15,7 +15,7 @@ from cruijff_kit.records.result import Evaluation, RunResult
 
 @dataclass
 class EvaluationGrid:
-    """What is to be evaluated."""
+    """Evaluations to run."""
 
     base_model: list[TaskName] = field(default_factory=list)
     """Tasks of the base model."""
@@ -29,11 +29,11 @@ class EvaluationGrid:
 
     @property
     def names(self) -> list[TaskName]:
-        """The tasks, each once."""
+        """Tasks without duplicates."""
         return list({n.label: n for n in [*self.base_model, *(n for n, _ in self.trained)]}.values())
 
     def to_dict(self) -> dict[str, list]:
-        """As in --json."""
+        """Return the grid as in --json."""
         trained = [{"task": n.label, "epoch": e} for n, e in self.trained]
         return {"base_model": [n.label for n in self.base_model], "trained": trained}
 
@@ -56,7 +56,7 @@ def item_key(name: TaskName, config: RunConfig) -> str:
 
 
 def find_missing(config: RunConfig, result: RunResult, logs: Path) -> EvaluationGrid:
-    """Find the evaluations that a config asks for and a result lacks; one whose log is gone counts as missing.
+    """Find the evaluations in a config that a result lacks; one whose log is gone counts as missing.
 
     Args:
         logs: the run's folder of logs.

@@ -1,4 +1,4 @@
-"""What is known of an evaluation before it starts."""
+"""Define the facts about an evaluation that are known before it starts."""
 
 from dataclasses import dataclass
 

@@ -70,13 +70,13 @@ def list_metrics(task: Task) -> dict[str, list[str]] | None:
 
 
 def is_of_inspect_ai(scorer: Scorer, *names: str) -> bool:
-    """Whether a scorer is one of these of inspect-ai's own."""
+    """Return whether a scorer is one of inspect-ai's scorers with these names."""
     own = getattr(scorer, "__module__", "").startswith("inspect_ai.")
     return own and registry_unqualified_name(scorer) in names
 
 
 def needs_whole_answer(scorer: Scorer) -> bool:
-    """Whether an answer that is cut off cannot be right; known of our scorers, and of inspect-ai's for texts."""
+    """Return whether a truncated answer cannot be right; True only for our scorers and inspect-ai's text scorers."""
     if hasattr(scorer, "needs_whole_answer"):
         return scorer.needs_whole_answer
     return is_of_inspect_ai(scorer, "match", "includes", "exact") and not registry_params(scorer).get("numeric")

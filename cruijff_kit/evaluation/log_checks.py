@@ -57,7 +57,7 @@ def check_log(name: str, log: EvalLog, may_score_none: bool) -> dict[str, int]:
 
 
 def _none_answered(scores: list[dict[str, Score]], score: EvalScore) -> bool:
-    """Whether all that a scorer gave is "N" (which inspect-ai's accuracy counts as wrong) or NaN."""
+    """Return whether all values of a scorer are "N" (which inspect-ai's accuracy counts as wrong) or NaN."""
     sample_scores = [own for s in scores if (own := s.get(score.name) or s.get(score.scorer)) is not None]
     values = [g.value.get(score.name) if isinstance(g.value, dict) else g.value for g in sample_scores]
     return bool(values) and all(v == NOANSWER or v != v for v in values)  # NaN alone is not itself

@@ -48,7 +48,7 @@ _FLOATS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # as inspect-ai's 
 
 
 def hooks() -> list[str]:
-    """What is hooked into inspect-ai and sees each sample."""
+    """Return the hooks of inspect-ai that see each sample."""
     return [type(h).__name__ for h in get_all_hooks() if h.enabled()]
 
 

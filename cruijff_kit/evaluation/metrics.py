@@ -65,7 +65,7 @@ def _over_cases(compute: Callable[[list[Case]], float]) -> Metric:
 
 
 def _over_risks(compute: Callable[[list[Case]], float]) -> Metric:
-    """As `_over_cases`; those without a risk have the constant's predicted option, risk and confidence."""
+    """Make a metric as `_over_cases` does; cases without a risk have the constant's option, risk and confidence."""
     return _over_cases(lambda cases: compute(_fill_unscored(cases, lambda: constant_of_labels(cases))))
 
 

@@ -163,7 +163,7 @@ def _run_share(
     on_done: Callable[..., object],
     logs_folder: str,
 ) -> tuple[dict[int, _Outcome], Counter[int]]:
-    """As `_answer`, in one process.
+    """Evaluate items as `_answer` does, in one process.
 
     inspect-ai writes the logs of an eval() into one folder and reads their samples when they are used, so the logs are
     moved to their runs' folders unread.
@@ -202,7 +202,7 @@ def _read_outcome(item: EvaluationItem, task: Task, log: EvalLog | Path) -> _Out
 
 
 def _move(log: EvalLog, folder: Path) -> EvalLog | Path:
-    """Move a log. Returns its new path; the log itself if it could not be written, which it says."""
+    """Move a log. Return its new path, or the log itself if it could not be written (its error says so)."""
     if not Path(log.location).is_file():
         return log
     folder.mkdir(parents=True, exist_ok=True)

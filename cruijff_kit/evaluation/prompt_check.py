@@ -84,7 +84,7 @@ class _NumberTokenizer:
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """What a task's dry run showed."""
+    """Result of a task's dry run."""
 
     num_compared: int
     """Prompts that were compared with training."""
@@ -93,11 +93,11 @@ class PromptCheck:
     metrics: dict[str, list[str]] | None
     """Scorer -> its metrics; None where they are not known before the task has run."""
     max_tokens: int
-    """Of the longest answer."""
+    """Tokens of the longest answer."""
     num_samples: int
-    """How many the evaluation will have."""
+    """Number of samples of the evaluation."""
     warnings: tuple[str, ...] = ()
-    """What to know of the scorers before training."""
+    """Warnings about the scorers, for before training."""
 
 
 _checks: dict[str, PromptCheck] = {}
@@ -203,7 +203,7 @@ def _find_longest(task: Task, config: RunConfig) -> list[Sample]:
 
 
 def _count_samples(task: Task, config: RunConfig) -> int:
-    """How many samples the task will have, each as often as it repeats them."""
+    """Return the number of samples of the task, times its number of epochs."""
     return len(task.dataset[: config.eval.limit]) * (task.epochs or 1)
 
 

@@ -41,22 +41,22 @@ class EvaluationItem:
     plan: EvaluationPlan
     folder: RunFolder
     epoch: int
-    """Whose adapter the model holds."""
+    """Epoch of the adapter in the model, counted from 0."""
     hash: str
-    """Of the run's config."""
+    """config_hash of the run."""
     adapter_folder: Path | None = None
-    """Where the adapter lies, if not in the run's folder."""
+    """Folder of the adapter, if it is not in the run's folder."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What its log says of who answered."""
+        """Metadata of its log, as of `log_metadata`."""
         adapter = self.adapter_folder or self.folder.epoch(self.epoch)
         saved = str(adapter) if adapter.exists() else None
         return log_metadata(self.name, self.config, self.plan.data_hash, self.hash, self.epoch, saved)
 
     @property
     def prompts_checked(self) -> int:
-        """How many of its prompts were compared with training."""
+        """Number of its prompts that were compared with training."""
         return self.plan.prompts_checked.get(self.name.label, 0)
 
 
@@ -129,7 +129,7 @@ def load_epoch(chat_model: ChatModel, folder: RunFolder, epoch: int) -> None:
 def log_metadata(
     name: TaskName, config: RunConfig, data_hash: str, config_hash: str | None, epoch: int | None, adapter: str | None
 ) -> dict[str, Any]:
-    """What a log says of who answered; one value each, so that inspect-ai's dataframes have them as columns.
+    """Return the metadata of a log about its model; scalars, so that inspect-ai's dataframes have them as columns.
 
     Args:
         config_hash: None for the base model, which many runs share.
@@ -190,7 +190,7 @@ def evaluation_of(
     seconds: float,
     prompts_checked: int,
 ) -> Evaluation:
-    """What came of a task.
+    """Return the evaluation of a task from its log.
 
     Raises:
         EvaluationError: as run_task.

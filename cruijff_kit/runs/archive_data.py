@@ -27,13 +27,13 @@ class DataCopy:
     hash: str
     tier: str
     places: dict[str, str] = field(default_factory=dict)
-    """Path in a run's config -> where that lies in the archive."""
+    """Path in a run's config -> path in the archive."""
     files: dict[Path, str] = field(default_factory=dict)
     """File -> path of its copy below the archive."""
 
     @property
     def bytes(self) -> int:
-        """Of all its files."""
+        """Bytes of all its files."""
         return sum(file.stat().st_size for file in self.files)
 
     def to_manifest(self) -> ArchivedData:

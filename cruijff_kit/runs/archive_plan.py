@@ -20,7 +20,7 @@ _HEAVY = ("merged", "checkpoint")
 
 @dataclass
 class ArchivePlan:
-    """What is to be done below `root`; paths are relative to it."""
+    """Files to keep and folders to delete below `root`; paths are relative to it."""
 
     root: Path
     runs: list[Path]

@@ -43,7 +43,7 @@ class Estimate:
 
 
 def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) -> list[Estimate]:
-    """The estimate of each run of a sweep.
+    """Estimate each run of a sweep.
 
     Args:
         sweep_dir: where its runs lie; the finished runs of all experiments beside it count.
@@ -78,7 +78,7 @@ def check_budget(config: RunConfig, estimates: Sequence[Estimate], before: float
 
 
 def summarise_estimates(estimates: Sequence[Estimate]) -> str:
-    """The sweep's estimate in a line."""
+    """Describe the sweep's estimate in a line."""
     sums, bases = sum_estimates(estimates), dict.fromkeys(e.basis for e in estimates)
     hours = f"{sums['gpu_hours']:.3g} GPU-hours" if sums["gpu_hours"] else f"{sums['cpu_hours']:.3g} CPU-hours"
     return f"estimate: {format_duration(sums['seconds'])} one after another, {hours} ({'; '.join(bases)})"

@@ -44,7 +44,7 @@ class EvaluationRequest:
     adapter: str | None = None
     """Folder of the adapter from elsewhere."""
     replaces: bool = False
-    """Whether items that exist under other settings are evaluated again."""
+    """Whether to evaluate again the items that exist under other settings."""
 
     def config(self, run: Path, agent: bool | None = None) -> RunConfig:
         """Return the run's saved config with the groups of the request.

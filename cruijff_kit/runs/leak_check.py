@@ -58,14 +58,14 @@ def _read_used(data: "DatasetConfig", split: str, limit: int | None) -> list[Con
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What the check of a run's data found."""
+    """Result of the leak check of a run's data."""
 
     leaks: list[Leak]
-    """Between its splits."""
+    """Leaks between its splits."""
     targets: dict[str, int]
     """Split -> rows that hold their answer in the prompt."""
     conversations: bool
-    """Whether rows are whole conversations, which no prompt words."""
+    """Whether rows are whole conversations, so that no prompt template applies."""
 
     def counts(self) -> dict[str, int]:
         """Return kind of problem -> rows: "exact train test", "target train"."""

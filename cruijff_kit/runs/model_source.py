@@ -26,16 +26,16 @@ _WHO = ("agent", "dataset.permission")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that is there: a base model, alone or with an adapter."""
+    """An existing model: a base model, alone or with an adapter."""
 
     config: RunConfig
-    """Of the run, or composed; its dataset names the default rows."""
+    """Config of the run, or a composed one; its dataset names the default rows."""
     adapter: Path | None = None
-    """Its folder; None for the base model alone."""
+    """Folder of the adapter; None for the base model alone."""
     is_peft: bool = False
-    """Whether PEFT saved the adapter, not a run of cruijff_kit."""
+    """Whether the adapter is from PEFT and not from a run of cruijff_kit."""
     epoch: int | None = None
-    """Of a run's adapter, counted from 0."""
+    """Epoch of a run's adapter, counted from 0."""
 
     @property
     def adapter_path(self) -> str | None:
@@ -175,7 +175,7 @@ def model_overrides(folder: Path, overrides: list[str]) -> list[str]:
 
 
 def has_override(overrides: list[str], key: str) -> bool:
-    """Whether an override sets a key."""
+    """Return whether an override sets a key."""
     return any(o.lstrip("+").startswith(f"{key}=") for o in overrides)
 
 

@@ -40,7 +40,7 @@ class PlannedGroup:
     runs: list[int]
     """Their places among all runs, in order."""
     at_once: int | None = 1
-    """How many of them train at a time; None: as many as measuring finds best."""
+    """Number of runs that train at a time; None: the measured optimum."""
     why: str = ""
     """Why a run trains alone; empty in a group."""
 
@@ -121,7 +121,7 @@ def reason_not_grouped(config: RunConfig) -> str:
 
 
 def _group_key(config: RunConfig) -> str:
-    """What all runs of a group have in common."""
+    """Return the settings that all runs of a group share, as JSON."""
     cfg = config.torchtune
     base = {k: v for k, v in cfg["checkpointer"].items() if k not in ("output_dir", "recipe_checkpoint")}
     builder = {k: cfg["model"].get(k) for k in ("_component_", "checkpoint_dir", "quantize_base")}
@@ -135,13 +135,13 @@ class GroupRun:
     """A run of a group."""
 
     config: RunConfig
-    """What to run."""
+    """Config of the run."""
     swept: dict[str, Any]
-    """What distinguishes it in its sweep."""
+    """Values that distinguish it in its sweep."""
     prefix: str = ""
-    """What a line about it begins with: "[2/4] "."""
+    """Prefix of messages about it: "[2/4] "."""
     on_start: Callable[[], object] = lambda: None
-    """Called when its turn comes; what it raises ends the run."""
+    """Called when it starts; an exception ends the run."""
 
 
 def run_group(
@@ -188,7 +188,7 @@ def run_group(
 
 
 def _count_steps(config: RunConfig) -> int:
-    """Steps of a run; none of one that cannot work, which `train_then_eval` will say."""
+    """Return the steps of a run; 0 for an invalid one, for which `train_then_eval` raises the error."""
     try:
         return plan_run(config).steps["total"]
     except UserError:

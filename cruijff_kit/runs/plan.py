@@ -30,18 +30,18 @@ from cruijff_kit.util.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class RunPlan(EvaluationPlan):
-    """What a run will do."""
+    """Plan of a run: sizes, steps and checks before it starts."""
 
     rows: int
-    """Of the training split (packs, if rows are packed)."""
+    """Rows of the training split (packs, if rows are packed)."""
     validation_rows: int
-    """0 without a validation split."""
+    """Rows of the validation split; 0 without one."""
     effective_batch: int
     """Rows per update."""
     steps: dict[str, int]
-    """As training.schedule.StepSchedule."""
+    """Fields of training.schedule.StepSchedule."""
     tokens: int
-    """In all epochs."""
+    """Tokens of all epochs."""
     cut_rows: int
     """Number of rows that max_seq_len cuts."""
     trainable_parameters: int
@@ -65,12 +65,12 @@ class RunPlan(EvaluationPlan):
     leaks: dict[str, int]
     """"exact train test" -> rows that both splits hold; "target train" -> rows whose prompt holds the answer."""
     conversations: bool
-    """Whether rows are whole conversations, which dataset.prompt does not word."""
+    """Whether rows are whole conversations, to which dataset.prompt does not apply."""
     warnings: list[str]
-    """What to know before the start."""
+    """Warnings for the user."""
 
     def summary(self) -> str:
-        """What was derived, in a line: rows, rows per step, steps, warm-up."""
+        """Describe the schedule in a line: rows, rows per step, steps, warm-up."""
         steps = self.steps
         split = f" ({steps['processes']} processes)" if steps["processes"] > 1 else ""
         return (

@@ -47,7 +47,7 @@ class Dependency:
     now: str
     state: str
     fix: str | None = None
-    """What to do before the run can be reproduced; None if nothing."""
+    """Action that is needed before the run can be reproduced; None if none is."""
     matters: bool = True
     """Whether a difference can change numbers."""
 
@@ -108,7 +108,7 @@ def _find_sweep_manifest(run: Path) -> SweepManifest | None:
 
 
 def find_original_cwd(run: Path, manifest: SweepManifest | None = None) -> Path | None:
-    """Where a run's command was given, from which relative paths count; None where that is not known.
+    """Return the folder of a run's command, to which its paths are relative; None if unknown.
 
     Args:
         manifest: of its sweep; None: looked for.

@@ -271,7 +271,7 @@ def _record_status(result: RunResult, context: RunContext) -> None:
 
 
 def _add_units(config: RunConfig, folder: RunFolder) -> None:
-    """Add to the losses of validation rows which rows are of one unit: they say less than as many of different ones."""
+    """Add the number of its unit to each validation row's loss, because losses of one unit are not independent."""
     data, losses = config.dataset, folder.validation_losses
     if data.unit_column is None or not losses.is_file():
         return
@@ -302,7 +302,7 @@ def _progress_of(recipe: Any, result: RunResult) -> dict[str, Any]:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings that tables show."""
+    """Return the settings that tables show."""
     return {
         "model": config.model.name,
         "dataset": config.dataset.name,

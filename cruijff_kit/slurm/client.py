@@ -26,14 +26,14 @@ class JobInfo:
     state: str
     """SLURM's word, such as PENDING."""
     reason: str | None = None
-    """Why it waits or ended."""
+    """Reason of its state, in SLURM's words."""
     node: str | None = None
     exit_code: int | None = None
     """None while unknown; 128 + N for signal N."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of the job is queued or running any more."""
+        """Whether no part of the job is queued or running."""
         return self.state in _ENDED
 
 
@@ -47,7 +47,7 @@ def call(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | None =
 
 
 def call_both(*command: str, seconds: float = _SECONDS_TO_ANSWER, stdin: str | None = None) -> str:
-    """As call, with stderr appended: `sbatch --test-only` answers there."""
+    """Run a command as `call` does and append stderr: `sbatch --test-only` answers there."""
     process = _run(command, seconds, stdin)
     return process.stdout + process.stderr
 

@@ -1,4 +1,4 @@
-"""Diagnose a cluster: what matters for our runs, in lines that say what to type."""
+"""Diagnose a cluster for our runs, in lines that name the options to use."""
 
 import argparse
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ class Finding:
 
 @dataclass
 class Choice:
-    """Where runs should go: what the options name, else what suits."""
+    """Destination of the runs: from the options, else a suitable one."""
 
     options: argparse.Namespace
-    """Of the command."""
+    """Options of the command."""
     partition: Partition | None
     account: str | None
     association: Account | None

@@ -22,17 +22,17 @@ _SECONDS_TO_APPEAR = 20  # a network's file system may show late what a node wro
 
 @dataclass
 class NodeReport:
-    """What the probe job saw."""
+    """Result of the probe job on its node."""
 
     job_id: str | None = None
     error: str | None = None
-    """Why it saw nothing, or not our package."""
+    """Why the job did not run, or could not import our package."""
     hostname: str | None = None
     python: str | None = None
     package: str | None = None
     cache_shared: bool = False
     torch_gpus: int | None = None
-    """How many torch reaches; None: not counted."""
+    """Number of GPUs that torch can use; None: not counted."""
 
     @property
     def same_package(self) -> bool:
@@ -102,7 +102,7 @@ srun --ntasks=1 {python} node.py arguments.json
 
 
 def _await_end(wait: int, report: NodeReport) -> client.JobInfo | None:
-    """How the job ended; None when it has not."""
+    """Wait for the end of the job and return its last state; None if it has not ended in time."""
     end = time.monotonic() + wait
     with progress(f"probe job {report.job_id}", wait) as bar:
         while True:

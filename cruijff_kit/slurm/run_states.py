@@ -1,4 +1,4 @@
-"""The state of every run below a folder, from what the run says itself (status.json) and what SLURM says."""
+"""Determine the state of every run below a folder from its status.json and from SLURM."""
 
 import dataclasses
 import os
@@ -132,7 +132,7 @@ def _runs_of_manifest(sweep_dir: Path) -> list[RunRef]:
 
 
 def find_run(run: Path) -> RunRef:
-    """Find the entry of a run in the manifest that lies nearest above its folder."""
+    """Find the entry of a run in the nearest manifest above its folder."""
     sweep_dir = find_sweep_above(run)
     refs = _runs_of_manifest(sweep_dir) if sweep_dir else []
     return next((ref for ref in refs if ref.folder == run and not ref.entry.reused), RunRef(run))
@@ -206,7 +206,7 @@ def _job_id(ref: RunRef, status: RunStatus) -> str | None:
 
 
 def _merge(status: RunStatus, job: JobInfo | None, job_id: str) -> RunStatus:
-    """Correct what a run says by what SLURM says about its job."""
+    """Correct a run's status by SLURM's record of its job."""
     if status.state in (RunState.DONE, RunState.FAILED, RunState.CANCELLED):
         return status
     if job is None:
@@ -250,7 +250,7 @@ def _after_end(status: RunStatus, job: JobInfo) -> RunStatus:
 
 
 def _without_slurm(status: RunStatus, job_id: str | None) -> RunStatus:
-    """Correct what a run says without SLURM: a run of this machine, or any run while SLURM does not answer."""
+    """Correct a run's status without SLURM: a run on this machine, or any run while SLURM does not answer."""
     if status.state not in (RunState.QUEUED, *UNDER_WAY) or job_id is not None:
         return status
     if status.host == socket.gethostname() and status.pid is not None and not _is_alive(status.pid):

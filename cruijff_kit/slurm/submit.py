@@ -76,7 +76,7 @@ class JobRequest:
     """Most of its runs that train at the same time; None: as many as measuring finds best."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of the job in the file of runs that sweep/job.py reads."""
+        """Return the entry of the job in the file of runs that sweep/job.py reads."""
         folders = [str(run) for run in self.runs]
         return {"evaluate": folders} if self.reason == EVALUATE else {"train": folders, "at_once": self.at_once}
 
@@ -95,7 +95,7 @@ class Array:
     """SLURM's, once it is submitted."""
 
     def summary(self) -> str:
-        """The array in one line."""
+        """Describe the array in one line."""
         job = f"job {self.job_id}: " if self.job_id else ""
         limit = f", {self.parallel} at once" if self.parallel else ""
         num_runs, num_jobs = len(self.runs), len(self.jobs)
@@ -110,14 +110,14 @@ class Array:
 
 @dataclass
 class SubmitResult:
-    """What became of a submission."""
+    """Result of a submission."""
 
     arrays: list[Array]
-    """Those that are in the queue."""
+    """Arrays in the queue."""
     remaining: list[JobRequest] = field(default_factory=list)
     """Jobs that did not fit into the queue."""
     refusal: str | None = None
-    """SLURM's words about those."""
+    """SLURM's message about the remaining jobs."""
 
     @property
     def remaining_runs(self) -> list[Path]:
@@ -148,7 +148,7 @@ def _largest_array() -> int:
 
 
 def try_with_sbatch(array: Array, sweep_dir: Path, cwd: str) -> str:
-    """Return what `sbatch --test-only` says about an array: when it might start. Nothing is submitted or written.
+    """Return the answer of `sbatch --test-only` for an array: when it might start. Submit and write nothing.
 
     Raises:
         ClusterError: SLURM would refuse it.
@@ -284,7 +284,7 @@ def _submit_array(array: Array, sweep_dir: Path, cwd: str) -> None:
 
 
 def _submitted_rows(array: Array, sweep_dir: Path) -> list[dict[str, Any]]:
-    """The runs of an array, as --json names them."""
+    """Return the runs of an array, as --json names them."""
     submitted = set(array.runs)
     entries = [(e, resolve_folder(sweep_dir, e)) for e in read_sweep_manifest(sweep_dir).runs]
     return [

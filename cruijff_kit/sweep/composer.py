@@ -25,7 +25,7 @@ class Composer:
         self._is_group: dict[str, bool] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The config of a run, with the ``hydra`` node.
+        """Compose the config of a run, with the ``hydra`` node.
 
         Raises:
             ConfigCompositionException: what Hydra would raise.
@@ -47,7 +47,7 @@ class Composer:
         return config
 
     def _is_structural(self, override: Override) -> bool:
-        """Whether Hydra has to compose anew for it: it chooses an option of a group, or sets a key of Hydra's own."""
+        """Return whether Hydra must compose again: the override chooses an option of a group or sets a key of Hydra."""
         if override.package is not None or override.is_hydra_override():
             return True
         key = override.key_or_group

@@ -36,7 +36,7 @@ class PlannedRun:
     estimate: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        """As --json has it: name, folder, swept, all of plan.Plan, the estimate, and what the recipe would receive."""
+        """Return the run as in --json: name, folder, swept, all of plan.RunPlan, the estimate, the config of the recipe."""
         where = {"name": self.config.run_name, "folder": self.config.output_dir, "swept": self.swept}
         planned = dataclasses.asdict(self.plan) | {"estimate": dataclasses.asdict(self.estimate)}
         return where | planned | {"torchtune": self.config.torchtune}
@@ -56,7 +56,7 @@ class PlannedArray:
     """SLURM's refusal."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As --json has it."""
+        """Return the array as in --json."""
         answers = {"test_only": self.test_only, "refused": self.error is not None}
         return {"what": self.what, "script": self.script} | answers
 

@@ -24,7 +24,7 @@ RunOverrides = dict[str, str]
 
 
 def as_override(key: str, value: Any) -> str:
-    """An override that gives a key this value, as plain YAML has it; text is text, whatever stands in it."""
+    """Return an override that sets a key to a value of plain YAML; quote text, so that it remains text."""
     return escape_line_breaks(f"{key}={write_value(_quote(value))}")
 
 
@@ -53,7 +53,7 @@ def _quote(value: Any) -> Any:
 def expand(
     swept: Sequence[Override], typed: Sequence[Override], paired: Any = None, runs: Any = None
 ) -> list[list[str]]:
-    """The overrides of each run, in order: listed runs outermost, the last key fastest.
+    """Return the overrides of each run, in order: listed runs outermost, the last key fastest.
 
     Args:
         swept: `hydra.sweeper.params`. typed: on the shell.
@@ -89,7 +89,7 @@ def _name(override: Override) -> str:
 
 
 def _values(override: Override) -> list[str]:
-    """Every override that this one stands for."""
+    """Return the overrides that this one expands to."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
@@ -113,7 +113,7 @@ def _write_override(key: str, value: Any) -> str:
 
 
 def _read_listed_runs(runs: Any, fixed: set[str]) -> list[RunOverrides]:
-    """Return the runs of the list without what the shell sets; those that this makes equal once."""
+    """Return the listed runs without the keys that the shell sets, and without duplicates."""
     if runs is not None and not isinstance(runs, list):
         raise UserError("hydra.sweeper.runs is a list of runs such as [{lora.rank: 8}, {lora.rank: 64, lr: 1e-5}]")
     listed_runs = [_run(run, number) for number, run in enumerate(runs or [], 1)]
@@ -155,7 +155,7 @@ def _groups(paired: Any, grid: Mapping[str, list[str]]) -> list[list[str]]:
 
 
 def _pair_values(values: dict[str, list[str]]) -> list[RunOverrides]:
-    """Pair the first of each, the second of each, ...; one value goes with all."""
+    """Pair the first values of all keys, the second values, ...; repeat a single value."""
     lengths = {len(v) for v in values.values()} - {1}
     if len(lengths) > 1:
         counts = ", ".join(f"{_strip_prefix(key)} has {len(v)} values" for key, v in values.items())

@@ -175,7 +175,7 @@ def evaluate(runs: list[Path], stop: StopSignals) -> int:
 
 
 def _is_elsewhere(run: Path) -> bool:
-    """Whether another job trains this run now."""
+    """Return whether another job trains this run now."""
     status = read_status(run)
     is_elsewhere = status is not None and status.state in UNDER_WAY and status.job_id != slurm_job_id()
     if not is_elsewhere or (seconds_since(status.heartbeat) or 0) >= HEARTBEAT_TIMEOUT:
@@ -185,7 +185,7 @@ def _is_elsewhere(run: Path) -> bool:
 
 
 def _has_ended(run: Path) -> bool:
-    """Whether it was cancelled, or failed by itself, in an earlier start of this job."""
+    """Return whether the run was cancelled, or failed with a result, in an earlier start of this job."""
     status, result = read_status(run), RunFolder(run).result
     if status is None or status.state not in (RunState.CANCELLED, RunState.FAILED):
         return False
@@ -193,7 +193,7 @@ def _has_ended(run: Path) -> bool:
 
 
 def _note_changed_code(status: RunStatus, code: str) -> None:
-    """Add a warning where this is not the code that submitted the run."""
+    """Add a warning if the code differs from that at submission."""
     if code != code_hash():
         note = "the code of cruijff_kit changed between submission and start"
         status.notes = [*(n for n in status.notes if n != note), note]

@@ -33,12 +33,12 @@ Statuses = dict[Path, RunStatus]
 
 
 class JobOutcome:
-    """The runs that a job trains, one or several; all of them share its end."""
+    """Runs that a job trains, one or several, which end with it."""
 
     def __init__(self, runs: list[Path]) -> None:
         self.runs = runs
         self.heartbeats: list[Heartbeat] = []
-        """Of the runs that have started; `on_signal` ends them."""
+        """Heartbeats of the runs that have started; `on_signal` ends them."""
 
     def on_signal(self, received: signal.Signals) -> int:
         """Requeue the job after a signal, unless SLURM ends it anyway or its retries are used up.
@@ -84,7 +84,7 @@ class JobOutcome:
                 write_status(run, status)
 
     def on_exit(self, code: int) -> None:
-        """Say why each run ended that could not say so itself, and start the job again where that may help.
+        """Record why each run ended that could not record it itself, and requeue the job if a retry may succeed.
 
         Args:
             code: exit code of the process; 128 + N stands for signal N.
@@ -164,19 +164,19 @@ class JobOutcome:
         return statuses
 
     def has_progress(self, statuses: Statuses) -> bool:
-        """Whether this start got further: a run made a step, or ended."""
+        """Return whether this start made progress: a run made a step, or ended."""
         return any((s.step or 0) > s.first_step for s in statuses.values()) or len(statuses) < len(self.runs)
 
     def max_retries_of(self, run: Path) -> int:
-        """slurm.max_retries of a run."""
+        """Return slurm.max_retries of a run."""
         return load_saved_config(run).slurm.max_retries
 
     def progress_of(self, status: RunStatus) -> str:
-        """How far a stopped run came, as the end of its reason."""
+        """Return the progress of a stopped run, as the end of its reason."""
         return f" at step {status.step or 0}"
 
     def next_start_of(self, status: RunStatus) -> str:
-        """What a requeued run does next."""
+        """Return the next action of a requeued run."""
         return f"continues from step {status.step or 0}"
 
     def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
@@ -196,7 +196,7 @@ class JobOutcome:
 class EvaluationOutcome(JobOutcome):
     """Finished runs that a job evaluates one after another.
 
-    evaluate.json stays in the folder of each run until its evaluation is complete, so the next start finds what is left.
+    evaluate.json stays in the folder of each run until its evaluation is complete, so that the next start can continue.
     """
 
     def __init__(self, runs: list[Path]) -> None:
@@ -209,34 +209,34 @@ class EvaluationOutcome(JobOutcome):
         return [run for run in self.runs if (run / EVALUATION_REQUEST).exists()]
 
     def find_unfinished_runs(self) -> Statuses:
-        """Return them as of training; a run that failed in this start is left as it is."""
+        """Return the queued and active runs whose evaluation is not complete; not those that failed in this start."""
         statuses = {run: read_status(run) for run in self.find_unevaluated_runs()}
         return {run: s for run, s in statuses.items() if s is not None and s.state in (RunState.QUEUED, *UNDER_WAY)}
 
     def retry_with_more_memory(self, statuses: Statuses) -> None:
-        """Do not retry: `resume` asks for more memory."""
+        """Mark the runs as failed instead: `resume` requests more memory."""
         for run, status in statuses.items():
             self.mark_dead(status, failures.describe_exit(128 + signal.SIGKILL), is_waiting=False)
             status.cause = failures.OUT_OF_MEMORY
             write_status(run, status)
 
     def has_progress(self, statuses: Statuses) -> bool:
-        """Whether this start evaluated a run."""
+        """Return whether this start evaluated a run."""
         return self.num_evaluated > 0
 
     def max_retries_of(self, run: Path) -> int:
-        """slurm.max_retries of the evaluation."""
+        """Return slurm.max_retries of the evaluation."""
         return read_request(run).slurm["max_retries"]
 
     def progress_of(self, status: RunStatus) -> str:
-        """Nothing: the step in the status is of the training."""
+        """Return no text: the step in the status is of the training."""
         return ""
 
     def next_start_of(self, status: RunStatus) -> str:
-        """What a requeued run does next."""
+        """Return the next action of a requeued run."""
         return "evaluation continues"
 
     def mark_dead(self, status: RunStatus, exit_text: str, is_waiting: bool) -> None:
-        """As of training; the runs that were waiting failed too."""
+        """Set the state as after training; waiting runs failed too."""
         status.state, status.cause = RunState.FAILED, failures.KILLED
         status.reason = f"post-hoc evaluation: {exit_text}"

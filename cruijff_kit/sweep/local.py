@@ -46,7 +46,7 @@ def run_here(launcher, runs: list[SweepRun]) -> dict[int, float | None]:
 
 
 def _plan_groups(runs: list[SweepRun]) -> list[PlannedGroup]:
-    """As plan_groups; a run for which Hydra itself has something to do runs alone."""
+    """Plan groups with plan_groups; a run whose folder, environment or callbacks Hydra sets runs alone."""
     single_runs = [n for n, run in enumerate(runs) if _needs_hydra(run.composed.hydra)]
     grouped_runs = [n for n in range(len(runs)) if n not in single_runs]
     groups = plan_groups([runs[n].config for n in grouped_runs])

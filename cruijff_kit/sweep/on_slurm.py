@@ -82,7 +82,7 @@ def _warn_of_little_memory(runs: list[SweepRun]) -> None:
 
 
 def submit_single(config: RunConfig) -> None:
-    """Submit a single run; its manifest lies in its own folder.
+    """Submit a single run; write its manifest into its own folder.
 
     Raises:
         ClusterError: as submit_runs.
@@ -131,7 +131,7 @@ def _objective(run: Path) -> float | None:
 
 
 def _discard(runs: list[SweepRun], sweep_dir: Path) -> None:
-    """Remove what was made for runs of which none was submitted; a run that has started before is kept."""
+    """Remove the folders and entries of runs that were not submitted; keep a run that has started before."""
     with edit_sweep_manifest(sweep_dir) as manifest:
         submitted = {resolve_folder(sweep_dir, e) for e in manifest.runs if e.submissions}
         unused = {run.folder.absolute() for run in runs} - submitted

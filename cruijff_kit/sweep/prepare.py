@@ -47,7 +47,7 @@ class SweepRun:
     swept: dict[str, Any]
     """The values that distinguish the run in its sweep."""
     composed: DictConfig
-    """As Hydra composed it, with the ``hydra`` node."""
+    """Config as Hydra composed it, with the ``hydra`` node."""
     config: RunConfig | None = None
     plan: RunPlan | None = None
     existing: Path | None = None
@@ -61,7 +61,7 @@ class SweepRun:
         return self.composed.run_name
 
     def continue_in(self, folder: Path) -> None:
-        """Go on in the folder of an unfinished run that this one repeats."""
+        """Continue in the folder of an unfinished run with the same identity."""
         self.folder, self.config = folder, load_saved_config(folder, agent=self.config.agent)
         with open_dict(self.composed):
             self.composed.run_name = folder.name
@@ -71,11 +71,11 @@ class SweepRun:
                 self.composed.hydra.sweep.subdir = folder.name
 
     def identity(self) -> tuple[str, str | None]:
-        """What it shares with an identical run."""
+        """Return the key that identical runs share."""
         return run_identity(self.config, self.plan.data_hash)
 
     def to_entry(self, sweep_dir: Path) -> RunEntry:
-        """The run in the sweep's manifest."""
+        """Return the entry of the run in the sweep's manifest."""
         folder, sweep_dir = (self.existing or self.folder).absolute(), sweep_dir.absolute()
         return RunEntry(
             self.name,
@@ -129,7 +129,7 @@ class _ComposedRun:
     """From run_name=NAME; None: the run is named by what varies."""
 
     def shown_values(self, namesakes: Sequence["_ComposedRun"]) -> dict[str, Any]:
-        """What its name shows: the given name and what varies among the runs that bear it, else what varies."""
+        """Return the values in its name: the given name and what varies among its namesakes; without one, what varies."""
         if self.swept and self.given_name is None:
             return self.swept
         return {"": self.config.run_name} | select_differing(self.swept, [other.swept for other in namesakes])
@@ -203,7 +203,7 @@ def find_existing(runs: list[SweepRun], sweep_dir: Path) -> None:
 
 
 def _shows_samples(run: SweepRun, folder: Path) -> bool:
-    """Whether a run was made when its data was not red yet: its logs hold what this one's must not."""
+    """Return whether an earlier run logged samples that this run must withhold, because its data was not red then."""
     path = folder / "result.json"
     return withholds_samples(run.config) and path.exists() and not read_result(path).redacted
 
@@ -211,7 +211,7 @@ def _shows_samples(run: SweepRun, folder: Path) -> bool:
 def _find_identical(
     scope: Path, identities: set[tuple[str, str | None]]
 ) -> dict[tuple[str, str | None], list[RunInfo]]:
-    """The runs in the manifests below a folder that have one of these identities, with their state."""
+    """Find the runs with one of these identities in the manifests below a folder, with their state."""
     refs = {}
     for sweep_dir in find_sweep_manifests(scope):
         for entry in read_sweep_manifest(sweep_dir).runs:

@@ -18,7 +18,7 @@ from cruijff_kit.util.progress import say
 
 
 def scaffold_single(config: RunConfig) -> None:
-    """Scaffold a single run; its manifest lies in its own folder."""
+    """Scaffold a single run; write its manifest into its own folder."""
     run = prepare_single(config)
     find_existing([run], run.folder)
     if run.existing is None:
@@ -43,7 +43,7 @@ def check_arrays(runs: list[SweepRun], sweep_dir: Path) -> None:
 
 
 def print_scaffold(runs: list[SweepRun], sweep_dir: Path) -> None:
-    """Print what was made, and what to type next."""
+    """Print the folders and the next commands."""
     new = [run for run in runs if run.existing is None]
     where = os.path.relpath(sweep_dir)
     start_output(sweep_dir)

@@ -72,7 +72,7 @@ def _refuse_sweep_without_flag(cfg: DictConfig) -> None:
 
 
 def run_task(cfg: DictConfig) -> float | None:
-    """One run in the folder that Hydra made for it; returns its objective.
+    """Run one run in the folder that Hydra created for it; return its objective.
 
     Raises:
         UserError: the config cannot work (in a sweep; a single run's error is carried past Hydra).

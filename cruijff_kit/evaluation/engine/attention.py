@@ -213,7 +213,7 @@ def _attend_short(
 
 
 def _attend_long(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: KeysValues | None) -> torch.Tensor:
-    """As `_attend_short`, causal, without ever holding all scores."""
+    """Attend as `_attend_short` does, causally, without all scores in memory at once."""
     rows, heads, n, _ = q.shape
     each = heads // k.shape[1]
     if prefix is None:

@@ -127,7 +127,7 @@ class ChatModel:
 
     @property
     def has_copies(self) -> bool:
-        """Whether it has copies of its matrices in oneDNN's layout, in fp32 with the adapters added to them."""
+        """Whether it has copies of its matrices in oneDNN's layout (fp32, with the adapters added)."""
         return self._prepared is not None and self._prepared.copied
 
     def compute(self, request: EngineRequest) -> torch.Tensor:
@@ -226,6 +226,6 @@ class ChatModel:
 
 
 def _count_common(prompts: list[list[int]]) -> int:
-    """How many ids all prompts begin with."""
+    """Return the length of the common prefix of all prompts, in ids."""
     low, high = min(prompts), max(prompts)  # in the order of lists, the two that differ earliest
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))

@@ -1,4 +1,4 @@
-"""What inspect-ai's side needs of the engine.
+"""Interfaces of the engine that inspect-ai's side uses.
 
 ChatModel, Scheduler, SingleModelEngine and MultiLoraEngine have these interfaces where the model is; the remote classes of
 evaluation/fork_pool have them in a worker process, and the recorder of evaluation/prompt_check where there is no model.
@@ -28,7 +28,7 @@ class RequestScheduler(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request is unfinished."""
+        """Whether it has unfinished requests."""
 
     def add(
         self,
@@ -36,7 +36,7 @@ class RequestScheduler(Protocol):
         on_done: Callable[[Completion], object],
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Add a request: `on_done` takes its completion; it is dropped once `is_wanted` says no."""
+        """Add a request. `on_done` is called with its completion; it is dropped when `is_wanted` returns False."""
 
     def close(self) -> None:
         """Drop all requests and leave the model as it was."""

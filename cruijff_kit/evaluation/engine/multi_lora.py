@@ -90,9 +90,9 @@ class _Padding:
     """The spans of a pass as rows of one length, for one batched product of all adapters."""
 
     numbers: tuple[int, ...]
-    """Of the adapters."""
+    """Numbers of the adapters of the spans."""
     places: torch.Tensor | None
-    """Of each token among all rows' tokens; None: all spans are equally long."""
+    """Index of each token among the padded rows' tokens; None: all spans are equally long."""
 
     def __init__(self, spans: list[TokenSpan], device: torch.device) -> None:
         self.numbers = tuple(s.number for s in spans)
@@ -107,14 +107,14 @@ class _Padding:
         self._last: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
 
     def pad(self, rows: torch.Tensor) -> torch.Tensor:
-        """[tokens, d] -> [spans, longest, d]. The last result is remembered: several maps in turn have one input."""
+        """Pad [tokens, d] to [spans, longest, d]. Cache the last result, because several maps have the same input."""
         if self._last[0] is not rows:
             self._last = rows, rows[self._source]
         return self._last[1]
 
 
 def _make_padding(spans: list[TokenSpan], device: torch.device) -> _Padding | None:
-    """None where products one by one cost less: of long spans (and they round as those of a run by itself)."""
+    """Return the padding for a batched product; None if single products cost less: for long spans, or much padding."""
     longest, tokens = max(s.end - s.begin for s in spans), spans[-1].end
     is_short = device.type != "cpu" or longest <= _SHORT
     return _Padding(spans, device) if is_short and longest * len(spans) <= _PADDED * tokens else None
@@ -150,7 +150,7 @@ class MultiLoraEngine(Engine):
         }
 
     def open_scheduler(self, chat_model: ChatModel, max_rows: int | None = None) -> Scheduler:
-        """As ChatModel.open_scheduler, for passes with others."""
+        """Open a scheduler as ChatModel.open_scheduler does, for passes shared with other models."""
         return Scheduler(chat_model, max_rows, len(self.chat_models))
 
     @torch.inference_mode()
@@ -261,7 +261,7 @@ class MultiLoraEngine(Engine):
 
 
 def _has_copies(scheduler: Scheduler) -> bool:
-    """Whether its model has weights with the adapter added; makes them where that pays and memory is plenty."""
+    """Return whether its model has weights with the adapter added; make them if enough tokens are pending and they fit."""
     chat_model: Any = scheduler.chat_model
     if not chat_model.has_copies and scheduler.num_pending_tokens > _PENDING:
         chat_model.prepare()

@@ -51,7 +51,7 @@ def count_copy_bytes(model: TransformerDecoder) -> int | None:
 
 
 def is_supported(weight: torch.Tensor) -> bool:
-    """Whether oneDNN can multiply by a copy of this matrix on this machine."""
+    """Return whether oneDNN can multiply by a copy of this matrix on this machine."""
     x86 = "AVX" in torch.backends.cpu.get_cpu_capability()
     if not (x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. By default nothing is drawn: the likeliest token is taken.
+    """Settings of sampling. By default nothing is sampled: the likeliest token is chosen.
 
     temperature, top_k and top_p apply in this order, as transformers defines them.
     """
@@ -26,7 +26,7 @@ class Sampling:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether logits are changed before a token is chosen."""
+        """Whether logits change before a token is chosen."""
         return bool(self.frequency_penalty or self.presence_penalty or self.bias)
 
 
@@ -62,7 +62,7 @@ class TokenLogprob:
 
 @dataclass
 class Completion:
-    """What the model generated."""
+    """Tokens that the model generated, with their probabilities."""
 
     ids: list[int] = field(default_factory=list)
     """Generated tokens, without the stop token."""

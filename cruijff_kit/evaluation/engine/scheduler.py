@@ -121,7 +121,7 @@ class Scheduler:
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is more to do."""
+        """Whether it has unfinished requests."""
         return bool(self.waiting or self.active)
 
     @property
@@ -331,7 +331,7 @@ class Scheduler:
         return unfinished
 
     def _has_stop_sequence(self, row: _Row) -> bool:
-        """Whether one of the row's stop sequences has just been written. A character may take four tokens."""
+        """Return whether the row now ends in one of its stop sequences. A character may take four tokens."""
         stops = row.request.stop_seqs
         if not stops:
             return False

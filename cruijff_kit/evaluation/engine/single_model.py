@@ -9,11 +9,11 @@ class SingleModelEngine(Engine):
     """Computes the requests of one model."""
 
     def open_scheduler(self, chat_model: ChatModel, max_rows: int | None = None) -> Scheduler:
-        """As ChatModel.open_scheduler."""
+        """Open a scheduler with ChatModel.open_scheduler."""
         return chat_model.open_scheduler(max_rows)
 
     def step(self, schedulers: list[Scheduler]) -> dict[Scheduler, Exception]:
-        """As Engine.step."""
+        """Do one step of each scheduler, as Engine.step."""
         failures: dict[Scheduler, Exception] = {}
         for scheduler in schedulers:
             try:

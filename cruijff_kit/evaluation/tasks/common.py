@@ -1,4 +1,4 @@
-"""What tasks over the rows of a data set share: their arguments, samples worded exactly as in training, and scorers."""
+"""Shared code of tasks over the rows of a data set: arguments, samples worded exactly as in training, scorers."""
 
 import functools
 import inspect
@@ -157,7 +157,7 @@ def _outputs(data: DataPath, rows: dict[str, Any]) -> Counter[str] | None:
 
 @functools.lru_cache(maxsize=8)
 def _count(rows: str, data_hash: str) -> Counter[str]:
-    """As `_outputs`; a task is built several times in a run."""
+    """Count outputs for `_outputs`; cached, because a run builds a task several times."""
     data, selection = json.loads(rows)
     return Counter(plain(c.answer) for c in read_conversations(data, **selection))
 
