@@ -20,7 +20,7 @@ from cruijff_kit.util.suggest import suggest_flag
 
 
 class ExitCode(IntEnum):
-    """How a command ended."""
+    """Exit code of a command."""
 
     DONE = 0
     RUN_FAILED = 1
@@ -40,7 +40,7 @@ _TYPES = {
 
 @dataclass
 class CommandResult:
-    """What a command has to say and how it ends, where that is not 0: a table of runs of which one failed."""
+    """Output and exit code of a command that prints a result but does not end with 0: a table with a failed run."""
 
     data: Any
     exit_code: int = ExitCode.DONE
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {suggest_flag(message, self)}{self.prog} --help lists its arguments")
 
     def print_help(self, file: Any = None) -> None:
-        """As argparse; with --json the help is data too."""
+        """Print the help as argparse does; as JSON with --json."""
         json_output.record(help=self.format_help())
         super().print_help(file)
 
@@ -88,7 +88,7 @@ def import_from_cwd() -> None:
 
 
 def has_json_flag(arguments: Sequence[str]) -> bool:
-    """Whether --json stands among the flags."""
+    """Return whether --json is among the flags."""
     flags = list(arguments)
     return "--json" in (flags[: flags.index("--")] if "--" in flags else flags)
 

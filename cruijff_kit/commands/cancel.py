@@ -55,7 +55,7 @@ def _confirm(infos: list[RunInfo]) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser("cancel", "Cancel submitted runs.", "which runs were cancelled, as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's or a run's folder")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="names of runs; none: all of them")

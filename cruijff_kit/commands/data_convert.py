@@ -113,7 +113,7 @@ def _compare(source: str, splits: dict[str, list[Row]], written: dict[str, list[
 
 
 def _plain(value: Any) -> Any:
-    """A value as it compares: a key without value is as good as none, in any order."""
+    """Return a comparable form of a value: sorted keys, no keys with None, NaN as None."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in sorted(value.items()) if v is not None}
     if isinstance(value, list):
@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser("data convert", __doc__.splitlines()[0], "print the result as JSON")
     parser.add_argument("source", metavar="SOURCE", help="a file or a folder, as dataset.path")
     parser.add_argument("target", metavar="FOLDER", type=Path, help="a folder that does not exist yet")

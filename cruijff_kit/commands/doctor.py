@@ -24,7 +24,7 @@ _SBATCH_OPTIONS = ("account", "partition", "qos", "constraint")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 1 when something will not work, 3 when there is no SLURM to ask."""
+    """Run the command and return the exit code: 0, 1 if something will not work, 3 without SLURM."""
     parser = Parser("doctor", "Check this cluster.", "the findings and the YAML, as one JSON document")
     add = parser.add_argument
     add("folder", metavar="DIR", nargs="?", type=Path, default=".", help="where runs will be written; default: here")

@@ -235,7 +235,7 @@ def _command(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser(
         "evaluate",
         "Evaluate finished runs, a saved adapter, or a base model alone.",

@@ -22,12 +22,12 @@ from cruijff_kit.util.files import atomic
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """Exported files."""
 
     run: str
     """Its folder."""
     epoch: int
-    """Of its adapter, counted from 0."""
+    """Epoch of its adapter, counted from 0."""
     base: str
     """The folder of the base model."""
     merged: bool
@@ -86,7 +86,7 @@ def _to_dict(done: Exported) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser("export", "An adapter of a run, or a whole model.", "what was written, with sizes, as JSON")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's folder")
     parser.add_argument("--epoch", type=int, metavar="N", help="counted from 0; default: the last one that was saved")

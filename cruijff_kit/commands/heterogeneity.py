@@ -160,7 +160,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser(
         "heterogeneity", "Whether accuracy, AUC or calibration differ between groups.", "print the report as JSON"
     )

@@ -69,7 +69,7 @@ def _show(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser(
         "logs", "Show the output of a submitted run.", "the run, its log and the lines as one JSON document"
     )

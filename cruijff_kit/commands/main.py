@@ -39,7 +39,7 @@ _HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["--json"]:  # wherever it stands
         argv = [*argv[1:], "--json"]
@@ -63,7 +63,7 @@ def _complete(argv: list[str]) -> int:
 
 
 def module_of(name: str) -> str:
-    """The module that has a command's `main`."""
+    """Return the module with a command's `main`."""
     return "cruijff_kit.train" if name == "train" else f"cruijff_kit.commands.{name.replace(' ', '_')}"
 
 

@@ -71,7 +71,7 @@ def _state_rows(runs: list[RunRef]) -> list[dict[str, Any]]:
 
 @dataclass
 class _Changes:
-    """What the command line changes."""
+    """Changes that the command line requests."""
 
     slurm: dict[str, Any]
     """Settings of the slurm group."""
@@ -212,7 +212,7 @@ def _run_single(run: Path, configs: dict[Path, RunConfig], label: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = Parser("resume", "Finish the unfinished runs.", "what was submitted or run, as one JSON document")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's or a sweep's folder, or one above")
     parser.add_argument("overrides", metavar="slurm.KEY=VALUE", nargs="*", help="a new request to the cluster")

@@ -39,7 +39,7 @@ def _show(options: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code: 1 if a run that was watched failed."""
+    """Run the command and return the exit code: 1 if a run that was watched failed."""
     parser = Parser("status", "Show the state of all runs below a folder.", "every row, as one JSON list")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run, a sweep, or any folder above them")
     parser.add_argument("--watch", action="store_true", help="look again every few seconds until every run has ended")

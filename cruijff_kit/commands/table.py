@@ -14,7 +14,7 @@ from cruijff_kit.commands.base import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return the exit code."""
     every = "every result.json with comparisons, the best, configurations and power, as one JSON document"
     parser = Parser("table", "Results of the runs below a folder.", every)
     parser.add_argument("folder", metavar="DIR", help="a run, a sweep, or any folder above them")

@@ -16,7 +16,10 @@ from cruijff_kit.config.run import RunConfig
 
 
 def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
-    """As `cruijff_kit.compose`. The run's folder is multirun/<experiment>/<time>/<run_name> unless output_dir is set."""
+    """Compose a config as `cruijff_kit.compose` does.
+
+    The folder of the run is multirun/<experiment>/<time>/<run_name> unless output_dir is set.
+    """
     cfg = compose_unresolved(overrides, config_dir)
     if not any(o.lstrip("+").startswith("output_dir=") for o in overrides):
         with open_dict(cfg):
@@ -26,7 +29,7 @@ def compose(overrides: list[str], config_dir: str | None) -> RunConfig:
 
 
 def compose_unresolved(overrides: list[str], config_dir: str | None) -> DictConfig:
-    """What Hydra composes, interpolations as they are written.
+    """Compose a config with Hydra, without resolving interpolations.
 
     Raises:
         UserError: what the command would refuse.

@@ -115,5 +115,5 @@ def _host_of(uri: str) -> str:
 
 
 def withholds_samples(config: "RunConfig") -> bool:
-    """Whether the logs of a run's evaluations are written without their samples."""
+    """Return whether the logs of a run's evaluations omit their samples."""
     return config.dataset.tier == RED and not config.eval.keep_samples

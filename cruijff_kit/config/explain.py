@@ -61,7 +61,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _composition(error: BaseException) -> str:
-    """What went wrong while values were put together; in which file, where Hydra says so."""
+    """Describe an error in the composition of the config, with the file if Hydra names it."""
     from hydra.errors import HydraException
 
     file = file_of(error)
@@ -108,7 +108,7 @@ def _unknown_option(error: Any) -> str:
 
 
 def _kind(full_key: str) -> str | None:
-    """What a key's value must be, in words; None for a key that has no type of its own."""
+    """Describe the type of a key's value in words; None for a key without a type of its own."""
     kind: Any = _type(full_key)
     choices = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
     words = [_KINDS.get(c) or {list: "a list such as [a,b]"}.get(typing.get_origin(c)) for c in choices]

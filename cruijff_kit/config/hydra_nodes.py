@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 PLUGINS = "hydra_plugins.cruijff_kit_launcher"
-"""Where Hydra looks for the two; pyproject.toml maps it to sweep/hydra_plugin."""
+"""Package in which Hydra searches both; pyproject.toml maps it to sweep/hydra_plugin."""
 
 
 @dataclass

@@ -22,12 +22,12 @@ BASIC_SWEEPER = f"{basic_sweeper.BasicSweeper.__module__}.{basic_sweeper.BasicSw
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of Hydra's own flags."""
+    """Return the parser of Hydra's own flags."""
     return get_args_parser()
 
 
 def write_value(value: Any) -> str:
-    """A value as Hydra's grammar writes it behind the ``=`` of an override."""
+    """Write a value in Hydra's grammar, for behind the ``=`` of an override."""
     return Override._get_value_element_as_str(value)
 
 
@@ -41,6 +41,6 @@ def set_values(config: DictConfig, overrides: Sequence[Override]) -> None:
 
 
 def failure_of(job: JobReturn) -> Exception:
-    """What a failed job raised; its public ``return_value`` would raise it."""
+    """Return the exception of a failed job; its public ``return_value`` would raise it."""
     error: Exception = job._return_value
     return error

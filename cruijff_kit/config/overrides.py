@@ -20,7 +20,7 @@ _FREE = ("slurm.additional_parameters.", "eval.task_args.", "eval.task_args=")
 
 
 def order_arguments(arguments: list[str]) -> list[str]:
-    """The command line of a Hydra command, flags first: Hydra itself takes none between two settings.
+    """Return the command line of a Hydra command, flags first: Hydra accepts none between two settings.
 
     Raises:
         UserError: an unknown flag, or a key added with + that no run has (Hydra's `--cfg` would print it).
@@ -78,7 +78,7 @@ def add_pluses(settings: list[str]) -> list[str]:
 
 
 def escape_line_breaks(setting: str) -> str:
-    """A setting whose line breaks are written as Hydra's grammar can take them."""
+    """Escape the line breaks of a setting for Hydra's grammar."""
     return setting.replace("\n", "${newline:}")
 
 

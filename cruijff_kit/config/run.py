@@ -189,7 +189,7 @@ class RunConfig:
 
     @property
     def processes(self) -> int:
-        """How many processes train this run together."""
+        """Number of processes that train this run together."""
         return processes_of(self.gpus, self.slurm.submit, self.slurm.gpus)
 
     @property
@@ -257,5 +257,5 @@ class RunConfig:
 
 
 def processes_of(gpus: int | None, submit: bool, slurm_gpus: int | None) -> int:
-    """How many processes train a run together."""
+    """Return the number of processes that train a run together."""
     return gpus or (slurm_gpus if submit else None) or 1

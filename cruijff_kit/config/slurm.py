@@ -96,7 +96,7 @@ class SlurmConfig:
 
     @property
     def mem_bytes(self) -> int | None:
-        """The requested memory in bytes; sbatch counts in MB if there is no unit."""
+        """Requested memory in bytes; without a unit, the setting is in MB, as for sbatch."""
         if self.mem is None:
             return None
         digits = self.mem.upper().rstrip("BKMGT")

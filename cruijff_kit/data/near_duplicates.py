@@ -72,7 +72,7 @@ def _group_by_text(rows: list[Conversation]) -> dict[str, list[Conversation]]:
 
 
 def _distinct_words(texts: list[str]) -> list[set[str]]:
-    """Of each text its words without those that many texts share; none where there are fewer than _OWN."""
+    """Return the words of each text except those that many texts share; an empty set if fewer than _OWN remain."""
     most = max(400, _LETTERS // len(texts))
     words = [{*_WORD.findall(_cut_middle(text, most))} for text in texts]
     holders = Counter(itertools.chain.from_iterable(words))
@@ -172,7 +172,7 @@ def _filter_similar(
 
 
 def _weights(word: "numpy.ndarray", text: "numpy.ndarray", texts: int) -> "numpy.ndarray":
-    """How much each word says: log(texts / those that have it), shared by the words that always stand together.
+    """Return the weight of each word: log(texts / texts with it), divided among words that always occur together.
 
     So the five words of a label ("farming, fishing and forestry workers") do not outweigh the two numbers in which two
     people differ. Words of a few texts each count in full: a text and its near copies are all that has them.
@@ -203,6 +203,6 @@ def _similarity(one: set[str], other: set[str]) -> float:
 
 
 def _is_misspelt(one: str, other: str) -> bool:
-    """Whether two words are the same but for a letter or so. Numbers never are."""
+    """Return whether two words differ in about one letter. Numbers never count as misspelt."""
     long = min(len(one), len(other)) >= _MISSPELT and one.isalpha() and other.isalpha()
     return long and difflib.SequenceMatcher(None, one, other).ratio() >= _SAME_WORD

@@ -21,12 +21,12 @@ class PackedSequence:
 
     @functools.cached_property
     def tokens(self) -> list[int]:
-        """The rows' tokens, one row after the other."""
+        """Concatenated tokens of the rows."""
         return [t for e in self.examples for t in e.tokens]
 
     @property
     def labels(self) -> list[int]:
-        """The rows' labels, one row after the other."""
+        """Concatenated labels of the rows."""
         return [label for e in self.examples for label in e.labels]
 
     @property

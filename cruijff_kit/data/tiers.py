@@ -1,4 +1,4 @@
-"""How sensitive data is: green (public), yellow (ask first), red (sensitive), and the TIER files that say so.
+"""Tiers of sensitivity: green (public), yellow (ask first), red (sensitive), and the TIER files that set them.
 
 The strictest of `dataset.tier` and every file named TIER beside the data counts: in the folder that holds it and in every
 folder above, by the given path and by the real one. A file has one word: green, yellow or red. For data that is

@@ -106,7 +106,7 @@ def reported_groups(log: str) -> list[str] | None:
 
 
 def unit_column(log: str) -> str | None:
-    """The column that says which samples belong together (dataset.unit_column), as a log knows it."""
+    """Return the column of the units of samples (dataset.unit_column) from a log."""
     return (read_eval_log(log, header_only=True).eval.metadata or {}).get("unit_column")
 
 

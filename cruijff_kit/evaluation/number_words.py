@@ -80,7 +80,7 @@ _PLURAL = re.compile(r"(?!.*(?:th|ward)s\Z|.*ill(?:i?on|iard))[a-z]{2,}[a-rtv-z]
 
 
 def is_plural(word: str) -> bool:
-    """Whether a word looks like the plural of a noun and is no multiple (dozens), part (eighths) or direction (upwards)."""
+    """Return whether a word looks like a plural noun but not a multiple (dozens), part (eighths) or direction (upwards)."""
     return _PLURAL.fullmatch(word) is not None and word not in _MULTIPLES
 
 

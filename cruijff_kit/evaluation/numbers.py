@@ -126,7 +126,7 @@ def find_risk(text: str) -> float | None:
 
 
 def writes_decimal_comma(texts: Iterable[str]) -> bool:
-    """Whether the numbers of these texts have decimal commas: one of them for certain, and none a decimal point."""
+    """Return whether these texts write decimal commas: at least one number surely does, and none has a decimal point."""
     marks = {_decimal_mark(m[0]) for text in texts for m in _DIGITS.finditer(text.translate(_ALIKE))}
     return "," in marks and "." not in marks
 
@@ -138,7 +138,7 @@ def _read_parts(text: str, decimal_comma: bool) -> list[list[_Number]]:
 
 
 def _agree(parts: list[list[_Number]]) -> bool:
-    """Whether parts say the same: 0.7, or 70%, or 7 of 10."""
+    """Return whether parts have the same value: 0.7, or 70%, or 7 of 10."""
 
     def same(one: float | None, other: float | None) -> bool:
         if one is None or other is None:
@@ -266,7 +266,7 @@ def _is_led(before: str, enclosed: str) -> bool:
 
 
 def _is_followed(behind: str, is_percent: bool) -> bool | None:
-    """Whether a number has a unit; None: what stands behind it may make another number of it."""
+    """Return whether a number has a unit; None: the text behind it may change its value."""
     if not _FOLLOWED.match(behind):
         return None
     tokens = [*_TOKEN.findall(behind.lower()), "", ""]
@@ -303,7 +303,7 @@ def _is_followed(behind: str, is_percent: bool) -> bool | None:
 
 
 def _says_again(first: str, second: str) -> bool:
-    """Whether these words behind "or" are, or begin with, a number."""
+    """Return whether these words behind "or" are, or begin with, a number."""
     return first[:1].isdigit() or second[:1].isdigit() and (first in QUALIFIERS or first in "$€£-")
 
 
@@ -342,7 +342,7 @@ def _read_digits(digits: str, decimal_comma: bool) -> float | None:
 
 
 def _is_ambiguous(whole: str, part: str) -> bool:
-    """Whether a point or comma between these digits may group thousands."""
+    """Return whether a point or comma between these digits may group thousands."""
     return len(part) == 3 and re.fullmatch(r"[1-9]\d{0,2}", whole) is not None
 
 
@@ -351,7 +351,7 @@ def _finite(value: float) -> float | None:
 
 
 def _decimal_mark(digits: str) -> str | None:
-    """What stands for certain before the decimals of these digits, or would: 1.234.567 leaves the comma for it."""
+    """Return the certain decimal separator of these digits: that of 1.234.567 can only be the comma."""
     if decimal := _DECIMAL.fullmatch(digits):
         whole, mark, part = decimal.groups()
         return None if _is_ambiguous(whole, part) else mark

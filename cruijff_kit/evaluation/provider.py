@@ -205,7 +205,7 @@ class InMemoryAPI(ModelAPI):
         return output
 
     async def option_logits(self, input: list[ChatMessage], options: list[str]) -> dict[str, float]:
-        """The logit of each option's token at the beginning of an answer to a chat. Nothing is decoded.
+        """Return the logit of each option's token at the beginning of an answer to a chat. Nothing is decoded.
 
         Raises:
             UserError: a chat that the model cannot read, or an option that is not one token.
@@ -275,7 +275,7 @@ class InMemoryAPI(ModelAPI):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether all samples wait that inspect-ai has open: as many as `batch_size`, or all that are left."""
+        """Return whether all open samples of inspect-ai wait: as many as `batch_size`, or all that remain."""
         return self._num_left is not None and len(self._waiting) >= min(self.batch_size, self._num_left)
 
     def fail(self, error: BaseException) -> None:
@@ -321,7 +321,7 @@ class InMemoryAPI(ModelAPI):
         return ChatCompletionChoice(message=message, stop_reason=completion.stop_reason, logprobs=logprobs)
 
     async def aclose(self) -> None:
-        """As `end`."""
+        """Do the same as `end`."""
         self.end()
 
     def end(self) -> None:

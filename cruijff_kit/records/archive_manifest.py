@@ -24,7 +24,7 @@ class DeletedFolder:
     """Below the archive."""
     bytes: int
     files: dict[str, str] = field(default_factory=dict)
-    """Of an adapter: file -> sha256."""
+    """Files of an adapter -> sha256."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ArchivedData:
     """A data set that was copied into the archive; paths are relative to it."""
 
     hash: str
-    """As in the runs' result.json."""
+    """Hash as in the runs' result.json."""
     tier: str
     places: dict[str, str]
     """Path in a run's config -> where that lies in the archive."""
@@ -59,7 +59,7 @@ class ArchiveManifest:
     links: list[str] = field(default_factory=list)
     """Symbolic links, which were left alone."""
     data: list[ArchivedData] = field(default_factory=list)
-    """What was copied with --data: it lies in the copy, not in `source`."""
+    """Data that was copied with --data: it is in the copy, not in `source`."""
     version: int = 1
 
 

@@ -43,7 +43,7 @@ def find_cause(error: BaseException) -> str:
 
 
 def describe_exit(exit_code: int) -> str:
-    """An exit code in words; 128 + N stands for signal N."""
+    """Describe an exit code in words; 128 + N is signal N."""
     return f"killed by signal {exit_code - 128}" if exit_code > 128 else f"exit code {exit_code}"
 
 

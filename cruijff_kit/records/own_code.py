@@ -57,7 +57,7 @@ def describe_own_code(config: "RunConfig", to: Path | None) -> dict[str, Any]:
 
 
 def find_own_files(config: "RunConfig") -> list[Path]:
-    """The Python files of the user's own that a run uses, sorted."""
+    """Return the user's own Python files that a run uses, sorted."""
     waiting = [(name.file, name.file.parent) for name in config.eval.names if name.file is not None]
     dotted = [*config.custom_metrics, *_find_components(config.torchtune)]
     packages = [name.task.partition("/")[0] for name in config.eval.names if name.file is None and not name.ships]
@@ -84,7 +84,7 @@ def _find_components(tree: Any) -> Iterator[str]:
 
 
 def _find_task_modules(package: str) -> list[str]:
-    """The modules that an installed package's entry point names for inspect-ai."""
+    """Return the modules that an installed package's entry point names for inspect-ai."""
     points = importlib.metadata.entry_points(group="inspect_ai")
     return [point.module for point in points if point.name == package]
 
@@ -183,7 +183,7 @@ def _list_installed() -> dict[str, list[str]]:
 
 
 def normalise_name(package: str) -> str:
-    """The name of a package as all compare it (PEP 503)."""
+    """Return the normalised name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", package).lower()
 
 

@@ -71,10 +71,10 @@ class RunStatus:
     first_step: int = 0
     """Step at which this start continued."""
     started: str | None = None
-    """When this start began."""
+    """Time of this start."""
     training_since: str | None = None
     heartbeat: str = ""
-    """When this file was last written."""
+    """Time at which this file was last written."""
     restarts: int = 0
     """Number of times that the run was started again."""
     retries: int = 0
@@ -124,7 +124,7 @@ def seconds_since(time_stamp: str | None) -> float | None:
 
 
 def slurm_job_id() -> str | None:
-    """The id of the SLURM job that this process runs in, as squeue shows it."""
+    """Return the id of this process's SLURM job, as squeue shows it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
@@ -196,7 +196,7 @@ class Heartbeat:
             self._thread.join(timeout=3)
 
     def follow(self, look: Callable[[], dict[str, Any]]) -> None:
-        """From now on, `look()` gives fields of the status at each beat."""
+        """Write the fields that `look()` returns, at each beat and each `set`."""
         self._look = look
 
     def set(self, **fields: Any) -> None:

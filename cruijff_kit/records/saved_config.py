@@ -15,7 +15,7 @@ from cruijff_kit.util.errors import UserError
 
 
 def load_saved_config(run: Path, slurm: dict[str, Any] | None = None, agent: bool | None = None) -> RunConfig:
-    """The config of a run, set to resume; its folder may have been moved.
+    """Load the config of a run, set to resume; its folder may have been moved.
 
     Args:
         run: its folder.
@@ -34,7 +34,7 @@ def load_saved_config(run: Path, slurm: dict[str, Any] | None = None, agent: boo
 
 
 def reload_with(run: Path, to: Path, changed: dict[str, Any], places: dict[str, str]) -> RunConfig:
-    """The config of a run, set to begin once more in another folder, here and without trackers.
+    """Load the config of a run, set to start again in another folder, locally and without trackers.
 
     Args:
         run: its folder. to: the new one.

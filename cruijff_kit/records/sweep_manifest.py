@@ -63,9 +63,9 @@ class RunEntry:
     """The values that distinguish the run in its sweep."""
     reused: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    """As in result.json."""
+    """Settings as in result.json."""
     estimate: dict[str, Any] = field(default_factory=dict)
-    """What it was expected to take: a cruijff_kit.runs.estimate.Estimate."""
+    """Estimate of its resources (cruijff_kit.runs.estimate.Estimate)."""
     submissions: list[Submission] = field(default_factory=list)
 
 
@@ -75,9 +75,9 @@ class SweepManifest:
 
     experiment: str
     command: list[str]
-    """What to type after `python -m cruijff_kit.train` (and -m) for the same runs: --config-dir, overrides."""
+    """Arguments of `python -m cruijff_kit.train` (after -m) for the same runs: --config-dir, overrides."""
     cwd: str
-    """Where the command was given; relative paths in configs count from there."""
+    """Folder in which the command was run; relative paths in configs are relative to it."""
     created: str = field(default_factory=now)
     git_commit: str | None = None
     code: str = ""
@@ -161,7 +161,7 @@ def find_sweep_above(run: Path) -> Path | None:
 
 
 def is_done(run: Path) -> bool:
-    """Whether a run has finished."""
+    """Return whether a run has finished."""
     path = run / "result.json"
     return path.exists() and read_result(path).status == "done"
 

@@ -21,7 +21,7 @@ RECORDED_PACKAGES = (
 CODE = tuple(
     f"{folder}/*.{kind}" for folder in ("cruijff_kit", "recipes", "conf") for kind in ("py", "yaml", "html", "js")
 ) + ("pyproject.toml",)
-"""What of a checkout is code, as git's pathspecs: data that lies in it never is."""
+"""Pathspecs (git) of the code in a checkout; they exclude data."""
 
 
 @functools.cache

@@ -61,8 +61,8 @@ class EvaluationOverrides:
         return EvaluationRequest(groups["eval"], groups["slurm"], device, threads, replaces=self.replaces)
 
     def _group(self, name: str, kind: type, config: RunConfig) -> dict[str, Any]:
-        """Return the group of the run, or the option in the overrides (which may refer to other groups of the run), with the
-        values of the overrides.
+        """Return the group of the run, or the option in the overrides (which may refer to other groups of the run), with
+        the values of the overrides.
         """
         with explain_errors():
             tree = OmegaConf.create(escape_interpolations(asdict(config)))

@@ -62,7 +62,7 @@ _FORMAT = 2  # of the files and of NAME.meta.json; those of an earlier format ar
 
 
 def generated_path(generator: str | None, arguments: dict) -> Path:
-    """Where the file of these arguments lies, whether or not it has been written yet.
+    """Return the path of the file for these arguments, whether or not it exists.
 
     Raises:
         UserError: no such generator, or an argument it does not take.
@@ -100,7 +100,7 @@ def generate(generator: str, arguments: dict) -> Path:
 
 
 def fitting_task(generator: str | None, arguments: dict) -> str:
-    """The task that fits the outputs of a data set: risk for the labels 0 and 1, number for numbers, match for others.
+    """Return the task that fits the outputs of a data set: risk for the labels 0 and 1, number for numbers, else match.
 
     Raises:
         UserError: an argument that the generator does not take.
@@ -133,7 +133,7 @@ def _check_disjoint(data: GeneratedData) -> None:
 
 
 def _all_arguments(generator: str, arguments: dict) -> dict[str, Any]:
-    """The arguments with the defaults of those that are not given, in the generator's order.
+    """Return all arguments, with defaults for the missing ones, in the generator's order.
 
     Raises:
         UserError: one that it does not take, or of the wrong type.
@@ -154,7 +154,7 @@ def _all_arguments(generator: str, arguments: dict) -> dict[str, Any]:
 
 
 def _fits(value: Any, expected_type: Any) -> bool:
-    """Whether a value is of a parameter's type; a whole number is a number too, true and false are none."""
+    """Return whether a value is of a parameter's type; an int is a valid float, a bool is not a number."""
     if isinstance(expected_type, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(expected_type))
     if typing.get_origin(expected_type) is list:

@@ -36,7 +36,7 @@ SCORES: dict[str, Any] = {
     "sex": dict(zip(SEX, (0.2, -0.2), strict=True)),
     "hours": "0.05 for each hour a week, counted from 40",
 }
-"""What each attribute adds to the score; the log-odds of a high income are INTERCEPT + score."""
+"""Attribute -> its contribution to the score; the log-odds of a high income are INTERCEPT + score."""
 MEAN_DOLLARS, DOLLARS, NOISE_DOLLARS = 90_000, 10_000, 8_000
 """Income = MEAN_DOLLARS + DOLLARS x (INTERCEPT + score) + a normal draw with this standard deviation."""
 
@@ -98,7 +98,7 @@ def log_odds(person: Person) -> float:
 
 
 def groups_of(person: Person) -> dict[str, str]:
-    """The columns beside input and output: sex, age_group (18-29, ... 60-80), education, occupation, marital."""
+    """Return the columns beside input and output: sex, age_group (18-29, ... 60-80), education, occupation, marital."""
     ages = next(f"{low}-{high}" for low, high in AGES if person["age"] <= high)
     return {"sex": person["sex"], "age_group": ages} | {k: person[k] for k in ("education", "occupation", "marital")}
 

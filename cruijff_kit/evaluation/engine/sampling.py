@@ -85,7 +85,7 @@ def _draw(logits: torch.Tensor, settings: list[Sampling], numbers: torch.Tensor)
 
 
 def _lowest_score(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tensor:
-    """The lowest score [rows, 1] that top_k and top_p leave each row."""
+    """Return the lowest score [rows, 1] that top_k and top_p keep in each row."""
     vocabulary = scores.shape[1]
     k = torch.tensor([[min(s.top_k or vocabulary, vocabulary)] for s in settings], device=scores.device)
     p = torch.tensor([[1.0 if s.top_p is None else s.top_p] for s in settings], device=scores.device)
@@ -103,7 +103,7 @@ def _lowest_score(scores: torch.Tensor, settings: list[Sampling]) -> torch.Tenso
 
 
 def _top_scores(scores: torch.Tensor, count: int, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` highest scores [rows, count], and their summed probability among each row's k likeliest."""
+    """Return the `count` highest scores [rows, count], and their summed probability among each row's k likeliest."""
     ordered = scores.topk(min(count, scores.shape[1]), -1).values
     among_all = scores.logsumexp(-1, keepdim=True)
     limited = ordered.masked_fill(torch.arange(ordered.shape[1], device=scores.device) >= k, float("-inf"))
