@@ -26,8 +26,8 @@ bench: slurm $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/evaluation_speed.py
 	$(BIN)/python tests/benchmarks/posthoc_evaluation.py
 	$(BIN)/python tests/benchmarks/sweep_vs_naive.py
-	$(BIN)/python tests/benchmarks/packed_sweep.py
-	$(BIN)/python tests/benchmarks/packed_passes.py
+	$(BIN)/python tests/benchmarks/multi_lora_sweep.py
+	$(BIN)/python tests/benchmarks/multi_lora_passes.py
 	$(BIN)/python tests/benchmarks/submitting.py --phases
 	$(BIN)/python tests/benchmarks/job_start.py
 

@@ -54,7 +54,7 @@ class Grouping:
         return np.argsort(self.group, kind="stable")[None]
 
 
-class Estimate(NamedTuple):
+class GroupEstimate(NamedTuple):
     """A metric of each group under each of several arrangements; every array is [arrangements, G]."""
 
     value: "np.ndarray"
@@ -70,7 +70,7 @@ class Metric:
     """A metric that is compared between groups."""
 
     name: str
-    estimate: Callable[["np.ndarray", "np.ndarray"], Estimate]
+    estimate: Callable[["np.ndarray", "np.ndarray"], GroupEstimate]
     """(movers sorted by their groups [arrangements, movers], number of movers of each group [G]) -> metric by group."""
     classes: "np.ndarray | None" = None
     """[movers] movers are permuted within a class; None: within all."""
@@ -78,7 +78,7 @@ class Metric:
     """Whether it is a share of independent samples: then groups that do not differ have the same variance."""
 
 
-class Difference(NamedTuple):
+class GroupDifference(NamedTuple):
     """A difference of a metric between groups, with its simultaneous interval."""
 
     difference: float
@@ -87,19 +87,19 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GroupComparison:
     """The differences of a metric between groups."""
 
     metric: str
     p: float
     """p of no difference in this metric, corrected for the metrics that were tested with it."""
-    gap: Difference
+    gap: GroupDifference
     """The largest difference between two groups. The interval excludes 0 only where p is below 1 - level."""
     highest: int
     """The group with the largest value."""
     lowest: int
     """The group with the smallest value."""
-    versus_others: dict[int, Difference]
+    versus_others: dict[int, GroupDifference]
     """Group -> its value less the mean of all other groups, weighted by their numbers of samples."""
 
 
@@ -144,7 +144,7 @@ def make_mean_metric(
     sums, sizes = np.bincount(grouping.mover, np.where(counts > 0, values, 0.0)), np.bincount(grouping.mover, counts)
     squares, is_single = sums**2, bool(np.isin(sizes, (0, 1)).all())  # then sums times sizes are the sums
 
-    def estimate(order: "np.ndarray", group_sizes: "np.ndarray") -> Estimate:
+    def estimate(order: "np.ndarray", group_sizes: "np.ndarray") -> GroupEstimate:
         starts = np.cumsum(group_sizes) - group_sizes
 
         def total(numbers: "np.ndarray") -> "np.ndarray":
@@ -155,7 +155,7 @@ def make_mean_metric(
             mean = group_sums / n
             deviations = total(squares) - 2 * mean * (group_sums if is_single else total(sums * sizes))
             deviations += mean**2 * (n if is_single else total(sizes**2))
-            return Estimate(mean, np.maximum(deviations, 0) / n**2, n)
+            return GroupEstimate(mean, np.maximum(deviations, 0) / n**2, n)
 
     is_share = (
         not grouping.stratum.any() and len(sums) == len(values) and bool(np.isin(values[counts > 0], (0, 1)).all())
@@ -182,7 +182,7 @@ def make_auc_metric(
     has_ties, mover_sizes = len(values) < len(ranking), np.bincount(mover)
     movers = len(mover_sizes)
 
-    def estimate(order: "np.ndarray", group_sizes: "np.ndarray") -> Estimate:
+    def estimate(order: "np.ndarray", group_sizes: "np.ndarray") -> GroupEstimate:
         shape = rounds, groups = len(order), len(group_sizes)
         group = np.empty((rounds, movers), dtype=np.int16)
         np.put_along_axis(group, order, np.repeat(np.arange(groups, dtype=np.int16), group_sizes)[None], axis=1)
@@ -199,7 +199,7 @@ def make_auc_metric(
             variance = np.bincount(part, influence**2, rounds * groups)
         else:
             variance = np.add.reduceat(placements.influence**2, np.cumsum(lengths) - lengths)
-        return Estimate(placements.auc.reshape(shape), variance.reshape(shape), placements.weight.reshape(shape))
+        return GroupEstimate(placements.auc.reshape(shape), variance.reshape(shape), placements.weight.reshape(shape))
 
     return Metric("auc", estimate, _classify(grouping, positive))
 
@@ -260,7 +260,7 @@ def _compute_placements(
     return _Placements(np.where(is_defined, auc, np.nan), weight, share * (placement - repeat(auc)))
 
 
-def compare(grouping: Grouping, metrics: Sequence[Metric], level: float, permutations: int) -> list[Comparison]:
+def compare(grouping: Grouping, metrics: Sequence[Metric], level: float, permutations: int) -> list[GroupComparison]:
     """Compare each metric between the groups; metrics that do not vary, or that fewer than two groups have, are omitted.
 
     Args:
@@ -294,7 +294,7 @@ def compare(grouping: Grouping, metrics: Sequence[Metric], level: float, permuta
     return [_make_comparison(t, float(p), float(c)) for t, p, c in zip(tests, p_values, critical, strict=True)]
 
 
-def compare_constant(grouping: Grouping, metrics: Sequence[Metric], level: float) -> list[Comparison]:
+def compare_constant(grouping: Grouping, metrics: Sequence[Metric], level: float) -> list[GroupComparison]:
     """Compare the metrics of a family that do not vary at all: their differences are 0, with p = 1.
 
     A permutation would change nothing. Intervals are Newcombe's (1998), of Wilson's limits, with Bonferroni's correction.
@@ -316,7 +316,7 @@ def compare_constant(grouping: Grouping, metrics: Sequence[Metric], level: float
             or np.nanmax(observed.variance) > 1e-12
         ):
             continue
-        constant = Estimate(value, np.zeros_like(value), weight)
+        constant = GroupEstimate(value, np.zeros_like(value), weight)
         test = _MetricTest(replace(metric, is_share=True), 0.0, constant, value, np.zeros(1))
         with np.errstate(invalid="ignore"):
             comparisons.append(_make_comparison(test, 1.0, critical))
@@ -330,7 +330,7 @@ class _MetricTest:
     metric: Metric
     sample_variance: float
     """Variance of a single sample over all groups."""
-    observed: Estimate
+    observed: GroupEstimate
     """[1, G] the metric in the observed arrangement."""
     centred: "np.ndarray"
     """[1, G] the values that the test compares."""
@@ -349,7 +349,7 @@ def _permute(grouping: Grouping, metric: Metric, permutations: int) -> _MetricTe
         return None
     orders = _draw_orders(grouping, metric.classes, permutations)
     estimates = [metric.estimate(order, grouping.sizes) for order in orders]
-    joined = Estimate(*map(np.concatenate, zip(observed, *estimates, strict=True)))
+    joined = GroupEstimate(*map(np.concatenate, zip(observed, *estimates, strict=True)))
     null = _set_null_variance(joined, metric, sample_variance)
     if grouping.stratum.any():  # some groups may have more samples of the units in which more is right
         is_defined = null.weight > 0
@@ -359,7 +359,7 @@ def _permute(grouping: Grouping, metric: Metric, permutations: int) -> _MetricTe
     return _MetricTest(metric, sample_variance, observed, null.value[:1], np.round(_max_statistic(null), 9))
 
 
-def _shrink_variance(estimate: Estimate, sample_variance: float) -> Estimate:
+def _shrink_variance(estimate: GroupEstimate, sample_variance: float) -> GroupEstimate:
     """Return the estimate with variances that are shrunk towards that of all samples."""
     import numpy as np
 
@@ -369,7 +369,7 @@ def _shrink_variance(estimate: Estimate, sample_variance: float) -> Estimate:
         return estimate._replace(variance=shrunk / estimate.weight)
 
 
-def _set_null_variance(estimate: Estimate, metric: Metric, sample_variance: float) -> Estimate:
+def _set_null_variance(estimate: GroupEstimate, metric: Metric, sample_variance: float) -> GroupEstimate:
     """Return the estimate with the variances that it has if groups do not differ, which the test uses."""
     import numpy as np
 
@@ -404,7 +404,7 @@ def _shuffle_strata(strata: bytes, batch: int, size: int) -> "np.ndarray":
     return np.argsort(stratum + rng.random((size, len(stratum))), axis=1).astype(np.int32)
 
 
-def _max_statistic(estimate: Estimate) -> "np.ndarray":
+def _max_statistic(estimate: GroupEstimate) -> "np.ndarray":
     """Return [arrangements] the largest standardised difference between two groups, or a group and all others."""
     import numpy as np
 
@@ -414,14 +414,14 @@ def _max_statistic(estimate: Estimate) -> "np.ndarray":
     for g in range(value.shape[1] - 1):
         statistic = np.abs(value[:, [g]] - value[:, g + 1 :]) / np.sqrt(variance[:, [g]] + variance[:, g + 1 :])
         np.maximum(largest, statistic.max(axis=1), out=largest)
-    others = _average_others(Estimate(value, np.where(is_defined, variance, 0), estimate.weight))
+    others = _average_others(GroupEstimate(value, np.where(is_defined, variance, 0), estimate.weight))
     with np.errstate(invalid="ignore"):
         statistic = np.abs(value - others.value) / np.sqrt(variance + others.variance)
     maximum: np.ndarray = np.maximum(largest, np.nan_to_num(statistic, nan=0).max(axis=1))
     return maximum
 
 
-def _average_others(estimate: Estimate) -> Estimate:
+def _average_others(estimate: GroupEstimate) -> GroupEstimate:
     """Return, for each group, the weighted mean of all other groups."""
     import numpy as np
 
@@ -433,48 +433,50 @@ def _average_others(estimate: Estimate) -> Estimate:
 
     weights = sum_others(weight)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Estimate(sum_others(weight * value) / weights, sum_others(weight**2 * variance) / weights**2, weights)
+        return GroupEstimate(
+            sum_others(weight * value) / weights, sum_others(weight**2 * variance) / weights**2, weights
+        )
 
 
-def _make_comparison(test: _MetricTest, p: float, critical: float) -> Comparison:
+def _make_comparison(test: _MetricTest, p: float, critical: float) -> GroupComparison:
     import numpy as np
 
     metric, is_defined = test.metric, test.observed.weight[0] > 0
     groups = np.flatnonzero(is_defined)
     null = _set_null_variance(test.observed, metric, test.sample_variance)._replace(value=test.centred)
-    estimates = Estimate(*(a[0, is_defined] for a in _shrink_variance(test.observed, test.sample_variance)))
-    centred = Estimate(*(a[0, is_defined] for a in null))
+    estimates = GroupEstimate(*(a[0, is_defined] for a in _shrink_variance(test.observed, test.sample_variance)))
+    centred = GroupEstimate(*(a[0, is_defined] for a in null))
     others, centred_others = _average_others(estimates), _average_others(centred)
     lower, upper = _compute_margins(estimates, critical, metric.is_share)
     others_lower, others_upper = _compute_margins(others, critical, metric.is_share)
 
-    def make_difference(difference: Any, lower: Any, upper: Any, contrast: Estimate) -> Any:
+    def make_difference(difference: Any, lower: Any, upper: Any, contrast: GroupEstimate) -> Any:
         """Return a Difference of arrays. Its intervals contain 0 where the test does not reject."""
         is_unclear = ~(np.round(np.abs(contrast.value) / np.sqrt(contrast.variance), 9) > critical)
         low, high = difference - lower, difference + upper
         low, high = np.where(is_unclear, np.minimum(low, 0), low), np.where(is_unclear, np.maximum(high, 0), high)
-        return Difference(difference, low, high)
+        return GroupDifference(difference, low, high)
 
     a, b = np.triu_indices(len(groups), 1)
     pairs = make_difference(
         estimates.value[a] - estimates.value[b], np.hypot(lower[a], upper[b]), np.hypot(upper[a], lower[b]),
-        Estimate(centred.value[a] - centred.value[b], centred.variance[a] + centred.variance[b], centred.weight[a]),
+        GroupEstimate(centred.value[a] - centred.value[b], centred.variance[a] + centred.variance[b], centred.weight[a]),
     )  # fmt: skip
     versus = make_difference(
         estimates.value - others.value, np.hypot(lower, others_upper), np.hypot(upper, others_lower),
-        Estimate(centred.value - centred_others.value, centred.variance + centred_others.variance, centred.weight),
+        GroupEstimate(centred.value - centred_others.value, centred.variance + centred_others.variance, centred.weight),
     )  # fmt: skip
-    gap = Difference(
+    gap = GroupDifference(
         float(np.ptp(estimates.value)),
         float(max(0, np.max(pairs.low), np.max(-pairs.high))),
         float(max(np.max(pairs.high), np.max(-pairs.low))),
     )
     highest, lowest = (int(groups[pick(estimates.value)]) for pick in (np.argmax, np.argmin))
-    versus_others = {int(g): Difference(*map(float, d)) for g, *d in zip(groups, *versus, strict=True)}
-    return Comparison(metric.name, p, gap, highest, lowest, versus_others)
+    versus_others = {int(g): GroupDifference(*map(float, d)) for g, *d in zip(groups, *versus, strict=True)}
+    return GroupComparison(metric.name, p, gap, highest, lowest, versus_others)
 
 
-def _compute_margins(estimate: Estimate, critical: float, is_share: bool) -> "tuple[np.ndarray, np.ndarray]":
+def _compute_margins(estimate: GroupEstimate, critical: float, is_share: bool) -> "tuple[np.ndarray, np.ndarray]":
     """Return the margins of error below and above each value.
 
     Those of shares are Wilson's, so that those of differences are Newcombe's (1998), which contain 0 where the test does

@@ -21,7 +21,7 @@ from cruijff_kit.util.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from cruijff_kit.analysis.permutation import Comparison, Grouping, Metric
+    from cruijff_kit.analysis.permutation import GroupComparison, Grouping, Metric
 
 MAX_P = 0.05
 """A column whose corrected p is below this is flagged."""
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclass
-class Difference:
+class SubgroupDifference:
     """A difference between groups.
 
     Its 95% interval is simultaneous over all differences of its kind in the report, and excludes 0 only where p is below
@@ -106,7 +106,7 @@ class Group:
     intervals: dict[str, list[float]] = field(default_factory=dict)
     """Metric -> ends of its 95% interval over other samples of this group."""
     versus_others: dict[str, list[float]] = field(default_factory=dict)
-    """Metric -> its difference from the mean of all other groups, and the interval's ends, as those of `Difference`."""
+    """Metric -> difference from the mean of all other groups and the ends of its interval, as in `SubgroupDifference`."""
     z: float | None = None
     """Distance of its accuracy from the groups' mean, in standard deviations over groups (divided by n)."""
     notes: list[str] = field(default_factory=list)
@@ -126,11 +126,11 @@ class SubgroupReport:
     """p of no difference in accuracy, AUC and calibration; None where none of them varies."""
     p_holm: float | None
     """p corrected for all columns of the analysis."""
-    differences: list[Difference]
+    differences: list[SubgroupDifference]
     """The largest difference between two groups in accuracy, AUC and calibration."""
-    demographic_parity: Difference | None
+    demographic_parity: SubgroupDifference | None
     """Largest difference of selection rates (fairlearn's demographic_parity_difference)."""
-    equalized_odds: Difference | None
+    equalized_odds: SubgroupDifference | None
     """Largest difference of true or false positive rates (fairlearn's equalized_odds_difference)."""
     auc_std: float | None
     """Standard deviation of the groups' AUCs (divided by n)."""
@@ -269,7 +269,9 @@ def _choose_permutations(samples: int, columns: int) -> int:
     return max(1999 if samples <= 5000 else 999 if samples <= 20_000 else 499, 25 * columns)
 
 
-def _compare_metrics(arrays: _Arrays, level: float, permutations: int) -> "tuple[list[Comparison], list[Comparison]]":
+def _compare_metrics(
+    arrays: _Arrays, level: float, permutations: int
+) -> "tuple[list[GroupComparison], list[GroupComparison]]":
     """Compare accuracy, AUC and calibration, which are one family, and the rates, which are another."""
     grouping = arrange(arrays.group, arrays.unit)
     quality_metrics, decision_metrics = _quality_metrics(grouping, arrays), _decision_metrics(grouping, arrays)
@@ -316,12 +318,12 @@ def _clip(metric: str, *ends: float) -> list[float]:
     return [max(-bound, min(bound, end)) for end in ends]
 
 
-def _make_difference(c: "Comparison", names: list[str]) -> Difference:
+def _make_difference(c: "GroupComparison", names: list[str]) -> SubgroupDifference:
     low, high = _clip(c.metric, c.gap.low, c.gap.high)
-    return Difference(c.metric, c.gap.difference, low, high, c.p, names[c.highest], names[c.lowest])
+    return SubgroupDifference(c.metric, c.gap.difference, low, high, c.p, names[c.highest], names[c.lowest])
 
 
-def _equalized_odds(rates: dict[str, Difference]) -> Difference | None:
+def _equalized_odds(rates: dict[str, SubgroupDifference]) -> SubgroupDifference | None:
     odds = [rates[name] for name in DECISIONS[1:] if name in rates]
     if len(odds) < 2:  # samples of one class have only one of the two rates
         return None
@@ -413,7 +415,7 @@ def is_different(group: Group) -> bool:
     return any(not low <= 0 <= high for _, low, high in differences)
 
 
-def format_p(report: "SubgroupReport | Difference") -> str:
+def format_p(report: "SubgroupReport | SubgroupDifference") -> str:
     """Return p for people; for a column of several also the corrected one."""
     p, p_holm = report.p, getattr(report, "p_holm", report.p)
     assert p is not None, "a column without p has nothing to report"

@@ -17,7 +17,7 @@ from cruijff_kit.analysis.subgroup_samples import read_samples
 from cruijff_kit.analysis.subgroups import (
     MAX_P,
     WORDS,
-    Difference,
+    SubgroupDifference,
     Group,
     SubgroupReport,
     compare_columns,
@@ -126,7 +126,7 @@ def _format_cells(group: Group) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _format_difference(name: str, d: Difference) -> str:
+def _format_difference(name: str, d: SubgroupDifference) -> str:
     who = "all alike" if d.highest == d.lowest else f"{_cut(d.highest, 18)} over {_cut(d.lowest, 18)}"
     return f"  {name:18}  {d.difference:.3f} [{d.low:.3f}, {d.high:.3f}]  {format_p(d):9}  {who}"
 

@@ -25,7 +25,7 @@ _STEP_SECONDS, _SAMPLE_SECONDS, _RUN_SECONDS, _JOB_SECONDS = 0.01, 0.004, 1.0, 2
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Estimated resources of a run."""
 
     seconds: float
@@ -42,7 +42,7 @@ class Estimate:
     """The same in words."""
 
 
-def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) -> list[Estimate]:
+def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) -> list[CostEstimate]:
     """Estimate each run of a sweep.
 
     Args:
@@ -52,14 +52,14 @@ def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) ->
     return [_estimate_run(config, plan, [r for r in earlier if _is_similar(r, config, plan)]) for config, plan in runs]
 
 
-def sum_estimates(estimates: Iterable[Estimate]) -> dict[str, float]:
+def sum_estimates(estimates: Iterable[CostEstimate]) -> dict[str, float]:
     """seconds one after another, gpu_hours and cpu_hours of all, and the most memory that one needs."""
     estimates = list(estimates)
     sums = {name: sum(getattr(e, name) for e in estimates) for name in ("seconds", "gpu_hours", "cpu_hours")}
     return sums | {"memory_bytes": max((e.memory_bytes for e in estimates), default=0)}
 
 
-def check_budget(config: RunConfig, estimates: Sequence[Estimate], before: float = 0.0) -> None:
+def check_budget(config: RunConfig, estimates: Sequence[CostEstimate], before: float = 0.0) -> None:
     """Refuse what is estimated above `max_gpu_hours` unless a person approved it.
 
     Args:
@@ -77,7 +77,7 @@ def check_budget(config: RunConfig, estimates: Sequence[Estimate], before: float
     )
 
 
-def summarise_estimates(estimates: Sequence[Estimate]) -> str:
+def summarise_estimates(estimates: Sequence[CostEstimate]) -> str:
     """Describe the sweep's estimate in a line."""
     sums, bases = sum_estimates(estimates), dict.fromkeys(e.basis for e in estimates)
     hours = f"{sums['gpu_hours']:.3g} GPU-hours" if sums["gpu_hours"] else f"{sums['cpu_hours']:.3g} CPU-hours"
@@ -114,7 +114,7 @@ def _is_dtype_unknown(config: RunConfig) -> bool:
     return config.slurm.submit and config.dtype == "auto"
 
 
-def _estimate_run(config: RunConfig, plan: RunPlan, earlier: list[RunResult]) -> Estimate:
+def _estimate_run(config: RunConfig, plan: RunPlan, earlier: list[RunResult]) -> CostEstimate:
     seconds = _seconds_by_runs(earlier, config, plan) if earlier else _seconds_by_formula(config, plan)
     like = [r.training["peak_memory_bytes"] for r in earlier if r.settings["batch_size"] == config.batch_size]
     memory = max(like) if like else plan.memory_bytes
@@ -122,7 +122,7 @@ def _estimate_run(config: RunConfig, plan: RunPlan, earlier: list[RunResult]) ->
     some = f"from {len(earlier)} finished run{'s' * (len(earlier) != 1)} of this kind"
     basis = some if earlier else "from a formula: there is no similar finished run"
     hours = seconds / 3600
-    return Estimate(round(seconds, 1), memory, hours * gpus, hours * cpus, len(earlier), basis)
+    return CostEstimate(round(seconds, 1), memory, hours * gpus, hours * cpus, len(earlier), basis)
 
 
 def _count_processors(config: RunConfig, plan: RunPlan) -> tuple[int, int]:
@@ -167,6 +167,6 @@ def _seconds_by_formula(config: RunConfig, plan: RunPlan) -> float:
     )
 
 
-def to_dict(estimate: Estimate) -> dict[str, Any]:
+def to_dict(estimate: CostEstimate) -> dict[str, Any]:
     """For JSON and the manifest."""
     return asdict(estimate)

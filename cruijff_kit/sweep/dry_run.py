@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from cruijff_kit.analysis.power import DetectableDifference, detectable_difference, detectable_error
 from cruijff_kit.config.identity import configuration_hash
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.runs.estimate import Estimate, check_budget, estimate_runs, sum_estimates, summarise_estimates
+from cruijff_kit.runs.estimate import CostEstimate, check_budget, estimate_runs, sum_estimates, summarise_estimates
 from cruijff_kit.runs.multi_lora_runs import PlannedGroup, plan_groups
 from cruijff_kit.runs.plan import RunPlan, plan_run
 from cruijff_kit.sweep.slurm_jobs import make_job_requests
@@ -33,7 +33,7 @@ class PlannedRun:
     swept: dict[str, Any]
     """The values that distinguish it in its sweep."""
     plan: RunPlan
-    estimate: Estimate
+    estimate: CostEstimate
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run as in --json: name, folder, swept, all of plan.RunPlan, the estimate, the config of the recipe."""
@@ -98,7 +98,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
             raise array.error
 
 
-def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[Estimate | None]) -> list[PlannedArray]:
+def planned_arrays(configs: list[RunConfig], folder: Path, expected: list[CostEstimate | None]) -> list[PlannedArray]:
     """Plan the arrays that the runs of these configs would be submitted as, and try each with `sbatch --test-only`.
 
     Raises:
@@ -132,7 +132,7 @@ def detectable_differences(runs: list[PlannedRun]) -> dict[str, DetectableDiffer
     return differences
 
 
-def describe_budget(config: RunConfig, of_runs: list[Estimate]) -> dict[str, Any]:
+def describe_budget(config: RunConfig, of_runs: list[CostEstimate]) -> dict[str, Any]:
     """Return max_gpu_hours, and whether it would stop these runs."""
     try:
         check_budget(config, of_runs)

@@ -26,7 +26,7 @@ from cruijff_kit.records.sweep_manifest import (
     resolve_folder,
     run_identity,
 )
-from cruijff_kit.runs.estimate import Estimate, check_budget, estimate_runs, summarise_estimates
+from cruijff_kit.runs.estimate import CostEstimate, check_budget, estimate_runs, summarise_estimates
 from cruijff_kit.runs.plan import RunPlan, plan_run
 from cruijff_kit.runs.run import settings_of
 from cruijff_kit.slurm.run_states import RunInfo, RunRef, collect_states
@@ -53,7 +53,7 @@ class SweepRun:
     existing: Path | None = None
     """Folder of an identical run that is done or on its way."""
     existing_state: str | None = None
-    estimate: Estimate | None = None
+    estimate: CostEstimate | None = None
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cruijff_kit.config.run import RunConfig
-from cruijff_kit.runs.estimate import Estimate
+from cruijff_kit.runs.estimate import CostEstimate
 from cruijff_kit.runs.multi_lora_runs import plan_groups
 from cruijff_kit.slurm.request import sbatch_options
 from cruijff_kit.util.format import format_duration
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def make_job_requests(
-    configs: list[RunConfig], folders: list[Path], estimates: list[Estimate | None]
+    configs: list[RunConfig], folders: list[Path], estimates: list[CostEstimate | None]
 ) -> "list[JobRequest]":
     """Make the jobs of runs; runs that train together are one job."""
     from cruijff_kit.slurm.submit import JobRequest

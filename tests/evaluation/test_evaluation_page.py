@@ -69,7 +69,7 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("command", commands("evaluate"), ids=str)
-def test_every_late_evaluation_can_be_typed(command, trained, tiny, tmp_path, monkeypatch):
+def test_every_posthoc_evaluation_can_be_typed(command, trained, tiny, tmp_path, monkeypatch):
     """Its checks and its plan, on a run, an adapter and a model of ours."""
     monkeypatch.chdir(tmp_path)
     Path("my_tasks.py").write_text(TASKS)

@@ -54,7 +54,7 @@ def test_a_runs_logs_open_in_inspect_view(chromium, view, run, tmp_path):
     model = re.escape(f"cruijff_kit/{run.model}")
     accuracy = f"{entry.metrics['match']['accuracy']:.3f}".rstrip("0")
 
-    async def story(page: Page) -> None:
+    async def script(page: Page) -> None:
         await page.showing(r"\brisk\b", model, r"(?m)^2 (rows|items)$")  # the run's log and the base model's
         own = Path(entry.log).name
         await page.value(f"document.querySelector('a[href*=\"{own}\"]').click()")
@@ -64,4 +64,4 @@ def test_a_runs_logs_open_in_inspect_view(chromium, view, run, tmp_path):
         text = await page.showing(r"Sample 0 \(Epoch 1\)", r"TRANSCRIPT", r"ASSISTANT", re.escape(asked))
         assert re.search(r"TARGET\s+[01]\s", text) and re.search(r"RISK_SCORER\s+[CIN]\s", text)
 
-    look(chromium, view, tmp_path / "profile", story)
+    look(chromium, view, tmp_path / "profile", script)

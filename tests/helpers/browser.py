@@ -29,7 +29,7 @@ class Page:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._asked = socket, 0
-        self.events: list[dict[str, Any]] = []  # what the browser told unasked, once a domain is enabled
+        self.events: list[dict[str, Any]] = []  # events of the browser, once a domain is enabled
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """A method of the DevTools protocol."""
@@ -65,8 +65,8 @@ class Page:
         )
 
 
-def look(chromium: str, address: str, folder: Path, story: Callable) -> None:
-    """Open an address in a browser of its own and call `story` with the page."""
+def look(chromium: str, address: str, folder: Path, script: Callable) -> None:
+    """Open an address in a browser of its own and call `script` with the page."""
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                "--window-size=1600,1200", f"--user-data-dir={folder}", "--remote-debugging-port=0"]  # fmt: skip
     said = folder.with_name("browser.txt")
@@ -84,7 +84,7 @@ def look(chromium: str, address: str, folder: Path, story: Callable) -> None:
                 async with session.get(f"http://{listening[1]}/json/list") as answer:
                     pages = [p for p in await answer.json(content_type=None) if p["type"] == "page"]
             async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                await story(Page(socket))
+                await script(Page(socket))
 
     try:
         asyncio.run(visit())

@@ -295,7 +295,7 @@ def test_the_plan_refuses_before_anything_is_read(save_model, changed_config):
 
 
 EVERYTHING = ["lora.attn_modules=[q_proj,k_proj,v_proj,output_proj]", "lora.apply_to_output=true"]
-PACKED = {
+GROUPED = {
     "llama untied": [EVERYTHING, [*EVERYTHING, "lora.dropout=0.2", "lora.rank=4"], ["lora.use_dora=true", "seed=3"]],
     "biases": [["lora.rank=4"], ["lora.dropout=0.1"], ["lora.use_dora=true", "lora.dropout=0.1"]],
     "qwen2.5 untied": [EVERYTHING, ["lora.attn_modules=[k_proj]", "lora.apply_to_mlp=false"], ["batch_size=3"]],
@@ -303,7 +303,7 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", GROUPED)
 def test_a_pack_on_every_kind_of_base(set_up_recipe, save_model, tmp_path, name):
     """Biases, output projections with adapters, heads of their own width: each adapter as the run alone makes it."""
     family, keys = MODELS[name]
@@ -324,13 +324,13 @@ def test_a_pack_on_every_kind_of_base(set_up_recipe, save_model, tmp_path, name)
         members[-1].setup()
         members[-1].train()
 
-    for number, more in enumerate(PACKED[name]):
+    for number, more in enumerate(GROUPED[name]):
         alone.append(set_up_recipe(*where, *small, *more, f"output_dir={tmp_path / f'alone{number}'}"))
         alone[-1].train()
-    functions = [functools.partial(train, number, more) for number, more in enumerate(PACKED[name])]
+    functions = [functools.partial(train, number, more) for number, more in enumerate(GROUPED[name])]
     assert MultiLoraTrainer().run(functions) == [None] * 3
-    for packed, own in zip(members, alone, strict=True):
-        assert packed.summary.validation_losses == pytest.approx(own.summary.validation_losses, rel=1e-5)
-        ours, theirs = adapter_state(packed.model), adapter_state(own.model)
+    for grouped, own in zip(members, alone, strict=True):
+        assert grouped.summary.validation_losses == pytest.approx(own.summary.validation_losses, rel=1e-5)
+        ours, theirs = adapter_state(grouped.model), adapter_state(own.model)
         moved = torch.cat([v.flatten() for k, v in theirs.items() if ".lora_b" in k]).norm()
         assert torch.cat([(ours[k] - theirs[k]).flatten() for k in theirs]).norm() < 0.01 * moved

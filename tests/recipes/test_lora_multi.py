@@ -102,17 +102,17 @@ def lines(recipe) -> list[dict]:
     return [{k: v for k, v in x.items() if k not in ("tokens_per_second_per_gpu", "peak_memory_bytes")} for x in found]
 
 
-def assert_same(packed, own, exactly: bool = True) -> None:
+def assert_same(grouped, own, exactly: bool = True) -> None:
     """To the last bit, where the machine allows it: a run's numbers are its own, however many compute with it."""
     if exactly and products_are_exact():
-        assert lines(packed) == lines(own)
-    assert [sorted(x) for x in lines(packed)] == [sorted(x) for x in lines(own)]
-    for ours, theirs in zip(lines(packed), lines(own), strict=True):
+        assert lines(grouped) == lines(own)
+    assert [sorted(x) for x in lines(grouped)] == [sorted(x) for x in lines(own)]
+    for ours, theirs in zip(lines(grouped), lines(own), strict=True):
         norms = [x.pop("grad_norm", 0.0) for x in (ours, theirs)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # a sum of squares of what is rounded
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
     for epoch in own.summary.adapters:
-        assert_same_adapters(packed.folder.epoch(epoch), own.folder.epoch(epoch), exactly)
+        assert_same_adapters(grouped.folder.epoch(epoch), own.folder.epoch(epoch), exactly)
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(2, "fp32"), (5, "fp32"), (16, "fp32"), (16, "bf16")])
@@ -120,8 +120,8 @@ def test_a_group_of_different_runs_equals_the_runs_alone(config, alone, number, 
     chosen = VARIED if number == 16 else VARIED[: number * 3 : 3]
     assert len(chosen) == number
     own = [alone(*more, f"dtype={dtype}") for more in chosen]
-    packed = train_together([config(f"packed{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
-    for a, b in zip(packed, own, strict=True):
+    grouped = train_together([config(f"grouped{i}", *more, f"dtype={dtype}") for i, more in enumerate(chosen)])
+    for a, b in zip(grouped, own, strict=True):
         assert_same(a, b)
 
 
@@ -141,10 +141,10 @@ def test_rows_and_ranks_may_be_padded(config, alone):
             return outputs
 
     chosen = [VARIED[i] for i in (0, 1, 2, 4, 5, 7, 8, 9)]
-    packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], Padded())
+    grouped = train_together([config(f"grouped{i}", *more) for i, more in enumerate(chosen)], Padded())
     assert any(padded)
     for i, more in enumerate(chosen):
-        assert_same(packed[i], alone(*more), exactly=False)
+        assert_same(grouped[i], alone(*more), exactly=False)
 
 
 def test_the_order_of_the_runs_changes_nothing(config):
@@ -168,9 +168,9 @@ def test_every_layer_of_every_adapter_learns_and_padding_is_not_saved(config):
 def test_recomputed_activations_leave_every_adapter_its_gradients(config, alone, dtype):
     more = [["lora.rank=8"], ["seed=3", "batch_size=5"], ["lora.dropout=0.2"], ["lora.use_dora=true"]]
     again = "enable_activation_checkpointing=true"
-    packed = train_together([config(f"packed{i}", *m, again, dtype) for i, m in enumerate(more)])
+    grouped = train_together([config(f"grouped{i}", *m, again, dtype) for i, m in enumerate(more)])
     for i, m in enumerate(more):
-        assert_same(packed[i], alone(*m, dtype))
+        assert_same(grouped[i], alone(*m, dtype))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -178,9 +178,9 @@ def test_a_base_in_four_bits_is_shared_too(config, alone, monkeypatch, dtype):
     monkeypatch.setattr("cruijff_kit.runs.plan._check_quantization", lambda *_: None)  # on a CPU it has no use
     more = [["lora.rank=8"], ["seed=3", "lora.dropout=0.2"], ["lora.use_dora=true"]]
     small = ["lora.quantize_base=true", f"dtype={dtype}"]
-    packed = train_together([config(f"packed{i}", *m, *small) for i, m in enumerate(more)])
+    grouped = train_together([config(f"grouped{i}", *m, *small) for i, m in enumerate(more)])
     for i, m in enumerate(more):
-        assert_same(packed[i], alone(*m, *small))
+        assert_same(grouped[i], alone(*m, *small))
 
 
 METRICS = """
@@ -229,12 +229,12 @@ class Small(MultiLoraTrainer):
 def test_out_of_memory_splits_the_group(config, alone, capsys):
     chosen = [["lora.rank=8"], ["lora.dropout=0.2"], ["seed=3"], ["batch_size=4"], ["epochs=2"]]
     trainer = Small()
-    packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], trainer)
+    grouped = train_together([config(f"grouped{i}", *more) for i, more in enumerate(chosen)], trainer)
     assert trainer.tries == 1 and trainer.tuner.best == 2
     assert "out of memory with 5 runs in one pass; 2 from now on" in capsys.readouterr().err
     for i, more in enumerate(chosen):
-        assert not packed[i].changes
-        assert_same(packed[i], alone(*more))
+        assert not grouped[i].changes
+        assert_same(grouped[i], alone(*more))
 
 
 def test_the_next_run_takes_the_place_of_one_that_has_ended(config, alone):
@@ -246,10 +246,10 @@ def test_the_next_run_takes_the_place_of_one_that_has_ended(config, alone):
             return super()._compute_pass(group)
 
     chosen = [["max_steps_per_epoch=2"], ["epochs=2"], ["seed=3"], ["seed=4"]]
-    packed = train_together([config(f"packed{i}", *more) for i, more in enumerate(chosen)], Watched(), at_once=2)
+    grouped = train_together([config(f"grouped{i}", *more) for i, more in enumerate(chosen)], Watched(), at_once=2)
     assert max(seen) == 2 and seen.count(2) > 5, "the first run has two updates and four validation batches"
     for i, more in enumerate(chosen):
-        assert_same(packed[i], alone(*more))
+        assert_same(grouped[i], alone(*more))
 
 
 @pytest.mark.parametrize("how", ["alone", "another group", "the same group"])

@@ -133,7 +133,7 @@ def test_accumulation_equals_the_larger_batch(train):
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
-def test_left_over_rows_are_learnt_too(train):
+def test_the_last_rows_are_trained_on_too(train):
     recipe = train("a", "dataset.max_samples=21", "batch_size=4", "gradient_accumulation_steps=2", "num_warmup_steps=0")
     assert recipe.summary.steps == 3, "6 batches, 2 per update"
 

@@ -1,4 +1,4 @@
-"""A pack on SLURM is one job: what each run leaves, stopping and going on, cancelling one, and what kills them all."""
+"""A group of runs on SLURM is one job: files of each run, stop and resume, cancelling one run, and what kills them all."""
 
 import json
 import os
@@ -27,20 +27,20 @@ def without_times(run) -> list[dict]:
     ]
 
 
-def test_packs_are_jobs_and_leave_what_runs_leave(shell):
+def test_groups_are_jobs_and_leave_what_runs_leave(shell):
     folder = shell.submit("out", *TINY, "seed=1,2,3,4,5", "multi_lora=2")
     submissions = [e["submissions"][-1] for e in json.loads((folder / "sweep.json").read_text())["runs"]]
     assert len({a["job_id"] for a in submissions}) == 3
     views = shell.wait_all(folder, "done")
     assert len(views) == 5
-    packs = [read_result(folder / f"seed={n}" / "result.json").multi_lora for n in (1, 2, 3, 4, 5)]
-    assert [p and p["size"] for p in packs] == [2, 2, 2, 2, None]
-    assert packs[0]["id"] == packs[1]["id"] != packs[2]["id"] == packs[3]["id"]
+    groups = [read_result(folder / f"seed={n}" / "result.json").multi_lora for n in (1, 2, 3, 4, 5)]
+    assert [p and p["size"] for p in groups] == [2, 2, 2, 2, None]
+    assert groups[0]["id"] == groups[1]["id"] != groups[2]["id"] == groups[3]["id"]
     for number in (1, 2):
         assert "seed=1 done" in shell.run("logs", folder, f"seed={number}").stdout
 
 
-def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
+def test_a_stopped_group_goes_back_into_the_queue_and_on_exactly(shell):
     """Each as if it had run alone, in a job of its own that nobody stopped."""
     folder = shell.submit("out", *STEPS, "seed=1,2", "multi_lora=2")
     whole = shell.submit("whole", *STEPS, "seed=1,2", "multi_lora=off", "force=true")
@@ -58,7 +58,7 @@ def test_a_stopped_pack_goes_back_into_the_queue_and_on_exactly(shell):
         assert result.restarts == 1 and result.resumed_at_step > 10
 
 
-def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
+def test_one_run_of_a_group_is_cancelled_and_the_others_go_on(shell):
     folder = shell.submit("out", *LONG, "epochs=1", "seed=1,2,3", "multi_lora=3")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
     done = shell.run("cancel", folder, "seed=2", "--yes")
@@ -73,7 +73,7 @@ def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(shell):
     assert read_result(folder / "seed=2" / "result.json").resumed_at_step > 5
 
 
-def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
+def test_a_run_that_waits_in_a_group_is_cancelled_before_it_begins(shell):
     later = "slurm.additional_parameters.begin=now+1hour"
     folder = shell.submit("out", *TINY, "eval=none", "seed=1,2", "multi_lora=2", later)
     done = shell.run("cancel", folder, "seed=2", "--yes")
@@ -85,7 +85,7 @@ def test_a_run_that_waits_in_a_pack_is_cancelled_before_it_begins(shell):
     assert read_status(folder / "seed=2").state == "cancelled" and not (folder / "seed=2" / "metrics.jsonl").exists()
 
 
-def test_cancelling_a_whole_pack_ends_its_job(shell):
+def test_cancelling_a_whole_group_ends_its_job(shell):
     folder = shell.submit("out", *LONG, "seed=1,2", "multi_lora=2")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 5 for r in v.values()))
     assert shell.run("cancel", folder, "--yes").returncode == 0
@@ -93,7 +93,7 @@ def test_cancelling_a_whole_pack_ends_its_job(shell):
     assert all(list((folder / f"seed={n}" / "checkpoint").glob("step_*.pt")) for n in (1, 2))
 
 
-def test_a_killed_pack_resumes_all_its_runs(shell):
+def test_a_killed_group_resumes_all_its_runs(shell):
     folder = shell.submit("out", *STEPS, "checkpoint_every_n_steps=20", "seed=1,2", "multi_lora=2")
     shell.wait(folder, lambda v: all((r["step"] or 0) > 60 for r in v.values()))
     os.kill(shell.python_of(folder / "seed=1"), signal.SIGKILL)
@@ -129,9 +129,9 @@ def test_one_that_fails_leaves_the_others_and_is_left(shell):
     ],
 )
 def test_a_dry_run_shows_the_jobs(shell, settings, jobs, why):
-    """Without being asked, only what wants GPUs is packed."""
+    """With multi_lora=auto only runs that request GPUs are grouped."""
     done = shell.run("train", "-m", "slurm=cluster", *TINY, *settings, "seed=1,2,3", "dry_run=true", "--json")
     assert done.returncode == 0, done.stderr
-    packs = json.loads(done.stdout)["groups"]
-    assert [len(p["runs"]) for p in packs] == jobs
-    assert why in packs[-1]["why"] and bool(why) == bool(packs[-1]["why"])
+    groups = json.loads(done.stdout)["groups"]
+    assert [len(p["runs"]) for p in groups] == jobs
+    assert why in groups[-1]["why"] and bool(why) == bool(groups[-1]["why"])

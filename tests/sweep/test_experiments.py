@@ -124,7 +124,7 @@ def test_resume_starts_what_is_planned(scaffold, mine, shell):
     assert all(e["runs"] == 0 and e["seconds"] > 0 and "formula" in e["basis"] for e in estimates)
 
 
-def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_path):
+def test_the_printed_command_starts_these_runs(mine, scaffold, shell, tmp_path):
     """With the folder of the user's own YAML and with pairs, without what kept the runs from starting; typed, it works."""
     paired = ["lora.rank=2,4", "lr=1e-3,1e-4", "hydra.sweeper.paired=[lora.rank,lr]", "hydra.sweep.dir=paired"]
     assert shell(mine, "-m", *paired, "scaffold=true").returncode == 0
@@ -133,8 +133,8 @@ def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_pa
     for folder, names in ((scaffold[1], 4), (mine / "paired", 2), (mine / "alone", 1)):
         (command,) = list_commands(read_runs(folder))
         assert "scaffold" not in command and "hydra.sweep.dir" not in command and "hydra.run.dir" not in command
-        told = (next(folder.rglob("experiment_summary.md"))).read_text()
-        assert f"    {command}\n" in told, told
+        summary = (next(folder.rglob("experiment_summary.md"))).read_text()
+        assert f"    {command}\n" in summary, summary
         words = shlex.split(command)
         assert words[:3] == ["python", "-m", "cruijff_kit.train"]
         again = shell(tmp_path, *words[3:], "dry_run=true", "--json")
@@ -145,7 +145,7 @@ def test_the_command_that_is_told_makes_these_runs(mine, scaffold, shell, tmp_pa
         assert len(json.loads(again.stdout)["runs"]) == names
 
 
-def test_a_single_run_is_told_with_its_folder_of_yaml(mine, shell):
+def test_a_single_run_is_printed_with_its_folder_of_yaml(mine, shell):
     made = shell(mine, "--config-dir", "my_conf", "lora.rank=2", "dataset.max_samples=16", "hydra.run.dir=single/run")
     assert made.returncode == 0, made.stderr
     (command,) = list_commands(read_runs(mine / "single"))
@@ -153,10 +153,10 @@ def test_a_single_run_is_told_with_its_folder_of_yaml(mine, shell):
     assert "hydra." not in command
 
 
-def test_an_experiments_folder_tells_of_all_its_runs(tmp_path, shell):
+def test_an_experiments_folder_lists_all_its_runs(tmp_path, shell):
     """Also of those of a sweep that came after results.csv, summary and report were written there."""
 
-    def told(folder: Path) -> tuple[int, str]:
+    def status(folder: Path) -> tuple[int, str]:
         lines = (folder / "results.csv").read_text().splitlines()[1:]
         (counts,) = (s for s in (folder / "experiment_summary.md").read_text().splitlines() if " done (" in s)
         return len(lines), counts.partition(" (")[0]
@@ -166,13 +166,13 @@ def test_an_experiments_folder_tells_of_all_its_runs(tmp_path, shell):
     assert shell(tmp_path, "multirun/mine", module="resume").returncode == 0
     experiment = tmp_path / "multirun" / "mine"
     (first,) = (p for p in experiment.iterdir() if (p / "sweep.json").exists())
-    assert told(experiment) == told(first) == (2, "2 runs: 2 done")
+    assert status(experiment) == status(first) == (2, "2 runs: 2 done")
     assert shell(tmp_path, *sweep, "seed=1,2").returncode == 0
-    assert told(experiment) == (6, "6 runs: 6 done") and told(first) == (2, "2 runs: 2 done")
+    assert status(experiment) == (6, "6 runs: 6 done") and status(first) == (2, "2 runs: 2 done")
     assert "6 runs" in (experiment / "report.html").read_text()
     (experiment / "results.csv").write_text("")
     assert shell(tmp_path, "multirun/mine", module="report").returncode == 0
-    assert told(experiment) == (6, "6 runs: 6 done")
+    assert status(experiment) == (6, "6 runs: 6 done")
     assert shell(tmp_path, str(first), "--to", str(tmp_path / "page"), module="report").returncode == 0
     assert not (tmp_path / "page" / "results.csv").exists()
 

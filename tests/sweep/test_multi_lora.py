@@ -40,15 +40,15 @@ def sweeps(shell):
     """The same four runs in a group and one by one."""
     runs = ["lora.rank=4,8", "lr=1e-2,2e-3", "epochs=2"]
     return [
-        shell(folder, *runs, *more) for folder, more in (("packed", ["multi_lora=3"]), ("alone", ["multi_lora=off"]))
+        shell(folder, *runs, *more) for folder, more in (("grouped", ["multi_lora=3"]), ("alone", ["multi_lora=off"]))
     ]
 
 
 def test_every_file_is_as_if_each_had_run_alone(sweeps):
-    (packed, there), (alone, here) = sweeps
-    assert packed.returncode == 0, packed.stderr
+    (grouped, there), (alone, here) = sweeps
+    assert grouped.returncode == 0, grouped.stderr
     assert alone.returncode == 0, alone.stderr
-    assert "4 of 4 runs train together, 3 at a time" in packed.stderr
+    assert "4 of 4 runs train together, 3 at a time" in grouped.stderr
     for run in sorted(p.name for p in here.glob("rank=*")):
         files = [
             {p.relative_to(place / run).as_posix() for p in (place / run).rglob("*") if p.suffix != ".eval"}

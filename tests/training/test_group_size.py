@@ -102,7 +102,7 @@ def test_a_number_is_taken_as_it_is():
     assert size.best == 1
 
 
-def test_a_resumed_pack_goes_on_with_what_was_found():
+def test_a_resumed_group_keeps_its_size():
     size = GroupSizeTuner(8, measured=True)
     assert size.tuned_size is None
     size.restore(4)

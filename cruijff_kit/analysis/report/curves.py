@@ -19,7 +19,7 @@ from cruijff_kit.analysis.report.figures import (
     scale_axis,
     shorten,
 )
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import ReportRun, Runs
 from cruijff_kit.analysis.report.outcomes import collect_outcomes
 from cruijff_kit.records.run_folder import RunFolder
 
@@ -76,7 +76,7 @@ def downsample(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
     return [(sum(s for s, _ in p) / len(p), sum(v for _, v in p) / len(p)) for p in stretches]
 
 
-def _draw_curves(runs: Runs, curves: dict[Run, dict[str, Curve]], kinds: list[str], data: Table) -> Any:
+def _draw_curves(runs: Runs, curves: dict[ReportRun, dict[str, Curve]], kinds: list[str], data: Table) -> Any:
     best_run = runs.families[0].best_run if runs.families and len(curves) > 1 else None
     colours, key = _choose_colours(runs, [*curves])
     has_few = len(curves) <= _FEW
@@ -101,7 +101,7 @@ def _draw_curves(runs: Runs, curves: dict[Run, dict[str, Curve]], kinds: list[st
         return make_chart(fig, data, alt)
 
 
-def _draw_line(axes: Any, run: Run, curve: Curve, colour: Any, is_best: bool, has_few: bool) -> None:
+def _draw_line(axes: Any, run: ReportRun, curve: Curve, colour: Any, is_best: bool, has_few: bool) -> None:
     if not curve:
         return
     label = shorten(run.label, 60) if has_few else None
@@ -111,7 +111,7 @@ def _draw_line(axes: Any, run: Run, curve: Curve, colour: Any, is_best: bool, ha
               label=label)  # fmt: skip
 
 
-def _choose_colours(runs: Runs, drawn_runs: list[Run]) -> tuple[dict[Run, Any], str | None]:
+def _choose_colours(runs: Runs, drawn_runs: list[ReportRun]) -> tuple[dict[ReportRun, Any], str | None]:
     """Choose a colour for each run: a different one for few runs, else by the setting with the largest effect, else grey.
 
     Returns:
@@ -139,7 +139,7 @@ def make_norm(values: list[float]) -> Any:
     return (LogNorm if needs_log_axis(values) else Normalize)(min(values), max(values))
 
 
-def _draw_legend(fig: Any, panels: Any, curves: dict[Any, Any], best_run: Run | None, key: str | None) -> None:
+def _draw_legend(fig: Any, panels: Any, curves: dict[Any, Any], best_run: ReportRun | None, key: str | None) -> None:
     """Draw the legend: runs, values of the setting, or a bar of colours; and the best run."""
     if len(curves) <= _FEW:
         if len(curves) > 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.analysis.effects import Decomposition, are_one_to_one, decompose
 from cruijff_kit.analysis.report.document import format_value, plain_value
-from cruijff_kit.analysis.report.load import Run
+from cruijff_kit.analysis.report.load import ReportRun
 from cruijff_kit.analysis.report.outcomes import ConfiguredRuns, Outcome
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _join(effects: list[Effect]) -> Effect:
     return Effect(tuple(e.keys[0] for e in effects), levels, values, numbers, tuple(effects))
 
 
-def comparable_value(run: Run, key: str) -> Any:
+def comparable_value(run: ReportRun, key: str) -> Any:
     """Return a run's value of a setting as a value that can be compared: lists as text, None as a dash."""
     value = plain_value(run.value(key))
     return "–" if value is None else value

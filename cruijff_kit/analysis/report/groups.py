@@ -15,9 +15,9 @@ from cruijff_kit.analysis.subgroups import (
     DECISIONS,
     MOST_GROUPS,
     WORDS,
-    Difference,
     Group,
     Row,
+    SubgroupDifference,
     SubgroupReport,
     compare_columns,
     is_different,
@@ -152,7 +152,7 @@ def _make_row(group: Group, figures: dict[str, str]) -> dict[str, Any]:
 
 
 def _make_difference_table(report: SubgroupReport, name: str) -> Table:
-    differences: list[tuple[str, Difference | None]] = [(WORDS[d.metric], d) for d in report.differences]
+    differences: list[tuple[str, SubgroupDifference | None]] = [(WORDS[d.metric], d) for d in report.differences]
     differences += [("demographic parity difference", report.demographic_parity)]
     differences += [("equalised odds difference", report.equalized_odds)]
     rows = [[label, d.difference, d.low, d.high, d.p, d.highest, d.lowest] for label, d in differences if d is not None]

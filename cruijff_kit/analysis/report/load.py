@@ -26,7 +26,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(eq=False)
-class Run:
+class ReportRun:
     """One run."""
 
     label: str
@@ -73,7 +73,7 @@ class Run:
 
 
 @dataclass(eq=False)
-class RunWithResult(Run):
+class RunWithResult(ReportRun):
     """A run, finished or failed, whose result.json could be read."""
 
     result: RunResult
@@ -114,7 +114,7 @@ class Runs:
     """Every run below a folder."""
 
     folder: Path
-    all_runs: list[Run]
+    all_runs: list[ReportRun]
     manifests: list[SweepManifest]
     slurm_error: str | None = None
     """Why SLURM did not give the states of the runs."""
@@ -191,14 +191,14 @@ def _relative_label(run: Path, folder: Path) -> str:
     return str(run.relative_to(folder.absolute())) if is_below else f"{run.parent.name}/{run.name}"
 
 
-def _read_run(ref: RunRef, info: RunInfo) -> Run:
+def _read_run(ref: RunRef, info: RunInfo) -> ReportRun:
     path = RunFolder(ref.folder).result
     if not path.exists():
-        return Run(info.name, ref.folder, info, entry=ref.entry)
+        return ReportRun(info.name, ref.folder, info, entry=ref.entry)
     try:
         result = read_result(path)
     except (UserError, OSError) as error:
-        return Run(info.name, ref.folder, info, entry=ref.entry, result_error=str(error))
+        return ReportRun(info.name, ref.folder, info, entry=ref.entry, result_error=str(error))
     for e in result.evaluation:
         e.log = _find_log(ref.folder / "eval", e.log)
     for e in result.baseline:

@@ -13,7 +13,7 @@ from cruijff_kit.analysis.comparisons import VALIDATION, Comparison
 from cruijff_kit.analysis.configurations import SEED, is_finite
 from cruijff_kit.analysis.report.costs import describe_hours
 from cruijff_kit.analysis.report.document import Section, format_count, join_words
-from cruijff_kit.analysis.report.load import Family, Run, Runs, RunWithResult
+from cruijff_kit.analysis.report.load import Family, ReportRun, Runs, RunWithResult
 from cruijff_kit.analysis.report.methods_data import describe_data, describe_prompts
 from cruijff_kit.analysis.report.phrases import distinct_values, format_values, read_first_setting, read_setting
 from cruijff_kit.analysis.report.wording import (
@@ -116,7 +116,7 @@ def _describe_states(runs: Runs) -> str:
 
 
 def _describe_modules(runs: list[RunWithResult]) -> list[str]:
-    def describe(run: Run) -> str | None:
+    def describe(run: ReportRun) -> str | None:
         names = read_first_setting(run, "lora.attn_modules", "torchtune.model.lora_attn_modules")
         if names is None:
             return None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cruijff_kit.analysis.report.document import join_words
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import ReportRun, Runs
 from cruijff_kit.analysis.report.phrases import distinct_values, format_values, read_first_setting, read_setting
 
 _MAX_CHARACTERS = 400  # of a prompt that is quoted
@@ -51,7 +51,7 @@ def describe_data(runs: Runs) -> str:
     return f"{text}{'; short rows were packed into sequences' if is_packed else ''}. {_describe_leaks(runs)}".rstrip()
 
 
-def _argument_reader(key: str) -> Callable[[Run], Any]:
+def _argument_reader(key: str) -> Callable[[ReportRun], Any]:
     return lambda run: (read_setting(run, "dataset.arguments") or {}).get(key)
 
 

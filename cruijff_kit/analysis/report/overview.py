@@ -9,7 +9,7 @@ from cruijff_kit.analysis.configurations import Configuration, last_evaluation
 from cruijff_kit.analysis.estimates import estimate_evaluation, estimate_loss
 from cruijff_kit.analysis.rankings import find_source
 from cruijff_kit.analysis.report.document import Section, Table, format_count, join_words, plain_value
-from cruijff_kit.analysis.report.load import Run, Runs, RunWithResult
+from cruijff_kit.analysis.report.load import ReportRun, Runs, RunWithResult
 from cruijff_kit.analysis.report.wording import format_interval, format_percent
 from cruijff_kit.config.overrides import typed_arguments
 from cruijff_kit.records.sweep_manifest import format_command
@@ -61,7 +61,7 @@ def list_commands(runs: Runs) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _read_command(run: Run) -> str | None:
+def _read_command(run: ReportRun) -> str | None:
     """Return the command of a single run from Hydra's record; None if there is none."""
     try:
         hydra = yaml.safe_load((run.folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))["hydra"]
@@ -80,12 +80,12 @@ def make_title(runs: Runs) -> str:
     )
 
 
-def find_swept_keys(runs: list[Run]) -> list[str]:
+def find_swept_keys(runs: list[ReportRun]) -> list[str]:
     """Return the settings that are swept over in any of the runs, in order of appearance."""
     return list(dict.fromkeys(k for r in runs for k in r.swept))
 
 
-def _outcome_cells(runs: Runs, run: Run) -> list[Any]:
+def _outcome_cells(runs: Runs, run: ReportRun) -> list[Any]:
     """Return objective, losses, start and folder; intervals are over validation rows, or over test units for a score."""
     if not isinstance(run, RunWithResult):
         return [None, None, None, run.info.loss, None, None, None, str(run.folder)]

@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.analysis.report.document import format_value, join_words
-from cruijff_kit.analysis.report.load import Run
+from cruijff_kit.analysis.report.load import ReportRun
 
 _FEW = 6  # values that are listed; more numbers are given as a range
-_AnyRun = TypeVar("_AnyRun", bound=Run)
+_AnyRun = TypeVar("_AnyRun", bound=ReportRun)
 
 
 def distinct_values(runs: Iterable[_AnyRun], read: Callable[[_AnyRun], Any]) -> list[Any]:
@@ -29,7 +29,7 @@ def format_values(values: list[Any]) -> str:
     return join_words([format_value(v) for v in values], "or")
 
 
-def read_setting(run: Run, path: str) -> Any:
+def read_setting(run: ReportRun, path: str) -> Any:
     """Return a value of the run's config by its dotted path, or the value that a retry set; None if there is none."""
     if run.result and path in run.result.changes:
         return run.result.changes[path]
@@ -39,6 +39,6 @@ def read_setting(run: Run, path: str) -> Any:
     return tree
 
 
-def read_first_setting(run: Run, *paths: str) -> Any:
+def read_first_setting(run: ReportRun, *paths: str) -> Any:
     """Return the first setting that the config has, given its paths in config.yaml and in torchtune.yaml."""
     return next((value for path in paths if (value := read_setting(run, path)) is not None), None)

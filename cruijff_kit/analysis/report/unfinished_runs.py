@@ -3,7 +3,7 @@
 from typing import Any
 
 from cruijff_kit.analysis.report.document import Section, Table, format_count
-from cruijff_kit.analysis.report.load import Run, Runs
+from cruijff_kit.analysis.report.load import ReportRun, Runs
 
 
 def build_failures(runs: Runs) -> Section:
@@ -31,7 +31,7 @@ def build_failures(runs: Runs) -> Section:
     return section
 
 
-def _make_rows(run: Run) -> list[list[Any]]:
+def _make_rows(run: ReportRun) -> list[list[Any]]:
     info, result = run.info, run.result
     rows = []
     changes = ", ".join(f"{k}={v}" for k, v in info.changes.items()) or None

@@ -1,11 +1,11 @@
 """Passes of several runs at once beside passes of each run by itself, on every shape of training_speed.py and tiny ones.
 
-    python tests/benchmarks/packed_passes.py                     every case, half a minute to two minutes each on two CPUs
-    python tests/benchmarks/packed_passes.py --cases tiny smollm2-capitalization --runs 16
-    python tests/benchmarks/packed_passes.py --device cuda       the shapes of Llama 3.2 1B and 3.1 8B
+    python tests/benchmarks/multi_lora_passes.py                every case, half a minute to two minutes each on two CPUs
+    python tests/benchmarks/multi_lora_passes.py --cases tiny smollm2-capitalization --runs 16
+    python tests/benchmarks/multi_lora_passes.py --device cuda  the shapes of Llama 3.2 1B and 3.1 8B
 
 Forward and back, the rows of an update of each run, no optimiser. The sizes take turns on the same rows in one process; a
-ratio is the median over the rounds. What multi_lora=auto compares, and why it packs or does not.
+ratio is the median over the rounds. What multi_lora=auto compares, and why it groups runs or does not.
 """
 
 import argparse
