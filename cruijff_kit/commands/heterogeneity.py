@@ -17,8 +17,8 @@ from cruijff_kit.analysis.subgroup_samples import read_samples
 from cruijff_kit.analysis.subgroups import (
     MAX_P,
     WORDS,
-    SubgroupDifference,
     Group,
+    SubgroupDifference,
     SubgroupReport,
     compare_columns,
     format_p,
