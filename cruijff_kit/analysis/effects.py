@@ -1,4 +1,4 @@
-"""How much of the variance between configurations each setting explains, and whether configurations differ at all.
+"""Estimate the share of variance between configurations that each setting explains; test whether they differ at all.
 
 The values are the configurations' (means over their seeds). Two sources of noise move them beside the settings: seeds,
 whose variance is pooled over the runs of all configurations; and test items, which all configurations share. If neither

@@ -37,7 +37,7 @@ class Estimate:
     items: int | None = None
     """Number of test items (or validation rows, or units); None where it is unknown."""
     over: str = ""
-    """What the interval is over: "test items", "test items and seeds", "seeds"; empty without an interval."""
+    """Population of the interval: "test items", "test items and seeds", "seeds"; empty without an interval."""
     seed_deviation: float | None = None
     """Standard deviation between seeds, without the variation between items; None with one seed."""
     if_calibrated: float | None = None

@@ -141,7 +141,7 @@ def _partners(bucket: "numpy.ndarray", split: "numpy.ndarray", most: int, within
 def _filter_similar(
     words: list[set[str]], numbers: "list[numpy.ndarray]", splits: list[int], pairs: "numpy.ndarray"
 ) -> Iterator[tuple[int, int]]:
-    """Those of the pairs whose similarity is SIMILAR at least, and no matter of chance.
+    """Yield the pairs whose similarity is at least SIMILAR and is not due to chance.
 
     By chance two texts share words that weigh w in exp(-w) of all pairs.
 

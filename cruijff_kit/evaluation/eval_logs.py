@@ -23,7 +23,7 @@ def read_scored_samples(log: str) -> dict[str, dict[str, Any]]:
 
     Always "id" (texts) and "value": correct is 1, incorrect 0, partly correct 0.5, numbers are themselves; null where the
     sample was not scored. Our own scorers add columns of their metadata (`_COLUMNS`). "unit", where the log names a column
-    of units. A sample that was asked several times has its mean value alone. Scorers whose scores are lists or dicts are
+    of units. A sample with several epochs has only its mean value. Scorers whose scores are lists or dicts are
     left out.
 
     Returns:

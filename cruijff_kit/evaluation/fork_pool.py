@@ -221,7 +221,7 @@ class _Server:
         self.engine, self.chat_models, self.max_rows = engine, chat_models, max_rows
         self.num_tokens: Counter[int] = Counter()
         self._schedulers: dict[int, Scheduler] = {}
-        self._worker_of: dict[int, _Worker] = {}  # number of a model -> who has its task
+        self._worker_of: dict[int, _Worker] = {}  # number of a model -> the worker with its task
 
     def serve(self, workers: list[_Worker], on_done: Callable[..., object]) -> list[WorkerDone]:
         """Serve until all workers are done. Returns what each sent last, in order."""
@@ -300,7 +300,7 @@ def _work(job: Callable[[RemoteEngine], Any], connection: Connection, others: li
     """Run a job, in a worker."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    for other in others:  # else nobody would learn that the other end is gone
+    for other in others:  # else the end of the other process would not be noticed
         other.close()
     gc.freeze()  # what was there before the fork stays as it is, and in memory that the processes share
     engine, result, failure = RemoteEngine(connection), None, None

@@ -60,7 +60,7 @@ def temperature(config: GenerateConfig) -> float:
 
 
 def sampling_key(ids: list[int], config: GenerateConfig) -> str:
-    """Hash what decides a prompt's random numbers, besides the choice and how often it was asked before."""
+    """Hash the inputs of a prompt's random numbers, except the choice and the number of earlier requests."""
     return hashlib.sha256(f"{config.seed or 0} {ids}".encode()).hexdigest()
 
 
@@ -72,7 +72,7 @@ def as_requests(
     Args:
         ids: of the prompt.
         config: as `check` lets pass.
-        num_before: how often the prompt was asked with this seed; another epoch draws other numbers.
+        num_before: number of earlier requests of the prompt with this seed; another epoch draws other numbers.
         options: ids whose logits come with the first choice; they depend on the prompt alone.
     """
     heat, key = temperature(config), sampling_key(ids, config)

@@ -53,7 +53,7 @@ def call_inspect(tasks: list[Task], models: list[Model], config: RunConfig, **ow
         "log_format": "eval",
         "log_samples": True,
         "log_realtime": False,
-        "log_buffer": 1000,  # samples, instead of up to ten: a log that was cut off is made anew, never read
+        "log_buffer": 1000,  # samples, instead of up to ten: an incomplete log is rewritten, never read
         "log_level": "warning",
         "display": "none",
         "score_display": False,  # metrics of the samples so far, after each: nobody sees them

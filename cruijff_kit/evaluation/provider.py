@@ -92,7 +92,7 @@ def open_model(
 
 
 class BatchCollector:
-    """Collects requests into batches: a step begins when all open samples wait, or when no request came for a while.
+    """Collects requests into batches: a step begins when all open samples wait, or after a while without requests.
 
     Args:
         engine: computes the steps.
@@ -217,7 +217,7 @@ class InMemoryAPI(ModelAPI):
         return self._first_logits(ids, tokens, completion)
 
     def _first_logits(self, ids: list[int], options: dict[str, int], completion: Completion) -> dict[str, float]:
-        """Return what came out when this prompt was asked with these options for the first time."""
+        """Return the logits of the first request of this prompt with these options."""
         key = hashlib.sha256(f"{ids} {options}".encode()).digest()
         return dict(zip(options, self._logits.setdefault(key, completion.option_logits), strict=True))
 
@@ -335,11 +335,11 @@ class InMemoryAPI(ModelAPI):
         return self.batch_size
 
     def max_tokens(self) -> int | None:
-        """Longest answer unless the task says otherwise."""
+        """Return the maximum length of an answer if the task sets none."""
         return DEFAULT_MAX_TOKENS
 
     def connection_key(self) -> str:
-        """Models in memory do not share a connection limit."""
+        """Return a key of this model alone: models in memory do not share a connection limit."""
         return f"{PROVIDER}-{id(self)}"
 
     def should_retry(self, ex: Exception) -> bool:

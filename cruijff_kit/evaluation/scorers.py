@@ -53,7 +53,7 @@ _NUMBERS = [metrics.mae(), metrics.rmse(), metrics.r_squared(), metrics.parse_ra
 # refuses instead of scoring otherwise.
 @scorer(metrics=_TEXTS, name="match")
 def exact(case_sensitive: bool = True) -> Scorer:
-    """The answer is the target, character by character (`plain`), or one of the targets.
+    """Score whether the answer equals the target, or one of the targets, character by character (after `plain`).
 
     Unlike inspect-ai's match(location="exact"), which strips punctuation: there "5" passes for "-5" and "C" for "C++".
     """
@@ -62,7 +62,7 @@ def exact(case_sensitive: bool = True) -> Scorer:
 
 @scorer(metrics=_TEXTS)
 def includes(case_sensitive: bool = True) -> Scorer:
-    """The target, or one of them, stands somewhere in the answer (both as `plain` has them)."""
+    """Score whether the answer contains the target, or one of the targets (both after `plain`)."""
     return _text_scorer(INCLUSION, case_sensitive)
 
 
@@ -129,7 +129,7 @@ def risk_scorer(option_tokens: Sequence[str] = ("0", "1")) -> Scorer:
 
 @scorer(metrics=[*_OPTIONS, *_RISKS, metrics.parse_rate()])
 def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 0.5) -> Scorer:
-    """The risk as a number in the answer's text, the one in [0, 1] (`numbers.find_risk`); "80%" is 0.8.
+    """Score the risk that the answer's text gives as a number in [0, 1] (`numbers.find_risk`); "80%" is 0.8.
 
     Args:
         options: the two labels; the risk is that of the last.
@@ -156,7 +156,7 @@ def numeric_risk_scorer(options: Sequence[str] = ("0", "1"), threshold: float = 
 
 @scorer(metrics=[*_OPTIONS, metrics.coverage()])
 def binary_scorer(options: Sequence[str] = ("0", "1")) -> Scorer:
-    """The answer's text is an option, or something else, which is wrong ("other" in the confusion).
+    """Score which option the answer's text is; any other text is wrong ("other" in the confusion).
 
     Args:
         options: two or more texts; the last is the positive class; targets are among them.
@@ -178,7 +178,7 @@ def binary_scorer(options: Sequence[str] = ("0", "1")) -> Scorer:
 
 @scorer(metrics=_NUMBERS)
 def continuous_scorer(decimal_comma: bool = False) -> Scorer:
-    """The number in the answer's text against the target's (`numbers.find_number`). Value: |difference|.
+    """Score the number in the answer's text (`numbers.find_number`). Value: |difference| from the target's.
 
     Args:
         decimal_comma: as targets and answers are written: "1,234" is 1.234.

@@ -53,7 +53,7 @@ def check_room(name: TaskName, task: Task, config: RunConfig, tokenizer: Any) ->
     """
     limit = most_tokens(task, config)
     if option_tokens(task) or not any(needs_whole_answer(s) for s in task.scorer or []):
-        return ()  # options are one token each, which is checked where they are asked for
+        return ()  # options are one token each, which the request of their logits checks
     long: dict[str, tuple[int, Sample]] = {}
     for number, sample in enumerate(task.dataset[: config.eval.limit], 1):
         target = sample.target if isinstance(sample.target, str) else min(sample.target, key=len)
@@ -83,7 +83,7 @@ def _count_tokens(target: str, sample: Sample, tokenizer: Any, is_trained: bool)
 
 
 def targets_within_others(name: TaskName, task: Task) -> tuple[str, ...]:
-    """Warn in a line where `includes` cannot tell targets apart, because one stands in another."""
+    """Warn in a line where `includes` cannot tell targets apart, because one contains another."""
     if not any(getattr(s, "compares", None) == INCLUSION for s in task.scorer or []):
         return ()
     targets = sorted(targets_of(task), key=lambda t: (len(t), t))

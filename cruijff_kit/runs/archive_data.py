@@ -96,7 +96,7 @@ def _fill_places(copy: DataCopy, typed: DataPath, path: DataPath, format: str | 
     """Fill in the files and paths of a copy. Files keep their names and those of their folders, which the hash includes.
 
     Args:
-        typed: dataset.path as the run's config has it. path: the same where it lies now.
+        typed: dataset.path as the run's config has it. path: its present path.
     """
     below = f"{FOLDER}/{copy.hash}"
     if not isinstance(path, str):

@@ -29,7 +29,7 @@ class CostEstimate:
     """Estimated resources of a run."""
 
     seconds: float
-    """From its start to its result."""
+    """Seconds from the start of the run to its result."""
     memory_bytes: int
     """At its peak, of a GPU or of the process."""
     gpu_hours: float
@@ -46,7 +46,7 @@ def estimate_runs(runs: Sequence[tuple[RunConfig, RunPlan]], sweep_dir: Path) ->
     """Estimate each run of a sweep.
 
     Args:
-        sweep_dir: where its runs lie; the finished runs of all experiments beside it count.
+        sweep_dir: folder of the sweep; the finished runs of all experiments beside it count.
     """
     earlier = list(_read_finished(sweep_dir, runs[0][0].experiment.name)) if runs else []
     return [_estimate_run(config, plan, [r for r in earlier if _is_similar(r, config, plan)]) for config, plan in runs]
@@ -85,7 +85,7 @@ def summarise_estimates(estimates: Sequence[CostEstimate]) -> str:
 
 
 def _read_finished(sweep_dir: Path, experiment: str) -> Iterable[RunResult]:
-    """The newest finished runs of all experiments; of this sweep alone where its folder lies elsewhere."""
+    """Read the newest finished runs of all experiments, or of this sweep alone if its folder is elsewhere."""
     folder = find_experiment_folder(sweep_dir, experiment)
     root = folder.parent if folder else sweep_dir.absolute()
     files = [run / "result.json" for run in find_folders(root, "result.json")]

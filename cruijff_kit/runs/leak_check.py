@@ -37,7 +37,7 @@ def read_used_splits(data: "DatasetConfig", tests: list[str]) -> dict[str, list[
 
     Args:
         data: the data set and what is used of it.
-        tests: splits that evaluation asks.
+        tests: splits that the evaluation uses.
     Raises:
         UserError: malformed data.
     """
@@ -81,7 +81,7 @@ def check_leaks(data: "DatasetConfig", tests: list[str], data_hash: str) -> Leak
 
     Args:
         data: the data set and what is used of it.
-        tests: splits that evaluation asks.
+        tests: splits that the evaluation uses.
         data_hash: of the data set's files.
     Raises:
         UserError: there are some that stop a run, and dataset.allow_leaks does not name them.

@@ -155,7 +155,7 @@ def run_group(
     Args:
         runs: `plan_groups` says which can be given together.
         at_once: most that train at the same time; None: as many as measuring finds best.
-        stop: who listens for signals already; None: nobody.
+        stop: existing handler of signals; None: there is none.
         started: gets the heartbeat of each run whose turn has come.
     Returns:
         Each run's result, or why it failed; one's failure is not another's.

@@ -1,6 +1,6 @@
 """Post-hoc evaluation: evaluate what an EvaluationRequest lists, item after item, with a model in memory.
 
-Each item (a task, an epoch) stands in result.json as soon as it is made. `cruijff-kit evaluate` is the command.
+Each item (a task, an epoch) is written to result.json as soon as it is done. `cruijff-kit evaluate` is the command.
 """
 
 import signal

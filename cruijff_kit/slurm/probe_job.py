@@ -46,7 +46,7 @@ def run_probe_job(folder: Path, options: list[str], gpus: int, wait: int) -> Nod
     Args:
         folder: where runs will be written; the job writes into a folder of its own inside.
         options: more options of sbatch.
-        gpus: how many it asks for.
+        gpus: number of GPUs to request.
         wait: seconds after which it is cancelled.
     """
     report, name = NodeReport(), f".doctor-{secrets.token_hex(4)}"

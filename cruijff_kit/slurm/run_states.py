@@ -271,7 +271,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody's
+    except PermissionError:  # another user's process
         return True
     return True
 

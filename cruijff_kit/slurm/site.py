@@ -54,7 +54,7 @@ class Partition:
     features: list[str] = field(default_factory=list)
     """Features of its nodes, for --constraint."""
     preempt_mode: str | None = None
-    """What SLURM does with its preempted jobs (PreemptMode): OFF, REQUEUE, CANCEL, ..."""
+    """Treatment of its preempted jobs (PreemptMode): OFF, REQUEUE, CANCEL, ..."""
     priority: int = 0
     """PriorityTier; with preempt/partition_prio, jobs of a higher tier preempt those of a lower one."""
     grace_s: int = 0
@@ -82,7 +82,7 @@ class Account:
     qos: list[str]
     default_qos: str | None
     limits: dict[str, str]
-    """Those that are set for the user or the whole account, by sacctmgr's names."""
+    """Limits that are set for the user or the whole account, by sacctmgr's names."""
 
 
 @dataclass

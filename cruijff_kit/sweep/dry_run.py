@@ -67,7 +67,7 @@ def show(runs: list[tuple[RunConfig, dict[str, Any]]], folder: Path) -> None:
 
     Args:
         runs: config and swept values of each run.
-        folder: where the runs would lie.
+        folder: the folder that the runs would have.
     Raises:
         UserError: a run that cannot work.
         ClusterError: SLURM would refuse an array.

@@ -1,7 +1,7 @@
-"""From what a sweep varies to its runs: grids, values that go in pairs, runs that are listed one by one.
+"""Expand a sweep to its runs: grids, paired values, runs that are listed one by one.
 
     hydra.sweeper.params   {lora.rank: "8,16", lr: [1e-4, 5e-5]}      every combination; the shell's lists likewise
-    hydra.sweeper.paired   [[lora.rank, lr]]                          these go side by side: the first with the first, ...
+    hydra.sweeper.paired   [[lora.rank, lr]]                          paired values: the first with the first, ...
     hydra.sweeper.runs     [{lora.rank: 8}, {lora.rank: 64, lr: 1e-5}]    these, each in every combination of the rest
 
 What the shell sets wins over all of them. Called by our sweeper.

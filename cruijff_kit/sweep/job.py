@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluates = "evaluate" in entry
     runs = [Path(run) for run in entry["evaluate" if evaluates else "train"]]
     if options.ended is not None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue that this may ask for
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # accompanies the requeue that this may request
         (EvaluationOutcome if evaluates else JobOutcome)(runs).on_exit(options.ended)
         return 0
     if evaluates:
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _exit_on_signal(stop: StopSignals, outcome: JobOutcome) -> None:
-    """From now on, a signal that finds no state to save ends the process; so does one that came before."""
+    """End the process on a signal that arrives when there is no state to save, or that has already arrived."""
 
     def exit_now() -> NoReturn:
         code = outcome.on_signal(stop.received)
@@ -126,7 +126,7 @@ def train(run: Path, code: str, stop: StopSignals) -> int:
 def train_group(runs: list[Path], at_once: int | None, code: str, stop: StopSignals) -> int:
     """Train runs together and evaluate each; returns the exit code, 1 if one of them failed.
 
-    A run has its own state when the job is stopped, and goes on from it when the job starts again.
+    Each run saves its own state when the job is stopped, and continues from it when the job starts again.
 
     Args:
         at_once: most runs that train at the same time; None: as many as measuring finds best.
@@ -211,7 +211,7 @@ def _wait_for_slot(run: Path, code: str) -> None:
 
 
 def _refuse_cancelled(run: Path) -> None:
-    """Raises Cancelled: somebody cancelled the run while it waited for its slot."""
+    """Raise Cancelled if the run was cancelled while it waited for its slot."""
     status = read_status(run)
     if status is not None and status.state == RunState.CANCELLED:
         raise Cancelled(f"{run.name} was cancelled before it started")

@@ -87,7 +87,7 @@ class JobOutcome:
         """Record why each run ended that could not record it itself, and requeue the job if a retry may succeed.
 
         Args:
-            code: exit code of the process; 128 + N stands for signal N.
+            code: exit code of the process; 128 + N is signal N.
         """
         statuses = {
             run: status for run, status in self.find_unfinished_runs().items() if status.state != RunState.INTERRUPTED

@@ -28,8 +28,8 @@ _OUR_CALLBACKS = {"run_start", "sweep_end"}
 def run_here(launcher, runs: list[SweepRun]) -> dict[int, float | None]:
     """Run the runs; return their objectives by the id() of the run.
 
-    The objective of a failed run is NaN: the rest of the sweep, and a sweeper that optimises, can go on. The failure
-    stands in its result.json, and `callbacks.SweepEnd` gives the command its exit code.
+    The objective of a failed run is NaN: the rest of the sweep, and a sweeper that optimises, can continue. The failure
+    is in its result.json, and `callbacks.SweepEnd` gives the command its exit code.
     """
     for run in runs:
         _queue(run)

@@ -126,7 +126,7 @@ class _ComposedRun:
     config: DictConfig
     swept: dict[str, Any]
     given_name: str | None
-    """From run_name=NAME; None: the run is named by what varies."""
+    """Name in run_name=NAME; None: the name shows what varies."""
 
     def shown_values(self, namesakes: Sequence["_ComposedRun"]) -> dict[str, Any]:
         """Return the values in its name: the given name and what varies among its namesakes; without one, what varies."""
@@ -179,7 +179,7 @@ def find_existing(runs: list[SweepRun], sweep_dir: Path) -> None:
     """Mark the runs that the experiment's folder holds already, done or on their way; `force=true` marks none.
 
     The folders of the experiment are searched, or the sweep's own where it lies elsewhere. A run of this very sweep folder
-    that is neither done nor on its way goes on in its folder.
+    that is neither done nor active continues in its folder.
     """
     scope = find_experiment_folder(sweep_dir, runs[0].config.experiment.name) or sweep_dir.absolute()
     candidates_to_reuse = [run for run in runs if not run.config.force]

@@ -44,7 +44,7 @@ class PlannedEvaluation:
 
 
 def start_evaluations(where: Path, evaluations: list[PlannedEvaluation]) -> Path | None:
-    """Start the evaluations whose requests lie in the folders of their runs: submit them, or run them here.
+    """Start the evaluations whose requests are in the folders of their runs: submit them, or run them here.
 
     Args:
         where: the folder whose table is shown at the end.

@@ -1,4 +1,4 @@
-"""From Hydra's composed config to the typed config of a run."""
+"""Convert Hydra's composed config to the typed config of a run."""
 
 import contextlib
 import contextvars

@@ -14,7 +14,7 @@ def wait_for(sweep_dir: Path, folders: list[Path]) -> None:
     """Show the state of runs until all have ended.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C. At a terminal it asks whether to cancel the jobs; without one they go on.
+        KeyboardInterrupt: on Ctrl-C. At a terminal it asks whether to cancel the jobs; without one they continue.
     """
     folder_set = set(folders)
     runs = [ref for ref in find_runs(sweep_dir) if ref.folder in folder_set]

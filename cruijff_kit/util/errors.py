@@ -10,7 +10,7 @@ class UserError(ValueError):
     """
 
     fix: str | None
-    """What to do, where the message does not say it; only --json shows it."""
+    """Suggested action, if it is not in the message; only --json shows it."""
 
     def __init__(self, message: str, fix: str | None = None) -> None:
         super().__init__(message)

@@ -54,7 +54,7 @@ class Chart:
     png: bytes
     """For slides."""
     width: int
-    """In CSS pixels."""
+    """Width in CSS pixels."""
     data: Table
     """The numbers in the figure."""
 

@@ -55,7 +55,7 @@ class Design:
 
     configurations: list[ConfiguredRuns]
     effects: list[Effect]
-    """In the order of `find_effects`."""
+    """Effects in the order of `find_effects`."""
     decomposition: Decomposition
     """Shares in the order of the effects."""
 

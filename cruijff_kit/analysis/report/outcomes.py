@@ -55,7 +55,7 @@ class Outcome:
     source: MetricKey | None
     """Task, scorer and metric; None for a loss."""
     configurations: list[ConfiguredRuns]
-    """In the order of the ranking if the objective ranks them: the best first."""
+    """Configurations, best first if the objective ranks them."""
     analysis: Analysis
 
     @property

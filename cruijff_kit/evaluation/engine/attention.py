@@ -25,7 +25,7 @@ class Attention:
         self.arrived: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_) -> torch.Tensor:
-        """Replace scaled_dot_product_attention, [b, heads, s, d]; keys and values came through `_LayerCache.update`."""
+        """Replace scaled_dot_product_attention, [b, heads, s, d]; keys and values are those of `_LayerCache.update`."""
         layer, k, v = self.arrived
         out = self.attend(layer, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype))
         return out.to(q.dtype)
@@ -53,7 +53,7 @@ class Attention:
 
 
 class _LayerCache:
-    """Replaces a layer's KV cache: notes which layer's keys and values came."""
+    """Replacement of a layer's KV cache that records the layer of the current keys and values."""
 
     def __init__(self, number: int, attention: Attention) -> None:
         self.number, self.attention = number, attention

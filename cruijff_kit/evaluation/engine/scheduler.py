@@ -208,7 +208,7 @@ class Scheduler:
         return len(ids) - row.request.score > common and ids[:common] == self._prefix_ids
 
     def _prefill(self, selected: list[_Row]) -> EngineRequest:
-        """Compute prompts, up to the first token of each row; rows that go on become active."""
+        """Compute prompts, up to the first token of each row; unfinished rows become active."""
         common = len(self._prefix_ids)
         prompts: dict[tuple[int, ...], list[_Row]] = {}  # several rows may continue one prompt
         for row in selected:
@@ -310,7 +310,7 @@ class Scheduler:
         return ForwardRequest(tokens, positions, self._rows, project)
 
     def _append_tokens(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
-        """Add a token to each row's completion. Returns the numbers of the rows that go on."""
+        """Add a token to each row's completion. Return the numbers of the unfinished rows."""
         requests, completions = [row.request for row in rows], [row.completion for row in rows]
         unfinished = []
         tokens = sample_next_tokens(logits, requests, completions, [row.rng for row in rows])

@@ -51,7 +51,7 @@ def _rows(
 
     Args:
         data: file with the splits inside, folder with a file for each, or {split: file}.
-        split: the split to ask.
+        split: split of the rows.
         prompt: template of the user's message.
         system_prompt: system message; empty for none.
         input_column, output_column, messages_column: names of the columns.
@@ -103,14 +103,14 @@ def answers_task(
     config: GenerateConfig | None = None,
     **selection: Any,
 ) -> Task:
-    """Make a task that asks each row of a split; the target is the row's output.
+    """Make a task with a sample for each row of a split; the target is the row's output.
 
     Of a conversation, the assistant's last turn is asked for. Each sample carries in its metadata the split, its row's
     number ("row"), and every other column of the row that is one value, for comparing groups.
 
     Args:
         scorer: the scorers, or what makes them from the targets; None: exact (named match: the answer is the output) and
-            includes (the output stands somewhere in the answer).
+            includes (the answer contains the output).
         config: how to decode.
         others: as `_rows`.
     Raises:
