@@ -7,9 +7,8 @@ sets what it took.
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.records.result import RunResult, read_result
@@ -165,8 +164,3 @@ def _seconds_by_formula(config: RunConfig, plan: RunPlan) -> float:
         + evaluation_seconds * _count_evaluations(config)
         + overhead_seconds
     )
-
-
-def to_dict(estimate: CostEstimate) -> dict[str, Any]:
-    """For JSON and the manifest."""
-    return asdict(estimate)
