@@ -171,11 +171,14 @@ def smollm2(cache, shared) -> Path:
     """Folder of SmolLM2-135M-Instruct in this session's cache, fetched once for all workers."""
     from cruijff_kit.models.smollm2 import fetch
 
-    (shared / "models").mkdir(exist_ok=True)
-    (cache / "models").symlink_to(shared / "models")
-    folder = cache / "models" / "SmolLM2-135M-Instruct"
+    folder = shared / "models" / "SmolLM2-135M-Instruct"
+    folder.parent.mkdir(exist_ok=True)
     fetch(folder)
-    return folder
+    link = cache / "models" / folder.name  # where commands look for it; another test may have made the folder
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(folder)
+    return link
 
 
 @pytest.fixture(scope="session")
