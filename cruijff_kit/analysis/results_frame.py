@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cruijff_kit.analysis.comparisons import make_csv_columns
+from cruijff_kit.analysis.comparisons import BASE_MODEL, make_csv_columns
 from cruijff_kit.analysis.sweep import Analysis, analyse
 from cruijff_kit.records.result import Evaluation, RunResult, read_result
 from cruijff_kit.records.run_folder import find_folders
@@ -111,7 +111,7 @@ def _make_row(result: RunResult, analysis: Analysis) -> dict[str, Any]:
         **result.swept,
         "loss": training.get("loss"),
         "validation_loss": training.get("validation_loss"),
-        **dict(_list_metrics(result.baseline, "base model ")),
+        **dict(_list_metrics(result.baseline, f"{BASE_MODEL} ")),
         **dict(_list_metrics(result.evaluation, "")),
         **make_csv_columns(analysis.list_comparisons(result)),
         "samples": result.evaluation[0].samples if result.evaluation else None,

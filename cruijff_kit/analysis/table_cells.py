@@ -78,7 +78,7 @@ def describe_base_model(results: list[RunResult], analysis: Analysis) -> str:
         values = {*_format_scores(results, analysis, metric_key, narrow=False, base_model=True)}
         if len(values) == 1 and values != {""}:
             scores.append(f"{' '.join(metric_key if len(first) > 1 else metric_key[1:])} {values.pop()}")
-    return f"base model: {', '.join(scores)}" if scores else ""
+    return f"{BASE_MODEL}: {', '.join(scores)}" if scores else ""
 
 
 def describe_bayes_optima(results: list[RunResult]) -> str:

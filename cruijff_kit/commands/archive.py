@@ -25,9 +25,10 @@ from cruijff_kit.records.archive_manifest import (
     read_manifest,
     write_manifest,
 )
+from cruijff_kit.records.run_folder import parse_epoch
 from cruijff_kit.runs.archive_data import FOLDER as DATA
 from cruijff_kit.runs.archive_data import DataCopy, plan_data_copies
-from cruijff_kit.runs.archive_plan import ALL, BEST, EPOCH, NONE, ArchivePlan, plan_archive, refuse_unfinished
+from cruijff_kit.runs.archive_plan import ALL, BEST, NONE, ArchivePlan, plan_archive, refuse_unfinished
 from cruijff_kit.runs.ro_crate import NAME as CRATE
 from cruijff_kit.runs.ro_crate import read_runs, write_crate
 from cruijff_kit.slurm.run_states import find_runs
@@ -102,7 +103,7 @@ def _make_manifest(plan: ArchivePlan, keep: str) -> ArchiveManifest:
             manifest.files[path.as_posix()] = {"sha256": hash_file(plan.root / path), "bytes": length}
             bar.advance()
         for path, length in plan.delete.items():
-            files = _hash_files(plan.root / path) if EPOCH.fullmatch(path.name) else {}
+            files = _hash_files(plan.root / path) if parse_epoch(path.name) is not None else {}
             folder = DeletedFolder(path.as_posix(), length, files)
             # an interrupted archive may have deleted half of a folder: its manifest has the hashes of all files
             known = deleted_by_path.get(folder.path, folder)

@@ -60,7 +60,7 @@ def _evaluate_task(
         else:
             entry.cached, entry.key, entry.split = True, item_key(name, config), config.split_of(name)
             say(f"{name.label}, base model: from the cache")
-    logs = folder.eval / "base_model"
+    logs = folder.base_model_eval
     logs.mkdir(parents=True, exist_ok=True)
     entry.log = str(shutil.copy(entry.log, logs))
     return entry

@@ -11,6 +11,7 @@ from pathlib import Path
 from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.records.result import Evaluation, RunResult
+from cruijff_kit.records.run_folder import RunFolder
 
 
 @dataclass
@@ -55,20 +56,20 @@ def item_key(name: TaskName, config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def find_missing(config: RunConfig, result: RunResult, logs: Path) -> EvaluationGrid:
+def find_missing(config: RunConfig, result: RunResult, folder: RunFolder) -> EvaluationGrid:
     """Find the evaluations in a config that a result lacks; one whose log is gone counts as missing.
 
     Args:
-        logs: the run's folder of logs.
+        folder: the run's, with its logs.
     """
     grid = EvaluationGrid()
     for name in config.eval.names:
         key = item_key(name, config)
-        if config.eval.baseline and not _has(result.baseline, name.label, None, key, logs / "base_model", grid):
+        if config.eval.baseline and not _has(result.baseline, name.label, None, key, folder.base_model_eval, grid):
             grid.base_model.append(name)
     for epoch in config.evaluated_epochs:
         for name in config.eval.names:
-            if not _has(result.evaluation, name.label, epoch, item_key(name, config), logs, grid):
+            if not _has(result.evaluation, name.label, epoch, item_key(name, config), folder.eval, grid):
                 grid.trained.append((name, epoch))
     return grid
 

@@ -91,8 +91,6 @@ def evaluate(
         EvaluationError: an adapter is missing, there is nothing to do, or a task raised, or left a sample unanswered or all
             of them unscored.
     """
-    if not config.eval.tasks:
-        return []
     trained = adapter_state(chat_model.model)
     evaluations: list[Evaluation] = []
     try:

@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "eval"
 
     @property
+    def base_model_eval(self) -> Path:
+        """Folder of the evaluation logs of the base model."""
+        return self.eval / "base_model"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the states that an unfinished run goes on from; removed when the run is done."""
         return self.path / "checkpoint"

@@ -1,20 +1,19 @@
 """Plan what archiving a folder keeps and deletes, before anything is touched."""
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cruijff_kit.analysis.sweep import analyse
 from cruijff_kit.records.archive_manifest import NAME
 from cruijff_kit.records.result import RunResult, read_result
+from cruijff_kit.records.run_folder import parse_epoch
 from cruijff_kit.records.run_status import ACTIVE, RunState
 from cruijff_kit.runs.ro_crate import NAME as CRATE
 from cruijff_kit.slurm.run_states import RunRef, collect_states, find_runs
 from cruijff_kit.util.errors import ClusterError, UserError
 
 BEST, ALL, NONE = "best", "all", "none"
-EPOCH = re.compile(r"epoch_(\d+)")
 _HEAVY = ("merged", "checkpoint")
 
 
@@ -56,9 +55,9 @@ def plan_archive(root: Path, keep: str) -> ArchivePlan:
         for path in sorted(run.iterdir()):
             if path.is_symlink() or not path.is_dir():
                 continue
-            if EPOCH.fullmatch(path.name) or path.name in _HEAVY:
+            if parse_epoch(path.name) is not None or path.name in _HEAVY:
                 plan.delete[path.relative_to(root)] = _count_bytes(path)
-    plan.adapters = [p for p in plan.delete if EPOCH.fullmatch(p.name) and _is_kept(p, plan, keep)]
+    plan.adapters = [p for p in plan.delete if parse_epoch(p.name) is not None and _is_kept(p, plan, keep)]
     for path in plan.adapters:
         del plan.delete[path]
     _find_kept_files(plan)
@@ -70,7 +69,7 @@ def _is_kept(adapter: Path, plan: ArchivePlan, keep: str) -> bool:
     if keep != BEST or run is None:
         return keep == ALL
     run = run.relative_to(plan.root)
-    epochs = [int(m[1]) for p in plan.delete if p.parent == run and (m := EPOCH.fullmatch(p.name))]
+    epochs = [n for p in plan.delete if p.parent == run and (n := parse_epoch(p.name)) is not None]
     return bool(epochs) and adapter == run / f"epoch_{max(epochs)}"
 
 

@@ -17,6 +17,7 @@ from cruijff_kit.config.run import RunConfig
 from cruijff_kit.config.slurm import SlurmConfig
 from cruijff_kit.config.task_names import TaskName
 from cruijff_kit.evaluation.evaluation_grid import EvaluationGrid, find_missing
+from cruijff_kit.models.adapter_files import ADAPTER_WEIGHTS
 from cruijff_kit.records.archive_manifest import reject_archived
 from cruijff_kit.records.result import RunResult, read_result
 from cruijff_kit.records.run_folder import RunFolder
@@ -112,7 +113,7 @@ def find_requested(
     Raises:
         UserError: items exist under other settings, and the request does not replace them.
     """
-    items = find_missing(config, result, folder.eval)
+    items = find_missing(config, result, folder)
     if request.subject == BASE:
         items.trained = []
     if items.changed and not request.replaces:
@@ -132,7 +133,7 @@ def check_requested(
         UserError: an adapter is missing, the data has changed, or a task cannot work.
     """
     if request.subject == RUN:
-        gone = sorted({e for _, e in items.trained if not (folder.epoch(e) / "adapter_model.safetensors").is_file()})
+        gone = sorted({e for _, e in items.trained if not (folder.epoch(e) / ADAPTER_WEIGHTS).is_file()})
         if gone:
             reject_archived(folder.path, gone)
             raise UserError(

@@ -180,7 +180,7 @@ class _ItemEvaluator:
 def _save(new: Evaluation, result: RunResult, folder: RunFolder) -> None:
     """Put an evaluation into the result and write that; move the log of one that it replaces to eval/replaced."""
     evaluations = result.baseline if new.epoch is None else result.evaluation
-    logs = folder.eval / "base_model" if new.epoch is None else folder.eval
+    logs = folder.base_model_eval if new.epoch is None else folder.eval
     for old in evaluations:
         log = logs / Path(old.log).name  # wherever the folder was when it was made
         if (old.task, old.epoch) == (new.task, new.epoch) and log.is_file() and log.name != Path(new.log).name:

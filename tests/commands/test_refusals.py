@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from own_groups import OWN_GROUPS
 from yaml import YAMLError
 
 import cruijff_kit
@@ -163,19 +164,6 @@ SWEEPS = [
     ("-m num_warmup_steps=5,5000", "num_warmup_steps=5000 never ends: training has 50 steps (400 rows, 8 per step, "
      "1 epochs); set num_warmup_steps to at most 16 (in run num_warmup_steps=5000; nothing was started)"),
 ]  # fmt: skip
-# Files of the user's, in --config-dir and in hydra.searchpath.
-MINE = {
-    "dataset/typo.yaml": "name: mine\npth: my.json\n",
-    "dataset/type.yaml": "name: mine\npath: my.json\nmax_seq_len: lots\n",
-    "dataset/syntax.yaml": "name: mine\n path: : my.json\n",
-    "dataset/list.yaml": "- name\n- path\n",
-    "dataset/misplaced.yaml": "name: mine\npath: my.json\nlr: 1e-3\n",
-    "dataset/root.yaml": "# @package _global_\nlrr: 1e-3\n",
-    "dataset/empty.yaml": "",
-    "model/typo.yaml": "defaults: [hf_llama, _self_]\nname: mine\ndowload: x\n",
-    "model/base.yaml": "defaults: [hf_lama, _self_]\nname: mine\n",
-    "model/extra.yaml": "# @package _global_\ndefaults: [hf_llama, _self_]\ntorchtune:\n  modle: 8\n",
-}
 FILES = [
     ("dataset=typo", "unknown key dataset.pth in dataset/typo.yaml; did you mean dataset.path?"),
     ("dataset=type", "dataset.max_seq_len=lots in dataset/type.yaml is not a whole number or null"),
@@ -219,7 +207,7 @@ def folder(tmp_path_factory) -> Path:
 def fill(weightless, cache, tmp_path_factory, request):
     """Fills what stands in braces in the tables."""
     mine = tmp_path_factory.mktemp("mine")
-    for name, text in MINE.items():
+    for name, text in OWN_GROUPS.items():
         (mine / name).parent.mkdir(exist_ok=True)
         (mine / name).write_text(text)
     models = sorted(p.stem for p in (request.config.rootpath / "conf" / "model").glob("*.yaml"))

@@ -2,17 +2,17 @@
 a fork of a process that has computed gradients. How a command really starts is for tests that start it.
 """
 
-import atexit
 import importlib
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, NoReturn
+
+from fork_exit import redirect_streams, run_to_exit
 
 from cruijff_kit.commands.main import module_of
 
@@ -48,26 +48,21 @@ def forked(
 
 def _become(command: str, arguments: list[str], cwd: Path, environment: dict[str, str], out: str, err: str) -> NoReturn:
     """Be a command, to the end of this process."""
-    code = 1
-    try:
-        for number, name, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
-            os.dup2(os.open(name, flags | os.O_APPEND), number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+
+    def work() -> int:
+        redirect_streams(out, err)
         os.chdir(cwd)
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.path[:0] = environment.get("PYTHONPATH", "").split(":") if "PYTHONPATH" in environment else []
+        _set_environment(environment)
         sys.argv = [command, *arguments]
-        code = importlib.import_module(module_of(command)).main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
+        return importlib.import_module(module_of(command)).main()
+
+    run_to_exit(work)
+
+
+def _set_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment["PYTHONPATH"].split(":") if "PYTHONPATH" in environment else []
 
 
 class ForkedWorker:
@@ -110,17 +105,12 @@ def _detach(descriptor: Any) -> int:
 
 def _become_worker(module: str, stdin: int, pipe: int, number: int, environment: dict[str, str]) -> NoReturn:
     """Be a program that reads its task from stdin and writes to the descriptor of a number."""
-    code = 1
-    try:
+
+    def work() -> None:
         os.dup2(stdin, 0)
         os.dup2(pipe, number)
         sys.stdin = open(0)  # noqa: SIM115
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.path[:0] = environment["PYTHONPATH"].split(":")
-        code = importlib.import_module(module).main()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code or 0)
+        _set_environment(environment)
+        importlib.import_module(module).main()
+
+    run_to_exit(work)

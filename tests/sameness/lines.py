@@ -257,7 +257,7 @@ slurm=cluster
 --config-dir mine dataset=list
 --config-dir mine dataset=misplaced
 --config-dir mine dataset=root
---config-dir mine dataset=blank
+--config-dir mine dataset=empty
 --config-dir mine model=typo
 --config-dir mine model=extra model.path=llama
 --config-dir mine model=base
@@ -531,19 +531,6 @@ case "$name $*" in
     "squeue "*"%i|%T|%r|%N"*) cat "${0%/*}/queue" ;;
 esac
 """
-
-MINE = {
-    "dataset/typo.yaml": "name: mine\npth: my.json\n",
-    "dataset/type.yaml": "name: mine\npath: my.json\nmax_seq_len: lots\n",
-    "dataset/syntax.yaml": "name: mine\n path: : my.json\n",
-    "dataset/list.yaml": "- name\n- path\n",
-    "dataset/misplaced.yaml": "name: mine\npath: my.json\nlr: 1e-3\n",
-    "dataset/root.yaml": "# @package _global_\nlrr: 1e-3\n",
-    "dataset/blank.yaml": "",
-    "model/typo.yaml": "defaults: [hf_llama, _self_]\nname: mine\ndowload: x\n",
-    "model/base.yaml": "defaults: [hf_lama, _self_]\nname: mine\n",
-    "model/extra.yaml": "# @package _global_\ndefaults: [hf_llama, _self_]\ntorchtune:\n  modle: 8\n",
-}
 METRICS = """
 def token_accuracy(logits, labels, tokenizer, ignore_index):
     kept = labels != ignore_index

@@ -10,7 +10,6 @@ Commands run in forks of this process, which has imported torch and other people
 command takes a second instead of ten, and imports the product in its own order. `starts` are started as a user does.
 """
 
-import atexit
 import csv
 import datetime
 import gc
@@ -29,13 +28,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import lines
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+import lines  # noqa: E402
+from fork_exit import redirect_streams, run_to_exit  # noqa: E402
+from own_groups import OWN_GROUPS  # noqa: E402
 
 # Imported once, before the forks. Not torchtune: the product prepares its import.
 PACKAGES = ("torch", "torchao.dtypes.nf4tensor", "inspect_ai.log", "inspect_ai.model", "inspect_ai.agent._acp.server",
@@ -161,7 +163,7 @@ def run_in_fork(work: Callable[[], int], out: Path, err: Path, stop: Callable[[]
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
-        _become(work, out, err)
+        run_to_exit(lambda: _start(work, out, err))
     deadline = time.monotonic() + SECONDS
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -177,23 +179,10 @@ def run_in_fork(work: Callable[[], int], out: Path, err: Path, stop: Callable[[]
         time.sleep(0.01)
 
 
-def _become(work: Callable[[], int], out: Path, err: Path) -> NoReturn:
-    code = 1
-    try:
-        for number, name, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
-            os.dup2(os.open(name, flags | os.O_CREAT | os.O_APPEND), number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = work()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _start(work: Callable[[], int], out: Path, err: Path) -> int:
+    redirect_streams(out, err)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return work()
 
 
 class Recorder:
@@ -422,7 +411,7 @@ def write_data(work: Path, checkout: Path) -> None:
     weights[-2] ^= 1
     (work / "other_model" / "model.safetensors").write_bytes(weights)
     chats = {split: _draw_chats(split, rows) for split, rows in (("train", 12), ("validation", 4), ("test", 4))}
-    files = {f"mine/{name}": text for name, text in lines.MINE.items()}
+    files = {f"mine/{name}": text for name, text in OWN_GROUPS.items()}
     files |= {f"chats/{split}.jsonl": _as_lines(rows) for split, rows in chats.items()}
     files |= {
         "my_metrics.py": lines.METRICS,

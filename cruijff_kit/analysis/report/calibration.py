@@ -4,6 +4,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
+from cruijff_kit.analysis.comparisons import BASE_MODEL
 from cruijff_kit.analysis.configurations import Configuration
 from cruijff_kit.analysis.estimates import Estimate, estimate, estimate_evaluation
 from cruijff_kit.analysis.intervals import LEVEL, wilson
@@ -131,7 +132,7 @@ def _collect_risks(runs: Runs, configurations: list[Configuration], task: str) -
     if not collected:
         return []
     baselines = (
-        _read_risks(f"base model {run.result.model}", evaluation)
+        _read_risks(f"{BASE_MODEL} {run.result.model}", evaluation)
         for c in configurations
         for run in runs.runs_of(c)
         if (evaluation := run.last_evaluation(task, base_model=True))

@@ -192,17 +192,17 @@ def _relative_label(run: Path, folder: Path) -> str:
 
 
 def _read_run(ref: RunRef, info: RunInfo) -> ReportRun:
-    path = RunFolder(ref.folder).result
-    if not path.exists():
+    folder = RunFolder(ref.folder)
+    if not folder.result.exists():
         return ReportRun(info.name, ref.folder, info, entry=ref.entry)
     try:
-        result = read_result(path)
+        result = read_result(folder.result)
     except (UserError, OSError) as error:
         return ReportRun(info.name, ref.folder, info, entry=ref.entry, result_error=str(error))
     for e in result.evaluation:
-        e.log = _find_log(ref.folder / "eval", e.log)
+        e.log = _find_log(folder.eval, e.log)
     for e in result.baseline:
-        e.log = _find_log(ref.folder / "eval" / "base_model", e.log)
+        e.log = _find_log(folder.base_model_eval, e.log)
     return RunWithResult(result.name, ref.folder, info, result, ref.entry)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import VALIDATION, Comparison
+from cruijff_kit.analysis.comparisons import BASE_MODEL, BEST, CHANCE, VALIDATION, Comparison
 from cruijff_kit.analysis.configurations import SEED, is_finite
 from cruijff_kit.analysis.report.costs import describe_hours
 from cruijff_kit.analysis.report.document import Section, format_count, join_words
@@ -292,7 +292,7 @@ def _describe_statistics(runs: Runs) -> str:
 
 def _describe_comparisons(comparisons: list[Comparison], results: list[RunResult]) -> list[str]:
     """Describe in a sentence the comparisons, their tests and the correction; [] without comparisons."""
-    names = {"base model": "the base model", "chance": "the best constant answer", "best": "the best configuration"}
+    names = {BASE_MODEL: "the base model", CHANCE: "the best constant answer", BEST: "the best configuration"}
     parts = []
     for is_validation in (False, True):
         group = [c for c in comparisons if (c.metric_key == VALIDATION) == is_validation]

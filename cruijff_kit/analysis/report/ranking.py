@@ -86,7 +86,7 @@ def _make_table(outcome: Outcome, estimates: list[tuple[ConfiguredRuns, Estimate
         "high",
         "sd over seeds",
         "if calibrated",
-        "base model",
+        BASE_MODEL,
         "chance",
     ]
     parts = [*_DIFFERENCE_COLUMNS, outcome.units.removeprefix("test "), "test"]
@@ -123,7 +123,7 @@ def _draw_chart(outcome: Outcome, estimates: list[tuple[ConfiguredRuns, Estimate
     )
     populations = join_words(sorted({name_population(e.over, outcome.units) for _, e in top} - {""}))
     caption = f"{outcome.name}, {subset}" + (f", with {levels} intervals over {populations}" if populations else "")
-    data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", "base model", "chance"], rows)
+    data = Table(f"{name}_chart", caption, ["configuration", "value", "low", "high", BASE_MODEL, CHANCE], rows)
     best = {c.name for c in _best_configurations(outcome)}
     with open_figure(8, 1.1 + 0.24 * len(rows)) as fig:
         axes = fig.subplots()
@@ -146,7 +146,7 @@ def _draw_chart(outcome: Outcome, estimates: list[tuple[ConfiguredRuns, Estimate
 
 def _draw_references(axes: Any, configurations: list[ConfiguredRuns], outcome: Outcome) -> None:
     """Draw the base model, chance and the Bayes optimum: a line, or a mark for each configuration if values differ."""
-    styles = {"base model": (outcome.base_model, GREY, "--", "D"), "chance": (outcome.chance, PALETTE[4], "-.", "s")}
+    styles = {BASE_MODEL: (outcome.base_model, GREY, "--", "D"), CHANCE: (outcome.chance, PALETTE[4], "-.", "s")}
     for label, (read, colour, line, mark) in styles.items():
         values = [read(c) for c in configurations]
         if None not in values and len(set(values)) == 1:

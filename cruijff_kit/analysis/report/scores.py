@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cruijff_kit.analysis.comparisons import MetricKey
+from cruijff_kit.analysis.comparisons import BASE_MODEL, MetricKey
 from cruijff_kit.analysis.configurations import is_finite
 from cruijff_kit.analysis.estimates import estimate_evaluation
 from cruijff_kit.analysis.headlines import pick_headline
@@ -13,7 +13,6 @@ from cruijff_kit.analysis.report.wording import describe_selection, format_inter
 from cruijff_kit.records.result import Evaluation
 
 _FEW = 8  # up to this number each run has its own colour and name
-BASE_MODEL = "base model"
 
 
 def build_scores(runs: Runs) -> Section:
@@ -66,7 +65,7 @@ def _make_table(runs: Runs, task: str, evaluations: list[tuple[RunWithResult, An
         values = [
             v for s, m in columns for v in (e.metrics.get(s, {}).get(m), _format_interval(runs, run, e, (task, s, m)))
         ]
-        label = run.label if e.epoch is not None else f"base model {run.result.model}"
+        label = run.label if e.epoch is not None else f"{BASE_MODEL} {run.result.model}"
         epoch = BASE_MODEL if e.epoch is None else e.epoch
         rows.append([label, epoch, e.samples, *values, *(e.coverage.get(s) for s in shares)])
     if chance := next((e.chance for _, e in evaluations if e.chance), None):
